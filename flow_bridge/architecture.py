@@ -1,0 +1,139 @@
+"""An architecture is plain data: ``{"type": "RealNVP", "dim": 2, ...}``, the same in both halves.
+
+A class takes part by the scikit-learn convention: its constructor's arguments are plain values (or
+other bijectors), kept as attributes of the same names. Nothing else is needed per class.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from flow_bridge.errors import ArchitectureError
+
+Architecture = dict[str, Any]
+T = TypeVar("T", bound=type)
+
+_budget: ContextVar[list[int] | None] = ContextVar("twinflows_budget", default=None)
+
+
+class Registry:
+    """The types that one half can build, by name."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.types: dict[str, type] = {}
+
+    def register(self, cls: T) -> T:
+        """Class decorator: make ``cls`` known to ``build`` and ``load`` under its own name.
+
+        Raises:
+            ArchitectureError: if another class already has that name.
+        """
+        known = self.types.get(cls.__name__)
+        if known is not None and (known.__module__, known.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise ArchitectureError(
+                f"{self.package} already has a type {cls.__name__!r}, from {known.__module__}."
+            )
+        self.types[cls.__name__] = cls
+        return cls
+
+    def build(self, architecture: Architecture) -> Any:
+        """The object that an architecture describes, with freshly initialised weights.
+
+        Raises:
+            ArchitectureError: for an unknown type or argument, or a value that its constructor
+                refuses.
+        """
+        if not isinstance(architecture, Mapping) or not isinstance(architecture.get("type"), str):
+            raise ArchitectureError(
+                'an architecture is a mapping with a "type" that names a class.'
+            )
+        name = architecture["type"]
+        if name not in self.types:
+            raise ArchitectureError(
+                f"{self.package} has no type {name!r}; a class of your own must be registered "
+                f"first, with {self.package}.register."
+            )
+        cls = self.types[name]
+        known = _argument_names(cls)
+        arguments = {
+            key: self._value(value) for key, value in architecture.items() if key != "type"
+        }
+        unknown = [key for key in arguments if key not in known]
+        if unknown:
+            raise ArchitectureError(f"{name} has no argument {unknown[0]!r}; it has {known}.")
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ArchitectureError(f"{name} cannot be built: {error}") from error
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return self.build(dict(value))
+        if isinstance(value, list | tuple):
+            return tuple(self._value(item) for item in value)
+        return value
+
+
+def architecture(obj: Any) -> Architecture:
+    """The architecture of a flow, bijector or base distribution of either half.
+
+    Raises:
+        ArchitectureError: if a constructor argument is not kept as an attribute of its name, or is
+            not plain data.
+    """
+    name = type(obj).__name__
+    result: Architecture = {"type": name}
+    for argument in _argument_names(type(obj)):
+        if not hasattr(obj, argument):
+            raise ArchitectureError(f"{name} does not keep its argument {argument!r}.")
+        result[argument] = _plain(getattr(obj, argument), f"{name}.{argument}")
+    return result
+
+
+def to_json(value: Architecture) -> str:
+    """Canonical JSON: sorted keys, no spaces, floats that read back exactly."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@contextmanager
+def construction_budget(limit: int) -> Iterator[None]:
+    """Let at most ``limit`` bijectors be built inside: a small file must not ask for a huge model."""
+    token = _budget.set([limit])
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def count_construction(layers: int = 1) -> None:
+    """Called by every bijector and network as it is built."""
+    budget = _budget.get()
+    if budget is not None:
+        budget[0] -= layers
+        if budget[0] < 0:
+            raise ArchitectureError("the architecture asks for more layers than its file can hold.")
+
+
+def _argument_names(cls: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if hasattr(value, "is_architecture"):
+        return architecture(value)
+    raise ArchitectureError(
+        f"{where} is a {type(value).__name__}, which is not plain data; "
+        "use numbers, strings, lists or registered classes."
+    )

@@ -1,0 +1,166 @@
+"""Argument checks shared by both halves, so that bad input gets the same sentence in each."""
+
+from collections.abc import Iterable, Sequence
+
+from flow_bridge.architecture import count_construction
+
+FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def positive_int(owner: str, **values: int) -> None:
+    """Raise ``ValueError`` unless every value is an integer of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{owner} expects {name} to be an integer of at least 1, got {value!r}."
+            )
+
+
+def non_negative_int(owner: str, **values: int) -> None:
+    """Raise ``ValueError`` unless every value is an integer of at least 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"{owner} expects {name} to be an integer of at least 0, got {value!r}."
+            )
+
+
+def positive_number(owner: str, **values: float) -> None:
+    """Raise ``ValueError`` unless every value is a finite number above 0."""
+    for name, value in values.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < float("inf")
+        ):
+            raise ValueError(
+                f"{owner} expects {name} to be a finite number above 0, got {value!r}."
+            )
+
+
+def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
+    """``hidden_dims`` as a tuple of positive integers."""
+    if isinstance(hidden_dims, int | str):
+        raise ValueError(f"{owner} expects hidden_dims as a list of integers, got {hidden_dims!r}.")
+    count_construction(len(hidden_dims))
+    positive_int(owner, **{f"hidden_dims[{i}]": width for i, width in enumerate(hidden_dims)})
+    return tuple(hidden_dims)
+
+
+def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
+    """``dim`` as an event shape: ``5`` is ``(5,)``, ``(3, 8, 8)`` stays."""
+    shape = (dim,) if isinstance(dim, int) else tuple(dim)
+    if not shape:
+        raise ValueError(f"{owner} expects dim to have at least one axis, got {dim!r}.")
+    positive_int(
+        owner, **{"dim" if len(shape) == 1 else f"dim[{i}]": d for i, d in enumerate(shape)}
+    )
+    return shape
+
+
+def describe(shape: Sequence[int | None], batch: str = "*batch") -> str:
+    """``(*batch, 3)``: an event shape in words; an axis of any length is ``dim``."""
+    return f"({', '.join([batch, *('dim' if d is None else str(d) for d in shape)])})"
+
+
+def input_array(
+    owner: str,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    event_shape: tuple[int | None, ...],
+    weight_dtype: str | None,
+) -> tuple[int, ...]:
+    """Check one input and return its batch shape."""
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{owner} expects {name} in floating point, got {dtype}.")
+    event_ndim = len(event_shape)
+    event = shape[len(shape) - event_ndim :] if len(shape) >= event_ndim else None
+    if event is None or any(
+        e is not None and e != s for e, s in zip(event_shape, event, strict=True)
+    ):
+        raise ValueError(
+            f"{owner} expects {name} of shape {describe(event_shape)}, got {tuple(shape)}."
+        )
+    if weight_dtype is not None and weight_dtype != dtype:
+        raise TypeError(
+            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two."
+        )
+    return shape[: len(shape) - event_ndim]
+
+
+def context_array(
+    owner: str,
+    shape: tuple[int, ...] | None,
+    dtype: str | None,
+    context_dim: int,
+    batch_shape: tuple[int, ...],
+    input_dtype: str,
+) -> None:
+    """Check that a context is there exactly when it is needed, and broadcasts to the batch."""
+    if context_dim == 0:
+        if shape is not None:
+            raise ValueError(f"{owner} takes no context, got one of shape {tuple(shape)}.")
+        return
+    expected = describe((context_dim,))
+    if shape is None:
+        raise ValueError(f"{owner} needs a context of shape {expected}, got none.")
+    if not shape or shape[-1] != context_dim:
+        raise ValueError(f"{owner} needs a context of shape {expected}, got {tuple(shape)}.")
+    if dtype != input_dtype:
+        raise TypeError(f"{owner} expects context in {input_dtype} like its input, got {dtype}.")
+    context_batch = shape[:-1]
+    aligned = batch_shape[len(batch_shape) - len(context_batch) :]
+    if len(context_batch) > len(batch_shape) or any(
+        c != 1 and c != b for c, b in zip(context_batch, aligned, strict=True)
+    ):
+        raise ValueError(
+            f"{owner} got a context of batch shape {tuple(context_batch)}, which does not "
+            f"broadcast to the batch shape {tuple(batch_shape)} of its input."
+        )
+
+
+def common_event_shape(
+    owner: str, shapes: Sequence[tuple[int | None, ...]]
+) -> tuple[int | None, ...]:
+    """The one event shape that all parts agree on; ``None`` agrees with any length."""
+    common = shapes[0]
+    for shape in shapes[1:]:
+        if len(shape) != len(common) or any(
+            a is not None and b is not None and a != b for a, b in zip(common, shape, strict=True)
+        ):
+            raise ValueError(
+                f"{owner} has parts of different shapes: {describe(common)} and {describe(shape)}."
+            )
+        common = tuple(b if a is None else a for a, b in zip(common, shape, strict=True))
+    return common
+
+
+def common_context_dim(owner: str, dims: Sequence[int]) -> int:
+    """The one ``context_dim`` of all parts that take a context, or 0."""
+    used = sorted(set(dims) - {0})
+    if len(used) > 1:
+        raise ValueError(f"{owner} has parts of different context_dim: {used[0]} and {used[1]}.")
+    return used[0] if used else 0
+
+
+def enough_rows(owner: str, num_rows: int) -> None:
+    """Batch statistics need two rows: the variance of one is 0 / 0."""
+    if num_rows < 2:
+        raise ValueError(f"{owner} needs at least 2 rows in training mode, got {num_rows}.")
+
+
+def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the allowed names."""
+    if value not in (names := sorted(allowed)):
+        raise ValueError(f"{owner} expects {name} to be one of {', '.join(names)}, got {value!r}.")
+
+
+def interval(owner: str, **bounds: float) -> None:
+    """Raise ``ValueError`` unless the two bounds are finite numbers in increasing order."""
+    (low_name, low), (high_name, high) = bounds.items()
+    numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in (low, high))
+    if not numbers or not -float("inf") < low < high < float("inf"):
+        raise ValueError(
+            f"{owner} expects finite {low_name} < {high_name}, got {low!r} and {high!r}."
+        )

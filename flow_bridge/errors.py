@@ -1,0 +1,21 @@
+"""The exceptions that both halves raise. Bad arguments raise plain ``ValueError`` or ``TypeError``."""
+
+
+class TwinflowsError(Exception):
+    """Base class of the errors below."""
+
+
+class ArchitectureError(TwinflowsError, ValueError):
+    """An architecture is not plain data, or names an unknown type or argument."""
+
+
+class ConversionError(TwinflowsError, ValueError):
+    """An array is missing, unexpected, misshaped or mistyped; the message names it."""
+
+
+class CheckpointError(TwinflowsError, ValueError):
+    """A checkpoint file is corrupt, hostile, or of another architecture."""
+
+
+class NonFiniteError(TwinflowsError, ArithmeticError):
+    """Training met a NaN or an infinity; the message names the step."""

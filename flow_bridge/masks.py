@@ -1,0 +1,104 @@
+"""Fixed arrays that follow from constructor arguments: computed here once, in numpy, for both halves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Mask = str | Sequence[int]
+Index = slice | np.ndarray
+
+NAMED_MASKS = ("even", "odd", "first_half", "second_half")
+
+
+def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
+    """The coupling mask as a boolean array of shape ``(dim,)``: ``True`` is fixed, ``False`` is free.
+
+    ``"even"`` fixes dimensions 0, 2, 4, ..., ``"odd"`` the others; ``"first_half"`` and
+    ``"second_half"`` fix that half (at odd ``dim`` the first half is the smaller one); a list of
+    0 and 1 is taken as it is.
+
+    Raises:
+        ValueError: for an unknown name, a list of the wrong length or with other values, and for a
+            mask that fixes everything or nothing (every mask does at ``dim`` 1).
+    """
+    position = np.arange(dim)
+    if isinstance(mask, str):
+        if mask not in NAMED_MASKS:
+            raise ValueError(
+                f"mask must be one of {', '.join(NAMED_MASKS)} or a list of 0 and 1, got {mask!r}."
+            )
+        fixed = {
+            "even": position % 2 == 0,
+            "odd": position % 2 == 1,
+            "first_half": position < dim // 2,
+            "second_half": position >= dim // 2,
+        }[mask]
+    else:
+        if len(mask) != dim or any(entry not in (0, 1) for entry in mask):
+            raise ValueError(f"mask must hold {dim} entries of 0 or 1, got {list(mask)!r}.")
+        fixed = np.array(mask, dtype=bool)
+    if fixed.all() or not fixed.any():
+        what = "everything" if fixed.all() else "nothing"
+        hint = (
+            "a coupling needs dim 2 or more; use an elementwise, planar or spline bijector at dim 1"
+            if dim == 1
+            else "a coupling needs at least one fixed and one free dimension"
+        )
+        raise ValueError(f"mask {mask!r} fixes {what} at dim {dim}: {hint}.")
+    return fixed
+
+
+def as_index(positions: np.ndarray) -> Index:
+    """Increasing positions as a slice where they are evenly spaced (a view, not a gather)."""
+    steps = np.diff(positions)
+    if len(positions) == 1 or (steps == steps[0]).all():
+        step = int(steps[0]) if len(positions) > 1 else 1
+        return slice(int(positions[0]), int(positions[-1]) + 1, step)
+    return positions
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a coupling takes its input apart and puts it together again."""
+
+    mask: Mask
+    dim: int
+    context_dim: int = 0
+
+    @cached_property
+    def fixed(self) -> np.ndarray:
+        """Positions of the fixed dimensions."""
+        return np.flatnonzero(coupling_mask(self.mask, self.dim))
+
+    @cached_property
+    def free(self) -> np.ndarray:
+        """Positions of the free dimensions."""
+        return np.flatnonzero(~coupling_mask(self.mask, self.dim))
+
+    @cached_property
+    def inputs(self) -> np.ndarray:
+        """Positions of the fixed dimensions and the context in ``concatenate([x, context])``."""
+        return np.concatenate([self.fixed, np.arange(self.dim, self.dim + self.context_dim)])
+
+    @property
+    def fixed_leads(self) -> bool:
+        """Whether dimension 0 is fixed: the fixed dimensions then come first in ``order``."""
+        return bool(self.fixed[0] == 0)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Where each dimension stands in the two parts one after the other, the leading one first."""
+        parts = (self.fixed, self.free) if self.fixed_leads else (self.free, self.fixed)
+        return np.argsort(np.concatenate(parts))
+
+    @cached_property
+    def layout(self) -> str:
+        """``"blocks"`` (one concatenation merges), ``"alternating"`` (one stack), else ``"mixed"``."""
+        position = np.arange(self.dim)
+        if (self.order == position).all():
+            return "blocks"
+        if self.dim % 2 == 0 and (self.order == position // 2 + position % 2 * self.dim // 2).all():
+            return "alternating"
+        return "mixed"

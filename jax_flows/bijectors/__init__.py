@@ -1,0 +1,18 @@
+"""The bijectors."""
+
+from jax_flows.bijectors.base import Bijector, Chain, Invert
+from jax_flows.bijectors.coupling import AffineCoupling
+from jax_flows.bijectors.elementwise import Affine, Rescale
+from jax_flows.bijectors.normalization import BatchNorm
+from jax_flows.bijectors.residual import Planar
+
+__all__ = [
+    "Affine",
+    "AffineCoupling",
+    "BatchNorm",
+    "Bijector",
+    "Chain",
+    "Invert",
+    "Planar",
+    "Rescale",
+]

@@ -1,0 +1,88 @@
+"""Normalisation with statistics of the data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from flow_bridge import checks
+from jax_flows.bijectors.base import Bijector, Output, Variables
+from jax_flows.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class BatchNorm(Bijector):
+    """z = (x - mean) / sqrt(var + eps) * exp(log_gamma) + beta.
+
+    log|det| = sum(log_gamma - log(var + eps) / 2). ``forward_and_update`` uses the mean and the
+    biased variance of the batch and moves the running averages towards the mean and the unbiased
+    variance; ``forward`` uses the running averages, as ``inverse`` always does. A batch with a NaN
+    or an infinity leaves the running averages as they were.
+
+    Args:
+        dim: number of dimensions.
+        eps: added to the variance.
+        momentum: share of the new batch in the running averages.
+
+    Shapes: x and z ``(*batch, dim)``, at least 2 rows in training mode.
+
+    Raises:
+        ValueError: in training mode with fewer than 2 rows.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, appendix E.
+    """
+
+    dim: int
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("BatchNorm", dim=self.dim)
+        checks.positive_number("BatchNorm", eps=self.eps, momentum=self.momentum)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        zeros = jnp.zeros(self.dim, dtype)
+        return {
+            "params": {"log_gamma": zeros, "beta": zeros},
+            "batch_stats": {"mean": zeros, "var": jnp.ones(self.dim, dtype)},
+        }
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        running = variables["batch_stats"]
+        return self._normalize(variables["params"], x, running["mean"], running["var"])
+
+    def _forward_and_update(
+        self, variables: Variables, x: Array, context: Array | None
+    ) -> tuple[Array, Array, Variables]:
+        rows = x.reshape(-1, self.dim)
+        checks.enough_rows("BatchNorm", rows.shape[0])
+        mean = rows.mean(0)
+        var = jnp.square(rows - mean).mean(0)
+        new = {"mean": mean, "var": var * (rows.shape[0] / (rows.shape[0] - 1))}
+        batch_stats = self._update(variables["batch_stats"], new)
+        return *self._normalize(variables["params"], x, mean, var), batch_stats
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        params, running = variables["params"], variables["batch_stats"]
+        log_scale = params["log_gamma"] - jnp.log(running["var"] + self.eps) / 2
+        x = (z - params["beta"]) * jnp.exp(-log_scale) + running["mean"]
+        return x, jnp.broadcast_to(-log_scale.sum(), z.shape[:-1])
+
+    def _normalize(self, params: Variables, x: Array, mean: Array, var: Array) -> Output:
+        log_scale = params["log_gamma"] - jnp.log(var + self.eps) / 2
+        z = (x - mean) * jnp.exp(log_scale) + params["beta"]
+        return z, jnp.broadcast_to(log_scale.sum(), x.shape[:-1])
+
+    def _update(self, running: Variables, new: Variables) -> Variables:
+        finite = jnp.isfinite(new["mean"]).all() & jnp.isfinite(new["var"]).all()
+        return {
+            name: jnp.where(finite, old + self.momentum * (new[name] - old), old)
+            for name, old in running.items()
+        }

@@ -1,0 +1,216 @@
+"""A flow is a bijector and a base distribution; the named models are flows."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax import Array
+
+from flow_bridge import checks
+from jax_flows.bijectors.base import (
+    Bijector,
+    Chain,
+    HasVariables,
+    Output,
+    Variables,
+    check_input,
+    child,
+    freeze_lists,
+    gather,
+    weight_dtype,
+)
+from jax_flows.bijectors.coupling import AffineCoupling
+from jax_flows.bijectors.normalization import BatchNorm
+from jax_flows.bijectors.residual import Planar
+from jax_flows.distributions import Distribution, StandardNormal
+from jax_flows.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class Flow(HasVariables):
+    """The density of x whose latent z = bijector(x) has the base density.
+
+    log p(x) = log p_base(z) + log|det dz/dx|.
+
+    Args:
+        bijector: maps data to latent.
+        base: the distribution of the latent.
+
+    Raises:
+        ValueError: if the two are of different event shapes.
+    """
+
+    bijector: Bijector
+    base: Distribution
+
+    def __post_init__(self) -> None:
+        _ = self.event_shape
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return checks.common_event_shape(
+            type(self).__name__, [self.bijector.event_shape, self.base.event_shape]
+        )
+
+    @property
+    def context_dim(self) -> int:
+        return self.bijector.context_dim
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        bijector_key, base_key = jax.random.split(key)
+        return gather(
+            {
+                "bijector": self.bijector._init(bijector_key, dtype),
+                "base": self.base._init(base_key, dtype),
+            }
+        )
+
+    def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
+        """Data to latent.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            x: shape ``(*batch, *event_shape)``, floating point, of the weights' dtype.
+            context: shape ``(*batch, context_dim)`` or broadcastable to it.
+
+        Returns:
+            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+
+        Raises:
+            ValueError: for a wrong shape, and for a context that is missing or unexpected.
+            TypeError: for a wrong dtype.
+        """
+        x, context = check_input(self, variables, "x", x, context)
+        return self.bijector._forward(child(variables, "bijector"), x, context)
+
+    def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
+        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        z, context = check_input(self, variables, "z", z, context)
+        return self.bijector._inverse(child(variables, "bijector"), z, context)
+
+    def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
+        """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
+
+        A row of x with a NaN gives NaN in that row only.
+        """
+        z, log_det = self.forward(variables, x, context)
+        return self.base.log_prob(child(variables, "base"), z) + log_det
+
+    def log_prob_and_update(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> tuple[Array, Variables]:
+        """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
+        x, context = check_input(self, variables, "x", x, context)
+        z, log_det, batch_stats = self.bijector._forward_and_update(
+            child(variables, "bijector"), x, context
+        )
+        log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
+        return log_prob, {"bijector": batch_stats} if batch_stats else {}
+
+    def sample(
+        self,
+        variables: Variables,
+        key: Array,
+        num_samples: int | Sequence[int],
+        context: Array | None = None,
+    ) -> Array:
+        """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            key: the source of randomness.
+            num_samples: how many for each row of the context, an integer or a shape.
+            context: shape ``(*context_batch, context_dim)``.
+        """
+        return self.sample_and_log_prob(variables, key, num_samples, context)[0]
+
+    def sample_and_log_prob(
+        self,
+        variables: Variables,
+        key: Array,
+        num_samples: int | Sequence[int],
+        context: Array | None = None,
+    ) -> Output:
+        """Samples and their log-densities, in one pass. Arguments as ``sample``."""
+        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
+        context_batch = () if context is None else context.shape[:-1]
+        base = child(variables, "base")
+        z = self.base.sample(base, key, (*shape, *context_batch), weight_dtype(variables))
+        x, log_det = self.inverse(variables, z, context)
+        return x, self.base.log_prob(base, z) - log_det
+
+
+@dataclass(frozen=True)
+class Model(Flow):
+    """A named flow: its fields are hyperparameters, from which ``_parts`` makes bijector and base."""
+
+    bijector: Bijector = field(init=False, repr=False, compare=False)
+    base: Distribution = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        bijector, base = self._parts()
+        object.__setattr__(self, "bijector", bijector)
+        object.__setattr__(self, "base", base)
+        super().__post_init__()
+
+    @abstractmethod
+    def _parts(self) -> tuple[Bijector, Distribution]: ...
+
+
+@register
+@dataclass(frozen=True)
+class RealNVP(Model):
+    """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dim: width of the two hidden layers of each scale and shift network.
+        num_layers: number of couplings.
+        context_dim: width of the context, 0 for none.
+
+    71,744 trainable parameters at dim 2. Reference: Dinh et al. (2017), arXiv:1605.08803.
+    """
+
+    dim: int
+    hidden_dim: int = 64
+    num_layers: int = 8
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("RealNVP", num_layers=self.num_layers)
+        hidden_dims = (self.hidden_dim, self.hidden_dim)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            mask = "even" if i % 2 == 0 else "odd"
+            layers += [
+                AffineCoupling(self.dim, hidden_dims, mask, context_dim=self.context_dim),
+                BatchNorm(self.dim),
+            ]
+        return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class PlanarFlow(Model):
+    """Planar maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of planar maps.
+        context_dim: width of the context, 0 for none.
+
+    160 trainable parameters at dim 2. Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    dim: int
+    num_layers: int = 32
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("PlanarFlow", num_layers=self.num_layers)
+        layers = [Planar(self.dim, self.context_dim) for _ in range(self.num_layers)]
+        return Chain(tuple(layers)), StandardNormal(self.dim)

@@ -1,0 +1,35 @@
+"""Normalizing flows in PyTorch: the reference half of twinflows."""
+
+from torch_flows.bijectors import (
+    Affine,
+    AffineCoupling,
+    BatchNorm,
+    Bijector,
+    Chain,
+    Invert,
+    Planar,
+    Rescale,
+)
+from torch_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
+from torch_flows.flows import Flow, PlanarFlow, RealNVP
+from torch_flows.registry import build, register
+
+__all__ = [
+    "Affine",
+    "AffineCoupling",
+    "BatchNorm",
+    "Bijector",
+    "Chain",
+    "DiagonalNormal",
+    "Distribution",
+    "Flow",
+    "Invert",
+    "Planar",
+    "PlanarFlow",
+    "RealNVP",
+    "Rescale",
+    "StandardNormal",
+    "Uniform",
+    "build",
+    "register",
+]

@@ -1,0 +1,18 @@
+"""The bijectors."""
+
+from torch_flows.bijectors.base import Bijector, Chain, Invert
+from torch_flows.bijectors.coupling import AffineCoupling
+from torch_flows.bijectors.elementwise import Affine, Rescale
+from torch_flows.bijectors.normalization import BatchNorm
+from torch_flows.bijectors.residual import Planar
+
+__all__ = [
+    "Affine",
+    "AffineCoupling",
+    "BatchNorm",
+    "Bijector",
+    "Chain",
+    "Invert",
+    "Planar",
+    "Rescale",
+]

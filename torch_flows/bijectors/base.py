@@ -1,0 +1,150 @@
+"""What every bijector is, and the ones made of others."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flow_bridge import checks
+from flow_bridge.architecture import count_construction
+from torch_flows.registry import register
+
+Output = tuple[Tensor, Tensor]
+
+_DTYPE_NAMES = {getattr(torch, name): name for name in checks.FLOAT_DTYPES}
+
+
+class Bijector(nn.Module, ABC):
+    """An invertible map between data x and latent z, with the log|det| of its Jacobian.
+
+    A subclass writes ``_forward`` and ``_inverse``, keeps its constructor's arguments as attributes
+    of the same names, and states ``event_shape``; the public methods check their input first.
+
+    Attributes:
+        event_shape: the shape of one x; ``None`` stands for any length.
+        context_dim: width of the context, 0 for none.
+    """
+
+    is_architecture = True
+    event_shape: tuple[int | None, ...] = (None,)
+    context_dim: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        count_construction()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Output:
+        """Data to latent.
+
+        Args:
+            x: shape ``(*batch, *event_shape)``, floating point, of the weights' dtype.
+            context: shape ``(*batch, context_dim)`` or broadcastable to it.
+
+        Returns:
+            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+
+        Raises:
+            ValueError: for a wrong shape, and for a context that is missing or unexpected.
+            TypeError: for a wrong dtype.
+        """
+        return self._forward(x, check_input(self, "x", x, context))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
+        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        return self._inverse(z, check_input(self, "z", z, context))
+
+    @abstractmethod
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output: ...
+
+    @abstractmethod
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
+
+
+def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
+    """Check an input and its context, and return the context expanded to the input's batch."""
+    label = type(owner).__name__
+    for what, value in ((name, x), ("context", context)):
+        if not isinstance(value, Tensor | None):
+            raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
+    weight = next(owner.parameters(), None)
+    dtype = _DTYPE_NAMES.get(x.dtype, str(x.dtype).removeprefix("torch."))
+    batch = checks.input_array(
+        label,
+        name,
+        x.shape,
+        dtype,
+        owner.event_shape,
+        None if weight is None else _DTYPE_NAMES[weight.dtype],
+    )
+    if context is None:
+        checks.context_array(label, None, None, owner.context_dim, batch, dtype)
+        return None
+    context_dtype = _DTYPE_NAMES.get(context.dtype, str(context.dtype).removeprefix("torch."))
+    checks.context_array(label, context.shape, context_dtype, owner.context_dim, batch, dtype)
+    return context.expand(*batch, owner.context_dim)
+
+
+@register
+class Chain(Bijector):
+    """Composition: forward applies ``bijectors`` in order, inverse in reverse; log-dets add up.
+
+    Args:
+        bijectors: at least one, of one event shape; those with a ``context_dim`` share it.
+
+    Raises:
+        ValueError: if the list is empty or its members disagree.
+    """
+
+    bijectors: Sequence[Bijector]
+
+    def __init__(self, bijectors: Sequence[Bijector]) -> None:
+        super().__init__()
+        if not bijectors:
+            raise ValueError("Chain expects at least one bijector.")
+        self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
+        self.event_shape = checks.common_event_shape("Chain", [b.event_shape for b in bijectors])
+        self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        log_dets = []
+        for bijector in self.bijectors:
+            x, log_det = bijector._forward(x, context if bijector.context_dim else None)
+            log_dets.append(log_det)
+        return x, sum(log_dets[1:], log_dets[0])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        log_dets = []
+        for bijector in reversed(self.bijectors):
+            z, log_det = bijector._inverse(z, context if bijector.context_dim else None)
+            log_dets.append(log_det)
+        return z, sum(log_dets[1:], log_dets[0])
+
+
+@register
+class Invert(Bijector):
+    """Swaps the two directions of a bijector.
+
+    Batch statistics inside do not change in training: both directions use the running averages.
+
+    Args:
+        bijector: the one to turn around.
+    """
+
+    def __init__(self, bijector: Bijector) -> None:
+        super().__init__()
+        self.bijector = bijector.eval()
+        self.event_shape = bijector.event_shape
+        self.context_dim = bijector.context_dim
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        return self.bijector._inverse(x, context)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self.bijector._forward(z, context)
+
+    def train(self, mode: bool = True) -> "Invert":
+        super().train(mode)
+        self.bijector.eval()
+        return self

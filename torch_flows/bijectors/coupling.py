@@ -1,0 +1,148 @@
+"""Couplings: some dimensions stay fixed and condition an invertible map of the free ones."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flow_bridge import checks, masks
+from flow_bridge.masks import Mask
+from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.networks import MLP
+from torch_flows.registry import register
+
+
+class Partition(nn.Module):
+    """Takes the last axis apart into fixed and free dimensions and puts it together again."""
+
+    order: Tensor
+
+    def __init__(self, mask: Mask, dim: int, context_dim: int) -> None:
+        super().__init__()
+        partition = masks.Partition(mask, dim, context_dim)
+        self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
+        self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
+        self._slices: dict[str, slice] = {}
+        for name in ("fixed", "free", "inputs"):
+            index = masks.as_index(getattr(partition, name))
+            if isinstance(index, slice):
+                self._slices[name] = index
+            else:
+                self.register_buffer(name, torch.from_numpy(index), persistent=False)
+        if self.layout == "mixed":
+            self.register_buffer("order", torch.from_numpy(partition.order), persistent=False)
+
+    def index(self, name: str) -> slice | Tensor:
+        """Positions of the ``"fixed"`` or ``"free"`` dimensions or of a conditioner's ``"inputs"``."""
+        return self._slices[name] if name in self._slices else getattr(self, name)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The fixed and the free dimensions of x."""
+        return x[..., self.index("fixed")], x[..., self.index("free")]
+
+    def merge(self, fixed: Tensor, free: Tensor) -> Tensor:
+        """The inverse of ``split``."""
+        parts = [fixed, free] if self.fixed_leads else [free, fixed]
+        if self.layout == "alternating":
+            return torch.stack(parts, -1).flatten(-2)
+        merged = torch.cat(parts, -1)
+        return merged[..., self.order] if self.layout == "mixed" else merged
+
+
+class Coupling(Bijector):
+    """What couplings share: a partition, and a conditioner that sees the fixed dimensions."""
+
+    def __init__(self, dim: int, mask: Mask, context_dim: int) -> None:
+        super().__init__()
+        name = type(self).__name__
+        checks.positive_int(name, dim=dim)
+        checks.non_negative_int(name, context_dim=context_dim)
+        self.dim = dim
+        self.mask = mask if isinstance(mask, str) else tuple(mask)
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        self.partition = Partition(self.mask, dim, context_dim)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        fixed, free = self.partition.split(x)
+        free, log_det = self._transform(free, self._condition(fixed, context))
+        return self.partition.merge(fixed, free), log_det
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        fixed, free = self.partition.split(z)
+        free, log_det = self._inverse_transform(free, self._condition(fixed, context))
+        return self.partition.merge(fixed, free), log_det
+
+    def _condition(self, fixed: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        return self._predict(fixed if context is None else torch.cat([fixed, context], -1))
+
+    @abstractmethod
+    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]: ...
+
+    @abstractmethod
+    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output: ...
+
+    @abstractmethod
+    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output: ...
+
+
+@register
+class AffineCoupling(Coupling):
+    """z_free = x_free * exp(s) + t, with (s, t) from the fixed dimensions; log|det| = sum(s).
+
+    s ends in tanh, so that each layer scales by a factor between 1/e and e.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        separate_networks: two networks for s and t, each with weights for all ``dim`` dimensions on
+            both sides, of which the mask picks the ones that are used (the layout and the parameter
+            count of the original RealNVP); ``False``: one network from fixed to free dimensions.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        mask: Mask = "even",
+        activation: str = "leaky_relu",
+        separate_networks: bool = True,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim, mask, context_dim)
+        self.hidden_dims = tuple(hidden_dims)
+        self.activation = activation
+        self.separate_networks = separate_networks
+        if separate_networks:
+            self.scale_net = MLP(dim + context_dim, hidden_dims, dim, activation)
+            self.shift_net = MLP(dim + context_dim, hidden_dims, dim, activation)
+        else:
+            in_dim = self.partition.num_fixed + context_dim
+            self.network = MLP(in_dim, hidden_dims, 2 * self.partition.num_free, activation)
+
+    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        if not self.separate_networks:
+            s, t = self.network(inputs).chunk(2, -1)
+            return s.tanh(), t
+        columns, rows = self.partition.index("inputs"), self.partition.index("free")
+        s = self.scale_net(inputs, columns, rows)
+        return s.tanh(), self.shift_net(inputs, columns, rows)
+
+    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        s, t = parameters
+        return torch.addcmul(t, free, s.exp()), s.sum(-1)
+
+    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        s, t = parameters
+        return (free - t) * (-s).exp(), -s.sum(-1)

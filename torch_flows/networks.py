@@ -1,0 +1,68 @@
+"""The networks that condition bijectors."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flow_bridge import checks
+from torch_flows.numerics import softplus
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": lambda x: functional.leaky_relu(x, 0.2),
+    "relu": torch.relu,
+    "elu": functional.elu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "softplus": softplus,
+    "tanh": torch.tanh,
+}
+"""Activations by name; ``leaky_relu`` has slope 0.2 and ``gelu`` is the exact one."""
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them: ``(*batch, in_dim)`` to ``(*batch, out_dim)``.
+
+    Args:
+        in_dim: width of the input.
+        hidden_dims: widths of the hidden layers.
+        out_dim: width of the output.
+        activation: a name in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for an unknown activation or a width below 1.
+    """
+
+    layers: Sequence[nn.Linear]
+
+    def __init__(
+        self, in_dim: int, hidden_dims: Sequence[int], out_dim: int, activation: str = "leaky_relu"
+    ) -> None:
+        super().__init__()
+        hidden_dims = checks.hidden_widths("MLP", hidden_dims)
+        checks.one_of("MLP", "activation", activation, ACTIVATIONS)
+        widths = (in_dim, *hidden_dims, out_dim)
+        self.activation = ACTIVATIONS[activation]
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths)
+        )
+
+    def forward(
+        self, x: Tensor, inputs: slice | Tensor | None = None, outputs: slice | Tensor | None = None
+    ) -> Tensor:
+        """Args: x; ``inputs`` and ``outputs`` select the columns of the first weight that x meets and
+        the rows of the last weight that are computed (all of them by default)."""
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            weight: Tensor = layer.weight
+            bias: Tensor = layer.bias
+            if i == 0 and inputs is not None:
+                weight = weight[:, inputs]
+            if i == last and outputs is not None:
+                weight, bias = weight[outputs], bias[outputs]
+            x = functional.linear(x, weight, bias)
+            if i < last:
+                x = self.activation(x)
+        return x

@@ -1,0 +1,7 @@
+"""The types that ``build`` and ``load`` know."""
+
+from flow_bridge.architecture import Registry
+
+registry = Registry("torch_flows")
+register = registry.register
+build = registry.build
