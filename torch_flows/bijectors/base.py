@@ -103,6 +103,7 @@ class Chain(Bijector):
         super().__init__()
         if not bijectors:
             raise ValueError("Chain expects at least one bijector.")
+        checks.instances("Chain", "bijectors", bijectors, Bijector)
         self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
         self.event_shape = checks.common_event_shape("Chain", [b.event_shape for b in bijectors])
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
@@ -134,6 +135,7 @@ class Invert(Bijector):
 
     def __init__(self, bijector: Bijector) -> None:
         super().__init__()
+        checks.instances("Invert", "bijector", [bijector], Bijector)
         self.bijector = bijector.eval()
         self.event_shape = bijector.event_shape
         self.context_dim = bijector.context_dim

@@ -59,7 +59,7 @@ class Coupling(Bijector):
         checks.positive_int(name, dim=dim)
         checks.non_negative_int(name, context_dim=context_dim)
         self.dim = dim
-        self.mask = mask if isinstance(mask, str) else tuple(mask)
+        self.mask = tuple(mask) if isinstance(mask, list) else mask
         self.context_dim = context_dim
         self.event_shape = (dim,)
         self.partition = Partition(self.mask, dim, context_dim)
