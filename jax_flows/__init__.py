@@ -7,8 +7,12 @@ from jax_flows.bijectors import (
     Bijector,
     Chain,
     Invert,
+    LULinear,
+    Permutation,
     Planar,
+    RandomPermutation,
     Rescale,
+    Rotation,
 )
 from jax_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
 from jax_flows.flows import Flow, PlanarFlow, RealNVP
@@ -24,10 +28,14 @@ __all__ = [
     "Distribution",
     "Flow",
     "Invert",
+    "LULinear",
+    "Permutation",
     "Planar",
     "PlanarFlow",
+    "RandomPermutation",
     "RealNVP",
     "Rescale",
+    "Rotation",
     "StandardNormal",
     "Uniform",
     "build",

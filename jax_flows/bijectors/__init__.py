@@ -3,6 +3,7 @@
 from jax_flows.bijectors.base import Bijector, Chain, Invert
 from jax_flows.bijectors.coupling import AffineCoupling
 from jax_flows.bijectors.elementwise import Affine, Rescale
+from jax_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from jax_flows.bijectors.normalization import BatchNorm
 from jax_flows.bijectors.residual import Planar
 
@@ -13,6 +14,10 @@ __all__ = [
     "Bijector",
     "Chain",
     "Invert",
+    "LULinear",
+    "Permutation",
     "Planar",
+    "RandomPermutation",
     "Rescale",
+    "Rotation",
 ]

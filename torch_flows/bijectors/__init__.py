@@ -3,6 +3,7 @@
 from torch_flows.bijectors.base import Bijector, Chain, Invert
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.elementwise import Affine, Rescale
+from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.residual import Planar
 
@@ -13,6 +14,10 @@ __all__ = [
     "Bijector",
     "Chain",
     "Invert",
+    "LULinear",
+    "Permutation",
     "Planar",
+    "RandomPermutation",
     "Rescale",
+    "Rotation",
 ]
