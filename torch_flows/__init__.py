@@ -2,6 +2,7 @@
 
 from torch_flows.bijectors import (
     ELU,
+    AdditiveCoupling,
     Affine,
     AffineCoupling,
     BatchNorm,
@@ -18,6 +19,7 @@ from torch_flows.bijectors import (
     Rotation,
     Sigmoid,
     Softplus,
+    SplineCoupling,
     Tanh,
 )
 from torch_flows.checkpoint import load, save
@@ -28,6 +30,7 @@ from torch_flows.training import fit, fit_to_energy
 
 __all__ = [
     "ELU",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -49,6 +52,7 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "StandardNormal",
     "Tanh",
     "Uniform",

@@ -1,7 +1,11 @@
 """The bijectors."""
 
 from jax_flows.bijectors.base import Bijector, Chain, Invert
-from jax_flows.bijectors.coupling import AffineCoupling
+from jax_flows.bijectors.coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    SplineCoupling,
+)
 from jax_flows.bijectors.elementwise import (
     ELU,
     Affine,
@@ -18,6 +22,7 @@ from jax_flows.bijectors.residual import Planar
 
 __all__ = [
     "ELU",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -34,5 +39,6 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "Tanh",
 ]

@@ -1,7 +1,11 @@
 """The bijectors."""
 
 from torch_flows.bijectors.base import Bijector, Chain, Invert
-from torch_flows.bijectors.coupling import AffineCoupling
+from torch_flows.bijectors.coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    SplineCoupling,
+)
 from torch_flows.bijectors.elementwise import (
     ELU,
     Affine,
@@ -18,6 +22,7 @@ from torch_flows.bijectors.residual import Planar
 
 __all__ = [
     "ELU",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -34,5 +39,6 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "Tanh",
 ]

@@ -1,0 +1,98 @@
+"""The monotone rational-quadratic spline of Durkan et al. (2019), arXiv:1906.04032.
+
+Both directions are written in sums of positive terms (xi from the left end of a bin and xi1 from the
+right one, never 1 - xi), so that nothing cancels in float32, and the inverse's discriminant is a sum
+of squares.
+"""
+
+import torch
+from torch import Tensor
+
+from flow_bridge.splines import DERIVATIVE_OFFSET, MIN_DERIVATIVE, MIN_SIZE
+from torch_flows.numerics import softplus
+
+
+def rational_quadratic(
+    x: Tensor, parameters: Tensor, tail_bound: float, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A monotone spline of each entry of x on (-tail_bound, tail_bound), the identity outside.
+
+    Args:
+        x: shape ``(*batch,)``.
+        parameters: shape ``(*batch, 3 * num_bins - 1)``: of each bin the logits of its width and of
+            its height, and of each inner knot its raw derivative. All zeros give the identity.
+        tail_bound: where the identity begins; the spline meets it with derivative 1.
+        inverse: which way to map.
+
+    Returns:
+        The images and the logs of the derivatives, both of x's shape.
+
+    A bin is at least ``MIN_SIZE`` of the box wide and high, a derivative at least ``MIN_DERIVATIVE``.
+    """
+    inside = (x > -tail_bound) & (x < tail_bound)
+    safe = torch.where(inside, x, 0)
+    knots = spline_knots(parameters, tail_bound)
+    y, log_slope = (_inverse if inverse else _forward)(safe, *_select_bin(safe, knots, inverse))
+    log_tail = torch.where(x.isnan(), x, 0)
+    return torch.where(inside, y, x), torch.where(inside, log_slope, log_tail)
+
+
+def spline_knots(parameters: Tensor, tail_bound: float) -> Tensor:
+    """Positions, heights and derivatives of the knots, shape ``(*batch, 3, num_bins + 1)``."""
+    num_bins = (parameters.shape[-1] + 1) // 3
+    logits = parameters[..., : 2 * num_bins].unflatten(-1, (2, num_bins))
+    sizes = MIN_SIZE + (1 - num_bins * MIN_SIZE) * logits.softmax(-1)
+    inner = tail_bound * (2 * sizes.cumsum(-1)[..., :-1] - 1)
+    raw = parameters[..., None, 2 * num_bins :] + DERIVATIVE_OFFSET
+    derivatives = MIN_DERIVATIVE + softplus(raw)
+    ends = (
+        inner.new_tensor([tail_bound, tail_bound, 1]).unsqueeze(-1).expand(*inner.shape[:-2], 3, 1)
+    )
+    starts = inner.new_tensor([-1, -1, 1]).unsqueeze(-1) * ends
+    return torch.cat([starts, torch.cat([inner, derivatives], -2), ends], -1)
+
+
+def _select_bin(x: Tensor, knots: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+    """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
+    inner = knots[..., int(inverse), 1:-1]
+    index = (x.unsqueeze(-1) >= inner).sum(-1, keepdim=True)
+    index = torch.cat([index, index + 1], -1).unsqueeze(-2).expand(*x.shape, 3, 2)
+    return knots.gather(-1, index).flatten(-2).unbind(-1)
+
+
+def _forward(
+    x: Tensor, x0: Tensor, x1: Tensor, y0: Tensor, y1: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    width, height = x1 - x0, y1 - y0
+    s = height / width
+    xi, xi1 = (x - x0) / width, (x1 - x) / width
+    y = y0 + height * xi * (s * xi + d0 * xi1) / _denominator(xi, xi1, s, d0, d1)
+    return y, _log_slope(xi, xi1, s, d0, d1)
+
+
+def _inverse(
+    y: Tensor, x0: Tensor, x1: Tensor, y0: Tensor, y1: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    width, height = x1 - x0, y1 - y0
+    s = height / width
+    e, e1 = (y - y0) / height, (y1 - y) / height
+    q = d0 * e1 - d1 * e
+    positive = q >= 0
+    product = 4 * s * s * e * e1
+    larger = (q * q + product).sqrt() + torch.where(positive, q, -q)
+    smaller = product / larger
+    left, right = 2 * s * e, 2 * s * e1
+    xi = left / (left + torch.where(positive, larger, smaller))
+    xi1 = right / (right + torch.where(positive, smaller, larger))
+    x = torch.where(xi < 0.5, x0 + xi * width, x1 - xi1 * width)
+    return x, -_log_slope(xi, xi1, s, d0, d1)
+
+
+def _denominator(xi: Tensor, xi1: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+    return s * (xi * xi + xi1 * xi1) + (d0 + d1) * (xi * xi1)
+
+
+def _log_slope(xi: Tensor, xi1: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+    """log(s^2 (d1 xi^2 + 2 s xi xi1 + d0 xi1^2) / denominator^2)."""
+    ratio = s / _denominator(xi, xi1, s, d0, d1)
+    return ((d1 * xi * xi + 2 * s * xi * xi1 + d0 * xi1 * xi1) * ratio * ratio).log()
