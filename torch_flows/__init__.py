@@ -23,13 +23,27 @@ from torch_flows.bijectors import (
     Tanh,
 )
 from torch_flows.checkpoint import load, save
-from torch_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from torch_flows.flows import Flow, PlanarFlow, RealNVP
+from torch_flows.distributions import (
+    DiagonalNormal,
+    Distribution,
+    GaussianMixture,
+    StandardNormal,
+    StudentT,
+    Uniform,
+)
+from torch_flows.flows import (
+    NICE,
+    Flow,
+    NeuralSplineFlow,
+    PlanarFlow,
+    RealNVP,
+)
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 
 __all__ = [
     "ELU",
+    "NICE",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
@@ -40,9 +54,11 @@ __all__ = [
     "Distribution",
     "Exp",
     "Flow",
+    "GaussianMixture",
     "Invert",
     "LULinear",
     "LeakyReLU",
+    "NeuralSplineFlow",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -54,6 +70,7 @@ __all__ = [
     "Softplus",
     "SplineCoupling",
     "StandardNormal",
+    "StudentT",
     "Tanh",
     "Uniform",
     "build",
