@@ -616,3 +616,15 @@ def test_student_t_far_out() -> None:
     log_prob, gradient = jax.jit(twin)(z)
     np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
     assert jnp.isfinite(gradient).all()
+
+
+def test_energies_need_a_differentiable_base() -> None:
+    message = "fit_to_energy cannot differentiate through the samples of a GaussianMixture base"
+    for half in (torch_flows, jax_flows):
+        flow = half.Flow(half.Affine(2), half.GaussianMixture(2, 3))
+        state = () if half is torch_flows else (flow.init(jax.random.key(0)),)
+        with pytest.raises(ValueError, match=message):
+            half.fit_to_energy(flow, *state, lambda x: (x**2).sum(-1), num_steps=1)
+    flow = torch_flows.Flow(torch_flows.Affine(2), torch_flows.StudentT(2, 5.0))
+    history = torch_flows.fit_to_energy(flow, lambda x: (x**2).sum(-1), num_steps=3, progress=False)
+    assert np.isfinite(history.step_losses).all()

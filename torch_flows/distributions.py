@@ -19,10 +19,12 @@ class Distribution(nn.Module, ABC):
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
+        reparameterized: whether gradients through samples reach every weight.
     """
 
     is_architecture = True
     noise = "normal"
+    reparameterized = True
     device_anchor: Tensor
 
     def __init__(self, dim: int | Sequence[int]) -> None:
@@ -136,6 +138,8 @@ class GaussianMixture(Distribution):
         dim: number of dimensions, or an event shape.
         num_components: number of normals.
     """
+
+    reparameterized = False
 
     def __init__(self, dim: int | Sequence[int], num_components: int) -> None:
         super().__init__(dim)
