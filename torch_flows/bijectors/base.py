@@ -1,7 +1,7 @@
 """What every bijector is, and the ones made of others."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ class Bijector(nn.Module, ABC):
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
         context_dim: width of the context, 0 for none.
+        parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
     is_architecture = True
     event_shape: tuple[int | None, ...] = (None,)
     context_dim: int = 0
+    parts: Any = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,18 +110,41 @@ class Chain(Bijector):
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        log_dets = []
-        for bijector in self.bijectors:
-            x, log_det = bijector._forward(x, context if bijector.context_dim else None)
-            log_dets.append(log_det)
-        return x, sum(log_dets[1:], log_dets[0])
+        return self._run(self.bijectors, x, context)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self._run(reversed(self.bijectors), z, context, inverse=True)
+
+    def _run(
+        self,
+        bijectors: Iterable[Any],
+        x: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+    ) -> Output:
         log_dets = []
-        for bijector in reversed(self.bijectors):
-            z, log_det = bijector._inverse(z, context if bijector.context_dim else None)
+        # Couplings of the same parts hand them on: x is put together only where that ends.
+        parts: Any = None
+        partition: Any = None
+        fixed = free = x
+        for bijector in bijectors:
+            layer_context = context if bijector.context_dim else None
+            if partition is not None and bijector.parts != parts:
+                x, partition = partition.merge(fixed, free), None
+            if bijector.parts is None:
+                step = bijector._inverse if inverse else bijector._forward
+                x, log_det = step(x, layer_context)
+            else:
+                before, partition, parts = partition, bijector.partition, bijector.parts
+                if before is None:
+                    fixed, free = partition.split(x)
+                elif before.fixed_leads != partition.fixed_leads:
+                    fixed, free = free, fixed
+                free, log_det = bijector._couple(fixed, free, layer_context, inverse)
             log_dets.append(log_det)
-        return z, sum(log_dets[1:], log_dets[0])
+        if partition is not None:
+            x = partition.merge(fixed, free)
+        return x, torch.stack(log_dets).sum(0)
 
 
 @register
