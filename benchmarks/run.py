@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,18 @@ from benchmarks.rows import ROWS, Row
 
 OURS = "twinflows"
 FRAMEWORKS = ("torch", "jax")
-OPS = {"log_prob": "log_prob", "train": "training step", "sample": "sampling", "inverse": "inverse"}
-FIRST_CALLS = {"build": "construction", "first_log_prob": "first log_prob", "first_train": "first step"}
+OPS = {
+    "log_prob": "log_prob",
+    "train": "training step",
+    "train_default": "training step, default Adam",
+    "sample": "sampling",
+    "inverse": "inverse",
+}
+FIRST_CALLS = {
+    "build": "construction",
+    "first_log_prob": "first log_prob",
+    "first_train": "first step",
+}
 PARAMETERS_WITHIN = 0.1
 
 ONE_THREAD = {
@@ -87,14 +98,17 @@ def measure(
     Returns:
         The parameter counts and the times.
     """
+    module = importlib.import_module(f"benchmarks.contenders_{framework}")
     built = [contender(row) for contender in contenders(framework, row, names)]
     parameters = {contender.name: contender.num_parameters for contender in built}
     for contender in built:
         check(contender, parameters.get(OURS, contender.num_parameters))
     if row.products:
-        built.append(importlib.import_module(f"benchmarks.contenders_{framework}").Floor(row))
+        built.append(module.Floor(row))
     times: Times = {contender.name: {} for contender in built}
-    for op in ops:
+    for op in module.OPS:
+        if op not in ops:
+            continue
         jobs, repeats = {}, {}
         for contender in built:
             try:
@@ -121,7 +135,7 @@ def first_calls(row: Row, framework: str, name: str) -> dict[str, float]:
         if op is not None:
             built.job(op)()
         marks.append(time.process_time())
-    return dict(zip(FIRST_CALLS, (b - a for a, b in zip(marks, marks[1:], strict=False)), strict=True))
+    return dict(zip(FIRST_CALLS, (b - a for a, b in pairwise(marks)), strict=True))
 
 
 def isolated(function: Callable[..., Any], *args: Any) -> Any:
@@ -193,6 +207,7 @@ def main() -> None:
             tables.append(table(row, framework, parameters, times))
             print(tables[-1], flush=True)
     if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("\n".join(tables))
 
 
