@@ -113,6 +113,11 @@ class Partition:
         """Whether dimension 0 is fixed: the fixed dimensions then come first in ``order``."""
         return bool(self.fixed[0] == 0)
 
+    @property
+    def parts(self) -> tuple[tuple[int, ...], int]:
+        """The positions that go with dimension 0, and ``dim``: equal for a mask and its opposite."""
+        return tuple((self.fixed if self.fixed_leads else self.free).tolist()), self.dim
+
     @cached_property
     def order(self) -> np.ndarray:
         """Where each dimension stands in the two parts one after the other, the leading one first."""
