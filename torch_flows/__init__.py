@@ -1,22 +1,50 @@
 """Normalizing flows in PyTorch: the reference half of twinflows."""
 
 from torch_flows.bijectors import (
+    ELU,
+    AdditiveCoupling,
     Affine,
     AffineCoupling,
     BatchNorm,
     Bijector,
     Chain,
+    Exp,
     Invert,
+    LeakyReLU,
+    LULinear,
+    Permutation,
     Planar,
+    RandomPermutation,
     Rescale,
+    Rotation,
+    Sigmoid,
+    Softplus,
+    SplineCoupling,
+    Tanh,
 )
 from torch_flows.checkpoint import load, save
-from torch_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from torch_flows.flows import Flow, PlanarFlow, RealNVP
+from torch_flows.distributions import (
+    DiagonalNormal,
+    Distribution,
+    GaussianMixture,
+    StandardNormal,
+    StudentT,
+    Uniform,
+)
+from torch_flows.flows import (
+    NICE,
+    Flow,
+    NeuralSplineFlow,
+    PlanarFlow,
+    RealNVP,
+)
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 
 __all__ = [
+    "ELU",
+    "NICE",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -24,13 +52,26 @@ __all__ = [
     "Chain",
     "DiagonalNormal",
     "Distribution",
+    "Exp",
     "Flow",
+    "GaussianMixture",
     "Invert",
+    "LULinear",
+    "LeakyReLU",
+    "NeuralSplineFlow",
+    "Permutation",
     "Planar",
     "PlanarFlow",
+    "RandomPermutation",
     "RealNVP",
     "Rescale",
+    "Rotation",
+    "Sigmoid",
+    "Softplus",
+    "SplineCoupling",
     "StandardNormal",
+    "StudentT",
+    "Tanh",
     "Uniform",
     "build",
     "fit",
