@@ -19,6 +19,7 @@ from jax_flows.bijectors.base import (
     child,
     freeze_lists,
     gather,
+    initialize,
     weight_dtype,
 )
 from jax_flows.bijectors.coupling import AffineCoupling
@@ -40,7 +41,7 @@ class Flow(HasVariables):
         base: the distribution of the latent.
 
     Raises:
-        ValueError: if the two are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes.
     """
 
     bijector: Bijector
@@ -50,10 +51,14 @@ class Flow(HasVariables):
         _ = self.event_shape
 
     @property
-    def event_shape(self) -> tuple[int | None, ...]:
+    def latent_shape(self) -> tuple[int | None, ...]:
         return checks.common_event_shape(
-            type(self).__name__, [self.bijector.event_shape, self.base.event_shape]
+            type(self).__name__, [self.bijector.latent_shape, self.base.event_shape]
         )
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return self.bijector.map_shape(self.latent_shape, inverse=True)
 
     @property
     def context_dim(self) -> int:
@@ -77,7 +82,7 @@ class Flow(HasVariables):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -87,9 +92,17 @@ class Flow(HasVariables):
         return self.bijector._forward(child(variables, "bijector"), x, context)
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = check_input(self, variables, "z", z, context)
         return self.bijector._inverse(child(variables, "bijector"), z, context)
+
+    def initialize(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> dict[str, Any]:
+        """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
+        own = child(variables, "bijector")
+        own = initialize(self, self.bijector, variables, own, x, context)
+        return {**variables, **gather({"bijector": own, "base": child(variables, "base")})}
 
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.

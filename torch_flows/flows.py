@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from torch_flows.bijectors.base import Bijector, Chain, Output, check_input
+from torch_flows.bijectors.base import Bijector, Chain, Output, check_input, initialize
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.residual import Planar
@@ -25,7 +25,7 @@ class Flow(nn.Module):
         base: the distribution of the latent.
 
     Raises:
-        ValueError: if the two are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes.
     """
 
     is_architecture = True
@@ -33,7 +33,9 @@ class Flow(nn.Module):
     def __init__(self, bijector: Bijector, base: Distribution) -> None:
         super().__init__()
         name = type(self).__name__
-        self.event_shape = checks.common_event_shape(name, [bijector.event_shape, base.event_shape])
+        latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
+        self.latent_shape = latent_shape
+        self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         self.context_dim = bijector.context_dim
         self.bijector = bijector
         self.base = base
@@ -46,7 +48,7 @@ class Flow(nn.Module):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -55,8 +57,12 @@ class Flow(nn.Module):
         return self.bijector._forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.bijector._inverse(z, check_input(self, "z", z, context))
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
+        initialize(self, self.bijector, x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
