@@ -203,3 +203,9 @@ def interval(owner: str, **bounds: float) -> None:
         raise ValueError(
             f"{owner} expects finite {low_name} < {high_name}, got {low!r} and {high!r}."
         )
+
+
+def reparameterized(owner: str, base: str, noise: str | None) -> None:
+    """Raise ``ValueError`` unless a base's samples are a differentiable function of noise."""
+    if noise is None:
+        raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")

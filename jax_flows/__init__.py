@@ -10,9 +10,11 @@ from jax_flows.bijectors import (
     Planar,
     Rescale,
 )
+from jax_flows.checkpoint import load, save
 from jax_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
 from jax_flows.flows import Flow, PlanarFlow, RealNVP
 from jax_flows.registry import build, register
+from jax_flows.training import fit, fit_to_energy
 
 __all__ = [
     "Affine",
@@ -31,5 +33,9 @@ __all__ = [
     "StandardNormal",
     "Uniform",
     "build",
+    "fit",
+    "fit_to_energy",
+    "load",
     "register",
+    "save",
 ]

@@ -10,9 +10,11 @@ from torch_flows.bijectors import (
     Planar,
     Rescale,
 )
+from torch_flows.checkpoint import load, save
 from torch_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
 from torch_flows.flows import Flow, PlanarFlow, RealNVP
 from torch_flows.registry import build, register
+from torch_flows.training import fit, fit_to_energy
 
 __all__ = [
     "Affine",
@@ -31,5 +33,9 @@ __all__ = [
     "StandardNormal",
     "Uniform",
     "build",
+    "fit",
+    "fit_to_energy",
+    "load",
     "register",
+    "save",
 ]
