@@ -2,17 +2,37 @@
 
 from jax_flows.bijectors.base import Bijector, Chain, Invert
 from jax_flows.bijectors.coupling import AffineCoupling
-from jax_flows.bijectors.elementwise import Affine, Rescale
+from jax_flows.bijectors.elementwise import (
+    ELU,
+    Affine,
+    Exp,
+    LeakyReLU,
+    Rescale,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
+from jax_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from jax_flows.bijectors.normalization import BatchNorm
 from jax_flows.bijectors.residual import Planar
 
 __all__ = [
+    "ELU",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "Exp",
     "Invert",
+    "LULinear",
+    "LeakyReLU",
+    "Permutation",
     "Planar",
+    "RandomPermutation",
     "Rescale",
+    "Rotation",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
 ]

@@ -15,6 +15,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.layouts import stack_name
 from jax_flows.registry import register
 
@@ -56,10 +57,14 @@ class Bijector(HasVariables):
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
+        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
+            result is NaN, at an end of them it may be infinite.
     """
 
     context_dim: int = 0
     stackable: bool = True
+    domain: Interval = REALS
+    codomain: Interval = REALS
 
     def __post_init__(self) -> None:
         count_construction()
@@ -123,6 +128,14 @@ class Bijector(HasVariables):
         Not for use under ``jit``: it looks at the values.
         """
         return initialize(self, self, variables, variables, x, context)
+
+    def check_domain(self, x: Array) -> None:
+        """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
+        self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
+
+    def check_codomain(self, z: Array) -> None:
+        """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
+        self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
     @abstractmethod
     def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
@@ -302,6 +315,14 @@ class Chain(Bijector):
     def context_dim(self) -> int:  # type: ignore[override]
         return checks.common_context_dim("Chain", [b.context_dim for b in self.bijectors])
 
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[0].domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[-1].codomain
+
     @cached_property
     def segments(self) -> list[_Segment]:
         """The runs of equal blocks that the chain scans over."""
@@ -410,6 +431,14 @@ class Invert(Bijector):
         self, shape: tuple[int | None, ...], inverse: bool = False
     ) -> tuple[int | None, ...]:
         return self.bijector.map_shape(shape, not inverse)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.codomain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.domain
 
     def _init(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector._init(key, dtype)})

@@ -2,17 +2,37 @@
 
 from torch_flows.bijectors.base import Bijector, Chain, Invert
 from torch_flows.bijectors.coupling import AffineCoupling
-from torch_flows.bijectors.elementwise import Affine, Rescale
+from torch_flows.bijectors.elementwise import (
+    ELU,
+    Affine,
+    Exp,
+    LeakyReLU,
+    Rescale,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
+from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.residual import Planar
 
 __all__ = [
+    "ELU",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "Exp",
     "Invert",
+    "LULinear",
+    "LeakyReLU",
+    "Permutation",
     "Planar",
+    "RandomPermutation",
     "Rescale",
+    "Rotation",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.domains import REALS, Interval
 from torch_flows.registry import register
 
 Output = tuple[Tensor, Tensor]
@@ -27,11 +28,15 @@ class Bijector(nn.Module, ABC):
         event_shape: the shape of one x; ``None`` stands for any length.
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
+        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
+            result is NaN, at an end of them it may be infinite.
     """
 
     is_architecture = True
     event_shape: tuple[int | None, ...] = (None,)
     context_dim: int = 0
+    domain: Interval = REALS
+    codomain: Interval = REALS
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +84,14 @@ class Bijector(nn.Module, ABC):
             ValueError, TypeError: as in ``forward``, and for fewer than 2 rows.
         """
         initialize(self, self, x, context)
+
+    def check_domain(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
+        self.domain.check(type(self).__name__, "x", x.detach().double().cpu().numpy())
+
+    def check_codomain(self, z: Tensor) -> None:
+        """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
+        self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
 
     @abstractmethod
     def _forward(self, x: Tensor, context: Tensor | None) -> Output: ...
@@ -157,6 +170,7 @@ class Chain(Bijector):
         self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
         self.event_shape = checks.chain_event_shape("Chain", bijectors)
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
+        self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
 
     def map_shape(
         self, shape: tuple[int | None, ...], inverse: bool = False
@@ -200,6 +214,7 @@ class Invert(Bijector):
         self.bijector = bijector.eval()
         self.event_shape = bijector.latent_shape
         self.context_dim = bijector.context_dim
+        self.domain, self.codomain = bijector.codomain, bijector.domain
 
     def map_shape(
         self, shape: tuple[int | None, ...], inverse: bool = False
