@@ -70,11 +70,21 @@ def vector_or_image(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
+def image_shape(owner: str, shape: Sequence[int], factor: int) -> tuple[int, ...]:
+    """``shape`` as (channels, height, width), of which ``factor`` divides the last two."""
+    if isinstance(shape, int | str) or len(shape) != 3:
+        raise ValueError(f"{owner} expects shape as (channels, height, width), got {shape!r}.")
+    channels, height, width = shape
+    positive_int(owner, channels=channels, height=height, width=width)
+    divisible(owner, factor, height=height, width=width)
+    return channels, height, width
+
+
 def divisible(owner: str, factor: int, **sizes: int | None) -> None:
     """Raise ``ValueError`` unless ``factor`` divides every size that is known."""
     for name, size in sizes.items():
         if size is not None and size % factor:
-            raise ValueError(f"{owner} expects a {name} divisible by {factor}, got {size}.")
+            raise ValueError(f"{owner} expects {name} divisible by {factor}, got {size}.")
 
 
 def describe(shape: Sequence[int | None], batch: str = "*batch") -> str:
@@ -187,6 +197,12 @@ def finite_initialization(owner: str, finite: bool) -> None:
         raise NonFiniteError(
             f"{owner} met a NaN or an infinity in the data; its weights stay as they were."
         )
+
+
+def logit_alpha(owner: str, alpha: float) -> None:
+    """Raise ``ValueError`` unless alpha is a number of at least 0 and below 1/2."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 0.5:
+        raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
 def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None:

@@ -1,15 +1,20 @@
 """Normalizing flows in JAX: the functional half of twinflows."""
 
+from flow_bridge.images import bits_per_dimension
 from jax_flows.bijectors import (
     ELU,
+    ActNorm,
     Affine,
     AffineCoupling,
     BatchNorm,
     Bijector,
     Chain,
+    ConvAffineCoupling,
     Exp,
     Invert,
+    Invertible1x1Conv,
     LeakyReLU,
+    Logit,
     LULinear,
     Permutation,
     Planar,
@@ -18,28 +23,37 @@ from jax_flows.bijectors import (
     Rotation,
     Sigmoid,
     Softplus,
+    Split,
+    Squeeze,
     Tanh,
+    dequantize,
+    quantize,
 )
 from jax_flows.checkpoint import load, save
 from jax_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from jax_flows.flows import Flow, PlanarFlow, RealNVP
+from jax_flows.flows import Flow, Glow, PlanarFlow, RealNVP
 from jax_flows.registry import build, register
 from jax_flows.training import fit, fit_to_energy
 
 __all__ = [
     "ELU",
+    "ActNorm",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ConvAffineCoupling",
     "DiagonalNormal",
     "Distribution",
     "Exp",
     "Flow",
+    "Glow",
     "Invert",
+    "Invertible1x1Conv",
     "LULinear",
     "LeakyReLU",
+    "Logit",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -49,13 +63,18 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "Split",
+    "Squeeze",
     "StandardNormal",
     "Tanh",
     "Uniform",
+    "bits_per_dimension",
     "build",
+    "dequantize",
     "fit",
     "fit_to_energy",
     "load",
+    "quantize",
     "register",
     "save",
 ]

@@ -363,8 +363,10 @@ class Chain(Bijector):
     def _initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
-        def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
-            x, layer = bijector._initialize(*args, inverse)
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, layer = bijector._initialize(layer, x, context, inverse)
             return x, jnp.zeros((), x.dtype), layer
 
         x, _, layers = self._run(step, variables, x, context, inverse)
@@ -452,6 +454,6 @@ class Invert(Bijector):
     def _initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
-        inner = child(variables, "bijector")
-        x, inner = self.bijector._initialize(inner, x, context, not inverse)
-        return x, gather({"bijector": inner})
+        own = child(variables, "bijector")
+        x, new = self.bijector._initialize(own, x, context, not inverse)
+        return x, gather({"bijector": new})

@@ -12,21 +12,34 @@ from torch_flows.bijectors.elementwise import (
     Softplus,
     Tanh,
 )
+from torch_flows.bijectors.image import (
+    ConvAffineCoupling,
+    Invertible1x1Conv,
+    Logit,
+    Split,
+    Squeeze,
+    dequantize,
+    quantize,
+)
 from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
-from torch_flows.bijectors.normalization import BatchNorm
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm
 from torch_flows.bijectors.residual import Planar
 
 __all__ = [
     "ELU",
+    "ActNorm",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ConvAffineCoupling",
     "Exp",
     "Invert",
+    "Invertible1x1Conv",
     "LULinear",
     "LeakyReLU",
+    "Logit",
     "Permutation",
     "Planar",
     "RandomPermutation",
@@ -34,5 +47,9 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "Split",
+    "Squeeze",
     "Tanh",
+    "dequantize",
+    "quantize",
 ]

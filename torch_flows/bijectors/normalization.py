@@ -95,10 +95,11 @@ class ActNorm(Bijector):
     def __init__(self, dim: int | Sequence[int]) -> None:
         super().__init__()
         self.dim = dim if isinstance(dim, int) else tuple(dim)
-        self.event_shape = checks.vector_or_image("ActNorm", dim)
-        self.num_pixels = math.prod(self.event_shape[1:])
-        self.log_scale = nn.Parameter(torch.zeros(self.event_shape[0]))
-        self.shift = nn.Parameter(torch.zeros(self.event_shape[0]))
+        shape = checks.vector_or_image("ActNorm", dim)
+        self.event_shape = shape
+        self.num_pixels = math.prod(shape[1:])
+        self.log_scale = nn.Parameter(torch.zeros(shape[0]))
+        self.shift = nn.Parameter(torch.zeros(shape[0]))
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         log_scale, shift = self._weights()
@@ -109,7 +110,7 @@ class ActNorm(Bijector):
         return (z - shift) * (-log_scale).exp(), -self._log_det(z)
 
     def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
-        channels = x.reshape(-1, self.event_shape[0], self.num_pixels).movedim(1, 0).flatten(1)
+        channels = x.reshape(-1, len(self.shift), self.num_pixels).movedim(1, 0).flatten(1)
         mean = channels.mean(1)
         mean = mean + (channels - mean[:, None]).mean(1)
         sd = (channels - mean[:, None]).square().mean(1).sqrt()
