@@ -104,33 +104,36 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, self.in_dim, self.out_dim)
-        bound = 0.0 if self.zero else (self.in_dim * self.size**2) ** -0.5
+        bound = (self.in_dim * self.size**2) ** -0.5
 
-        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+        def start(key: Array, shape: tuple[int, ...]) -> Array:
+            if self.zero:
+                return jnp.zeros(shape, x.dtype)
             return jax.random.uniform(key, shape, x.dtype, -bound, bound)
 
-        kernel = self.param("kernel", uniform, shape)
-        bias = self.param("bias", uniform, (self.out_dim,))[:, None, None, None]
+        kernel = self.param("kernel", start, shape)
+        bias = self.param("bias", start, (self.out_dim,))[:, None, None, None]
         precision = matmul_precision()
         if self.in_dim <= self.out_dim:
-            columns = jnp.stack(self._shifts(x)).reshape(self.size**2 * self.in_dim, -1)
+            columns = jnp.concatenate([_shift(x, *offset) for offset in self._offsets()])
+            columns = columns.reshape(self.size**2 * self.in_dim, -1)
             out = jnp.matmul(kernel.reshape(-1, self.out_dim).T, columns, precision=precision)
             return out.reshape(self.out_dim, *x.shape[1:]) + bias
-        columns = kernel.transpose(0, 1, 3, 2).reshape(-1, self.in_dim)
-        out = jnp.matmul(columns, x.reshape(self.in_dim, -1), precision=precision)
-        out = out.reshape(self.size**2, self.out_dim, *x.shape[1:])
-        return sum((shift[i] for i, shift in enumerate(self._shifts(out))), start=bias)
+        rows = kernel.transpose(0, 1, 3, 2).reshape(-1, self.in_dim)
+        out = jnp.matmul(rows, x.reshape(self.in_dim, -1), precision=precision)
+        parts = jnp.split(out.reshape(-1, *x.shape[1:]), self.size**2)
+        shifted = [_shift(p, *offset) for p, offset in zip(parts, self._offsets(), strict=True)]
+        return sum(shifted, start=bias)
 
-    def _shifts(self, x: Array) -> list[Array]:
-        """x with its neighbours at each of the kernel's positions moved to the centre."""
-        height, width = x.shape[-2:]
+    def _offsets(self) -> list[tuple[int, int]]:
         edge = self.size // 2
-        x = jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((edge, edge), (edge, edge)))
-        return [
-            x[..., i : i + height, j : j + width]
-            for i in range(self.size)
-            for j in range(self.size)
-        ]
+        return [(i - edge, j - edge) for i in range(self.size) for j in range(self.size)]
+
+
+def _shift(x: Array, down: int, right: int) -> Array:
+    """y[..., h, w] = x[..., h + down, w + right], 0 beyond the edges."""
+    config = [(0, 0, 0)] * (x.ndim - 2) + [(-down, down, 0), (-right, right, 0)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
 class ConvNet(nn.Module):

@@ -102,7 +102,8 @@ class ConvNet(nn.Module):
         )
         checks.one_of("ConvNet", "activation", activation, ACTIVATIONS)
         count_construction(3)
-        self.activation = ACTIVATIONS[activation]
+        # the large intermediate results are not needed twice
+        self.activation = torch.relu_ if activation == "relu" else ACTIVATIONS[activation]
         self.layers = nn.ModuleList(  # type: ignore[assignment]
             [
                 nn.Conv2d(in_channels, hidden_channels, 3, padding=1),
@@ -118,5 +119,5 @@ class ConvNet(nn.Module):
         batch = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
         first, second, last = self.layers
-        x = last(self.activation(second(self.activation(first(x)))))
+        x = last(self.activation(second(self.activation(first(x))))).contiguous()
         return x.reshape(*batch, *x.shape[-3:])

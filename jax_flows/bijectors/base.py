@@ -336,7 +336,7 @@ class Chain(Bijector):
                 init = partial(self.bijectors[indices[0]]._init, dtype=dtype)
                 layer_keys = keys[np.array(indices)]
                 children[name] = (
-                    init(keys[indices[0]]) if len(indices) == 1 else jax.vmap(init)(layer_keys)
+                    init(keys[indices[0]]) if len(indices) == 1 else jax.lax.map(init, layer_keys)
                 )
         return gather(children)
 

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from flow_bridge import checks, images
 from flow_bridge.domains import Interval
@@ -127,7 +126,7 @@ class Invertible1x1Conv(Bijector):
         self.lu = nn.Parameter(torch.zeros(channels, channels))
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        z = functional.linear(x.movedim(-3, -1), lu_matrix(self.lu)).movedim(-1, -3)
+        z = torch.matmul(lu_matrix(self.lu), x.flatten(-2)).reshape(x.shape)
         return z, self._log_det(x)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
