@@ -121,7 +121,7 @@ class Conv(nn.Module):
             return out.reshape(self.out_dim, *x.shape[1:]) + bias
         rows = kernel.transpose(0, 1, 3, 2).reshape(-1, self.in_dim)
         out = jnp.matmul(rows, x.reshape(self.in_dim, -1), precision=precision)
-        parts = jnp.split(out.reshape(-1, *x.shape[1:]), self.size**2)
+        parts = jnp.split(out.reshape(len(rows), *x.shape[1:]), self.size**2)
         shifted = [_shift(p, *offset) for p, offset in zip(parts, self._offsets(), strict=True)]
         return sum(shifted, start=bias)
 
