@@ -23,8 +23,10 @@ from jax_flows.bijectors.base import (
     initialize,
     weight_dtype,
 )
-from jax_flows.bijectors.coupling import AffineCoupling
+from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
+from jax_flows.bijectors.elementwise import Rescale
 from jax_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
+from jax_flows.bijectors.linear import LULinear
 from jax_flows.bijectors.normalization import ActNorm, BatchNorm
 from jax_flows.bijectors.residual import Planar
 from jax_flows.distributions import Distribution, StandardNormal
@@ -178,6 +180,38 @@ class Model(Flow):
 
 @register
 @dataclass(frozen=True)
+class NICE(Model):
+    """AdditiveCoupling repeated, with masks even, odd, even, ..., then Rescale; standard normal base.
+
+    Only Rescale changes volumes: log|det| is the same for every x.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the hidden layers of each coupling's network.
+        num_layers: number of couplings.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 4
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("NICE", num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            mask = "even" if i % 2 == 0 else "odd"
+            layers.append(
+                AdditiveCoupling(self.dim, self.hidden_dims, mask, context_dim=self.context_dim)
+            )
+        return Chain((*layers, Rescale(self.dim))), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
 class RealNVP(Model):
     """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
 
@@ -205,6 +239,48 @@ class RealNVP(Model):
                 AffineCoupling(self.dim, hidden_dims, mask, context_dim=self.context_dim),
                 BatchNorm(self.dim),
             ]
+        return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class NeuralSplineFlow(Model):
+    """(LULinear, SplineCoupling) repeated; standard normal base.
+
+    The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
+    equal.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the hidden layers of each coupling's network.
+        num_layers: number of couplings.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the splines become the identity; standardise the data to well inside it.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (128, 128)
+    num_layers: int = 6
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("NeuralSplineFlow", num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for _ in range(self.num_layers):
+            coupling = SplineCoupling(
+                self.dim,
+                self.hidden_dims,
+                "first_half",
+                self.num_bins,
+                self.tail_bound,
+                context_dim=self.context_dim,
+            )
+            layers += [LULinear(self.dim), coupling]
         return Chain(tuple(layers)), StandardNormal(self.dim)
 
 

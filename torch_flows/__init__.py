@@ -4,6 +4,7 @@ from flow_bridge.images import bits_per_dimension
 from torch_flows.bijectors import (
     ELU,
     ActNorm,
+    AdditiveCoupling,
     Affine,
     AffineCoupling,
     BatchNorm,
@@ -23,6 +24,7 @@ from torch_flows.bijectors import (
     Rotation,
     Sigmoid,
     Softplus,
+    SplineCoupling,
     Split,
     Squeeze,
     Tanh,
@@ -30,14 +32,23 @@ from torch_flows.bijectors import (
     quantize,
 )
 from torch_flows.checkpoint import load, save
-from torch_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from torch_flows.flows import Flow, Glow, PlanarFlow, RealNVP
+from torch_flows.distributions import (
+    DiagonalNormal,
+    Distribution,
+    GaussianMixture,
+    StandardNormal,
+    StudentT,
+    Uniform,
+)
+from torch_flows.flows import NICE, Flow, Glow, NeuralSplineFlow, PlanarFlow, RealNVP
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 
 __all__ = [
     "ELU",
+    "NICE",
     "ActNorm",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -48,12 +59,14 @@ __all__ = [
     "Distribution",
     "Exp",
     "Flow",
+    "GaussianMixture",
     "Glow",
     "Invert",
     "Invertible1x1Conv",
     "LULinear",
     "LeakyReLU",
     "Logit",
+    "NeuralSplineFlow",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -63,9 +76,11 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "Split",
     "Squeeze",
     "StandardNormal",
+    "StudentT",
     "Tanh",
     "Uniform",
     "bits_per_dimension",

@@ -1,7 +1,7 @@
 """The bijectors."""
 
 from jax_flows.bijectors.base import Bijector, Chain, Invert
-from jax_flows.bijectors.coupling import AffineCoupling
+from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from jax_flows.bijectors.elementwise import (
     ELU,
     Affine,
@@ -28,6 +28,7 @@ from jax_flows.bijectors.residual import Planar
 __all__ = [
     "ELU",
     "ActNorm",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -47,6 +48,7 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "Split",
     "Squeeze",
     "Tanh",

@@ -153,24 +153,19 @@ def lu_matrix(lu: Array) -> Array:
     L has ones on its diagonal and the entries of ``lu`` below it; U has the exponentials of the
     diagonal of ``lu`` on its own, and the entries of ``lu`` above it. log|det| = trace(lu).
     """
-    lower, upper = _lu_factors(lu)
-    return jnp.matmul(lower, upper, precision=matmul_precision())[::-1]
+    upper = _upper(lu)
+    return (upper + jnp.matmul(jnp.tril(lu, -1), upper, precision=matmul_precision()))[::-1]
 
 
 def lu_solve(lu: Array, z: Array) -> Array:
     """The x with z = P L U x, along the last axis, by two triangular substitutions."""
-    lower, upper = _lu_factors(lu)
     columns = z[..., ::-1].reshape(-1, z.shape[-1]).T
-    columns = jax.scipy.linalg.solve_triangular(lower, columns, lower=True, unit_diagonal=True)
-    return jax.scipy.linalg.solve_triangular(upper, columns).T.reshape(z.shape)
+    columns = jax.scipy.linalg.solve_triangular(lu, columns, lower=True, unit_diagonal=True)
+    return jax.scipy.linalg.solve_triangular(_upper(lu), columns).T.reshape(z.shape)
 
 
-def _lu_factors(lu: Array) -> tuple[Array, Array]:
-    diagonal = jnp.diagonal(lu)
-    return (
-        jnp.tril(lu, -1) + jnp.diag(jnp.ones_like(diagonal)),
-        jnp.triu(lu, 1) + jnp.diag(jnp.exp(diagonal)),
-    )
+def _upper(lu: Array) -> Array:
+    return jnp.triu(lu, 1) + jnp.diag(jnp.exp(jnp.diagonal(lu)))
 
 
 @register

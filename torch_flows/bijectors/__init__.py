@@ -1,7 +1,7 @@
 """The bijectors."""
 
 from torch_flows.bijectors.base import Bijector, Chain, Invert
-from torch_flows.bijectors.coupling import AffineCoupling
+from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import (
     ELU,
     Affine,
@@ -28,6 +28,7 @@ from torch_flows.bijectors.residual import Planar
 __all__ = [
     "ELU",
     "ActNorm",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -47,6 +48,7 @@ __all__ = [
     "Rotation",
     "Sigmoid",
     "Softplus",
+    "SplineCoupling",
     "Split",
     "Squeeze",
     "Tanh",

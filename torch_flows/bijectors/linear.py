@@ -123,21 +123,19 @@ def lu_matrix(lu: Tensor) -> Tensor:
     L has ones on its diagonal and the entries of ``lu`` below it; U has the exponentials of the
     diagonal of ``lu`` on its own, and the entries of ``lu`` above it. log|det| = trace(lu).
     """
-    lower, upper = _lu_factors(lu)
-    return (lower @ upper).flip(0)
+    upper = _upper(lu)
+    return torch.addmm(upper, lu.tril(-1), upper).flip(0)
 
 
 def lu_solve(lu: Tensor, z: Tensor) -> Tensor:
     """The x with z = P L U x, along the last axis, by two triangular substitutions."""
-    lower, upper = _lu_factors(lu)
     columns = z.flip(-1).reshape(-1, z.shape[-1]).T
-    columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(upper, columns, upper=True).T.reshape(z.shape)
+    columns = torch.linalg.solve_triangular(lu, columns, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(_upper(lu), columns, upper=True).T.reshape(z.shape)
 
 
-def _lu_factors(lu: Tensor) -> tuple[Tensor, Tensor]:
-    diagonal = lu.diagonal()
-    return lu.tril(-1) + torch.ones_like(diagonal).diag(), lu.triu(1) + diagonal.exp().diag()
+def _upper(lu: Tensor) -> Tensor:
+    return lu.triu(1) + lu.diagonal().exp().diag()
 
 
 @register
