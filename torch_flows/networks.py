@@ -117,7 +117,7 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Args: x. Channels come last in memory inside, which is what convolutions are fast at."""
         batch = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        x = x.reshape(-1, *x.shape[-3:]).movedim(-3, -1).contiguous().movedim(-1, -3)
         first, second, last = self.layers
         x = last(self.activation(second(self.activation(first(x))))).contiguous()
         return x.reshape(*batch, *x.shape[-3:])
