@@ -222,7 +222,7 @@ def check_input(
         name,
         x.shape,
         x.dtype.name,
-        owner.event_shape if name == "x" else owner.latent_shape,
+        owner.latent_shape if name == "z" else owner.event_shape,
         None if dtype is None else dtype.name,
     )
     if context is None:

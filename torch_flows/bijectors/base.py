@@ -138,7 +138,7 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
         name,
         x.shape,
         dtype,
-        owner.event_shape if name == "x" else owner.latent_shape,
+        owner.latent_shape if name == "z" else owner.event_shape,
         None if weight is None else _DTYPE_NAMES[weight.dtype],
     )
     if context is None:
