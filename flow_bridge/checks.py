@@ -221,7 +221,16 @@ def interval(owner: str, **bounds: float) -> None:
         )
 
 
-def reparameterized(owner: str, base: str, noise: str | None) -> None:
-    """Raise ``ValueError`` unless a base's samples are a differentiable function of noise."""
-    if noise is None:
+def reparameterized(owner: str, base: str, differentiable: bool) -> None:
+    """Raise ``ValueError`` unless gradients through a base's samples reach all of its weights."""
+    if not differentiable:
         raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")
+
+
+def instances(owner: str, name: str, values: Iterable[object], cls: type) -> None:
+    """Raise ``TypeError`` unless every value is an instance of the class."""
+    for value in values:
+        if not isinstance(value, cls):
+            raise TypeError(
+                f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
+            )

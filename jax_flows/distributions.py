@@ -23,9 +23,11 @@ class Distribution(HasVariables):
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
+        reparameterized: whether gradients through samples reach every weight.
     """
 
     noise = "normal"
+    reparameterized = True
     dim: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -157,6 +159,8 @@ class GaussianMixture(Distribution):
         dim: number of dimensions, or an event shape.
         num_components: number of normals.
     """
+
+    reparameterized = False
 
     dim: int | tuple[int, ...]
     num_components: int

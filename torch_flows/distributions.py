@@ -19,10 +19,12 @@ class Distribution(nn.Module, ABC):
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
+        reparameterized: whether gradients through samples reach every weight.
     """
 
     is_architecture = True
     noise = "normal"
+    reparameterized = True
     device_anchor: Tensor
 
     def __init__(self, dim: int | Sequence[int]) -> None:
@@ -61,7 +63,7 @@ class StandardNormal(Distribution):
     def log_prob(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
-        return -sum_event(z.square(), event_ndim) / 2 - constant
+        return -0.5 * sum_event(z.square(), event_ndim) - constant
 
     def from_noise(self, noise: Tensor) -> Tensor:
         return noise
@@ -136,6 +138,8 @@ class GaussianMixture(Distribution):
         dim: number of dimensions, or an event shape.
         num_components: number of normals.
     """
+
+    reparameterized = False
 
     def __init__(self, dim: int | Sequence[int], num_components: int) -> None:
         super().__init__(dim)

@@ -36,6 +36,8 @@ class Flow(nn.Module):
     def __init__(self, bijector: Bijector, base: Distribution) -> None:
         super().__init__()
         name = type(self).__name__
+        checks.instances(name, "bijector", [bijector], Bijector)
+        checks.instances(name, "base", [base], Distribution)
         latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
         self.latent_shape = latent_shape
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
