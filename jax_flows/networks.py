@@ -104,13 +104,48 @@ class MLP(nn.Module):
         return _mlp(self.activation, x, weights)
 
 
-class Conv(nn.Module):
+def conv(x: Array, kernel: Array, bias: Array) -> Array:
     """A convolution of images ``(in_dim, n, height, width)``, channels first of all, padded with zeros.
 
     It is a product of matrices (a gather of the neighbours before it or a sum over them after it,
     whichever is narrower), because XLA on a CPU runs the gradient of a convolution inside a scan 10
-    times slower. Starts at zero, or as PyTorch's Conv2d: uniform within 1 / sqrt(fan_in).
+    times slower.
+
+    Args:
+        x: the images.
+        kernel: shape (size, size, in_dim, out_dim), size odd.
+        bias: shape (out_dim,).
     """
+    size, _, in_dim, out_dim = kernel.shape
+    edge = size // 2
+    offsets = [(i - edge, j - edge) for i in range(size) for j in range(size)]
+    bias = bias[:, None, None, None]
+    if in_dim <= out_dim:
+        columns = jnp.concatenate([_shift(x, *offset) for offset in offsets])
+        columns = columns.reshape(size**2 * in_dim, -1)
+        out = jnp.matmul(kernel.reshape(-1, out_dim).T, columns, precision=matmul_precision())
+        return out.reshape(out_dim, *x.shape[1:]) + bias
+    rows = kernel.transpose(0, 1, 3, 2).reshape(-1, in_dim)
+    out = jnp.matmul(rows, x.reshape(in_dim, -1), precision=matmul_precision())
+    parts = jnp.split(out.reshape(len(rows), *x.shape[1:]), size**2)
+    return sum((_shift(p, *offset) for p, offset in zip(parts, offsets, strict=True)), start=bias)
+
+
+def _shift(x: Array, down: int, right: int) -> Array:
+    """y[..., h, w] = x[..., h + down, w + right], 0 beyond the edges."""
+    config = [(0, 0, 0)] * (x.ndim - 2) + [(-down, down, 0), (-right, right, 0)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
+def _conv_net(activation: str, x: Array, weights: list[tuple[Array, Array]]) -> Array:
+    for kernel, bias in weights[:-1]:
+        x = ACTIVATIONS[activation](conv(x, kernel, bias))
+    return conv(x, *weights[-1])
+
+
+class Conv(nn.Module):
+    """The weights of a convolution, initialised as PyTorch's Conv2d (or at zero)."""
 
     in_dim: int
     out_dim: int
@@ -118,7 +153,8 @@ class Conv(nn.Module):
     zero: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """The kernel and the bias, in the dtype of x."""
         shape = (self.size, self.size, self.in_dim, self.out_dim)
         bound = (self.in_dim * self.size**2) ** -0.5
 
@@ -127,29 +163,7 @@ class Conv(nn.Module):
                 return jnp.zeros(shape, x.dtype)
             return jax.random.uniform(key, shape, x.dtype, -bound, bound)
 
-        kernel = self.param("kernel", start, shape)
-        bias = self.param("bias", start, (self.out_dim,))[:, None, None, None]
-        precision = matmul_precision()
-        if self.in_dim <= self.out_dim:
-            columns = jnp.concatenate([_shift(x, *offset) for offset in self._offsets()])
-            columns = columns.reshape(self.size**2 * self.in_dim, -1)
-            out = jnp.matmul(kernel.reshape(-1, self.out_dim).T, columns, precision=precision)
-            return out.reshape(self.out_dim, *x.shape[1:]) + bias
-        rows = kernel.transpose(0, 1, 3, 2).reshape(-1, self.in_dim)
-        out = jnp.matmul(rows, x.reshape(self.in_dim, -1), precision=precision)
-        parts = jnp.split(out.reshape(len(rows), *x.shape[1:]), self.size**2)
-        shifted = [_shift(p, *offset) for p, offset in zip(parts, self._offsets(), strict=True)]
-        return sum(shifted, start=bias)
-
-    def _offsets(self) -> list[tuple[int, int]]:
-        edge = self.size // 2
-        return [(i - edge, j - edge) for i in range(self.size) for j in range(self.size)]
-
-
-def _shift(x: Array, down: int, right: int) -> Array:
-    """y[..., h, w] = x[..., h + down, w + right], 0 beyond the edges."""
-    config = [(0, 0, 0)] * (x.ndim - 2) + [(-down, down, 0), (-right, right, 0)]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
+        return self.param("kernel", start, shape), self.param("bias", start, (self.out_dim,))
 
 
 class ConvNet(nn.Module):
@@ -190,11 +204,12 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Args: x. Channels come first of all inside, so that each convolution is one product."""
-        batch = x.shape[:-3]
-        activation = ACTIVATIONS[self.activation]
-        hidden = self.hidden_channels
+        batch, hidden = x.shape[:-3], self.hidden_channels
+        weights = [
+            Conv(self.in_channels, hidden, 3, name="layers_0")(x),
+            Conv(hidden, hidden, 1, name="layers_1")(x),
+            Conv(hidden, self.out_channels, 3, zero=True, name="layers_2")(x),
+        ]
         x = jnp.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0)
-        x = activation(Conv(self.in_channels, hidden, 3, name="layers_0")(x))
-        x = activation(Conv(hidden, hidden, 1, name="layers_1")(x))
-        x = Conv(hidden, self.out_channels, 3, zero=True, name="layers_2")(x)
+        x = _conv_net(self.activation, x, weights)
         return jnp.moveaxis(x, 0, 1).reshape(*batch, self.out_channels, *x.shape[-2:])

@@ -102,6 +102,7 @@ class Split(Bijector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.instances("Split", "bijector", [self.bijector], Bijector)
         _ = self.event_shape
 
     @cached_property

@@ -84,6 +84,7 @@ class Split(Bijector):
 
     def __init__(self, bijector: Bijector) -> None:
         super().__init__()
+        checks.instances("Split", "bijector", [bijector], Bijector)
         self.bijector = bijector
         self.event_shape = images.split_shape(bijector.event_shape, bijector.latent_shape)
         self.context_dim = bijector.context_dim
