@@ -36,6 +36,8 @@ def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
             "second_half": position >= dim // 2,
         }[mask]
     else:
+        if not isinstance(mask, list | tuple):
+            raise ValueError(f"mask must be a name or a list of 0 and 1, got {mask!r}.")
         if len(mask) != dim or any(entry not in (0, 1) for entry in mask):
             raise ValueError(f"mask must hold {dim} entries of 0 or 1, got {list(mask)!r}.")
         fixed = np.array(mask, dtype=bool)

@@ -1,11 +1,7 @@
 """The bijectors."""
 
 from jax_flows.bijectors.base import Bijector, Chain, Invert
-from jax_flows.bijectors.coupling import (
-    AdditiveCoupling,
-    AffineCoupling,
-    SplineCoupling,
-)
+from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from jax_flows.bijectors.elementwise import (
     ELU,
     Affine,
@@ -16,22 +12,35 @@ from jax_flows.bijectors.elementwise import (
     Softplus,
     Tanh,
 )
+from jax_flows.bijectors.image import (
+    ConvAffineCoupling,
+    Invertible1x1Conv,
+    Logit,
+    Split,
+    Squeeze,
+    dequantize,
+    quantize,
+)
 from jax_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
-from jax_flows.bijectors.normalization import BatchNorm
+from jax_flows.bijectors.normalization import ActNorm, BatchNorm
 from jax_flows.bijectors.residual import Planar
 
 __all__ = [
     "ELU",
+    "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ConvAffineCoupling",
     "Exp",
     "Invert",
+    "Invertible1x1Conv",
     "LULinear",
     "LeakyReLU",
+    "Logit",
     "Permutation",
     "Planar",
     "RandomPermutation",
@@ -40,5 +49,9 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "SplineCoupling",
+    "Split",
+    "Squeeze",
     "Tanh",
+    "dequantize",
+    "quantize",
 ]
