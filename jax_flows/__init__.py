@@ -7,12 +7,13 @@ from jax_flows.bijectors import (
     Bijector,
     Chain,
     Invert,
+    MaskedAffineAutoregressive,
     Planar,
     Rescale,
 )
 from jax_flows.checkpoint import load, save
 from jax_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from jax_flows.flows import Flow, PlanarFlow, RealNVP
+from jax_flows.flows import IAF, MAF, Flow, PlanarFlow, RealNVP
 from jax_flows.registry import build, register
 from jax_flows.training import fit, fit_to_energy
 
@@ -26,6 +27,9 @@ __all__ = [
     "Distribution",
     "Flow",
     "Invert",
+    "MAF",
+    "IAF",
+    "MaskedAffineAutoregressive",
     "Planar",
     "PlanarFlow",
     "RealNVP",

@@ -9,10 +9,12 @@ import jax
 from jax import Array
 
 from flow_bridge import checks
+from jax_flows.bijectors.autoregressive import MaskedAffineAutoregressive
 from jax_flows.bijectors.base import (
     Bijector,
     Chain,
     HasVariables,
+    Invert,
     Output,
     Variables,
     check_input,
@@ -214,3 +216,67 @@ class PlanarFlow(Model):
         checks.positive_int("PlanarFlow", num_layers=self.num_layers)
         layers = [Planar(self.dim, self.context_dim) for _ in range(self.num_layers)]
         return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class MAF(Model):
+    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density is one pass of each network, and so, but for its sequential part, is a
+    sample.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        layers = _masked_affine_layers(self)
+        return Chain(layers), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class IAF(Model):
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
+    network, the density of given data needs the sequential direction.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Kingma et al. (2016), arXiv:1606.04934.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        layers = _masked_affine_layers(self)
+        return Invert(Chain(layers)), StandardNormal(self.dim)
+
+
+def _masked_affine_layers(owner: MAF | IAF) -> tuple[Bijector, ...]:
+    checks.positive_int(type(owner).__name__, num_layers=owner.num_layers)
+    return tuple(
+        MaskedAffineAutoregressive(
+            owner.dim,
+            owner.hidden_dims,
+            None if i % 2 == 0 else "reverse",
+            context_dim=owner.context_dim,
+        )
+        for i in range(owner.num_layers)
+    )

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.masks import Index
+from flow_bridge.masks import Autoregression, Index, Order
 from jax_flows.numerics import matmul_precision, softplus
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -32,7 +32,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, inputs: Index | None = None, outputs: Index | None = None
+        self,
+        x: Array,
+        inputs: Index | None = None,
+        outputs: Index | None = None,
+        mask: Array | None = None,
     ) -> Array:
         bound = self.in_dim**-0.5
 
@@ -45,6 +49,8 @@ class Linear(nn.Module):
             kernel = kernel[inputs]
         if outputs is not None:
             kernel, bias = kernel[:, outputs], bias[outputs]
+        if mask is not None:
+            kernel = jnp.where(mask, kernel, 0)
         return jnp.matmul(x, kernel, precision=matmul_precision()) + bias
 
 
@@ -85,3 +91,54 @@ class MLP(nn.Module):
             if i < last:
                 x = ACTIVATIONS[self.activation](x)
         return x
+
+
+class MaskedMLP(nn.Module):
+    """A network whose parameters for one dimension see only the dimensions generated before it.
+
+    From ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``. Who sees whom is stated in
+    ``flow_bridge.masks.Autoregression``.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers.
+        num_parameters: how many parameters each dimension gets.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        activation: a name in ``ACTIVATIONS``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown order or activation, or a width below 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...]
+    num_parameters: int
+    order: Order = None
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        checks.hidden_widths("MLP", self.hidden_dims)
+        checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        _ = self.plan.generated
+        super().__post_init__()
+
+    @property
+    def plan(self) -> Autoregression:
+        """Who sees whom."""
+        return Autoregression(
+            self.dim, self.hidden_dims, self.num_parameters, self.order, self.context_dim
+        )
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Args: x, and a context of its batch shape."""
+        h = x if context is None else jnp.concatenate([x, context], -1)
+        degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
+        for i, (below, above) in enumerate(pairwise(degrees)):
+            layer = Linear(len(below), len(above), name=f"layers_{i}")
+            h = layer(h if i == 0 else ACTIVATIONS[self.activation](h), mask=above >= below[:, None])
+        return h.reshape(*x.shape, self.num_parameters)

@@ -7,12 +7,13 @@ from torch_flows.bijectors import (
     Bijector,
     Chain,
     Invert,
+    MaskedAffineAutoregressive,
     Planar,
     Rescale,
 )
 from torch_flows.checkpoint import load, save
 from torch_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from torch_flows.flows import Flow, PlanarFlow, RealNVP
+from torch_flows.flows import IAF, MAF, Flow, PlanarFlow, RealNVP
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 
@@ -26,6 +27,9 @@ __all__ = [
     "Distribution",
     "Flow",
     "Invert",
+    "MAF",
+    "IAF",
+    "MaskedAffineAutoregressive",
     "Planar",
     "PlanarFlow",
     "RealNVP",

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from torch_flows.bijectors.base import Bijector, Chain, Output, check_input
+from torch_flows.bijectors.autoregressive import MaskedAffineAutoregressive
+from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.residual import Planar
@@ -143,3 +144,72 @@ class PlanarFlow(Flow):
         super().__init__(Chain(layers), StandardNormal(dim))
         self.dim = dim
         self.num_layers = num_layers
+
+
+@register
+class MAF(Flow):
+    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density is one pass of each network, and so, but for its sequential part, is a
+    sample.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 5,
+        context_dim: int = 0,
+    ) -> None:
+        layers = _masked_affine_layers("MAF", dim, hidden_dims, num_layers, context_dim)
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+@register
+class IAF(Flow):
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
+    network, the density of given data needs the sequential direction.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Kingma et al. (2016), arXiv:1606.04934.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 5,
+        context_dim: int = 0,
+    ) -> None:
+        layers = _masked_affine_layers("IAF", dim, hidden_dims, num_layers, context_dim)
+        super().__init__(Invert(Chain(layers)), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+def _masked_affine_layers(
+    owner: str, dim: int, hidden_dims: Sequence[int], num_layers: int, context_dim: int
+) -> list[Bijector]:
+    checks.positive_int(owner, num_layers=num_layers)
+    return [
+        MaskedAffineAutoregressive(
+            dim, hidden_dims, None if i % 2 == 0 else "reverse", context_dim=context_dim
+        )
+        for i in range(num_layers)
+    ]

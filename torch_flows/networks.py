@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flow_bridge import checks
+from flow_bridge.masks import Autoregression, Order
 from torch_flows.numerics import softplus
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,3 +67,53 @@ class MLP(nn.Module):
             if i < last:
                 x = self.activation(x)
         return x
+
+
+class MaskedMLP(MLP):
+    """A network whose parameters for one dimension see only the dimensions generated before it.
+
+    From ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``. Who sees whom is stated in
+    ``flow_bridge.masks.Autoregression``.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers.
+        num_parameters: how many parameters each dimension gets.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        activation: a name in ``ACTIVATIONS``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown order or activation, or a width below 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int],
+        num_parameters: int,
+        order: Order = None,
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim + context_dim, hidden_dims, dim * num_parameters, activation)
+        self.plan = Autoregression(dim, tuple(hidden_dims), num_parameters, order, context_dim)
+        degrees = [torch.tensor(layer) for layer in self.plan.degrees]
+        for i, (below, above) in enumerate(pairwise(degrees)):
+            self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
+
+    def masked_weights(self) -> list[Tensor]:
+        """The weights, with zeros for the connections that there are not."""
+        return [
+            torch.where(getattr(self, f"mask_{i}"), layer.weight, 0)
+            for i, layer in enumerate(self.layers)
+        ]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Args: x, and a context of its batch shape."""
+        h = x if context is None else torch.cat([x, context], -1)
+        for i, (weight, layer) in enumerate(zip(self.masked_weights(), self.layers, strict=True)):
+            h = functional.linear(h if i == 0 else self.activation(h), weight, layer.bias)
+        return h.unflatten(-1, (self.plan.dim, self.plan.num_parameters))

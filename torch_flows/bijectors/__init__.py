@@ -1,5 +1,6 @@
 """The bijectors."""
 
+from torch_flows.bijectors.autoregressive import MaskedAffineAutoregressive
 from torch_flows.bijectors.base import Bijector, Chain, Invert
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.elementwise import Affine, Rescale
@@ -13,6 +14,7 @@ __all__ = [
     "Bijector",
     "Chain",
     "Invert",
+    "MaskedAffineAutoregressive",
     "Planar",
     "Rescale",
 ]
