@@ -190,29 +190,18 @@ class Autoregression:
         hidden = [np.searchsorted(degrees, steps) for degrees in self.hidden]
         return [layer.tolist() for layer in (steps, *hidden, steps * self.num_parameters)]
 
-    @property
-    def sorted(self) -> list[np.ndarray]:
-        """Positions of inputs (the context last), hidden units and outputs in the order in which the
-        inverse computes them, block by block of equal size: a block has the k-th dimension and the
-        hidden units of degree k for its values of k. One past the end stands for padding.
+    def blocks(self, start: int, run: int, block: int) -> list[np.ndarray]:
+        """``run`` dimensions from the ``start``-th generated on, in blocks of ``block``, padded.
+
+        Returns, for inputs, each hidden layer and outputs, positions within the run of shape
+        ``(blocks, size)`` with the same sizes for every run; one past the end stands for padding.
         """
-        *parts, block = self.parts
-        count = int(np.prod(parts))
-        bounds = np.minimum(np.arange(count + 1) * block, self.dim)
-        outputs = self.generated[:, None] * self.num_parameters + np.arange(self.num_parameters)
-        inputs = _in_blocks(self.generated, bounds, block)
-        context = self.dim + np.arange(self.context_dim)
-        hidden = [
-            _in_blocks(np.arange(len(degrees)), np.searchsorted(degrees, bounds))
-            for degrees in self.hidden
-        ]
-        last = _in_blocks(outputs.ravel(), bounds * self.num_parameters, block * self.num_parameters)
-        return [np.concatenate([inputs, context]), *hidden, last]
-
-
-def _in_blocks(values: np.ndarray, bounds: np.ndarray, size: int = 0) -> np.ndarray:
-    """``values[bounds[k] : bounds[k + 1]]`` for each k, padded to one size with ``len(values)``."""
-    counts = np.diff(bounds)
-    columns = np.arange(size or counts.max())
-    index = np.minimum(bounds[:-1, None] + columns, len(values) - 1)
-    return np.where(columns < counts[:, None], values[index], len(values)).ravel()
+        index = []
+        for layer in self.starts:
+            ends = np.array(layer + [layer[-1]] * block)
+            size = (ends[block:] - ends[:-block])[::block].max()
+            bounds = np.minimum(np.arange(start, start + run + block, block), start + run)
+            first = ends[bounds] - ends[start]
+            positions = first[:-1, None] + np.arange(size)
+            index.append(np.where(positions < first[1:, None], positions, first[-1]))
+        return index

@@ -140,5 +140,7 @@ class MaskedMLP(nn.Module):
         degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
         for i, (below, above) in enumerate(pairwise(degrees)):
             layer = Linear(len(below), len(above), name=f"layers_{i}")
-            h = layer(h if i == 0 else ACTIVATIONS[self.activation](h), mask=above >= below[:, None])
+            h = layer(
+                h if i == 0 else ACTIVATIONS[self.activation](h), mask=above >= below[:, None]
+            )
         return h.reshape(*x.shape, self.num_parameters)

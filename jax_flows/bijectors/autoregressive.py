@@ -1,5 +1,6 @@
 """Masked autoregressive maps: each dimension is transformed given those generated before it."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
@@ -26,8 +28,8 @@ class MaskedAutoregressive(Bijector):
 
     ``forward`` is one pass of the network. ``inverse`` finds one dimension after another, but a
     hidden unit of degree m follows from the first m of them, so that outside of small blocks each is
-    computed only once: the arithmetic is that of about one pass too. The blocks are padded to one
-    size, so that what is compiled does not grow with the dimension.
+    computed only once: the arithmetic is that of about one pass too. Loops over blocks are scans, so
+    that what is compiled does not grow with the dimension.
     """
 
     dim: int
@@ -78,96 +80,126 @@ class MaskedAutoregressive(Bijector):
         return _implicit_inverse(self, variables, z, context)
 
     def _explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        index = self.network.plan.sorted
-        num_inputs = len(index[0]) - self.context_dim
-        rows = _take(z.reshape(-1, self.dim).T, index[0][:num_inputs])
+        generated = self.network.plan.generated
+        rows = z.reshape(-1, self.dim).T[generated]
         weights, sums = [], []
         for i, (below, above) in enumerate(pairwise(self.network.plan.degrees)):
             layer = variables["params"]["network"][f"layers_{i}"]
-            weight = jnp.where(jnp.asarray(above) >= jnp.asarray(below)[:, None], layer["kernel"], 0)
-            weights.append(_take(_take(weight, index[i]).T, index[i + 1]))
-            bias = _take(layer["bias"], index[i + 1])
-            sums.append(jnp.broadcast_to(bias[:, None], (len(bias), rows.shape[1])))
+            mask = jnp.asarray(above) >= jnp.asarray(below)[:, None]
+            weights.append(jnp.where(mask, layer["kernel"], 0).T)
+            sums.append(layer["bias"][:, None])
         if context is not None:
             flat = context.reshape(-1, self.context_dim)
-            sums[0] = _add_product(sums[0], weights[0][:, num_inputs:], flat.T)
-            weights[0] = weights[0][:, :num_inputs]
+            sums[0] = _add_product(sums[0], weights[0][:, self.dim :], flat.T)
+        weights[0] = weights[0][:, generated]
+        weights[-1], sums[-1] = (
+            array.reshape(self.dim, -1, array.shape[1])[generated].reshape(array.shape)
+            for array in (weights[-1], sums[-1])
+        )
+        sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
         solved, log_det = self._solve(self.network.plan.parts, rows, weights, sums)
-        position = index[0].argsort()[: self.dim]
-        x = solved[0][position].T.reshape(z.shape)
-        return x, log_det[position].sum(0).reshape(z.shape[:-1])
+        x = jnp.concatenate(solved[0])[np.argsort(generated)].T.reshape(z.shape)
+        return x, log_det.sum(0).reshape(z.shape[:-1])
 
     def _solve(
+        self, parts: Sequence[int], z: Array, weights: Sequence[Array], sums: Sequence[Array]
+    ) -> tuple[list[list[Array]], Array]:
+        """Solve for all dimensions.
+
+        What earlier parts contribute to a later one is one product per layer; only what a part
+        contributes to itself is left to ``_solve_part``.
+
+        Args:
+            parts: how to divide the dimensions, see ``flow_bridge.masks.Autoregression``.
+            z: shape ``(dim, batch)``: features lead, so that a part is a contiguous slice.
+            weights: per layer, from the units below to the units, in the order of generation.
+            sums: per layer, bias and contributions of the context, ``(units, batch)``.
+
+        Returns:
+            x and the values of each hidden layer, in the layout of z and in pieces to be joined; and
+            log|dx/dz| of each dimension.
+        """
+        run = math.prod(parts[1:])
+        bounds = [*range(0, self.dim, run), self.dim]
+        starts = self.network.plan.starts
+        solved: list[list[Array]] = [[] for _ in weights]
+        log_dets = []
+        for first, last in pairwise(bounds):
+            own = [slice(layer[first], layer[last]) for layer in starts]
+            totals = [total[units] for total, units in zip(sums, own[1:], strict=True)]
+            rows = [weight[units] for weight, units in zip(weights, own[1:], strict=True)]
+            if first:
+                known = [jnp.concatenate(pieces) for pieces in solved]
+                totals = [
+                    _add_product(total, weight[:, : len(values)], values)
+                    for total, weight, values in zip(totals, rows, known, strict=True)
+                ]
+            diagonal = [weight[:, units] for weight, units in zip(rows, own, strict=False)]
+            values, log_det = self._solve_part(parts[1:], first, z[own[0]], diagonal, totals)
+            for pieces, piece in zip(solved, values, strict=True):
+                pieces.append(piece)
+            log_dets.append(log_det)
+        return solved, jnp.concatenate(log_dets)
+
+    def _solve_part(
         self,
         parts: Sequence[int],
+        start: int,
         z: Array,
         weights: Sequence[Array],
         sums: Sequence[Array],
-        unrolled: bool = True,
     ) -> tuple[list[Array], Array]:
-        """Solve for a run of dimensions, everything generated before it being known.
+        """``_solve`` for a run that begins after ``start`` dimensions, by a scan over its blocks.
 
-        What the first parts of the run contribute to a later one is one product per layer; only what
-        a part contributes to itself is left to the recursion.
-
-        Args:
-            parts: how to divide the run, see ``flow_bridge.masks.Autoregression``.
-            z: shape ``(run, batch)``: features lead, so that a part is a contiguous slice.
-            weights: per layer, from the units of the run to the units of the run.
-            sums: per layer, bias and contributions of everything before the run, ``(units, batch)``.
-            unrolled: whether to loop over the parts in Python (there are few) or by a scan.
-
-        Returns:
-            x and the values of each hidden layer, in the layout of z; and log|dx/dz| per dimension.
+        Blocks are padded to one size, and each takes what the run contributes to it from arrays that
+        hold zeros for everything still unknown.
         """
         if len(parts) == 1:
             return self._solve_block(z, weights, sums)
-        count, batch = parts[0], z.shape[1]
-        sizes = [weight.shape[1] // count for weight in weights]
-        by_part = (
-            z.reshape(count, -1, batch),
-            [weight.reshape(count, -1, weight.shape[1]) for weight in weights],
-            [total.reshape(count, -1, batch) for total in sums],
-        )
+        index = self.network.plan.blocks(start, z.shape[0], parts[1])
+        sizes = [positions.shape[1] for positions in index]
+        batch = z.shape[1]
 
-        def own(weight: Array, k: int | Array, size: int) -> Array:
-            return jax.lax.dynamic_slice_in_dim(weight, k * size, size, 1)
-
-        if unrolled:
-            solved: list[list[Array]] = []
-            log_dets = []
-            for k in range(count):
-                z_part, rows, totals = jax.tree.map(lambda array, k=k: array[k], by_part)
-                if k:
-                    known = [jnp.concatenate(values) for values in zip(*solved, strict=True)]
-                    columns = [w[:, : len(v)] for w, v in zip(rows, known, strict=True)]
-                    totals = jax.tree.map(_add_product, totals, columns, known)
-                diagonal = [own(w, k, size) for w, size in zip(rows, sizes, strict=True)]
-                values, log_det = self._solve(parts[1:], z_part, diagonal, totals, False)
-                solved.append(values)
-                log_dets.append(log_det)
-            joined = [jnp.concatenate(values) for values in zip(*solved, strict=True)]
-            return joined, jnp.concatenate(log_dets)
-
-        def step(known: list[Array], part: Any) -> tuple[list[Array], Array]:
-            k, (z_part, rows, totals) = part
-            totals = jax.tree.map(_add_product, totals, rows, known)  # what is unknown is still 0
-            diagonal = [own(w, k, size) for w, size in zip(rows, sizes, strict=True)]
-            values, log_det = self._solve(parts[1:], z_part, diagonal, totals, False)
+        def step(known: list[Array], block: Any) -> tuple[list[Array], Array]:
+            k, z_block, rows, totals = block
+            totals = [
+                _add_product(total, weight, values)
+                for total, weight, values in zip(totals, rows, known, strict=True)
+            ]
+            own = [
+                jax.lax.dynamic_slice_in_dim(weight, k * size, size, 1)
+                for weight, size in zip(rows, sizes, strict=False)
+            ]
+            solved, log_det = self._solve_block(z_block, own, totals)
             known = [
-                jax.lax.dynamic_update_slice_in_dim(array, value, k * size, 0)
-                for array, value, size in zip(known, values, sizes, strict=True)
+                jax.lax.dynamic_update_slice_in_dim(values, piece, k * size, 0)
+                for values, piece, size in zip(known, solved, sizes, strict=False)
             ]
             return known, log_det
 
-        nothing = [jnp.zeros((weight.shape[1], batch), z.dtype) for weight in weights]
-        known, log_dets = jax.lax.scan(step, nothing, (jnp.arange(count), by_part))
-        return known, log_dets.reshape(z.shape)
+        blocks = (
+            jnp.arange(len(index[0])),
+            _take(z, index[0]),
+            [
+                _take(_take(weight.T, below.ravel()).T, above)
+                for weight, (below, above) in zip(weights, pairwise(index), strict=True)
+            ],
+            [_take(total, above) for total, above in zip(sums, index[1:], strict=True)],
+        )
+        nothing = [jnp.zeros((positions.size, batch), z.dtype) for positions in index[:-1]]
+        known, log_det = jax.lax.scan(step, nothing, blocks)
+        solved = [
+            values[positions.ravel().argsort()[: weight.shape[1]]]
+            for values, positions, weight in zip(known, index, weights, strict=False)
+        ]
+        return solved, log_det.reshape(index[0].size, batch)[
+            index[0].ravel().argsort()[: z.shape[0]]
+        ]
 
     def _solve_block(
         self, z: Array, weights: Sequence[Array], sums: Sequence[Array]
     ) -> tuple[list[Array], Array]:
-        """``_solve`` one dimension after another: what a unit still misses meets zero weights."""
+        """``_solve`` for a block, one dimension after another: what a unit still misses meets zero weights."""
         size, batch = z.shape
         activation = ACTIVATIONS[self.activation]
 
@@ -183,8 +215,8 @@ class MaskedAutoregressive(Bijector):
         rows = (
             jnp.arange(size),
             z,
-            weights[-1].reshape(size, -1, weights[-1].shape[1]),
-            sums[-1].reshape(size, -1, batch),
+            weights[-1].reshape(size, self.num_parameters, weights[-1].shape[1]),
+            sums[-1].reshape(size, self.num_parameters, batch),
         )
         nothing = [jnp.zeros((weight.shape[1], batch), z.dtype) for weight in weights]
         if size == 1:
@@ -201,8 +233,10 @@ class MaskedAutoregressive(Bijector):
         """From z to x and log|dx/dz|, as ``_transform``."""
 
 
-def _take(array: Array, index: Any) -> Array:
+def _take(array: Array, index: np.ndarray) -> Array:
     """Rows by position; one past the end is a row of zeros."""
+    if np.array_equal(index.ravel(), np.arange(len(array))):
+        return array.reshape(*index.shape, *array.shape[1:])
     padded = jnp.concatenate([array, jnp.zeros_like(array[:1])])
     return padded[index]
 
