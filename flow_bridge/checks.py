@@ -166,7 +166,7 @@ def interval(owner: str, **bounds: float) -> None:
         )
 
 
-def reparameterized(owner: str, base: str, noise: str | None) -> None:
-    """Raise ``ValueError`` unless a base's samples are a differentiable function of noise."""
-    if noise is None:
+def reparameterized(owner: str, base: str, differentiable: bool) -> None:
+    """Raise ``ValueError`` unless gradients through a base's samples reach all of its weights."""
+    if not differentiable:
         raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")

@@ -52,6 +52,32 @@ def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
     return fixed
 
 
+def permutation_order(permutation: str | Sequence[int], dim: int | None) -> np.ndarray:
+    """A permutation as an array: entry i says which dimension of x becomes dimension i of z.
+
+    Raises:
+        ValueError: for ``"reverse"`` without ``dim``, another name, a list that is not a permutation
+            of 0, 1, ..., n - 1, and a list of another length than ``dim``.
+    """
+    if isinstance(permutation, str):
+        if permutation != "reverse":
+            raise ValueError(f'permutation must be a list or "reverse", got {permutation!r}.')
+        if dim is None:
+            raise ValueError('permutation "reverse" needs dim.')
+        return np.arange(dim)[::-1].copy()
+    whole = all(isinstance(i, int) for i in permutation)
+    if not permutation or not whole or sorted(permutation) != list(range(len(permutation))):
+        raise ValueError(f"permutation must hold 0, 1, ..., n - 1 once each, got {permutation!r}.")
+    if dim not in (None, len(permutation)):
+        raise ValueError(f"permutation holds {len(permutation)} entries at dim {dim}.")
+    return np.array(permutation)
+
+
+def random_permutation(dim: int, seed: int) -> np.ndarray:
+    """The permutation of ``dim`` dimensions that numpy's generator draws from ``seed``."""
+    return np.random.default_rng(seed).permutation(dim)
+
+
 def as_index(positions: np.ndarray) -> Index:
     """Increasing positions as a slice where they are evenly spaced (a view, not a gather)."""
     steps = np.diff(positions)

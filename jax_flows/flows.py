@@ -9,7 +9,10 @@ import jax
 from jax import Array
 
 from flow_bridge import checks
-from jax_flows.bijectors.autoregressive import MaskedAffineAutoregressive
+from jax_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from jax_flows.bijectors.base import (
     Bijector,
     Chain,
@@ -23,7 +26,9 @@ from jax_flows.bijectors.base import (
     gather,
     weight_dtype,
 )
-from jax_flows.bijectors.coupling import AffineCoupling
+from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
+from jax_flows.bijectors.elementwise import Rescale
+from jax_flows.bijectors.linear import LULinear
 from jax_flows.bijectors.normalization import BatchNorm
 from jax_flows.bijectors.residual import Planar
 from jax_flows.distributions import Distribution, StandardNormal
@@ -165,6 +170,38 @@ class Model(Flow):
 
 @register
 @dataclass(frozen=True)
+class NICE(Model):
+    """AdditiveCoupling repeated, with masks even, odd, even, ..., then Rescale; standard normal base.
+
+    Only Rescale changes volumes: log|det| is the same for every x.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the hidden layers of each coupling's network.
+        num_layers: number of couplings.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 4
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("NICE", num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            mask = "even" if i % 2 == 0 else "odd"
+            layers.append(
+                AdditiveCoupling(self.dim, self.hidden_dims, mask, context_dim=self.context_dim)
+            )
+        return Chain((*layers, Rescale(self.dim))), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
 class RealNVP(Model):
     """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
 
@@ -192,6 +229,61 @@ class RealNVP(Model):
                 AffineCoupling(self.dim, hidden_dims, mask, context_dim=self.context_dim),
                 BatchNorm(self.dim),
             ]
+        return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class NeuralSplineFlow(Model):
+    """(LULinear, SplineCoupling) repeated; standard normal base.
+
+    The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
+    equal. ``autoregressive=True`` has MaskedSplineAutoregressive in place of the couplings.
+
+    Args:
+        dim: number of dimensions, at least 2 with couplings.
+        hidden_dims: widths of the hidden layers of each spline's network.
+        num_layers: number of spline layers.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the splines become the identity; standardise the data to well inside it.
+        autoregressive: whether each dimension depends on all before it, or half on the other half.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (128, 128)
+    num_layers: int = 6
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    autoregressive: bool = False
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("NeuralSplineFlow", num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for _ in range(self.num_layers):
+            splines: Bijector
+            if self.autoregressive:
+                splines = MaskedSplineAutoregressive(
+                    self.dim,
+                    self.hidden_dims,
+                    None,
+                    self.num_bins,
+                    self.tail_bound,
+                    context_dim=self.context_dim,
+                )
+            else:
+                splines = SplineCoupling(
+                    self.dim,
+                    self.hidden_dims,
+                    "first_half",
+                    self.num_bins,
+                    self.tail_bound,
+                    context_dim=self.context_dim,
+                )
+            layers += [LULinear(self.dim), splines]
         return Chain(tuple(layers)), StandardNormal(self.dim)
 
 

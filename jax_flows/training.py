@@ -141,10 +141,10 @@ def fit_to_energy(
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.noise)
+    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     given = [] if context is None else [jnp.asarray(context)]
     num_epochs, batches = training.noise_batches(
-        flow.base.noise, num_steps, (batch_size, *flow.base.event_shape), seed
+        flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
     engine = _Engine(
         flow, variables, _ReverseKL(flow, energy), given, lambda _: None, optimizer, max_grad_norm

@@ -103,6 +103,12 @@ def coupling(**arguments: Any) -> dict[str, Any]:
     return arch("AffineCoupling", **(defaults | arguments))
 
 
+def spline(**arguments: Any) -> dict[str, Any]:
+    """A small spline coupling with a smooth conditioner."""
+    defaults = {"hidden_dims": [7, 5], "activation": "tanh", "num_bins": 4}
+    return arch("SplineCoupling", **(defaults | arguments))
+
+
 def flow(bijector: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """A flow."""
     return arch("Flow", bijector=bijector, base=base)
@@ -136,6 +142,27 @@ CASES = [
     Case("Affine", arch("Affine", dim=3)),
     Case("Affine-dim1", arch("Affine", dim=1)),
     Case("Rescale", arch("Rescale", dim=4)),
+    Case("LeakyReLU", arch("LeakyReLU", negative_slope=0.2), dim=3),
+    Case("ELU", arch("ELU"), dim=3),
+    Case("ELU-alpha", arch("ELU", alpha=0.3), dim=1),
+    Case("Softplus", arch("Softplus"), dim=3),
+    Case("Exp", arch("Exp"), dim=3),
+    Case("Sigmoid", arch("Sigmoid"), dim=3),
+    Case("Tanh", arch("Tanh"), dim=3),
+    Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
+    Case("Chain-to-unit-cube", flow(
+        arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
+    )),
+    # linear
+    Case("Permutation", arch("Permutation", permutation=[2, 0, 1])),
+    Case("Permutation-reverse", arch("Permutation", permutation="reverse", dim=4)),
+    Case("RandomPermutation", arch("RandomPermutation", dim=5, seed=3)),
+    Case("Rotation", arch("Rotation", dim=4)),
+    Case("Rotation-odd-dim", arch("Rotation", dim=5)),
+    Case("Rotation-dim1", arch("Rotation", dim=1)),
+    Case("LULinear", arch("LULinear", dim=4)),
+    Case("LULinear-no-bias", arch("LULinear", dim=3, bias=False)),
+    Case("LULinear-dim1", arch("LULinear", dim=1)),
     # normalisation
     Case("BatchNorm", arch("BatchNorm", dim=3)),
     Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
@@ -150,16 +177,37 @@ CASES = [
          coupling(dim=4, context_dim=3, separate_networks=False, mask=[0, 1, 1, 0])),
     Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu"), smooth=False),
     Case("AffineCoupling-softplus", coupling(dim=3, activation="softplus", hidden_dims=[])),
+    Case("AdditiveCoupling", arch("AdditiveCoupling", dim=5, hidden_dims=[7, 5], activation="tanh")),
+    Case("AdditiveCoupling-context",
+         arch("AdditiveCoupling", dim=4, hidden_dims=[6], mask=[1, 0, 0, 1], activation="gelu",
+              context_dim=2)),
+    Case("SplineCoupling", spline(dim=2, mask="odd")),
+    Case("SplineCoupling-odd-dim", spline(dim=5, mask="first_half", num_bins=8)),
+    Case("SplineCoupling-context", spline(dim=3, mask=[1, 0, 1], context_dim=2)),
+    Case("SplineCoupling-one-bin", spline(dim=4, num_bins=1)),
+    Case("SplineCoupling-narrow", spline(dim=3, tail_bound=0.7), scale=1.5),
+    Case("SplineCoupling-leaky", spline(dim=3, activation="leaky_relu"), smooth=False),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
     Case("Planar-steep", arch("Planar", dim=5), scale=10.0),
     Case("Planar-context", arch("Planar", dim=3, context_dim=2)),
+    # base distributions
+    Case("GaussianMixture", flow(arch("Affine", dim=3), arch("GaussianMixture", dim=3, num_components=4))),
+    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
     # models
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
     Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
          smooth=False),
     Case("RealNVP-smooth-deep", flow(smooth_real_nvp(3, 16), NORMAL3), trajectory=True),
+    Case("NICE", arch("NICE", dim=3, hidden_dims=[6, 6]), smooth=False),
+    Case("NICE-context", arch("NICE", dim=2, hidden_dims=[5], num_layers=3, context_dim=2),
+         smooth=False),
+    Case("NeuralSplineFlow", arch("NeuralSplineFlow", dim=2, hidden_dims=[8, 8], num_layers=3),
+         scale=0.5, smooth=False),
+    Case("NeuralSplineFlow-context",
+         arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3, tail_bound=3.0,
+              context_dim=2), smooth=False),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2)),
 ]  # fmt: skip

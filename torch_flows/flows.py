@@ -6,9 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from torch_flows.bijectors.autoregressive import MaskedAffineAutoregressive
+from torch_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input
-from torch_flows.bijectors.coupling import AffineCoupling
+from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
+from torch_flows.bijectors.elementwise import Rescale
+from torch_flows.bijectors.linear import LULinear
 from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.residual import Planar
 from torch_flows.distributions import Distribution, StandardNormal
@@ -97,6 +102,39 @@ class Flow(nn.Module):
 
 
 @register
+class NICE(Flow):
+    """AdditiveCoupling repeated, with masks even, odd, even, ..., then Rescale; standard normal base.
+
+    Only Rescale changes volumes: log|det| is the same for every x.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the hidden layers of each coupling's network.
+        num_layers: number of couplings.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 4,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("NICE", num_layers=num_layers)
+        layers: list[Bijector] = []
+        for i in range(num_layers):
+            mask = "even" if i % 2 == 0 else "odd"
+            layers.append(AdditiveCoupling(dim, hidden_dims, mask, context_dim=context_dim))
+        super().__init__(Chain([*layers, Rescale(dim)]), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+@register
 class RealNVP(Flow):
     """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
 
@@ -124,6 +162,57 @@ class RealNVP(Flow):
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
+
+
+@register
+class NeuralSplineFlow(Flow):
+    """(LULinear, SplineCoupling) repeated; standard normal base.
+
+    The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
+    equal. ``autoregressive=True`` has MaskedSplineAutoregressive in place of the couplings.
+
+    Args:
+        dim: number of dimensions, at least 2 with couplings.
+        hidden_dims: widths of the hidden layers of each spline's network.
+        num_layers: number of spline layers.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the splines become the identity; standardise the data to well inside it.
+        autoregressive: whether each dimension depends on all before it, or half on the other half.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (128, 128),
+        num_layers: int = 6,
+        num_bins: int = 8,
+        tail_bound: float = 5.0,
+        autoregressive: bool = False,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("NeuralSplineFlow", num_layers=num_layers)
+        layers: list[Bijector] = []
+        for _ in range(num_layers):
+            splines: Bijector
+            if autoregressive:
+                splines = MaskedSplineAutoregressive(
+                    dim, hidden_dims, None, num_bins, tail_bound, context_dim=context_dim
+                )
+            else:
+                splines = SplineCoupling(
+                    dim, hidden_dims, "first_half", num_bins, tail_bound, context_dim=context_dim
+                )
+            layers += [LULinear(dim), splines]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+        self.num_bins = num_bins
+        self.tail_bound = tail_bound
+        self.autoregressive = autoregressive
 
 
 @register

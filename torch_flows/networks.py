@@ -115,5 +115,7 @@ class MaskedMLP(MLP):
         """Args: x, and a context of its batch shape."""
         h = x if context is None else torch.cat([x, context], -1)
         for i, (weight, layer) in enumerate(zip(self.masked_weights(), self.layers, strict=True)):
-            h = functional.linear(h if i == 0 else self.activation(h), weight, layer.bias)
+            if i:
+                h = ACTIVATIONS[self.activation](h)
+            h = functional.linear(h, weight, layer.bias)
         return h.unflatten(-1, (self.plan.dim, self.plan.num_parameters))

@@ -1,20 +1,50 @@
 """The bijectors."""
 
-from jax_flows.bijectors.autoregressive import MaskedAffineAutoregressive
+from jax_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from jax_flows.bijectors.base import Bijector, Chain, Invert
-from jax_flows.bijectors.coupling import AffineCoupling
-from jax_flows.bijectors.elementwise import Affine, Rescale
+from jax_flows.bijectors.coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    SplineCoupling,
+)
+from jax_flows.bijectors.elementwise import (
+    ELU,
+    Affine,
+    Exp,
+    LeakyReLU,
+    Rescale,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
+from jax_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from jax_flows.bijectors.normalization import BatchNorm
 from jax_flows.bijectors.residual import Planar
 
 __all__ = [
+    "ELU",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "Exp",
     "Invert",
+    "LULinear",
+    "LeakyReLU",
     "MaskedAffineAutoregressive",
+    "MaskedSplineAutoregressive",
+    "Permutation",
     "Planar",
+    "RandomPermutation",
     "Rescale",
+    "Rotation",
+    "Sigmoid",
+    "Softplus",
+    "SplineCoupling",
+    "Tanh",
 ]

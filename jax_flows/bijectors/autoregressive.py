@@ -15,12 +15,15 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.masks import Order
+from flow_bridge.splines import check_spline
 from jax_flows.bijectors.base import Bijector, Output, Variables, child, gather
+from jax_flows.bijectors.splines import rational_quadratic
 from jax_flows.networks import ACTIVATIONS, MaskedMLP
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register
 
 SCALE_BOUND = 2.0
+"""The largest |log scale| of an affine map."""
 
 
 class MaskedAutoregressive(Bijector):
@@ -199,7 +202,7 @@ class MaskedAutoregressive(Bijector):
     def _solve_block(
         self, z: Array, weights: Sequence[Array], sums: Sequence[Array]
     ) -> tuple[list[Array], Array]:
-        """``_solve`` for a block, one dimension after another: what a unit still misses meets zero weights."""
+        """``_solve`` for a block, dimension by dimension: what a unit misses yet meets zero weights."""
         size, batch = z.shape
         activation = ACTIVATIONS[self.activation]
 
@@ -316,3 +319,52 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         mu, a = parameters[..., 0], parameters[..., 1]
         alpha = SCALE_BOUND * jnp.tanh(a / SCALE_BOUND)
         return z * jnp.exp(alpha) + mu, alpha
+
+
+@register
+@dataclass(frozen=True)
+class MaskedSplineAutoregressive(MaskedAutoregressive):
+    """Each z_i is a monotone spline of x_i, whose parameters come from a masked network of x_<i.
+
+    The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
+    log|det| is the sum of the logs of their derivatives.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the network's hidden layers, any number of them.
+        order: which dimension is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``,
+            ``"random:SEED"``, or a list of the dimensions.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the identity begins.
+        activation: a name in ``networks.ACTIVATIONS``.
+        context_dim: width of the context, which all dimensions see; 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for an order that is not one.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    order: Order = None
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_spline("MaskedSplineAutoregressive", self.num_bins, self.tail_bound)
+        super().__post_init__()
+
+    @property
+    def num_parameters(self) -> int:
+        return 3 * self.num_bins - 1
+
+    def _transform(self, x: Array, parameters: Array) -> Output:
+        return rational_quadratic(x, parameters, self.tail_bound)
+
+    def _inverse_transform(self, z: Array, parameters: Array) -> Output:
+        return rational_quadratic(z, parameters, self.tail_bound, inverse=True)

@@ -14,6 +14,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.layouts import stack_name
 from jax_flows.registry import register
 
@@ -53,9 +54,13 @@ class Bijector(HasVariables):
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
         context_dim: width of the context, 0 for none.
+        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
+            result is NaN, at an end of them it may be infinite.
     """
 
     context_dim: int = 0
+    domain: Interval = REALS
+    codomain: Interval = REALS
 
     def __post_init__(self) -> None:
         count_construction()
@@ -91,6 +96,14 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
         return self._forward_and_update(variables, *check_input(self, variables, "x", x, context))
+
+    def check_domain(self, x: Array) -> None:
+        """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
+        self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
+
+    def check_codomain(self, z: Array) -> None:
+        """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
+        self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
     @abstractmethod
     def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
@@ -222,6 +235,14 @@ class Chain(Bijector):
     def context_dim(self) -> int:  # type: ignore[override]
         return checks.common_context_dim("Chain", [b.context_dim for b in self.bijectors])
 
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[0].domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[-1].codomain
+
     @cached_property
     def segments(self) -> list[_Segment]:
         """The runs of equal blocks that the chain scans over."""
@@ -311,6 +332,14 @@ class Invert(Bijector):
     @property
     def context_dim(self) -> int:  # type: ignore[override]
         return self.bijector.context_dim
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.codomain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.domain
 
     def _init(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector._init(key, dtype)})

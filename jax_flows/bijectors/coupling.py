@@ -11,7 +11,9 @@ from jax import Array
 
 from flow_bridge import checks, masks
 from flow_bridge.masks import Index, Mask
+from flow_bridge.splines import check_spline
 from jax_flows.bijectors.base import Bijector, Output, Variables, child, gather
+from jax_flows.bijectors.splines import rational_quadratic
 from jax_flows.networks import MLP
 from jax_flows.registry import register
 
@@ -56,7 +58,7 @@ class Coupling(Bijector):
         name = type(self).__name__
         checks.positive_int(name, dim=self.dim)
         checks.non_negative_int(name, context_dim=self.context_dim)
-        _ = self.partition
+        _ = self.partition, self.networks
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -66,6 +68,23 @@ class Coupling(Bijector):
     def partition(self) -> Partition:
         """How the input is taken apart."""
         return Partition(self.mask, self.dim, self.context_dim)
+
+    @cached_property
+    @abstractmethod
+    def networks(self) -> dict[str, MLP]:
+        """The conditioner's networks by name."""
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        keys = jax.random.split(key, len(self.networks))
+        return gather(
+            {
+                name: network.init(k, jnp.zeros(network.in_dim, dtype))
+                for k, (name, network) in zip(keys, self.networks.items(), strict=True)
+            }
+        )
+
+    def _apply(self, name: str, variables: Variables, inputs: Array, *args: Any) -> Array:
+        return jnp.asarray(self.networks[name].apply(child(variables, name), inputs, *args))
 
     def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(x)
@@ -91,6 +110,47 @@ class Coupling(Bijector):
 
     @abstractmethod
     def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output: ...
+
+
+@register
+@dataclass(frozen=True)
+class AdditiveCoupling(Coupling):
+    """z_free = x_free + t, with t from the fixed dimensions; log|det| = 0, exactly.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    mask: Mask = "even"
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    @cached_property
+    def networks(self) -> dict[str, MLP]:
+        in_dim, out_dim = self.partition.num_fixed + self.context_dim, self.partition.num_free
+        return {"network": MLP(in_dim, self.hidden_dims, out_dim, self.activation, parent=None)}
+
+    def _predict(self, variables: Variables, inputs: Array) -> tuple[Array, ...]:
+        return (self._apply("network", variables, inputs),)
+
+    def _transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        return free + parameters[0], jnp.zeros(free.shape[:-1], free.dtype)
+
+    def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        return free - parameters[0], jnp.zeros(free.shape[:-1], free.dtype)
 
 
 @register
@@ -125,13 +185,8 @@ class AffineCoupling(Coupling):
     separate_networks: bool = True
     context_dim: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.networks
-
     @cached_property
     def networks(self) -> dict[str, MLP]:
-        """The conditioner: ``scale_net`` and ``shift_net``, or one ``network``."""
         if self.separate_networks:
             widths = (self.dim + self.context_dim, self.hidden_dims, self.dim)
             return {
@@ -142,25 +197,13 @@ class AffineCoupling(Coupling):
         out_dim = 2 * self.partition.num_free
         return {"network": MLP(in_dim, self.hidden_dims, out_dim, self.activation, parent=None)}
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
-        keys = jax.random.split(key, len(self.networks))
-        return gather(
-            {
-                name: network.init(k, jnp.zeros(network.in_dim, dtype))
-                for k, (name, network) in zip(keys, self.networks.items(), strict=True)
-            }
-        )
-
     def _predict(self, variables: Variables, inputs: Array) -> tuple[Array, ...]:
-        def network(name: str, *args: Any) -> Array:
-            return jnp.asarray(self.networks[name].apply(child(variables, name), inputs, *args))
-
         if not self.separate_networks:
-            s, t = jnp.split(network("network"), 2, -1)
+            s, t = jnp.split(self._apply("network", variables, inputs), 2, -1)
             return jnp.tanh(s), t
-        columns, rows = self.partition.index("inputs"), self.partition.index("free")
-        s = network("scale_net", columns, rows)
-        return jnp.tanh(s), network("shift_net", columns, rows)
+        used = self.partition.index("inputs"), self.partition.index("free")
+        s = self._apply("scale_net", variables, inputs, *used)
+        return jnp.tanh(s), self._apply("shift_net", variables, inputs, *used)
 
     def _transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
         s, t = parameters
@@ -169,3 +212,60 @@ class AffineCoupling(Coupling):
     def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
         s, t = parameters
         return (free - t) * jnp.exp(-s), -s.sum(-1)
+
+
+@register
+@dataclass(frozen=True)
+class SplineCoupling(Coupling):
+    """z_free = spline(x_free), with one spline for each free dimension from the fixed ones.
+
+    The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
+    log|det| is the sum of the logs of their derivatives.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the identity begins.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    mask: Mask = "even"
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_spline("SplineCoupling", self.num_bins, self.tail_bound)
+        super().__post_init__()
+
+    @cached_property
+    def networks(self) -> dict[str, MLP]:
+        in_dim = self.partition.num_fixed + self.context_dim
+        out_dim = self.partition.num_free * (3 * self.num_bins - 1)
+        return {"network": MLP(in_dim, self.hidden_dims, out_dim, self.activation, parent=None)}
+
+    def _predict(self, variables: Variables, inputs: Array) -> tuple[Array, ...]:
+        raw = self._apply("network", variables, inputs)
+        shape = (*inputs.shape[:-1], self.partition.num_free, 3 * self.num_bins - 1)
+        return (raw.reshape(shape),)
+
+    def _transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound)
+        return free, log_slope.sum(-1)
+
+    def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
+        return free, log_slope.sum(-1)

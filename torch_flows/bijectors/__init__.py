@@ -1,20 +1,50 @@
 """The bijectors."""
 
-from torch_flows.bijectors.autoregressive import MaskedAffineAutoregressive
+from torch_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from torch_flows.bijectors.base import Bijector, Chain, Invert
-from torch_flows.bijectors.coupling import AffineCoupling
-from torch_flows.bijectors.elementwise import Affine, Rescale
+from torch_flows.bijectors.coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    SplineCoupling,
+)
+from torch_flows.bijectors.elementwise import (
+    ELU,
+    Affine,
+    Exp,
+    LeakyReLU,
+    Rescale,
+    Sigmoid,
+    Softplus,
+    Tanh,
+)
+from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.residual import Planar
 
 __all__ = [
+    "ELU",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "Exp",
     "Invert",
+    "LULinear",
+    "LeakyReLU",
     "MaskedAffineAutoregressive",
+    "MaskedSplineAutoregressive",
+    "Permutation",
     "Planar",
+    "RandomPermutation",
     "Rescale",
+    "Rotation",
+    "Sigmoid",
+    "Softplus",
+    "SplineCoupling",
+    "Tanh",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.domains import REALS, Interval
 from torch_flows.registry import register
 
 Output = tuple[Tensor, Tensor]
@@ -25,11 +26,15 @@ class Bijector(nn.Module, ABC):
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
         context_dim: width of the context, 0 for none.
+        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
+            result is NaN, at an end of them it may be infinite.
     """
 
     is_architecture = True
     event_shape: tuple[int | None, ...] = (None,)
     context_dim: int = 0
+    domain: Interval = REALS
+    codomain: Interval = REALS
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +59,14 @@ class Bijector(nn.Module, ABC):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
         return self._inverse(z, check_input(self, "z", z, context))
+
+    def check_domain(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
+        self.domain.check(type(self).__name__, "x", x.detach().double().cpu().numpy())
+
+    def check_codomain(self, z: Tensor) -> None:
+        """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
+        self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
 
     @abstractmethod
     def _forward(self, x: Tensor, context: Tensor | None) -> Output: ...
@@ -106,6 +119,7 @@ class Chain(Bijector):
         self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
         self.event_shape = checks.common_event_shape("Chain", [b.event_shape for b in bijectors])
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
+        self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         log_dets = []
@@ -137,6 +151,7 @@ class Invert(Bijector):
         self.bijector = bijector.eval()
         self.event_shape = bijector.event_shape
         self.context_dim = bijector.context_dim
+        self.domain, self.codomain = bijector.codomain, bijector.domain
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self.bijector._inverse(x, context)

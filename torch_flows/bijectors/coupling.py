@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from flow_bridge import checks, masks
 from flow_bridge.masks import Mask
+from flow_bridge.splines import check_spline
 from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.splines import rational_quadratic
 from torch_flows.networks import MLP
 from torch_flows.registry import register
 
@@ -88,6 +90,49 @@ class Coupling(Bijector):
 
 
 @register
+class AdditiveCoupling(Coupling):
+    """z_free = x_free + t, with t from the fixed dimensions; log|det| = 0, exactly.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        mask: Mask = "even",
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim, mask, context_dim)
+        self.hidden_dims = tuple(hidden_dims)
+        self.activation = activation
+        in_dim = self.partition.num_fixed + context_dim
+        self.network = MLP(in_dim, hidden_dims, self.partition.num_free, activation)
+
+    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(inputs),)
+
+    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        return free + parameters[0], free.new_zeros(free.shape[:-1])
+
+    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        return free - parameters[0], free.new_zeros(free.shape[:-1])
+
+
+@register
 class AffineCoupling(Coupling):
     """z_free = x_free * exp(s) + t, with (s, t) from the fixed dimensions; log|det| = sum(s).
 
@@ -146,3 +191,59 @@ class AffineCoupling(Coupling):
     def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
         s, t = parameters
         return (free - t) * (-s).exp(), -s.sum(-1)
+
+
+@register
+class SplineCoupling(Coupling):
+    """z_free = spline(x_free), with one spline for each free dimension from the fixed ones.
+
+    The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
+    log|det| is the sum of the logs of their derivatives.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the identity begins.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        mask: Mask = "even",
+        num_bins: int = 8,
+        tail_bound: float = 5.0,
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim, mask, context_dim)
+        check_spline("SplineCoupling", num_bins, tail_bound)
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_bins = num_bins
+        self.tail_bound = tail_bound
+        self.activation = activation
+        in_dim = self.partition.num_fixed + context_dim
+        out_dim = self.partition.num_free * (3 * num_bins - 1)
+        self.network = MLP(in_dim, hidden_dims, out_dim, activation)
+
+    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(inputs).unflatten(-1, (-1, 3 * self.num_bins - 1)),)
+
+    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound)
+        return free, log_slope.sum(-1)
+
+    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
+        return free, log_slope.sum(-1)
