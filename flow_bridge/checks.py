@@ -170,3 +170,12 @@ def reparameterized(owner: str, base: str, differentiable: bool) -> None:
     """Raise ``ValueError`` unless gradients through a base's samples reach all of its weights."""
     if not differentiable:
         raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")
+
+
+def instances(owner: str, name: str, values: Iterable[object], cls: type) -> None:
+    """Raise ``TypeError`` unless every value is an instance of the class."""
+    for value in values:
+        if not isinstance(value, cls):
+            raise TypeError(
+                f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
+            )

@@ -38,6 +38,8 @@ def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
             "second_half": position >= dim // 2,
         }[mask]
     else:
+        if not isinstance(mask, list | tuple):
+            raise ValueError(f"mask must be a name or a list of 0 and 1, got {mask!r}.")
         if len(mask) != dim or any(entry not in (0, 1) for entry in mask):
             raise ValueError(f"mask must hold {dim} entries of 0 or 1, got {list(mask)!r}.")
         fixed = np.array(mask, dtype=bool)
@@ -114,6 +116,11 @@ class Partition:
     def fixed_leads(self) -> bool:
         """Whether dimension 0 is fixed: the fixed dimensions then come first in ``order``."""
         return bool(self.fixed[0] == 0)
+
+    @property
+    def parts(self) -> tuple[tuple[int, ...], int]:
+        """The positions that go with dimension 0, and ``dim``: equal for a mask and its opposite."""
+        return tuple((self.fixed if self.fixed_leads else self.free).tolist()), self.dim
 
     @cached_property
     def order(self) -> np.ndarray:

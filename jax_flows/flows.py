@@ -54,6 +54,9 @@ class Flow(HasVariables):
     base: Distribution
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
+        checks.instances(name, "bijector", [self.bijector], Bijector)
+        checks.instances(name, "base", [self.base], Distribution)
         _ = self.event_shape
 
     @property

@@ -1,6 +1,7 @@
 """The networks that condition bijectors."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import jax
@@ -24,34 +25,41 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """Activations by name; ``leaky_relu`` has slope 0.2 and ``gelu`` is the exact one."""
 
 
+def matmul(x: Array, kernel: Array) -> Array:
+    """x W for x of shape ``(*batch, in_dim)`` and W of shape ``(in_dim, out_dim)``."""
+    if kernel.shape[0] <= kernel.shape[1]:
+        return jnp.matmul(x, kernel, precision=matmul_precision())
+    # The gradient of a tall kernel is a tall product, at which XLA is 2 to 7 times slower on a CPU
+    # than at its transpose; the barrier keeps it from folding the transposition away.
+    transposed = jax.lax.optimization_barrier(kernel.T)
+    return jnp.einsum("...i,oi->...o", x, transposed, precision=matmul_precision())
+
+
+# The backward pass keeps the products and computes the activations anew: less memory, and faster.
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
+def _mlp(activation: str, x: Array, weights: list[tuple[Array, Array]]) -> Array:
+    for kernel, bias in weights[:-1]:
+        x = ACTIVATIONS[activation](matmul(x, kernel) + bias)
+    kernel, bias = weights[-1]
+    return matmul(x, kernel) + bias
+
+
 class Linear(nn.Module):
-    """x W + b, initialised as PyTorch's Linear: uniform within 1 / sqrt(in_dim)."""
+    """The weights of x W + b, initialised as PyTorch's Linear: uniform within 1 / sqrt(in_dim)."""
 
     in_dim: int
     out_dim: int
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        inputs: Index | None = None,
-        outputs: Index | None = None,
-        mask: Array | None = None,
-    ) -> Array:
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """The kernel and the bias, in the dtype of x."""
         bound = self.in_dim**-0.5
 
         def uniform(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.uniform(key, shape, x.dtype, -bound, bound)
 
         kernel = self.param("kernel", uniform, (self.in_dim, self.out_dim))
-        bias = self.param("bias", uniform, (self.out_dim,))
-        if inputs is not None:
-            kernel = kernel[inputs]
-        if outputs is not None:
-            kernel, bias = kernel[:, outputs], bias[outputs]
-        if mask is not None:
-            kernel = jnp.where(mask, kernel, 0)
-        return jnp.matmul(x, kernel, precision=matmul_precision()) + bias
+        return kernel, self.param("bias", uniform, (self.out_dim,))
 
 
 class MLP(nn.Module):
@@ -84,13 +92,15 @@ class MLP(nn.Module):
         """Args: x; ``inputs`` and ``outputs`` select the columns of the first weight that x meets and
         the rows of the last weight that are computed (all of them by default)."""
         widths = (self.in_dim, *self.hidden_dims, self.out_dim)
-        last = len(self.hidden_dims)
-        for i, (in_dim, out_dim) in enumerate(pairwise(widths)):
-            layer = Linear(in_dim, out_dim, name=f"layers_{i}")
-            x = layer(x, inputs if i == 0 else None, outputs if i == last else None)
-            if i < last:
-                x = ACTIVATIONS[self.activation](x)
-        return x
+        weights = [
+            Linear(in_dim, out_dim, name=f"layers_{i}")(x)
+            for i, (in_dim, out_dim) in enumerate(pairwise(widths))
+        ]
+        if inputs is not None:
+            weights[0] = weights[0][0][inputs], weights[0][1]
+        if outputs is not None:
+            weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
+        return _mlp(self.activation, x, weights)
 
 
 class MaskedMLP(nn.Module):
@@ -136,11 +146,10 @@ class MaskedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
-        h = x if context is None else jnp.concatenate([x, context], -1)
+        weights = []
         degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
         for i, (below, above) in enumerate(pairwise(degrees)):
-            layer = Linear(len(below), len(above), name=f"layers_{i}")
-            h = layer(
-                h if i == 0 else ACTIVATIONS[self.activation](h), mask=above >= below[:, None]
-            )
-        return h.reshape(*x.shape, self.num_parameters)
+            kernel, bias = Linear(len(below), len(above), name=f"layers_{i}")(x)
+            weights.append((jnp.where(above >= below[:, None], kernel, 0), bias))
+        h = x if context is None else jnp.concatenate([x, context], -1)
+        return _mlp(self.activation, h, weights).reshape(*x.shape, self.num_parameters)

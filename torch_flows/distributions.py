@@ -63,7 +63,7 @@ class StandardNormal(Distribution):
     def log_prob(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
-        return -sum_event(z.square(), event_ndim) / 2 - constant
+        return -0.5 * sum_event(z.square(), event_ndim) - constant
 
     def from_noise(self, noise: Tensor) -> Tensor:
         return noise

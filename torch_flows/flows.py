@@ -39,6 +39,8 @@ class Flow(nn.Module):
     def __init__(self, bijector: Bijector, base: Distribution) -> None:
         super().__init__()
         name = type(self).__name__
+        checks.instances(name, "bijector", [bijector], Bijector)
+        checks.instances(name, "base", [base], Distribution)
         self.event_shape = checks.common_event_shape(name, [bijector.event_shape, base.event_shape])
         self.context_dim = bijector.context_dim
         self.bijector = bijector

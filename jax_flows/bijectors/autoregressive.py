@@ -240,8 +240,7 @@ def _take(array: Array, index: np.ndarray) -> Array:
     """Rows by position; one past the end is a row of zeros."""
     if np.array_equal(index.ravel(), np.arange(len(array))):
         return array.reshape(*index.shape, *array.shape[1:])
-    padded = jnp.concatenate([array, jnp.zeros_like(array[:1])])
-    return padded[index]
+    return jnp.pad(array, ((0, 1), (0, 0)))[index]
 
 
 def _add_product(total: Array, weight: Array, known: Array) -> Array:

@@ -225,6 +225,7 @@ class Chain(Bijector):
         super().__post_init__()
         if not self.bijectors:
             raise ValueError("Chain expects at least one bijector.")
+        checks.instances("Chain", "bijectors", self.bijectors, Bijector)
         _ = self.event_shape, self.context_dim
 
     @cached_property
@@ -324,6 +325,10 @@ class Invert(Bijector):
     """
 
     bijector: Bijector
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.instances("Invert", "bijector", [self.bijector], Bijector)
 
     @property
     def event_shape(self) -> tuple[int | None, ...]:

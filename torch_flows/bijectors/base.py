@@ -1,7 +1,7 @@
 """What every bijector is, and the ones made of others."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Bijector(nn.Module, ABC):
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
     is_architecture = True
@@ -35,6 +36,7 @@ class Bijector(nn.Module, ABC):
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
+    parts: Any = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,24 +118,48 @@ class Chain(Bijector):
         super().__init__()
         if not bijectors:
             raise ValueError("Chain expects at least one bijector.")
+        checks.instances("Chain", "bijectors", bijectors, Bijector)
         self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
         self.event_shape = checks.common_event_shape("Chain", [b.event_shape for b in bijectors])
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
         self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        log_dets = []
-        for bijector in self.bijectors:
-            x, log_det = bijector._forward(x, context if bijector.context_dim else None)
-            log_dets.append(log_det)
-        return x, sum(log_dets[1:], log_dets[0])
+        return self._run(self.bijectors, x, context)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self._run(reversed(self.bijectors), z, context, inverse=True)
+
+    def _run(
+        self,
+        bijectors: Iterable[Any],
+        x: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+    ) -> Output:
         log_dets = []
-        for bijector in reversed(self.bijectors):
-            z, log_det = bijector._inverse(z, context if bijector.context_dim else None)
+        # Couplings of the same parts hand them on: x is put together only where that ends.
+        parts: Any = None
+        partition: Any = None
+        fixed = free = x
+        for bijector in bijectors:
+            layer_context = context if bijector.context_dim else None
+            if partition is not None and bijector.parts != parts:
+                x, partition = partition.merge(fixed, free), None
+            if bijector.parts is None:
+                step = bijector._inverse if inverse else bijector._forward
+                x, log_det = step(x, layer_context)
+            else:
+                before, partition, parts = partition, bijector.partition, bijector.parts
+                if before is None:
+                    fixed, free = partition.split(x)
+                elif before.fixed_leads != partition.fixed_leads:
+                    fixed, free = free, fixed
+                free, log_det = bijector._couple(fixed, free, layer_context, inverse)
             log_dets.append(log_det)
-        return z, sum(log_dets[1:], log_dets[0])
+        if partition is not None:
+            x = partition.merge(fixed, free)
+        return x, torch.stack(log_dets).sum(0)
 
 
 @register
@@ -148,6 +174,7 @@ class Invert(Bijector):
 
     def __init__(self, bijector: Bijector) -> None:
         super().__init__()
+        checks.instances("Invert", "bijector", [bijector], Bijector)
         self.bijector = bijector.eval()
         self.event_shape = bijector.event_shape
         self.context_dim = bijector.context_dim

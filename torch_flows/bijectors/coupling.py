@@ -53,7 +53,11 @@ class Partition(nn.Module):
 
 
 class Coupling(Bijector):
-    """What couplings share: a partition, and a conditioner that sees the fixed dimensions."""
+    """What couplings share: a partition, and a conditioner that sees the fixed dimensions.
+
+    A subclass writes ``_predict``, ``_transform`` and ``_inverse_transform``; a chain of couplings of
+    the same parts calls these without putting x together in between.
+    """
 
     def __init__(self, dim: int, mask: Mask, context_dim: int) -> None:
         super().__init__()
@@ -61,20 +65,27 @@ class Coupling(Bijector):
         checks.positive_int(name, dim=dim)
         checks.non_negative_int(name, context_dim=context_dim)
         self.dim = dim
-        self.mask = mask if isinstance(mask, str) else tuple(mask)
+        self.mask = tuple(mask) if isinstance(mask, list) else mask
         self.context_dim = context_dim
         self.event_shape = (dim,)
         self.partition = Partition(self.mask, dim, context_dim)
+        self.parts = masks.Partition(self.mask, dim).parts
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(x)
-        free, log_det = self._transform(free, self._condition(fixed, context))
+        free, log_det = self._couple(fixed, free, context)
         return self.partition.merge(fixed, free), log_det
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(z)
-        free, log_det = self._inverse_transform(free, self._condition(fixed, context))
+        free, log_det = self._couple(fixed, free, context, inverse=True)
         return self.partition.merge(fixed, free), log_det
+
+    def _couple(
+        self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Output:
+        parameters = self._condition(fixed, context)
+        return (self._inverse_transform if inverse else self._transform)(free, parameters)
 
     def _condition(self, fixed: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         return self._predict(fixed if context is None else torch.cat([fixed, context], -1))
@@ -186,7 +197,7 @@ class AffineCoupling(Coupling):
 
     def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
         s, t = parameters
-        return torch.addcmul(t, free, s.exp()), s.sum(-1)
+        return free * s.exp() + t, s.sum(-1)
 
     def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
         s, t = parameters
