@@ -61,12 +61,12 @@ def permutation_order(permutation: str | Sequence[int], dim: int | None) -> np.n
         ValueError: for ``"reverse"`` without ``dim``, another name, a list that is not a permutation
             of 0, 1, ..., n - 1, and a list of another length than ``dim``.
     """
-    if isinstance(permutation, str):
-        if permutation != "reverse":
-            raise ValueError(f'permutation must be a list or "reverse", got {permutation!r}.')
+    if permutation == "reverse":
         if dim is None:
             raise ValueError('permutation "reverse" needs dim.')
         return np.arange(dim)[::-1].copy()
+    if not isinstance(permutation, list | tuple):
+        raise ValueError(f'permutation must be a list or "reverse", got {permutation!r}.')
     whole = all(isinstance(i, int) for i in permutation)
     if not permutation or not whole or sorted(permutation) != list(range(len(permutation))):
         raise ValueError(f"permutation must hold 0, 1, ..., n - 1 once each, got {permutation!r}.")
