@@ -9,6 +9,10 @@ import jax
 from jax import Array
 
 from flow_bridge import checks
+from jax_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from jax_flows.bijectors.base import (
     Bijector,
     Chain,
@@ -251,14 +255,15 @@ class NeuralSplineFlow(Model):
     """(LULinear, SplineCoupling) repeated; standard normal base.
 
     The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
-    equal.
+    equal. ``autoregressive=True`` has MaskedSplineAutoregressive in place of the couplings.
 
     Args:
-        dim: number of dimensions, at least 2.
-        hidden_dims: widths of the hidden layers of each coupling's network.
-        num_layers: number of couplings.
+        dim: number of dimensions, at least 2 with couplings.
+        hidden_dims: widths of the hidden layers of each spline's network.
+        num_layers: number of spline layers.
         num_bins: bins of each spline, below 1000.
         tail_bound: where the splines become the identity; standardise the data to well inside it.
+        autoregressive: whether each dimension depends on all before it, or half on the other half.
         context_dim: width of the context, 0 for none.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -269,21 +274,33 @@ class NeuralSplineFlow(Model):
     num_layers: int = 6
     num_bins: int = 8
     tail_bound: float = 5.0
+    autoregressive: bool = False
     context_dim: int = 0
 
     def _parts(self) -> tuple[Bijector, Distribution]:
         checks.positive_int("NeuralSplineFlow", num_layers=self.num_layers)
         layers: list[Bijector] = []
         for _ in range(self.num_layers):
-            coupling = SplineCoupling(
-                self.dim,
-                self.hidden_dims,
-                "first_half",
-                self.num_bins,
-                self.tail_bound,
-                context_dim=self.context_dim,
-            )
-            layers += [LULinear(self.dim), coupling]
+            splines: Bijector
+            if self.autoregressive:
+                splines = MaskedSplineAutoregressive(
+                    self.dim,
+                    self.hidden_dims,
+                    None,
+                    self.num_bins,
+                    self.tail_bound,
+                    context_dim=self.context_dim,
+                )
+            else:
+                splines = SplineCoupling(
+                    self.dim,
+                    self.hidden_dims,
+                    "first_half",
+                    self.num_bins,
+                    self.tail_bound,
+                    context_dim=self.context_dim,
+                )
+            layers += [LULinear(self.dim), splines]
         return Chain(tuple(layers)), StandardNormal(self.dim)
 
 
@@ -308,6 +325,70 @@ class PlanarFlow(Model):
         checks.positive_int("PlanarFlow", num_layers=self.num_layers)
         layers = [Planar(self.dim, self.context_dim) for _ in range(self.num_layers)]
         return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class MAF(Model):
+    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density is one pass of each network, and so, but for its sequential part, is a
+    sample.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        layers = _masked_affine_layers(self)
+        return Chain(layers), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class IAF(Model):
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
+    network, the density of given data needs the sequential direction.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Kingma et al. (2016), arXiv:1606.04934.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        layers = _masked_affine_layers(self)
+        return Invert(Chain(layers)), StandardNormal(self.dim)
+
+
+def _masked_affine_layers(owner: MAF | IAF) -> tuple[Bijector, ...]:
+    checks.positive_int(type(owner).__name__, num_layers=owner.num_layers)
+    return tuple(
+        MaskedAffineAutoregressive(
+            owner.dim,
+            owner.hidden_dims,
+            None if i % 2 == 0 else "reverse",
+            context_dim=owner.context_dim,
+        )
+        for i in range(owner.num_layers)
+    )
 
 
 @register

@@ -11,7 +11,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.masks import Index
+from flow_bridge.masks import Autoregression, Index, Order
 from jax_flows.numerics import matmul_precision, softplus
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -102,6 +102,58 @@ class MLP(nn.Module):
         if outputs is not None:
             weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
         return _mlp(self.activation, x, weights)
+
+
+class MaskedMLP(nn.Module):
+    """A network whose parameters for one dimension see only the dimensions generated before it.
+
+    From ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``. Who sees whom is stated in
+    ``flow_bridge.masks.Autoregression``.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers.
+        num_parameters: how many parameters each dimension gets.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        activation: a name in ``ACTIVATIONS``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown order or activation, or a width below 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...]
+    num_parameters: int
+    order: Order = None
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        checks.hidden_widths("MLP", self.hidden_dims)
+        checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        _ = self.plan.generated
+        super().__post_init__()
+
+    @property
+    def plan(self) -> Autoregression:
+        """Who sees whom."""
+        return Autoregression(
+            self.dim, self.hidden_dims, self.num_parameters, self.order, self.context_dim
+        )
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Args: x, and a context of its batch shape."""
+        weights = []
+        degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
+        for i, (below, above) in enumerate(pairwise(degrees)):
+            kernel, bias = Linear(len(below), len(above), name=f"layers_{i}")(x)
+            weights.append((jnp.where(above >= below[:, None], kernel, 0), bias))
+        h = x if context is None else jnp.concatenate([x, context], -1)
+        return _mlp(self.activation, h, weights).reshape(*x.shape, self.num_parameters)
 
 
 def conv(x: Array, kernel: Array, bias: Array) -> Array:

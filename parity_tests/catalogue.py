@@ -109,6 +109,11 @@ def spline(**arguments: Any) -> dict[str, Any]:
     return arch("SplineCoupling", **(defaults | arguments))
 
 
+def masked(type: str = "MaskedAffineAutoregressive", **arguments: Any) -> dict[str, Any]:
+    """A small masked autoregressive map with a smooth conditioner."""
+    return arch(type, **({"hidden_dims": [7, 5], "activation": "tanh"} | arguments))
+
+
 def flow(bijector: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """A flow."""
     return arch("Flow", bijector=bijector, base=base)
@@ -196,6 +201,19 @@ CASES = [
     Case("SplineCoupling-one-bin", spline(dim=4, num_bins=1)),
     Case("SplineCoupling-narrow", spline(dim=3, tail_bound=0.7), scale=1.5),
     Case("SplineCoupling-leaky", spline(dim=3, activation="leaky_relu"), smooth=False),
+    # autoregressive
+    Case("MaskedAffineAutoregressive", masked(dim=4), trajectory=True),
+    Case("MaskedAffineAutoregressive-square", masked(dim=3, hidden_dims=[6, 6], order="reverse")),
+    Case("MaskedAffineAutoregressive-dim1", masked(dim=1, hidden_dims=[3])),
+    Case("MaskedAffineAutoregressive-dim1-context", masked(dim=1, context_dim=2)),
+    Case("MaskedAffineAutoregressive-no-hidden", masked(dim=5, hidden_dims=[], order=[3, 0, 4, 1, 2])),
+    Case("MaskedAffineAutoregressive-few-units", masked(dim=11, hidden_dims=[3, 2], order="random:7")),
+    Case("MaskedAffineAutoregressive-scanned-context",
+         masked(dim=17, hidden_dims=[23, 9], context_dim=2)),
+    Case("MaskedAffineAutoregressive-leaky", masked(dim=3, activation="leaky_relu"), smooth=False),
+    Case("MaskedSplineAutoregressive", masked("MaskedSplineAutoregressive", dim=3, num_bins=3)),
+    Case("MaskedSplineAutoregressive-context",
+         masked("MaskedSplineAutoregressive", dim=2, num_bins=2, order="reverse", context_dim=2)),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
@@ -244,6 +262,12 @@ CASES = [
     Case("NeuralSplineFlow-context",
          arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3, tail_bound=3.0,
               context_dim=2), smooth=False),
+    Case("NeuralSplineFlow-autoregressive",
+         arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3,
+              autoregressive=True), scale=0.5, smooth=False),
+    Case("MAF", arch("MAF", dim=3, hidden_dims=[8, 8]), smooth=False),
+    Case("MAF-context", arch("MAF", dim=4, hidden_dims=[9], num_layers=2, context_dim=2), smooth=False),
+    Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2)),
 ]  # fmt: skip

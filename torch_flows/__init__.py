@@ -17,6 +17,8 @@ from torch_flows.bijectors import (
     LeakyReLU,
     Logit,
     LULinear,
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
     Permutation,
     Planar,
     RandomPermutation,
@@ -40,12 +42,14 @@ from torch_flows.distributions import (
     StudentT,
     Uniform,
 )
-from torch_flows.flows import NICE, Flow, Glow, NeuralSplineFlow, PlanarFlow, RealNVP
+from torch_flows.flows import IAF, MAF, NICE, Flow, Glow, NeuralSplineFlow, PlanarFlow, RealNVP
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 
 __all__ = [
     "ELU",
+    "IAF",
+    "MAF",
     "NICE",
     "ActNorm",
     "AdditiveCoupling",
@@ -66,6 +70,8 @@ __all__ = [
     "LULinear",
     "LeakyReLU",
     "Logit",
+    "MaskedAffineAutoregressive",
+    "MaskedSplineAutoregressive",
     "NeuralSplineFlow",
     "Permutation",
     "Planar",

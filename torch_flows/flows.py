@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from torch_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input, initialize
 from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import Rescale
@@ -174,14 +178,15 @@ class NeuralSplineFlow(Flow):
     """(LULinear, SplineCoupling) repeated; standard normal base.
 
     The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
-    equal.
+    equal. ``autoregressive=True`` has MaskedSplineAutoregressive in place of the couplings.
 
     Args:
-        dim: number of dimensions, at least 2.
-        hidden_dims: widths of the hidden layers of each coupling's network.
-        num_layers: number of couplings.
+        dim: number of dimensions, at least 2 with couplings.
+        hidden_dims: widths of the hidden layers of each spline's network.
+        num_layers: number of spline layers.
         num_bins: bins of each spline, below 1000.
         tail_bound: where the splines become the identity; standardise the data to well inside it.
+        autoregressive: whether each dimension depends on all before it, or half on the other half.
         context_dim: width of the context, 0 for none.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -194,21 +199,29 @@ class NeuralSplineFlow(Flow):
         num_layers: int = 6,
         num_bins: int = 8,
         tail_bound: float = 5.0,
+        autoregressive: bool = False,
         context_dim: int = 0,
     ) -> None:
         checks.positive_int("NeuralSplineFlow", num_layers=num_layers)
         layers: list[Bijector] = []
         for _ in range(num_layers):
-            coupling = SplineCoupling(
-                dim, hidden_dims, "first_half", num_bins, tail_bound, context_dim=context_dim
-            )
-            layers += [LULinear(dim), coupling]
+            splines: Bijector
+            if autoregressive:
+                splines = MaskedSplineAutoregressive(
+                    dim, hidden_dims, None, num_bins, tail_bound, context_dim=context_dim
+                )
+            else:
+                splines = SplineCoupling(
+                    dim, hidden_dims, "first_half", num_bins, tail_bound, context_dim=context_dim
+                )
+            layers += [LULinear(dim), splines]
         super().__init__(Chain(layers), StandardNormal(dim))
         self.dim = dim
         self.hidden_dims = tuple(hidden_dims)
         self.num_layers = num_layers
         self.num_bins = num_bins
         self.tail_bound = tail_bound
+        self.autoregressive = autoregressive
 
 
 @register
@@ -229,6 +242,75 @@ class PlanarFlow(Flow):
         super().__init__(Chain(layers), StandardNormal(dim))
         self.dim = dim
         self.num_layers = num_layers
+
+
+@register
+class MAF(Flow):
+    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density is one pass of each network, and so, but for its sequential part, is a
+    sample.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 5,
+        context_dim: int = 0,
+    ) -> None:
+        layers = _masked_affine_layers("MAF", dim, hidden_dims, num_layers, context_dim)
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+@register
+class IAF(Flow):
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
+    network, the density of given data needs the sequential direction.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Kingma et al. (2016), arXiv:1606.04934.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 5,
+        context_dim: int = 0,
+    ) -> None:
+        layers = _masked_affine_layers("IAF", dim, hidden_dims, num_layers, context_dim)
+        super().__init__(Invert(Chain(layers)), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+def _masked_affine_layers(
+    owner: str, dim: int, hidden_dims: Sequence[int], num_layers: int, context_dim: int
+) -> list[Bijector]:
+    checks.positive_int(owner, num_layers=num_layers)
+    return [
+        MaskedAffineAutoregressive(
+            dim, hidden_dims, None if i % 2 == 0 else "reverse", context_dim=context_dim
+        )
+        for i in range(num_layers)
+    ]
 
 
 @register

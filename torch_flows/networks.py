@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.masks import Autoregression, Order
 from torch_flows.numerics import softplus
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -28,6 +29,13 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "tanh": torch.tanh_,
 }
+
+
+def _mlp(activation: str, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    function = _IN_PLACE.get(activation, ACTIVATIONS[activation])
+    for weight, bias in weights[:-1]:
+        x = function(functional.linear(x, weight, bias))
+    return functional.linear(x, *weights[-1])
 
 
 class MLP(nn.Module):
@@ -67,10 +75,53 @@ class MLP(nn.Module):
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        activation = _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])
-        for weight, bias in weights[:-1]:
-            x = activation(functional.linear(x, weight, bias))
-        return functional.linear(x, *weights[-1])
+        return _mlp(self.activation, x, weights)
+
+
+class MaskedMLP(MLP):
+    """A network whose parameters for one dimension see only the dimensions generated before it.
+
+    From ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``. Who sees whom is stated in
+    ``flow_bridge.masks.Autoregression``.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers.
+        num_parameters: how many parameters each dimension gets.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        activation: a name in ``ACTIVATIONS``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown order or activation, or a width below 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int],
+        num_parameters: int,
+        order: Order = None,
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim + context_dim, hidden_dims, dim * num_parameters, activation)
+        self.plan = Autoregression(dim, tuple(hidden_dims), num_parameters, order, context_dim)
+        degrees = [torch.tensor(layer) for layer in self.plan.degrees]
+        for i, (below, above) in enumerate(pairwise(degrees)):
+            self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Args: x, and a context of its batch shape."""
+        weights = [
+            (torch.where(getattr(self, f"mask_{i}"), layer.weight, 0), layer.bias)
+            for i, layer in enumerate(self.layers)
+        ]
+        h = x if context is None else torch.cat([x, context], -1)
+        out = _mlp(self.activation, h, weights)
+        return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))
 
 
 class ConvNet(nn.Module):

@@ -1,5 +1,9 @@
 """The bijectors."""
 
+from jax_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from jax_flows.bijectors.base import Bijector, Chain, Invert
 from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from jax_flows.bijectors.elementwise import (
@@ -41,6 +45,8 @@ __all__ = [
     "LULinear",
     "LeakyReLU",
     "Logit",
+    "MaskedAffineAutoregressive",
+    "MaskedSplineAutoregressive",
     "Permutation",
     "Planar",
     "RandomPermutation",

@@ -1,5 +1,9 @@
 """The bijectors."""
 
+from torch_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from torch_flows.bijectors.base import Bijector, Chain, Invert
 from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import (
@@ -41,6 +45,8 @@ __all__ = [
     "LULinear",
     "LeakyReLU",
     "Logit",
+    "MaskedAffineAutoregressive",
+    "MaskedSplineAutoregressive",
     "Permutation",
     "Planar",
     "RandomPermutation",
