@@ -142,6 +142,21 @@ class Twinflows(Contender):
         ]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
 
+    def spline(self, row: Row) -> None:
+        from jax_flows import Chain, Flow, SplineCoupling, StandardNormal
+
+        layers = [
+            SplineCoupling(
+                row.dim,
+                row.hidden_dims,
+                ("even", "odd")[i % 2],
+                activation="relu",
+                **row.options,
+            )
+            for i in range(row.layers)
+        ]
+        self.init(Flow(Chain(layers), StandardNormal(row.dim)))
+
     def init(self, flow: Any) -> None:
         """Fresh weights for a flow; what is not trained stays out of ``params``."""
         self.flow = flow
@@ -176,6 +191,24 @@ class Flowjax(Contender):
             coupling_flow(
                 jax.random.key(0),
                 base_dist=StandardNormal(row.event_shape),
+                flow_layers=row.layers,
+                nn_width=row.hidden_dims[0],
+                nn_depth=len(row.hidden_dims),
+            )
+        )
+
+    def spline(self, row: Row) -> None:
+        from flowjax.bijections import RationalQuadraticSpline
+        from flowjax.distributions import StandardNormal
+        from flowjax.flows import coupling_flow
+
+        self.partition(
+            coupling_flow(
+                jax.random.key(0),
+                base_dist=StandardNormal(row.event_shape),
+                transformer=RationalQuadraticSpline(
+                    knots=row.options["num_bins"] - 1, interval=row.options["tail_bound"]
+                ),
                 flow_layers=row.layers,
                 nn_width=row.hidden_dims[0],
                 nn_depth=len(row.hidden_dims),
@@ -239,6 +272,34 @@ class Distrax(Contender):
 
         self.flow = flow
 
+    def spline(self, row: Row) -> None:
+        import distrax
+
+        half = row.dim // 2
+        width, bound = 3 * row.options["num_bins"] + 1, row.options["tail_bound"]
+        keys = jax.random.split(jax.random.key(0), row.layers)
+        self.params = [init_mlp(key, half, row.hidden_dims, half * width) for key in keys]
+
+        def bijector(outputs: Array) -> Any:
+            return distrax.RationalQuadraticSpline(
+                outputs.reshape(*outputs.shape[:-1], half, width),
+                -bound,
+                bound,
+                boundary_slopes="identity",
+            )
+
+        def flow(params: Any) -> Any:
+            layers = [
+                distrax.SplitCoupling(
+                    half, 1, lambda x, p=p: apply_mlp(p, x), bijector, swap=i % 2 == 1
+                )
+                for i, p in enumerate(params)
+            ]
+            base = distrax.Independent(distrax.Normal(jnp.zeros(row.dim), jnp.ones(row.dim)), 1)
+            return distrax.Transformed(base, distrax.Chain(layers))
+
+        self.flow = flow
+
     def log_prob(self, params: Any, x: Array) -> Array:
         return self.flow(params).log_prob(x)
 
@@ -261,18 +322,32 @@ class Bijx(Contender):
         import bijx
         from flax import nnx
 
-        rngs = nnx.Rngs(0)
         # Clamped by tanh to factors within 1/e and e, as ours: the default overflows at dim 2.
-        affine = bijx.ModuleReconstructor(
-            bijx.AffineLinear(transform_scale=lambda s: jnp.exp(jnp.tanh(s)), rngs=rngs)
+        self.couplings(
+            row,
+            bijx.AffineLinear(transform_scale=lambda s: jnp.exp(jnp.tanh(s)), rngs=nnx.Rngs(0)),
         )
+
+    def spline(self, row: Row) -> None:
+        """Splines on (0, 1), where bijx has them; the identity outside."""
+        import bijx
+        from flax import nnx
+
+        self.couplings(row, bijx.MonotoneRQSpline(row.options["num_bins"], rngs=nnx.Rngs(0)))
+
+    def couplings(self, row: Row, transform: Any) -> None:
+        """Couplings with alternating masks and one network each."""
+        import bijx
+        from flax import nnx
+
+        rngs, template = nnx.Rngs(0), bijx.ModuleReconstructor(transform)
         layers = []
         for i in range(row.layers):
             mask = bijx.checker_mask(row.event_shape, parity=i % 2 == 1)
             active = mask.count_primary
             network = bijx.nn.nets.MLP(
                 mask.count_secondary,
-                active * affine.params_total_size,
+                active * template.params_total_size,
                 list(row.hidden_dims),
                 activation=nnx.relu,
                 rngs=rngs,
@@ -283,7 +358,7 @@ class Bijx(Contender):
                         network, lambda p, active=active: p.reshape(*p.shape[:-1], active, -1)
                     ),
                     mask,
-                    affine,
+                    template,
                 )
             )
         self.split(bijx.Transformed(bijx.IndependentNormal(row.event_shape), bijx.Chain(*layers)))

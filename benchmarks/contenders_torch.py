@@ -107,6 +107,21 @@ class Twinflows(Contender):
         ]
         return Flow(Chain(layers), StandardNormal(row.dim))
 
+    def spline(self, row: Row) -> nn.Module:
+        from torch_flows import Chain, Flow, SplineCoupling, StandardNormal
+
+        layers = [
+            SplineCoupling(
+                row.dim,
+                row.hidden_dims,
+                ("even", "odd")[i % 2],
+                activation="relu",
+                **row.options,
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(Chain(layers), StandardNormal(row.dim))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.forward(x)[0]
 
@@ -121,6 +136,25 @@ class Zuko(Contender):
         from zuko.flows import NICE
 
         return NICE(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def spline(self, row: Row) -> nn.Module:
+        from zuko.distributions import DiagNormal
+        from zuko.flows import Flow, GeneralCouplingTransform, UnconditionalDistribution
+        from zuko.transforms import MonotonicRQSTransform
+
+        bins = row.options["num_bins"]
+        layers = [
+            GeneralCouplingTransform(
+                row.dim,
+                mask=torch.arange(row.dim) % 2 == i % 2,
+                univariate=MonotonicRQSTransform,
+                shapes=[(bins,), (bins,), (bins - 1,)],
+                hidden_features=row.hidden_dims,
+            )
+            for i in range(row.layers)
+        ]
+        zeros, ones = torch.zeros(row.dim), torch.ones(row.dim)
+        return Flow(layers, UnconditionalDistribution(DiagNormal, zeros, ones, buffer=True))
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.flow().log_prob(x)
@@ -160,6 +194,24 @@ class Nflows(Contender):
         ]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
 
+    def spline(self, row: Row) -> nn.Module:
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+        from nflows.transforms import CompositeTransform
+        from nflows.transforms.coupling import PiecewiseRationalQuadraticCouplingTransform
+        from nflows.utils.torchutils import create_alternating_binary_mask
+
+        layers = [
+            PiecewiseRationalQuadraticCouplingTransform(
+                create_alternating_binary_mask(row.dim, even=i % 2 == 0),
+                lambda n_in, n_out: _IgnoresContext(*mlp(n_in, row.hidden_dims, n_out)),
+                tails="linear",
+                **row.options,
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.transform_to_noise(x)
 
@@ -180,6 +232,25 @@ class Normflows(Contender):
             )
             for i in range(row.layers)
         ]
+        base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
+        return normflows.NormalizingFlow(base, layers)
+
+    def spline(self, row: Row) -> nn.Module:
+        import normflows
+        from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling
+        from normflows.flows.neural_spline.wrapper import CoupledRationalQuadraticSpline
+
+        layers = []
+        for i in range(row.layers):
+            # The wrapper's own conditioner is residual; its coupling takes any network.
+            layer = CoupledRationalQuadraticSpline(row.dim, 1, 1, num_bins=2)
+            layer.prqct = PiecewiseRationalQuadraticCoupling(
+                torch.arange(row.dim) % 2 == i % 2,
+                lambda n_in, n_out: _IgnoresContext(*mlp(n_in, row.hidden_dims, n_out)),
+                tails="linear",
+                **row.options,
+            )
+            layers.append(layer)
         base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
         return normflows.NormalizingFlow(base, layers)
 

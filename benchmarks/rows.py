@@ -48,10 +48,22 @@ def realnvp(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batc
     return Row(name, "realnvp", dim, hidden_dims, layers, batch, (dim // 2, *hidden_dims, dim))
 
 
+def spline(
+    name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int, num_bins: int
+) -> Row:
+    """Couplings with rational-quadratic splines on (-5, 5), the identity outside."""
+    free = dim // 2
+    conditioner = (dim - free, *hidden_dims, free * (3 * num_bins - 1))
+    options = {"num_bins": num_bins, "tail_bound": 5.0}
+    # bijx's float32 round trip is off by 2e-3
+    return Row(name, "spline", dim, hidden_dims, layers, batch, conditioner, options, 1e-2)
+
+
 ROWS = {
     row.name: row
     for row in (
         realnvp("realnvp-2", 2, (64,), 8, 512),
         realnvp("realnvp-64", 64, (256, 256), 8, 1024),
+        spline("spline-8", 8, (128, 128), 6, 1024, 8),
     )
 }

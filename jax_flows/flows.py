@@ -24,12 +24,14 @@ from jax_flows.bijectors.base import (
     child,
     freeze_lists,
     gather,
+    initialize,
     weight_dtype,
 )
 from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from jax_flows.bijectors.elementwise import Rescale
+from jax_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
 from jax_flows.bijectors.linear import LULinear
-from jax_flows.bijectors.normalization import BatchNorm
+from jax_flows.bijectors.normalization import ActNorm, BatchNorm
 from jax_flows.bijectors.residual import Planar
 from jax_flows.distributions import Distribution, StandardNormal
 from jax_flows.registry import register
@@ -47,7 +49,7 @@ class Flow(HasVariables):
         base: the distribution of the latent.
 
     Raises:
-        ValueError: if the two are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes.
     """
 
     bijector: Bijector
@@ -60,10 +62,14 @@ class Flow(HasVariables):
         _ = self.event_shape
 
     @property
-    def event_shape(self) -> tuple[int | None, ...]:
+    def latent_shape(self) -> tuple[int | None, ...]:
         return checks.common_event_shape(
-            type(self).__name__, [self.bijector.event_shape, self.base.event_shape]
+            type(self).__name__, [self.bijector.latent_shape, self.base.event_shape]
         )
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return self.bijector.map_shape(self.latent_shape, inverse=True)
 
     @property
     def context_dim(self) -> int:
@@ -87,7 +93,7 @@ class Flow(HasVariables):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -97,9 +103,17 @@ class Flow(HasVariables):
         return self.bijector._forward(child(variables, "bijector"), x, context)
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = check_input(self, variables, "z", z, context)
         return self.bijector._inverse(child(variables, "bijector"), z, context)
+
+    def initialize(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> dict[str, Any]:
+        """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
+        own = child(variables, "bijector")
+        own = initialize(self, self.bijector, variables, own, x, context)
+        return {**variables, **gather({"bijector": own, "base": child(variables, "base")})}
 
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
@@ -375,3 +389,60 @@ def _masked_affine_layers(owner: MAF | IAF) -> tuple[Bijector, ...]:
         )
         for i in range(owner.num_layers)
     )
+
+
+@register
+@dataclass(frozen=True)
+class Glow(Model):
+    """A multi-scale flow of images: Squeeze, steps of (ActNorm, Invertible1x1Conv, coupling), Split.
+
+    Every level trades space for channels, runs its steps, and sends half of the channels to the base;
+    the last level keeps all of them. z has the shape of x, each level's part at its own pixels.
+    Standard normal base. Call ``initialize`` with a batch of data before training.
+
+    Args:
+        shape: (channels, height, width); 2^num_levels divides height and width.
+        num_levels: number of levels.
+        num_steps: number of steps of each level.
+        hidden_channels: width of each coupling's ``ConvNet``.
+        context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
+    level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
+    scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+    """
+
+    shape: tuple[int, ...]
+    num_levels: int = 3
+    num_steps: int = 8
+    hidden_channels: int = 64
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
+        shape = checks.image_shape("Glow", self.shape, 2**self.num_levels)
+        level = _glow_level(
+            shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
+        )
+        return level, StandardNormal(shape)
+
+
+def _glow_level(
+    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+) -> Chain:
+    channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
+    layers: list[Bijector] = [Squeeze()]
+    for _ in range(num_steps):
+        layers += [
+            ActNorm((channels, height, width)),
+            Invertible1x1Conv(channels),
+            ConvAffineCoupling(channels, hidden_channels, context_dim=context_dim),
+        ]
+    if num_levels > 1:
+        rest = (channels // 2, height, width)
+        inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
+        layers.append(Split(inner))
+    return Chain((*layers, Invert(Squeeze())))

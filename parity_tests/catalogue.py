@@ -126,6 +126,12 @@ def smooth_real_nvp(dim: int, layers: int, **arguments: Any) -> dict[str, Any]:
     return arch("Chain", bijectors=stack)
 
 
+def conv_coupling(**arguments: Any) -> dict[str, Any]:
+    """A small convolutional coupling with a smooth conditioner."""
+    return arch("ConvAffineCoupling", **({"hidden_channels": 5, "activation": "tanh"} | arguments))
+
+
+UNSQUEEZE = arch("Invert", bijector=arch("Squeeze"))
 NORMAL2, NORMAL3 = arch("StandardNormal", dim=2), arch("StandardNormal", dim=3)
 
 CASES = [
@@ -171,6 +177,9 @@ CASES = [
     # normalisation
     Case("BatchNorm", arch("BatchNorm", dim=3)),
     Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
+    Case("ActNorm", arch("ActNorm", dim=3)),
+    Case("ActNorm-dim1", arch("ActNorm", dim=1)),
+    Case("ActNorm-image", arch("ActNorm", dim=[3, 2, 4])),
     # coupling
     Case("AffineCoupling", coupling(dim=2, mask="odd")),
     Case("AffineCoupling-square", coupling(dim=6, hidden_dims=[6, 6], mask="even")),
@@ -213,7 +222,34 @@ CASES = [
     # base distributions
     Case("GaussianMixture", flow(arch("Affine", dim=3), arch("GaussianMixture", dim=3, num_components=4))),
     Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
+    # images
+    Case("Squeeze", arch("Squeeze"), dim=4),
+    Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),
+    Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
+    Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
+    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1), dim=2),
+    Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
+    Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
+    Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),
+    Case("ConvAffineCoupling-list-context",
+         conv_coupling(channels=5, mask=[1, 0, 0, 1, 1], context_dim=2), dim=2),
+    Case("ConvAffineCoupling-relu", conv_coupling(channels=2, activation="relu"), dim=3, smooth=False),
+    Case("Split", arch("Split", bijector=conv_coupling(channels=2, context_dim=2)), dim=2),
+    Case("Split-multi-scale", arch("Chain", bijectors=[
+        arch("Squeeze"), arch("ActNorm", dim=[8, 2, 2]),
+        arch("Split", bijector=arch("Chain", bijectors=[
+            arch("Squeeze"), *[conv_coupling(channels=16)] * 2, UNSQUEEZE,
+        ])),
+        UNSQUEEZE,
+    ])),
+    Case("Logit", arch("Logit"), dim=3, draw=lambda g, shape: g.uniform(0.01, 0.99, shape)),
+    Case("Logit-vector", arch("Logit", alpha=0.0, event_ndim=1), dim=3,
+         draw=lambda g, shape: g.uniform(0.01, 0.99, shape)),
     # models
+    Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
+         smooth=False),
+    Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
+                              context_dim=3), smooth=False),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
     Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
          smooth=False),

@@ -1,16 +1,21 @@
 """Normalizing flows in PyTorch: the reference half of twinflows."""
 
+from flow_bridge.images import bits_per_dimension
 from torch_flows.bijectors import (
     ELU,
+    ActNorm,
     AdditiveCoupling,
     Affine,
     AffineCoupling,
     BatchNorm,
     Bijector,
     Chain,
+    ConvAffineCoupling,
     Exp,
     Invert,
+    Invertible1x1Conv,
     LeakyReLU,
+    Logit,
     LULinear,
     MaskedAffineAutoregressive,
     MaskedSplineAutoregressive,
@@ -22,7 +27,11 @@ from torch_flows.bijectors import (
     Sigmoid,
     Softplus,
     SplineCoupling,
+    Split,
+    Squeeze,
     Tanh,
+    dequantize,
+    quantize,
 )
 from torch_flows.checkpoint import load, save
 from torch_flows.distributions import (
@@ -33,15 +42,7 @@ from torch_flows.distributions import (
     StudentT,
     Uniform,
 )
-from torch_flows.flows import (
-    IAF,
-    MAF,
-    NICE,
-    Flow,
-    NeuralSplineFlow,
-    PlanarFlow,
-    RealNVP,
-)
+from torch_flows.flows import IAF, MAF, NICE, Flow, Glow, NeuralSplineFlow, PlanarFlow, RealNVP
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 
@@ -50,20 +51,25 @@ __all__ = [
     "IAF",
     "MAF",
     "NICE",
+    "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ConvAffineCoupling",
     "DiagonalNormal",
     "Distribution",
     "Exp",
     "Flow",
     "GaussianMixture",
+    "Glow",
     "Invert",
+    "Invertible1x1Conv",
     "LULinear",
     "LeakyReLU",
+    "Logit",
     "MaskedAffineAutoregressive",
     "MaskedSplineAutoregressive",
     "NeuralSplineFlow",
@@ -77,14 +83,19 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "SplineCoupling",
+    "Split",
+    "Squeeze",
     "StandardNormal",
     "StudentT",
     "Tanh",
     "Uniform",
+    "bits_per_dimension",
     "build",
+    "dequantize",
     "fit",
     "fit_to_energy",
     "load",
+    "quantize",
     "register",
     "save",
 ]

@@ -10,11 +10,12 @@ from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedSplineAutoregressive,
 )
-from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input
+from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input, initialize
 from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import Rescale
+from torch_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
 from torch_flows.bijectors.linear import LULinear
-from torch_flows.bijectors.normalization import BatchNorm
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm
 from torch_flows.bijectors.residual import Planar
 from torch_flows.distributions import Distribution, StandardNormal
 from torch_flows.registry import register
@@ -31,7 +32,7 @@ class Flow(nn.Module):
         base: the distribution of the latent.
 
     Raises:
-        ValueError: if the two are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes.
     """
 
     is_architecture = True
@@ -41,7 +42,9 @@ class Flow(nn.Module):
         name = type(self).__name__
         checks.instances(name, "bijector", [bijector], Bijector)
         checks.instances(name, "base", [base], Distribution)
-        self.event_shape = checks.common_event_shape(name, [bijector.event_shape, base.event_shape])
+        latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
+        self.latent_shape = latent_shape
+        self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         self.context_dim = bijector.context_dim
         self.bijector = bijector
         self.base = base
@@ -54,7 +57,7 @@ class Flow(nn.Module):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -63,8 +66,12 @@ class Flow(nn.Module):
         return self.bijector._forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.bijector._inverse(z, check_input(self, "z", z, context))
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
+        initialize(self, self.bijector, x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
@@ -304,3 +311,62 @@ def _masked_affine_layers(
         )
         for i in range(num_layers)
     ]
+
+
+@register
+class Glow(Flow):
+    """A multi-scale flow of images: Squeeze, steps of (ActNorm, Invertible1x1Conv, coupling), Split.
+
+    Every level trades space for channels, runs its steps, and sends half of the channels to the base;
+    the last level keeps all of them. z has the shape of x, each level's part at its own pixels.
+    Standard normal base. Call ``initialize`` with a batch of data before training.
+
+    Args:
+        shape: (channels, height, width); 2^num_levels divides height and width.
+        num_levels: number of levels.
+        num_steps: number of steps of each level.
+        hidden_channels: width of each coupling's ``ConvNet``.
+        context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
+    level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
+    scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_levels: int = 3,
+        num_steps: int = 8,
+        hidden_channels: int = 64,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("Glow", num_levels=num_levels, num_steps=num_steps)
+        shape = checks.image_shape("Glow", shape, 2**num_levels)
+        level = _glow_level(shape, num_levels, num_steps, hidden_channels, context_dim)
+        super().__init__(level, StandardNormal(shape))
+        self.shape = shape
+        self.num_levels = num_levels
+        self.num_steps = num_steps
+        self.hidden_channels = hidden_channels
+
+
+def _glow_level(
+    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+) -> Chain:
+    channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
+    layers: list[Bijector] = [Squeeze()]
+    for _ in range(num_steps):
+        layers += [
+            ActNorm((channels, height, width)),
+            Invertible1x1Conv(channels),
+            ConvAffineCoupling(channels, hidden_channels, context_dim=context_dim),
+        ]
+    if num_levels > 1:
+        rest = (channels // 2, height, width)
+        inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
+        layers.append(Split(inner))
+    return Chain([*layers, Invert(Squeeze())])

@@ -19,9 +19,11 @@ from jax_flows.registry import register
 
 
 class Partition:
-    """Takes the last axis apart into fixed and free dimensions and puts it together again."""
+    """Takes an axis (-1, the channels of images: -3) apart into fixed and free, and puts it together."""
 
-    def __init__(self, mask: Mask, dim: int, context_dim: int) -> None:
+    def __init__(self, mask: Mask, dim: int, context_dim: int, axis: int = -1) -> None:
+        self.axis = axis
+        self._after: tuple[slice, ...] = (slice(None),) * (-1 - axis)
         partition = masks.Partition(mask, dim, context_dim)
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
@@ -36,15 +38,19 @@ class Partition:
 
     def split(self, x: Array) -> tuple[Array, Array]:
         """The fixed and the free dimensions of x."""
-        return x[..., self.index("fixed")], x[..., self.index("free")]
+        fixed, free = self.index("fixed"), self.index("free")
+        after = self._after
+        return x[(..., fixed, *after)], x[(..., free, *after)]
 
     def merge(self, fixed: Array, free: Array) -> Array:
         """The inverse of ``split``."""
         parts = [fixed, free] if self.fixed_leads else [free, fixed]
         if self.layout == "alternating":
-            return jnp.stack(parts, -1).reshape(*fixed.shape[:-1], 2 * fixed.shape[-1])
-        merged = jnp.concatenate(parts, -1)
-        return merged[..., self.order] if self.layout == "mixed" else merged
+            shape = list(fixed.shape)
+            shape[self.axis] *= 2
+            return jnp.stack(parts, self.axis).reshape(shape)
+        merged = jnp.concatenate(parts, self.axis)
+        return merged[(..., self.order, *self._after)] if self.layout == "mixed" else merged
 
 
 class Coupling(Bijector):

@@ -5,11 +5,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector, Chain, Invert
-from torch_flows.bijectors.coupling import (
-    AdditiveCoupling,
-    AffineCoupling,
-    SplineCoupling,
-)
+from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import (
     ELU,
     Affine,
@@ -20,22 +16,35 @@ from torch_flows.bijectors.elementwise import (
     Softplus,
     Tanh,
 )
+from torch_flows.bijectors.image import (
+    ConvAffineCoupling,
+    Invertible1x1Conv,
+    Logit,
+    Split,
+    Squeeze,
+    dequantize,
+    quantize,
+)
 from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
-from torch_flows.bijectors.normalization import BatchNorm
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm
 from torch_flows.bijectors.residual import Planar
 
 __all__ = [
     "ELU",
+    "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ConvAffineCoupling",
     "Exp",
     "Invert",
+    "Invertible1x1Conv",
     "LULinear",
     "LeakyReLU",
+    "Logit",
     "MaskedAffineAutoregressive",
     "MaskedSplineAutoregressive",
     "Permutation",
@@ -46,5 +55,9 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "SplineCoupling",
+    "Split",
+    "Squeeze",
     "Tanh",
+    "dequantize",
+    "quantize",
 ]

@@ -1,5 +1,6 @@
 """What every bijector is, and the ones made of others."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ class Bijector(nn.Module, ABC):
 
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
+        latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
@@ -42,6 +44,16 @@ class Bijector(nn.Module, ABC):
         super().__init__()
         count_construction()
 
+    @property
+    def latent_shape(self) -> tuple[int | None, ...]:
+        return self.map_shape(self.event_shape)
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        """The shape of one z for that of one x, or with ``inverse`` the other way round."""
+        return shape
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Output:
         """Data to latent.
 
@@ -50,7 +62,7 @@ class Bijector(nn.Module, ABC):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -59,8 +71,21 @@ class Bijector(nn.Module, ABC):
         return self._forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self._inverse(z, check_input(self, "z", z, context))
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set what is initialised from data (``ActNorm``), layer after layer, in place.
+
+        Args:
+            x: a batch of data of at least 2 rows, a good sample of the whole.
+            context: as in ``forward``.
+
+        Raises:
+            NonFiniteError: if weights would become NaN or infinite; they then stay as they were.
+            ValueError, TypeError: as in ``forward``, and for fewer than 2 rows.
+        """
+        initialize(self, self, x, context)
 
     def check_domain(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
@@ -76,6 +101,31 @@ class Bijector(nn.Module, ABC):
     @abstractmethod
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
 
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        """Initialise from x on its way forward (from z on its way back); returns what comes out."""
+        return (self._inverse if inverse else self._forward)(x, context)[0]
+
+
+@torch.no_grad()
+def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None) -> None:
+    """Initialise a bijector from data, with all of its modules in evaluation mode, or change nothing."""
+    label = type(owner).__name__
+    context = check_input(owner, "x", x, context)
+    rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
+    checks.enough_rows(label, rows, "to be initialised from data")
+    before = {name: value.clone() for name, value in bijector.state_dict().items()}
+    modes = {module: module.training for module in bijector.modules()}
+    try:
+        bijector.eval()._initialize(x, context)
+        finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
+        checks.finite_initialization(label, finite)
+    except BaseException:
+        bijector.load_state_dict(before)
+        raise
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
 
 def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
     """Check an input and its context, and return the context expanded to the input's batch."""
@@ -90,7 +140,7 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
         name,
         x.shape,
         dtype,
-        owner.event_shape,
+        owner.latent_shape if name == "z" else owner.event_shape,
         None if weight is None else _DTYPE_NAMES[weight.dtype],
     )
     if context is None:
@@ -106,7 +156,8 @@ class Chain(Bijector):
     """Composition: forward applies ``bijectors`` in order, inverse in reverse; log-dets add up.
 
     Args:
-        bijectors: at least one, of one event shape; those with a ``context_dim`` share it.
+        bijectors: at least one, each of the event shape that the one before it makes; those with a
+            ``context_dim`` share it.
 
     Raises:
         ValueError: if the list is empty or its members disagree.
@@ -120,9 +171,16 @@ class Chain(Bijector):
             raise ValueError("Chain expects at least one bijector.")
         checks.instances("Chain", "bijectors", bijectors, Bijector)
         self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
-        self.event_shape = checks.common_event_shape("Chain", [b.event_shape for b in bijectors])
+        self.event_shape = checks.chain_event_shape("Chain", bijectors)
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
         self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            shape = bijector.map_shape(shape, inverse)
+        return shape
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self._run(self.bijectors, x, context)
@@ -161,6 +219,11 @@ class Chain(Bijector):
             x = partition.merge(fixed, free)
         return x, torch.stack(log_dets).sum(0)
 
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            x = bijector._initialize(x, context if bijector.context_dim else None, inverse)
+        return x
+
 
 @register
 class Invert(Bijector):
@@ -176,15 +239,23 @@ class Invert(Bijector):
         super().__init__()
         checks.instances("Invert", "bijector", [bijector], Bijector)
         self.bijector = bijector.eval()
-        self.event_shape = bijector.event_shape
+        self.event_shape = bijector.latent_shape
         self.context_dim = bijector.context_dim
         self.domain, self.codomain = bijector.codomain, bijector.domain
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        return self.bijector.map_shape(shape, not inverse)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self.bijector._inverse(x, context)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self.bijector._forward(z, context)
+
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self.bijector._initialize(x, context, not inverse)
 
     def train(self, mode: bool = True) -> "Invert":
         super().train(mode)

@@ -16,12 +16,14 @@ from torch_flows.registry import register
 
 
 class Partition(nn.Module):
-    """Takes the last axis apart into fixed and free dimensions and puts it together again."""
+    """Takes an axis (-1, the channels of images: -3) apart into fixed and free, and puts it together."""
 
     order: Tensor
 
-    def __init__(self, mask: Mask, dim: int, context_dim: int) -> None:
+    def __init__(self, mask: Mask, dim: int, context_dim: int, axis: int = -1) -> None:
         super().__init__()
+        self.axis = axis
+        self._after: tuple[slice, ...] = (slice(None),) * (-1 - axis)
         partition = masks.Partition(mask, dim, context_dim)
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
@@ -41,15 +43,17 @@ class Partition(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The fixed and the free dimensions of x."""
-        return x[..., self.index("fixed")], x[..., self.index("free")]
+        fixed, free = self.index("fixed"), self.index("free")
+        after = self._after
+        return x[(..., fixed, *after)], x[(..., free, *after)]
 
     def merge(self, fixed: Tensor, free: Tensor) -> Tensor:
         """The inverse of ``split``."""
         parts = [fixed, free] if self.fixed_leads else [free, fixed]
         if self.layout == "alternating":
-            return torch.stack(parts, -1).flatten(-2)
-        merged = torch.cat(parts, -1)
-        return merged[..., self.order] if self.layout == "mixed" else merged
+            return torch.stack(parts, self.axis).flatten(self.axis - 1, self.axis)
+        merged = torch.cat(parts, self.axis)
+        return merged.index_select(self.axis, self.order) if self.layout == "mixed" else merged
 
 
 class Coupling(Bijector):
