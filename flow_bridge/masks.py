@@ -152,14 +152,17 @@ def autoregressive_order(order: Order, dim: int) -> np.ndarray:
         return np.arange(dim)
     if order == "reverse":
         return np.arange(dim)[::-1].copy()
-    if isinstance(order, str):
-        if not (seed := re.fullmatch(r"random:(\d{1,18})", order)):
-            raise ValueError(
-                f'order must be None, "reverse", "random:SEED" or a list, got {order[:40]!r}.'
-            )
+    if isinstance(order, str) and (seed := re.fullmatch(r"random:([0-9]{1,18})", order)):
         return np.random.default_rng(int(seed[1])).permutation(dim)
-    if len(order) != dim or sorted(order) != list(range(dim)):
-        raise ValueError(f"order must hold each of the {dim} dimensions once, got {list(order)!r}.")
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise ValueError(
+            f'order must be None, "reverse", "random:SEED" or a list, got {order!r:.60}.'
+        )
+    integers = all(type(entry) is int for entry in order)
+    if not integers or sorted(order) != list(range(dim)):
+        raise ValueError(
+            f"order must hold each of the {dim} dimensions once, got {list(order)!r:.60}."
+        )
     return np.array(order)
 
 
