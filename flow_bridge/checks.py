@@ -164,3 +164,11 @@ def interval(owner: str, **bounds: float) -> None:
         raise ValueError(
             f"{owner} expects finite {low_name} < {high_name}, got {low!r} and {high!r}."
         )
+
+
+def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:
+    """Raise ``ValueError`` if ``value`` is above the limit."""
+    if value > limit:
+        raise ValueError(
+            f"{owner} expects {name} to be at most {limit_name} {limit}, got {value!r}."
+        )
