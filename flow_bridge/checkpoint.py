@@ -23,6 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from flow_bridge.architecture import Architecture, construction_budget, to_json
+from flow_bridge.checks import one_of
 from flow_bridge.errors import CheckpointError, TwinflowsError
 from flow_bridge.weights import DTYPES, check_table
 
@@ -34,7 +35,10 @@ MAX_RANK = 8
 MAX_INTEGER = 1 << 20  # of an architecture's integers, seeds apart: nothing is sized beyond it
 MAX_DEPTH = 32
 
-_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_COUNTER_DTYPES = {"I64": "int64", "I32": "int32", "U32": "uint32"}  # in optimiser states
+_DTYPE_NAMES = _WEIGHT_DTYPES | _COUNTER_DTYPES
+_NUMPY_DTYPES = DTYPES | {name: np.dtype(name) for name in _COUNTER_DTYPES.values()}
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]{0,511}$")
 _METADATA_KEYS = {
     "format",
@@ -83,8 +87,8 @@ def write_checkpoint(
             written does not read back equal.
     """
     dtypes = sorted({array.dtype.name for array in arrays.values()})
-    if len(dtypes) > 1:
-        raise CheckpointError(f"a checkpoint holds one dtype, got {' and '.join(dtypes)}.")
+    if len(dtypes) > 1 or not set(dtypes) <= DTYPES.keys():
+        raise CheckpointError(f"a checkpoint holds one float dtype, got {' and '.join(dtypes)}.")
     write_arrays(path, "model", architecture, arrays)
 
 
@@ -92,6 +96,7 @@ def read_checkpoint(
     path: str | os.PathLike[str],
     expected_shapes: Callable[[Architecture], Shapes],
     *,
+    dtype: str | None = None,
     allow_non_finite: bool = False,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
     """Read a checkpoint that nobody vouches for.
@@ -99,6 +104,7 @@ def read_checkpoint(
     Args:
         path: the file.
         expected_shapes: the table of names and shapes that an architecture must come with.
+        dtype: convert the weights to this dtype.
         allow_non_finite: accept NaN and infinite weights.
 
     Returns:
@@ -114,10 +120,14 @@ def read_checkpoint(
         with construction_budget(1000 + 2 * len(header.tensors)):
             expected = expected_shapes(header.description)
         check_table({name: info.shape for name, info in header.tensors.items()}, expected)
-        if len({info.dtype for info in header.tensors.values()}) > 1:
-            raise CheckpointError("a checkpoint holds tensors of one dtype only.")
+        dtypes = {info.dtype for info in header.tensors.values()}
+        if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
+            raise CheckpointError("a checkpoint holds tensors of one floating-point dtype only.")
 
     header, arrays = read_arrays(path, "model", check, allow_non_finite=allow_non_finite)
+    if dtype is not None:
+        one_of("load", "dtype", dtype, DTYPES)
+        arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays.items()}
     return header.description, arrays
 
 
@@ -137,8 +147,8 @@ def write_arrays(
     path = Path(path)
     contiguous = {}
     for name, array in arrays.items():
-        if array.dtype not in DTYPES.values():
-            raise CheckpointError(f"array {name!r} is {array.dtype}, expected floating point.")
+        if array.dtype not in _NUMPY_DTYPES.values():
+            raise CheckpointError(f"array {name!r} is {array.dtype}, which no checkpoint can hold.")
         if not _NAME.match(name):
             raise CheckpointError(f"array name {name!r} is not a dotted identifier.")
         # safetensors 0.8.0 scrambles arrays that are not C-contiguous
@@ -182,7 +192,7 @@ def read_arrays(
         file.seek(0)
         views = dict(safetensors.deserialize(file.read()))
         arrays = {
-            name: np.frombuffer(views[name]["data"], DTYPES[info.dtype]).reshape(info.shape)
+            name: np.frombuffer(views[name]["data"], _NUMPY_DTYPES[info.dtype]).reshape(info.shape)
             for name, info in header.tensors.items()
         }
         if _digest(kind, to_json(header.description), arrays) != header.sha256:
@@ -253,7 +263,7 @@ def _tensor_table(fields: dict[str, Any], num_bytes: int) -> dict[str, TensorInf
             raise CheckpointError(f"tensor {name!r} has an impossible shape.")
         if not _is_counts(offsets) or len(offsets) != 2:
             raise CheckpointError(f"tensor {name!r} has impossible offsets.")
-        size = DTYPES[dtype].itemsize
+        size = _NUMPY_DTYPES[dtype].itemsize
         for axis in shape:
             size *= axis
         if offsets[1] - offsets[0] != size or offsets[1] > num_bytes:

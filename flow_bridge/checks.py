@@ -167,8 +167,14 @@ def interval(owner: str, **bounds: float) -> None:
 
 
 def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:
-    """Raise ``ValueError`` if ``value`` is above the limit."""
+    """Raise ``ValueError`` if ``value`` is above a limit that has a name of its own."""
     if value > limit:
         raise ValueError(
             f"{owner} expects {name} to be at most {limit_name} {limit}, got {value!r}."
         )
+
+
+def reparameterized(owner: str, base: str, noise: str | None) -> None:
+    """Raise ``ValueError`` unless a base's samples are a differentiable function of noise."""
+    if noise is None:
+        raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")

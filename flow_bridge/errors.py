@@ -18,4 +18,7 @@ class CheckpointError(TwinflowsError, ValueError):
 
 
 class NonFiniteError(TwinflowsError, ArithmeticError):
-    """Training met a NaN or an infinity; the message names the step."""
+    """Training met a NaN or an infinity; the message names the step.
+
+    In JAX, ``variables`` holds the last good weights (in PyTorch the flow itself does).
+    """

@@ -8,11 +8,15 @@ from jax_flows.bijectors import (
     Chain,
     Invert,
     Planar,
+    Radial,
     Rescale,
+    Sylvester,
 )
+from jax_flows.checkpoint import load, save
 from jax_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
 from jax_flows.flows import Flow, PlanarFlow, RealNVP
 from jax_flows.registry import build, register
+from jax_flows.training import fit, fit_to_energy
 
 __all__ = [
     "Affine",
@@ -26,10 +30,16 @@ __all__ = [
     "Invert",
     "Planar",
     "PlanarFlow",
+    "Radial",
     "RealNVP",
     "Rescale",
     "StandardNormal",
+    "Sylvester",
     "Uniform",
     "build",
+    "fit",
+    "fit_to_energy",
+    "load",
     "register",
+    "save",
 ]

@@ -4,7 +4,7 @@ from jax_flows.bijectors.base import Bijector, Chain, Invert
 from jax_flows.bijectors.coupling import AffineCoupling
 from jax_flows.bijectors.elementwise import Affine, Rescale
 from jax_flows.bijectors.normalization import BatchNorm
-from jax_flows.bijectors.residual import Planar
+from jax_flows.bijectors.residual import Planar, Radial, Sylvester
 
 __all__ = [
     "Affine",
@@ -14,5 +14,7 @@ __all__ = [
     "Chain",
     "Invert",
     "Planar",
+    "Radial",
     "Rescale",
+    "Sylvester",
 ]

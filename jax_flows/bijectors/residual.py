@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.linalg import solve_triangular
 
 from flow_bridge import checks
 from flow_bridge.series import tanh_series
@@ -87,6 +88,237 @@ class Planar(Bijector):
         s = jnp.where(moving, softplus(wu), 1)
         log_s = jnp.where(moving, log_softplus(wu), 0)
         return w, b, u + step[..., None] * w, s, log_s
+
+
+@register
+@dataclass(frozen=True)
+class Radial(Bijector):
+    """z = c + (x - c) (r + s) / (alpha + r), r = |x - c|: the map x + beta (x - c) / (alpha + r).
+
+    alpha = softplus(raw_alpha) > 0 and s = alpha + beta = softplus(raw_s) > 0, so that the map is
+    invertible for every weight. log|det| = (d - 1) log((r + s) / (alpha + r))
+    + log((r^2 + 2 alpha r + alpha s) / (alpha + r)^2), both of positive terms only. The inverse is in
+    closed form: r is the positive root of r^2 + (s - rho) r - alpha rho, rho = |z - c|.
+
+    Args:
+        dim: number of dimensions.
+        context_dim: width of the context, 0 for none; (c, raw_alpha, raw_s) then get a term linear
+            in it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    dim: int
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("Radial", dim=self.dim)
+        checks.non_negative_int("Radial", context_dim=self.context_dim)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        center_key, s_key = jax.random.split(key)
+        # alpha = s = 1 would be the identity
+        start = jnp.asarray(math.log(math.e - 1), dtype)
+        params = {
+            "center": jax.random.normal(center_key, (self.dim,), dtype),
+            "raw_alpha": start,
+            "raw_s": start + 0.01 * jax.random.normal(s_key, (), dtype),
+        }
+        if self.context_dim:
+            params["context_weight"] = jnp.zeros((self.dim + 2, self.context_dim), dtype)
+        return {"params": params}
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        center, alpha, s = self._constrained(variables["params"], context)
+        offset = x - center
+        r = _norm(offset)
+        z = center + offset * ((r + s) / (alpha + r))[..., None]
+        return z, self._log_det(r, alpha, s)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        center, alpha, s = self._constrained(variables["params"], context)
+        offset = z - center
+        r = _positive_root(_norm(offset), alpha, s)
+        x = center + offset * ((alpha + r) / (r + s))[..., None]
+        return x, -self._log_det(r, alpha, s)
+
+    def _constrained(self, params: Variables, context: Array | None) -> tuple[Array, ...]:
+        center, raw_alpha, raw_s = params["center"], params["raw_alpha"], params["raw_s"]
+        if context is not None:
+            shift = jnp.matmul(context, params["context_weight"].T, precision=matmul_precision())
+            center = center + shift[..., : self.dim]
+            raw_alpha, raw_s = raw_alpha + shift[..., -2], raw_s + shift[..., -1]
+        tiny = jnp.finfo(center.dtype).tiny
+        return center, softplus(raw_alpha) + tiny, softplus(raw_s) + tiny
+
+    def _log_det(self, r: Array, alpha: Array, s: Array) -> Array:
+        total = alpha + r
+        excess = (s - alpha) / total
+        tangential = _log_of(excess, (r + s) / total)
+        share = alpha / total
+        radial = _log_of(
+            share * excess, (r / total) * ((r + 2 * alpha) / total) + share * (s / total)
+        )
+        return (self.dim - 1) * tangential + radial
+
+
+def _log_of(excess: Array, value: Array) -> Array:
+    """log(value), from excess = value - 1 where that does not cancel."""
+    mild = excess > -0.5
+    near = jnp.log1p(jnp.where(mild, excess, 0))
+    return jnp.where(mild, near, jnp.log(jnp.where(mild, 1, value)))
+
+
+def _norm(x: Array) -> Array:
+    """|x| over the last axis, without overflow, and with gradient 0 at x = 0."""
+    largest = jax.lax.stop_gradient(jnp.abs(x)).max(-1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    square = jnp.square(x / scale).sum(-1)
+    moving = square > 0
+    return jnp.where(moving, scale[..., 0] * jnp.sqrt(jnp.where(moving, square, 1)), square)
+
+
+def _positive_root(rho: Array, alpha: Array, s: Array) -> Array:
+    """The positive root r of r^2 + (s - rho) r - alpha rho, by the form that does not cancel."""
+    p = s - rho
+    fixed_p, fixed_alpha, fixed_rho = jax.lax.stop_gradient((p, alpha, rho))
+    scale = jnp.maximum(jnp.abs(fixed_p), 2 * jnp.sqrt(fixed_alpha) * jnp.sqrt(fixed_rho))
+    q = scale * jnp.sqrt(jnp.square(p / scale) + 4 * (alpha / scale) * (rho / scale))
+    rising = p > 0
+    return jnp.where(rising, 2 * alpha * rho / jnp.where(rising, p + q, 1), (q - p) / 2)
+
+
+@register
+@dataclass(frozen=True)
+class Sylvester(Bijector):
+    """z = x + Q R tanh(S Q^T x + b): Q has ``rank`` orthonormal columns, R and S are upper triangular.
+
+    Q is a product of Householder reflections. The diagonals of R and S are tanh(p) and tanh(q), so
+    that s_i = 1 + R_ii S_ii = cosh(p_i + q_i) / (cosh(p_i) cosh(q_i)) is positive for every weight;
+    with a = S Q^T x + b, the determinant is the product of s_i sech(a_i)^2 + tanh(a_i)^2. The inverse
+    takes one coordinate of Q^T x after the other, the last first; each solves the equation of
+    ``Planar``, in as many steps and with the same exact gradients.
+
+    Args:
+        dim: number of dimensions.
+        rank: number of columns of Q, at most ``dim``.
+        context_dim: width of the context, 0 for none; (R, S, b) then get a term linear in it, Q does
+            not.
+
+    ``factors`` holds both triangles: R in ``factors[:, 1:]`` on and above the diagonal, the transpose
+    of S in ``factors[:, :-1]`` on and below it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: if ``rank`` is larger than ``dim``.
+
+    Reference: van den Berg et al. (2018), arXiv:1803.05649.
+    """
+
+    dim: int
+    rank: int
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("Sylvester", dim=self.dim, rank=self.rank)
+        checks.non_negative_int("Sylvester", context_dim=self.context_dim)
+        checks.at_most("Sylvester", "rank", self.rank, "dim", self.dim)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        householder_key, factors_key, b_key = jax.random.split(key, 3)
+        shape = (self.rank, self.rank + 1)
+        params = {
+            "householder": jax.random.normal(householder_key, (self.rank, self.dim), dtype),
+            # R near 0 is near the identity; S starts with 0.76 on its diagonal
+            "factors": 0.01 * jax.random.normal(factors_key, shape, dtype)
+            + jnp.eye(*shape, dtype=dtype),
+            "b": jax.random.normal(b_key, (self.rank,), dtype),
+        }
+        if self.context_dim:
+            rows = self.rank * (self.rank + 2)
+            params["context_weight"] = jnp.zeros((rows, self.context_dim), dtype)
+        return {"params": params}
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        outer, inner, b, s, log_s = self._constrained(variables["params"], context)
+        q = _orthonormal(variables["params"]["householder"])
+        a = _product(inner, _product(q.T, x)) + b
+        return x + _product(q, _product(outer, jnp.tanh(a))), _log_det(a, s, log_s).sum(-1)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        outer, inner, b, s, log_s = self._constrained(variables["params"], context)
+        q = _orthonormal(variables["params"]["householder"])
+        y = _product(q.T, z)
+
+        def step(carry: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
+            a, tanh, solved = carry
+            now = jnp.arange(self.rank) == i
+            r, t = outer[..., i, :], inner[..., i, :]
+            value = y[..., i] - (r * tanh).sum(-1)
+            start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
+            root = _solve(start, s[..., i])
+            a = jnp.where(now, root[..., None], a)
+            tanh = jnp.where(now, jnp.tanh(root)[..., None], tanh)
+            value = value - r[..., i] * jnp.tanh(root)
+            solved = jnp.where(now, value[..., None], solved)
+            return (a, tanh, solved), None
+
+        zeros = jnp.zeros_like(y + b)
+        (a, tanh, _), _ = jax.lax.scan(
+            step, (zeros, zeros, zeros), jnp.arange(self.rank), reverse=True
+        )
+        return z - _product(q, _product(outer, tanh)), -_log_det(a, s, log_s).sum(-1)
+
+    def _constrained(self, params: Variables, context: Array | None) -> tuple[Array, ...]:
+        factors, b = params["factors"], params["b"]
+        if context is not None:
+            shift = jnp.matmul(context, params["context_weight"].T, precision=matmul_precision())
+            factors = factors + shift[..., : -self.rank].reshape(
+                *shift.shape[:-1], *factors.shape
+            )
+            b = b + shift[..., -self.rank :]
+        outer, inner = jnp.triu(factors[..., 1:]), jnp.tril(factors[..., :-1]).mT
+        p, q = jnp.diagonal(outer, 0, -2, -1), jnp.diagonal(inner, 0, -2, -1)
+        log_s = (log_sech2(p) + log_sech2(q) - log_sech2(p + q)) / 2
+        eye = jnp.eye(self.rank, dtype=factors.dtype)
+        outer = jnp.triu(outer, 1) + jnp.tanh(p)[..., None] * eye
+        inner = jnp.triu(inner, 1) + jnp.tanh(q)[..., None] * eye
+        return outer, inner, b, jnp.exp(log_s), log_s
+
+
+def _product(matrix: Array, vector: Array) -> Array:
+    """The matrix, or each row's own one, times each row of the vectors."""
+    if matrix.ndim == 2:
+        return jnp.matmul(vector, matrix.mT, precision=matmul_precision())
+    return jnp.matmul(matrix, vector[..., None], precision=matmul_precision())[..., 0]
+
+
+def _orthonormal(vectors: Array) -> Array:
+    """The first columns of the product of the reflections in ``vectors`` (rank, dim), as (dim, rank).
+
+    A reflection is I - 2 v v^T / |v|^2, or the identity where v = 0; the product is I - V^T T V with
+    T upper triangular, whose inverse is known from the inner products.
+    """
+    rank, dim = vectors.shape
+    norm = _norm(vectors)[..., None]
+    unit = vectors / jnp.where(norm > 0, norm, 1)
+    eye = jnp.eye(rank, dim, dtype=vectors.dtype)
+    triangle = jnp.triu(_product(unit, unit), 1) + eye[:, :rank] / 2
+    solution = solve_triangular(triangle, unit[:, :rank])
+    return eye.T - _product(unit.T, solution.T).T
 
 
 def _log_det(a: Array, s: Array, log_s: Array) -> Array:

@@ -4,7 +4,7 @@ from torch_flows.bijectors.base import Bijector, Chain, Invert
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.elementwise import Affine, Rescale
 from torch_flows.bijectors.normalization import BatchNorm
-from torch_flows.bijectors.residual import Planar
+from torch_flows.bijectors.residual import Planar, Radial, Sylvester
 
 __all__ = [
     "Affine",
@@ -14,5 +14,7 @@ __all__ = [
     "Chain",
     "Invert",
     "Planar",
+    "Radial",
     "Rescale",
+    "Sylvester",
 ]

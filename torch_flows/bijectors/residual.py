@@ -217,15 +217,14 @@ class Sylvester(Bijector):
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
-        a = _product(inner, x @ q) + b
-        return x + _product(outer, a.tanh()) @ q.T, _log_det(a, s, log_s).sum(-1)
+        a = _product(inner, _product(q.T, x)) + b
+        return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
-        y = z @ q
-        a, tanh = torch.zeros_like(y + b), torch.zeros_like(y + b)
-        solved = torch.zeros_like(tanh)
+        y = _product(q.T, z)
+        a = tanh = solved = torch.zeros_like(y + b)
         for i in reversed(range(self.rank)):
             now = torch.arange(self.rank, device=z.device) == i
             r, t = outer[..., i, :], inner[..., i, :]
@@ -236,7 +235,7 @@ class Sylvester(Bijector):
             tanh = torch.where(now, root.tanh().unsqueeze(-1), tanh)
             value = value - r[..., i] * root.tanh()
             solved = torch.where(now, value.unsqueeze(-1), solved)
-        return z - _product(outer, tanh) @ q.T, -_log_det(a, s, log_s).sum(-1)
+        return z - _product(q, _product(outer, tanh)), -_log_det(a, s, log_s).sum(-1)
 
     def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
         factors: Tensor = self.factors
@@ -248,8 +247,9 @@ class Sylvester(Bijector):
         outer, inner = factors[..., 1:].triu(), factors[..., :-1].tril().mT
         p, q = outer.diagonal(0, -2, -1), inner.diagonal(0, -2, -1)
         log_s = (log_sech2(p) + log_sech2(q) - log_sech2(p + q)) / 2
-        outer = outer.triu(1) + p.tanh().diag_embed()
-        inner = inner.triu(1) + q.tanh().diag_embed()
+        eye = torch.eye(self.rank, dtype=p.dtype, device=p.device)
+        outer = outer.triu(1) + p.tanh().unsqueeze(-1) * eye
+        inner = inner.triu(1) + q.tanh().unsqueeze(-1) * eye
         return outer, inner, b, log_s.exp(), log_s
 
 
@@ -270,8 +270,9 @@ def _orthonormal(vectors: Tensor) -> Tensor:
     norm = _norm(vectors).unsqueeze(-1)
     unit = vectors / torch.where(norm > 0, norm, 1)
     eye = torch.eye(rank, dim, dtype=vectors.dtype, device=vectors.device)
-    triangle = (unit @ unit.T).triu(1) + eye[:, :rank] / 2
-    return eye.T - unit.T @ torch.linalg.solve_triangular(triangle, unit[:, :rank], upper=True)
+    triangle = _product(unit, unit).triu(1) + eye[:, :rank] / 2
+    solution = torch.linalg.solve_triangular(triangle, unit[:, :rank], upper=True)
+    return eye.T - _product(unit.T, solution.T).T
 
 
 def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
