@@ -286,9 +286,7 @@ class Sylvester(Bijector):
         factors, b = params["factors"], params["b"]
         if context is not None:
             shift = jnp.matmul(context, params["context_weight"].T, precision=matmul_precision())
-            factors = factors + shift[..., : -self.rank].reshape(
-                *shift.shape[:-1], *factors.shape
-            )
+            factors = factors + shift[..., : -self.rank].reshape(*shift.shape[:-1], *factors.shape)
             b = b + shift[..., -self.rank :]
         outer, inner = jnp.triu(factors[..., 1:]), jnp.tril(factors[..., :-1]).mT
         p, q = jnp.diagonal(outer, 0, -2, -1), jnp.diagonal(inner, 0, -2, -1)
