@@ -178,3 +178,10 @@ def reparameterized(owner: str, base: str, noise: str | None) -> None:
     """Raise ``ValueError`` unless a base's samples are a differentiable function of noise."""
     if noise is None:
         raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")
+
+
+def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number strictly between the bounds."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low < value < high:
+        raise ValueError(f"{owner} expects {name} between {low} and {high}, got {value!r}.")

@@ -4,7 +4,7 @@ from jax_flows.bijectors.base import Bijector, Chain, Invert
 from jax_flows.bijectors.coupling import AffineCoupling
 from jax_flows.bijectors.elementwise import Affine, Rescale
 from jax_flows.bijectors.normalization import BatchNorm
-from jax_flows.bijectors.residual import Planar, Radial, Sylvester
+from jax_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 
 __all__ = [
     "Affine",
@@ -13,6 +13,7 @@ __all__ = [
     "Bijector",
     "Chain",
     "Invert",
+    "InvertibleResidual",
     "Planar",
     "Radial",
     "Rescale",

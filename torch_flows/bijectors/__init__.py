@@ -4,7 +4,7 @@ from torch_flows.bijectors.base import Bijector, Chain, Invert
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.elementwise import Affine, Rescale
 from torch_flows.bijectors.normalization import BatchNorm
-from torch_flows.bijectors.residual import Planar, Radial, Sylvester
+from torch_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 
 __all__ = [
     "Affine",
@@ -13,6 +13,7 @@ __all__ = [
     "Bijector",
     "Chain",
     "Invert",
+    "InvertibleResidual",
     "Planar",
     "Radial",
     "Rescale",
