@@ -46,7 +46,7 @@ class MLP(nn.Module):
         hidden_dims = checks.hidden_widths("MLP", hidden_dims)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
         widths = (in_dim, *hidden_dims, out_dim)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.layers = nn.ModuleList(  # type: ignore[assignment]
             nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths)
         )
@@ -66,7 +66,7 @@ class MLP(nn.Module):
                 weight, bias = weight[outputs], bias[outputs]
             x = functional.linear(x, weight, bias)
             if i < last:
-                x = self.activation(x)
+                x = ACTIVATIONS[self.activation](x)
         return x
 
 

@@ -40,7 +40,7 @@ class Partition:
         """The inverse of ``split``."""
         parts = [fixed, free] if self.fixed_leads else [free, fixed]
         if self.layout == "alternating":
-            return jnp.stack(parts, -1).reshape(*fixed.shape[:-1], -1)
+            return jnp.stack(parts, -1).reshape(*fixed.shape[:-1], 2 * fixed.shape[-1])
         merged = jnp.concatenate(parts, -1)
         return merged[..., self.order] if self.layout == "mixed" else merged
 

@@ -344,7 +344,7 @@ def _log_det(a: Array, s: Array, log_s: Array) -> Array:
     log_sh = log_s + log_h
     steep = ~mild & (2 * jnp.log(jnp.maximum(jnp.abs(t), 1e-30)) > log_sh)
     log_t2 = jnp.log(jnp.square(jnp.where(steep, t, 1)))
-    ratio = jnp.where(mild | steep, 0, t * jnp.exp(-log_sh / 2))
+    ratio = t * jnp.exp(jnp.where(mild | steep, 0, -log_sh / 2))
     return jnp.where(
         mild,
         jnp.log1p(jnp.where(mild, excess, 0)),

@@ -297,7 +297,7 @@ def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
     log_sh = log_s + log_h
     steep = ~mild & (2 * t.abs().clamp_min(1e-30).log() > log_sh)
     log_t2 = torch.where(steep, t, 1).square().log()
-    ratio = torch.where(mild | steep, 0, t * (-log_sh / 2).exp())
+    ratio = t * (torch.where(mild | steep, 0, -log_sh / 2)).exp()
     return torch.where(
         mild,
         torch.where(mild, excess, 0).log1p(),

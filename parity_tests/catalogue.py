@@ -1,0 +1,174 @@
+"""The catalogue of cases: one row per bijector, model or variant; every generated test reads it.
+
+A row is an architecture and how to draw weights and inputs for it. Weights are always random, never
+initial: identity-initialised flows would make everything pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+import torch_flows
+from flow_bridge.weights import DTYPES
+from torch_flows.checkpoint import from_numpy, to_numpy
+
+Arrays = dict[str, np.ndarray]
+
+
+def positive_variances(arrays: Arrays, generator: np.random.Generator) -> None:
+    """Running variances between about 0.5 and 2."""
+    for name, array in arrays.items():
+        if name.endswith("running_var"):
+            array[...] = np.exp(generator.uniform(-0.7, 0.7, array.shape))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        name: the test id.
+        architecture: what to build in both halves.
+        dim: the event shape, where the architecture leaves it open.
+        scale: how large random weights are; a matrix is divided by the root of its input width.
+        draw: draws inputs of a shape; standard normal by default.
+        prepare: last touch on random weights, for those that are not free.
+        smooth: whether second derivatives exist everywhere that the tests look.
+        trajectory: whether 200 Adam steps are compared (a smooth conditioner, no null directions).
+    """
+
+    name: str
+    architecture: dict[str, Any]
+    dim: int | None = None
+    scale: float = 0.7
+    draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = field(
+        default=lambda generator, shape: generator.standard_normal(shape)
+    )
+    prepare: Callable[[Arrays, np.random.Generator], None] = positive_variances
+    smooth: bool = True
+    trajectory: bool = False
+
+    def weights(self, seed: int = 0) -> Arrays:
+        """Random float64 weights that float32 holds exactly."""
+        generator = np.random.default_rng(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = torch_flows.build(self.architecture)
+        arrays = {name: to_numpy(a).astype(np.float64) for name, a in model.state_dict().items()}
+        for name in sorted(arrays):
+            array = arrays[name]
+            fan_in = np.prod(array.shape[1:]) if array.ndim > 1 else 1
+            noise = self.scale * generator.standard_normal(array.shape) / np.sqrt(fan_in)
+            arrays[name] = np.asarray(noise if array.ndim > 1 else array + noise)
+        self.prepare(arrays, generator)
+        return {name: array.astype(np.float32).astype(np.float64) for name, array in arrays.items()}
+
+    def torch_model(self, dtype: str = "float64", seed: int = 0) -> Any:
+        """The PyTorch model with random weights, in evaluation mode."""
+        model = torch_flows.build(self.architecture)
+        arrays = self.weights(seed)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.double()
+        model.load_state_dict({name: from_numpy(array) for name, array in arrays.items()})
+        return model.to(from_numpy(np.zeros(1, DTYPES[dtype])).dtype).eval()
+
+    def inputs(self, *batch: int, seed: int = 1) -> np.ndarray:
+        """Random inputs of shape ``(*batch, *event_shape)``."""
+        event_shape = torch_flows.build(self.architecture).event_shape
+        event_shape = tuple(self.dim if d is None else d for d in event_shape)
+        draws = self.draw(np.random.default_rng(seed), (*batch, *event_shape))
+        return np.asarray(draws, np.float32).astype(np.float64)
+
+    def context(self, *batch: int, seed: int = 2) -> np.ndarray | None:
+        """A random context of shape ``(*batch, context_dim)``, ``None`` where none is taken."""
+        context_dim = torch_flows.build(self.architecture).context_dim
+        if not context_dim:
+            return None
+        draws = np.random.default_rng(seed).standard_normal((*batch, context_dim))
+        return draws.astype(np.float32).astype(np.float64)
+
+
+def arch(type: str, **arguments: Any) -> dict[str, Any]:
+    """An architecture."""
+    return {"type": type, **arguments}
+
+
+def coupling(**arguments: Any) -> dict[str, Any]:
+    """A small affine coupling with a smooth conditioner."""
+    defaults = {"hidden_dims": [7, 5], "activation": "tanh"}
+    return arch("AffineCoupling", **(defaults | arguments))
+
+
+def flow(bijector: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """A flow."""
+    return arch("Flow", bijector=bijector, base=base)
+
+
+def smooth_real_nvp(dim: int, layers: int, **arguments: Any) -> dict[str, Any]:
+    """Affine couplings with alternating masks and tanh conditioners."""
+    masks = ["even", "odd"]
+    stack = [coupling(dim=dim, mask=masks[i % 2], **arguments) for i in range(layers)]
+    return arch("Chain", bijectors=stack)
+
+
+NORMAL2, NORMAL3 = arch("StandardNormal", dim=2), arch("StandardNormal", dim=3)
+
+CASES = [
+    # structure
+    Case("Chain-mixed", arch("Chain", bijectors=[
+        arch("Affine", dim=3), arch("Planar", dim=3), coupling(dim=3), arch("Rescale", dim=3),
+    ])),
+    Case("Chain-scanned-in-the-middle", arch("Chain", bijectors=[
+        arch("Rescale", dim=2), *[arch("Planar", dim=2)] * 3, arch("Affine", dim=2),
+    ])),
+    Case("Chain-nested-context", arch("Chain", bijectors=[
+        arch("Chain", bijectors=[coupling(dim=3, context_dim=2), arch("Affine", dim=3)]),
+        arch("Invert", bijector=arch("Planar", dim=3, context_dim=2)),
+    ])),
+    Case("Invert", arch("Invert", bijector=smooth_real_nvp(3, 2))),
+    Case("Flow-diagonal", flow(smooth_real_nvp(2, 4), arch("DiagonalNormal", dim=2)), trajectory=True),
+    Case("Flow-uniform", flow(arch("Affine", dim=2), arch("Uniform", dim=2, low=-9.0, high=9.0))),
+    # elementwise
+    Case("Affine", arch("Affine", dim=3)),
+    Case("Affine-dim1", arch("Affine", dim=1)),
+    Case("Rescale", arch("Rescale", dim=4)),
+    # normalisation
+    Case("BatchNorm", arch("BatchNorm", dim=3)),
+    Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
+    # coupling
+    Case("AffineCoupling", coupling(dim=2, mask="odd")),
+    Case("AffineCoupling-square", coupling(dim=6, hidden_dims=[6, 6], mask="even")),
+    Case("AffineCoupling-odd-dim", coupling(dim=5, mask="first_half")),
+    Case("AffineCoupling-list", coupling(dim=5, mask=[1, 1, 0, 0, 1], activation="gelu")),
+    Case("AffineCoupling-one-network", coupling(dim=4, separate_networks=False, mask="second_half")),
+    Case("AffineCoupling-context", coupling(dim=3, context_dim=2)),
+    Case("AffineCoupling-context-one-network",
+         coupling(dim=4, context_dim=3, separate_networks=False, mask=[0, 1, 1, 0])),
+    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu"), smooth=False),
+    Case("AffineCoupling-softplus", coupling(dim=3, activation="softplus", hidden_dims=[])),
+    # residual
+    Case("Planar", arch("Planar", dim=2)),
+    Case("Planar-dim1", arch("Planar", dim=1)),
+    Case("Planar-steep", arch("Planar", dim=5), scale=10.0),
+    Case("Planar-context", arch("Planar", dim=3, context_dim=2)),
+    # models
+    Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
+    Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
+         smooth=False),
+    Case("RealNVP-smooth-deep", flow(smooth_real_nvp(3, 16), NORMAL3), trajectory=True),
+    Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
+    Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2)),
+]  # fmt: skip
+"""Every row of the catalogue; adding one here is all that a new bijector needs."""
+
+
+def cases(condition: Callable[[Case], bool] = lambda case: True) -> Any:
+    """``pytest.mark.parametrize`` over the rows that meet a condition."""
+    import pytest
+
+    chosen = [case for case in CASES if condition(case)]
+    return pytest.mark.parametrize("case", chosen, ids=[case.name for case in chosen])
