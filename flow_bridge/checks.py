@@ -185,3 +185,13 @@ def open_interval(owner: str, name: str, value: float, low: float, high: float) 
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low < value < high:
         raise ValueError(f"{owner} expects {name} between {low} and {high}, got {value!r}.")
+
+
+def non_negative_number(owner: str, **values: float) -> None:
+    """Raise ``ValueError`` unless every value is a finite number of at least 0."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < float("inf"):
+            raise ValueError(
+                f"{owner} expects {name} to be a finite number of at least 0, got {value!r}."
+            )

@@ -1,6 +1,7 @@
 """The bijectors."""
 
 from jax_flows.bijectors.base import Bijector, Chain, Invert
+from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import AffineCoupling
 from jax_flows.bijectors.elementwise import Affine, Rescale
 from jax_flows.bijectors.normalization import BatchNorm
@@ -12,6 +13,7 @@ __all__ = [
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ContinuousBijector",
     "Invert",
     "InvertibleResidual",
     "Planar",

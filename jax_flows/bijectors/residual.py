@@ -509,7 +509,9 @@ class InvertibleResidual(Bijector):
         tolerance = bridge.inverse_tolerance(float(jnp.finfo(z.dtype).eps))
         failed = ~(_norm(residual) <= tolerance * scale) & jnp.isfinite(z).all(-1)
         if is_eager(failed) and failed.any():
-            raise ConvergenceError(bridge.inverse_message(int(failed.sum()), tolerance))
+            raise ConvergenceError(
+                bridge.inverse_message(int(failed.sum()), tolerance, self.lipschitz)
+            )
         x = jnp.where(failed[..., None], math.nan, x)
         return x, jnp.where(failed, math.nan, -log_det)
 
@@ -574,7 +576,7 @@ class InvertibleResidual(Bijector):
 
         def unfinished(carry: _Search) -> Array:
             i, _, _, _, _, size, _ = carry
-            return (i < bridge.NEWTON_STEPS) & ((size > close) & given).any()
+            return (i < bridge.newton_steps(self.lipschitz)) & ((size > close) & given).any()
 
         def step(carry: _Search) -> _Search:
             i, x, base, direction, fallback, size, share = carry

@@ -1,6 +1,7 @@
 """The bijectors."""
 
 from torch_flows.bijectors.base import Bijector, Chain, Invert
+from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import AffineCoupling
 from torch_flows.bijectors.elementwise import Affine, Rescale
 from torch_flows.bijectors.normalization import BatchNorm
@@ -12,6 +13,7 @@ __all__ = [
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ContinuousBijector",
     "Invert",
     "InvertibleResidual",
     "Planar",

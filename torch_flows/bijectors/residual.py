@@ -454,7 +454,9 @@ class InvertibleResidual(Bijector):
         tolerance = bridge.inverse_tolerance(torch.finfo(z.dtype).eps)
         failed = ~(_norm(residual) <= tolerance * scale) & z.isfinite().all(-1)
         if is_eager() and failed.any():
-            raise ConvergenceError(bridge.inverse_message(int(failed.sum()), tolerance))
+            raise ConvergenceError(
+                bridge.inverse_message(int(failed.sum()), tolerance, self.lipschitz)
+            )
         x = torch.where(failed.unsqueeze(-1), math.nan, x)
         return x, torch.where(failed, math.nan, -log_det)
 
@@ -505,7 +507,7 @@ class InvertibleResidual(Bijector):
         x = base = target
         size, share = torch.full_like(close, math.inf), torch.ones_like(close)
         direction = fallback = torch.zeros_like(x)
-        for _ in range(bridge.NEWTON_STEPS):
+        for _ in range(bridge.newton_steps(self.lipschitz)):
             newton, residual = self._newton_step(fixed, x, target)
             now = _norm(residual).unsqueeze(-1)
             good = now <= (1 - share / 4) * size
