@@ -16,11 +16,21 @@ from jax_flows.bijectors import (
 )
 from jax_flows.checkpoint import load, save
 from jax_flows.distributions import DiagonalNormal, Distribution, StandardNormal, Uniform
-from jax_flows.flows import Flow, PlanarFlow, RealNVP
+from jax_flows.flows import (
+    FFJORD,
+    Flow,
+    NeuralODE,
+    PlanarFlow,
+    RadialFlow,
+    RealNVP,
+    ResidualFlow,
+    SylvesterFlow,
+)
 from jax_flows.registry import build, register
 from jax_flows.training import fit, fit_to_energy
 
 __all__ = [
+    "FFJORD",
     "Affine",
     "AffineCoupling",
     "BatchNorm",
@@ -32,13 +42,17 @@ __all__ = [
     "Flow",
     "Invert",
     "InvertibleResidual",
+    "NeuralODE",
     "Planar",
     "PlanarFlow",
     "Radial",
+    "RadialFlow",
     "RealNVP",
     "Rescale",
+    "ResidualFlow",
     "StandardNormal",
     "Sylvester",
+    "SylvesterFlow",
     "Uniform",
     "build",
     "fit",
