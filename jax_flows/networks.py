@@ -196,11 +196,16 @@ def spectral_bound(weight: Array) -> Array:
     if weight.shape[0] > weight.shape[1]:
         weight = weight.T
     gram = jnp.matmul(weight, weight.T, precision=matmul_precision())
-    log_norm = jnp.zeros_like(scale)
-    for i in range(SQUARINGS + 1):
+
+    def square_up(carry: tuple[Array, Array], share: Array) -> tuple[tuple[Array, Array], None]:
+        gram, log_norm = carry
         square = jnp.square(gram).sum()
         square = jnp.where(square > 0, square, 1)
-        log_norm = log_norm + jnp.log(square) / 2 ** (i + 2)
         gram = gram * jax.lax.rsqrt(square)
-        gram = jnp.matmul(gram, gram, precision=matmul_precision()) if i < SQUARINGS else gram
+        gram = jnp.matmul(gram, gram, precision=matmul_precision())
+        return (gram, log_norm + share * jnp.log(square)), None
+
+    shares = 0.25 * 0.5 ** jnp.arange(SQUARINGS + 1, dtype=weight.dtype)
+    start = gram, jnp.zeros_like(scale)
+    (_, log_norm), _ = jax.lax.scan(square_up, start, shares)
     return jnp.where(largest > 0, scale * jnp.exp(log_norm), largest)

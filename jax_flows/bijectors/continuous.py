@@ -143,6 +143,11 @@ class ContinuousBijector(Bijector):
     def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return self._run(variables, z, context, (1.0, 0.0))
 
+    @property
+    def solver_error(self) -> float:
+        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
+        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+
     def forward_with_noise(
         self, variables: Variables, x: Array, noise: Array, context: Array | None = None
     ) -> Output:

@@ -131,6 +131,11 @@ class ContinuousBijector(Bijector):
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self._run(z, context, (1.0, 0.0))
 
+    @property
+    def solver_error(self) -> float:
+        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
+        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+
     def forward_with_noise(self, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Output:
         """``forward`` in evaluation mode, with the trace estimated from a given probe.
 
