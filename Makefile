@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
@@ -19,6 +19,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks.run --out outputs/benchmarks.md
+
+.venv-bench/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "twinflows needs Python 3.11 or newer"'
 	$(PYTHON) -m venv $(VENV)
@@ -26,4 +34,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench outputs .mypy_cache .pytest_cache .ruff_cache

@@ -115,6 +115,9 @@ def read_checkpoint(
         FileNotFoundError: if there is none.
     """
 
+    if dtype is not None:
+        one_of("load", "dtype", dtype, DTYPES)
+
     def check(header: Header) -> None:
         _check_integers(header.description)
         with construction_budget(1000 + 2 * len(header.tensors)):
@@ -126,7 +129,6 @@ def read_checkpoint(
 
     header, arrays = read_arrays(path, "model", check, allow_non_finite=allow_non_finite)
     if dtype is not None:
-        one_of("load", "dtype", dtype, DTYPES)
         arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays.items()}
     return header.description, arrays
 
@@ -252,7 +254,7 @@ def _tensor_table(fields: dict[str, Any], num_bytes: int) -> dict[str, TensorInf
             raise CheckpointError(f"tensor name {name[:80]!r} is not a dotted identifier.")
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise CheckpointError(f"tensor {name!r} must have dtype, shape and data_offsets alone.")
-        if entry["dtype"] not in _DTYPE_NAMES:
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPE_NAMES:
             raise CheckpointError(
                 f"tensor {name!r} has dtype {str(entry['dtype'])[:20]!r}, "
                 f"expected one of {', '.join(_DTYPE_NAMES)}."

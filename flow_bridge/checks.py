@@ -1,8 +1,10 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from flow_bridge.architecture import count_construction
+from flow_bridge.errors import NonFiniteError
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -56,6 +58,33 @@ def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
         owner, **{"dim" if len(shape) == 1 else f"dim[{i}]": d for i, d in enumerate(shape)}
     )
     return shape
+
+
+def vector_or_image(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
+    """``dim`` as the event shape of a vector or of an image ``(channels, height, width)``."""
+    shape = event_shape_of(owner, dim)
+    if len(shape) not in (1, 3):
+        raise ValueError(
+            f"{owner} expects dim as a number or as (channels, height, width), got {dim!r}."
+        )
+    return shape
+
+
+def image_shape(owner: str, shape: Sequence[int], factor: int) -> tuple[int, ...]:
+    """``shape`` as (channels, height, width), of which ``factor`` divides the last two."""
+    if isinstance(shape, int | str) or len(shape) != 3:
+        raise ValueError(f"{owner} expects shape as (channels, height, width), got {shape!r}.")
+    channels, height, width = shape
+    positive_int(owner, channels=channels, height=height, width=width)
+    divisible(owner, factor, height=height, width=width)
+    return channels, height, width
+
+
+def divisible(owner: str, factor: int, **sizes: int | None) -> None:
+    """Raise ``ValueError`` unless ``factor`` divides every size that is known."""
+    for name, size in sizes.items():
+        if size is not None and size % factor:
+            raise ValueError(f"{owner} expects {name} divisible by {factor}, got {size}.")
 
 
 def describe(shape: Sequence[int | None], batch: str = "*batch") -> str:
@@ -136,6 +165,18 @@ def common_event_shape(
     return common
 
 
+def chain_event_shape(owner: str, bijectors: Sequence[Any]) -> tuple[int | None, ...]:
+    """The event shape of a composition; what each part knows of its shape is carried to its start."""
+    shapes = []
+    shape = bijectors[0].event_shape
+    for bijector in bijectors:
+        shapes.append(common_event_shape(owner, [shape, bijector.event_shape]))
+        shape = bijector.map_shape(shapes[-1])
+    for bijector, before in zip(reversed(bijectors), reversed(shapes), strict=True):
+        shape = common_event_shape(owner, [before, bijector.map_shape(shape, inverse=True)])
+    return shape
+
+
 def common_context_dim(owner: str, dims: Sequence[int]) -> int:
     """The one ``context_dim`` of all parts that take a context, or 0."""
     used = sorted(set(dims) - {0})
@@ -144,10 +185,24 @@ def common_context_dim(owner: str, dims: Sequence[int]) -> int:
     return used[0] if used else 0
 
 
-def enough_rows(owner: str, num_rows: int) -> None:
+def enough_rows(owner: str, num_rows: int, when: str = "in training mode") -> None:
     """Batch statistics need two rows: the variance of one is 0 / 0."""
     if num_rows < 2:
-        raise ValueError(f"{owner} needs at least 2 rows in training mode, got {num_rows}.")
+        raise ValueError(f"{owner} needs at least 2 rows {when}, got {num_rows}.")
+
+
+def finite_initialization(owner: str, finite: bool) -> None:
+    """Raise ``NonFiniteError`` unless the weights initialised from data are finite."""
+    if not finite:
+        raise NonFiniteError(
+            f"{owner} met a NaN or an infinity in the data; its weights stay as they were."
+        )
+
+
+def logit_alpha(owner: str, alpha: float) -> None:
+    """Raise ``ValueError`` unless alpha is a number of at least 0 and below 1/2."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 0.5:
+        raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
 def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None:
@@ -166,18 +221,27 @@ def interval(owner: str, **bounds: float) -> None:
         )
 
 
+def reparameterized(owner: str, base: str, differentiable: bool) -> None:
+    """Raise ``ValueError`` unless gradients through a base's samples reach all of its weights."""
+    if not differentiable:
+        raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")
+
+
+def instances(owner: str, name: str, values: Iterable[object], cls: type) -> None:
+    """Raise ``TypeError`` unless every value is an instance of the class."""
+    for value in values:
+        if not isinstance(value, cls):
+            raise TypeError(
+                f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
+            )
+
+
 def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:
     """Raise ``ValueError`` if ``value`` is above a limit that has a name of its own."""
     if value > limit:
         raise ValueError(
             f"{owner} expects {name} to be at most {limit_name} {limit}, got {value!r}."
         )
-
-
-def reparameterized(owner: str, base: str, noise: str | None) -> None:
-    """Raise ``ValueError`` unless a base's samples are a differentiable function of noise."""
-    if noise is None:
-        raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")
 
 
 def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:

@@ -21,10 +21,13 @@ class Distribution(HasVariables):
 
     Attributes:
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
-            dimension.
+            entry.
+        noise_shape: its shape for one sample, ``event_shape`` unless stated.
+        reparameterized: whether gradients through samples reach every weight.
     """
 
     noise = "normal"
+    reparameterized = True
     dim: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -35,6 +38,10 @@ class Distribution(HasVariables):
     def event_shape(self) -> tuple[int, ...]:
         return checks.event_shape_of(type(self).__name__, self.dim)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.event_shape
+
     def _init(self, key: Array, dtype: Any) -> Variables:
         return {}
 
@@ -44,7 +51,7 @@ class Distribution(HasVariables):
 
     @abstractmethod
     def from_noise(self, variables: Variables, noise: Array) -> Array:
-        """Samples from noise of shape ``(*batch, *event_shape)``, differentiable in the weights."""
+        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights."""
 
     def sample(
         self, variables: Variables, key: Array, shape: Sequence[int], dtype: Any = None
@@ -52,7 +59,7 @@ class Distribution(HasVariables):
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype unless one is given."""
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform
         dtype = dtype or weight_dtype(variables) or jnp.result_type(float)
-        return self.from_noise(variables, draw(key, (*shape, *self.event_shape), dtype))
+        return self.from_noise(variables, draw(key, (*shape, *self.noise_shape), dtype))
 
 
 @register
@@ -137,3 +144,108 @@ class Uniform(Distribution):
 
     def from_noise(self, variables: Variables, noise: Array) -> Array:
         return self.low + (self.high - self.low) * noise
+
+
+@register
+@dataclass(frozen=True)
+class GaussianMixture(Distribution):
+    """sum_k pi_k N(z; loc_k, diag(exp(log_scale_k))^2), with pi = softmax(logits); all learnable.
+
+    A sample takes one noise entry more than it has entries: the first one's normal quantile picks the
+    component, the others are the component's noise. The pick has no derivative, so gradients through
+    samples reach ``loc`` and ``log_scale`` but not ``logits``; those of ``log_prob`` reach all three.
+
+    Args:
+        dim: number of dimensions, or an event shape.
+        num_components: number of normals.
+    """
+
+    reparameterized = False
+
+    dim: int | tuple[int, ...]
+    num_components: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("GaussianMixture", num_components=self.num_components)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return (math.prod(self.event_shape) + 1,)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        shape = (self.num_components, *self.event_shape)
+        return {
+            "params": {
+                "logits": jnp.zeros(self.num_components, dtype),
+                "loc": jax.random.normal(key, shape, dtype),
+                "log_scale": jnp.zeros(shape, dtype),
+            }
+        }
+
+    def log_prob(self, variables: Variables, z: Array) -> Array:
+        params, event_ndim = variables["params"], len(self.event_shape)
+        log_scale = params["log_scale"]
+        standard = (jnp.expand_dims(z, -event_ndim - 1) - params["loc"]) * jnp.exp(-log_scale)
+        log_prob = -sum_event(jnp.square(standard) / 2 + log_scale, event_ndim)
+        constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
+        log_weights = jax.nn.log_softmax(params["logits"])
+        return jax.nn.logsumexp(log_prob + log_weights, -1) - constant
+
+    def from_noise(self, variables: Variables, noise: Array) -> Array:
+        params = variables["params"]
+        ends = jnp.cumsum(jax.nn.softmax(params["logits"]))[:-1]
+        component = (jax.scipy.special.ndtr(noise[..., :1]) >= ends).sum(-1)
+        normal = noise[..., 1:].reshape(*noise.shape[:-1], *self.event_shape)
+        return params["loc"][component] + jnp.exp(params["log_scale"][component]) * normal
+
+
+@register
+@dataclass(frozen=True)
+class StudentT(Distribution):
+    """Independent Student t per dimension: log p(z) = sum -(df + 1) / 2 log(1 + z^2 / df) + constant.
+
+    A sample takes two uniforms u, v per entry: z = sqrt(df (u^(-2 / df) - 1)) cos(2 pi v).
+
+    Args:
+        dim: number of dimensions, or an event shape.
+        df: degrees of freedom, above 0; 1 is the Cauchy distribution.
+
+    Reference: Bailey (1994), doi:10.1090/S0025-5718-1994-1219702-3, for the sampling.
+    """
+
+    noise = "uniform"
+
+    dim: int | tuple[int, ...]
+    df: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_number("StudentT", df=self.df)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return (2, *self.event_shape)
+
+    def log_prob(self, variables: Variables, z: Array) -> Array:
+        df = self.df
+        log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
+        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
+        event_ndim = len(self.event_shape)
+        return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
+
+    def from_noise(self, variables: Variables, noise: Array) -> Array:
+        u, v = jnp.moveaxis(noise, -len(self.event_shape) - 1, 0)
+        radius = jnp.sqrt(self.df * jnp.expm1(-2 / self.df * jnp.log1p(-u)))
+        return radius * jnp.cos(2 * math.pi * v)
+
+
+def _log1p_square(x: Array) -> Array:
+    """log(1 + x^2), where x^2 may overflow."""
+    far = jnp.abs(x) > 1
+    near_square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
+    return jnp.where(
+        far,
+        2 * jnp.log(jnp.abs(far_x)) + jnp.log1p(1 / jnp.square(far_x)),
+        jnp.log1p(near_square),
+    )

@@ -9,22 +9,30 @@ import jax
 from jax import Array
 
 from flow_bridge import checks
+from jax_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
 from jax_flows.bijectors.base import (
     Bijector,
     Chain,
     HasVariables,
+    Invert,
     Output,
     Variables,
     check_input,
     child,
     freeze_lists,
     gather,
+    initialize,
     weight_dtype,
 )
 from jax_flows.bijectors.continuous import ContinuousBijector
-from jax_flows.bijectors.coupling import AffineCoupling
-from jax_flows.bijectors.elementwise import Affine
-from jax_flows.bijectors.normalization import BatchNorm
+from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
+from jax_flows.bijectors.elementwise import Rescale
+from jax_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
+from jax_flows.bijectors.linear import LULinear
+from jax_flows.bijectors.normalization import ActNorm, BatchNorm
 from jax_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 from jax_flows.distributions import Distribution, StandardNormal
 from jax_flows.registry import register
@@ -42,20 +50,27 @@ class Flow(HasVariables):
         base: the distribution of the latent.
 
     Raises:
-        ValueError: if the two are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes.
     """
 
     bijector: Bijector
     base: Distribution
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
+        checks.instances(name, "bijector", [self.bijector], Bijector)
+        checks.instances(name, "base", [self.base], Distribution)
         _ = self.event_shape
 
     @property
-    def event_shape(self) -> tuple[int | None, ...]:
+    def latent_shape(self) -> tuple[int | None, ...]:
         return checks.common_event_shape(
-            type(self).__name__, [self.bijector.event_shape, self.base.event_shape]
+            type(self).__name__, [self.bijector.latent_shape, self.base.event_shape]
         )
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return self.bijector.map_shape(self.latent_shape, inverse=True)
 
     @property
     def context_dim(self) -> int:
@@ -79,7 +94,7 @@ class Flow(HasVariables):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -89,9 +104,17 @@ class Flow(HasVariables):
         return self.bijector._forward(child(variables, "bijector"), x, context)
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = check_input(self, variables, "z", z, context)
         return self.bijector._inverse(child(variables, "bijector"), z, context)
+
+    def initialize(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> dict[str, Any]:
+        """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
+        own = child(variables, "bijector")
+        own = initialize(self, self.bijector, variables, own, x, context)
+        return {**variables, **gather({"bijector": own, "base": child(variables, "base")})}
 
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
@@ -165,6 +188,38 @@ class Model(Flow):
 
 @register
 @dataclass(frozen=True)
+class NICE(Model):
+    """AdditiveCoupling repeated, with masks even, odd, even, ..., then Rescale; standard normal base.
+
+    Only Rescale changes volumes: log|det| is the same for every x.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the hidden layers of each coupling's network.
+        num_layers: number of couplings.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 4
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("NICE", num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            mask = "even" if i % 2 == 0 else "odd"
+            layers.append(
+                AdditiveCoupling(self.dim, self.hidden_dims, mask, context_dim=self.context_dim)
+            )
+        return Chain((*layers, Rescale(self.dim))), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
 class RealNVP(Model):
     """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
 
@@ -197,6 +252,61 @@ class RealNVP(Model):
 
 @register
 @dataclass(frozen=True)
+class NeuralSplineFlow(Model):
+    """(LULinear, SplineCoupling) repeated; standard normal base.
+
+    The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
+    equal. ``autoregressive=True`` has MaskedSplineAutoregressive in place of the couplings.
+
+    Args:
+        dim: number of dimensions, at least 2 with couplings.
+        hidden_dims: widths of the hidden layers of each spline's network.
+        num_layers: number of spline layers.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the splines become the identity; standardise the data to well inside it.
+        autoregressive: whether each dimension depends on all before it, or half on the other half.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (128, 128)
+    num_layers: int = 6
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    autoregressive: bool = False
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("NeuralSplineFlow", num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for _ in range(self.num_layers):
+            splines: Bijector
+            if self.autoregressive:
+                splines = MaskedSplineAutoregressive(
+                    self.dim,
+                    self.hidden_dims,
+                    None,
+                    self.num_bins,
+                    self.tail_bound,
+                    context_dim=self.context_dim,
+                )
+            else:
+                splines = SplineCoupling(
+                    self.dim,
+                    self.hidden_dims,
+                    "first_half",
+                    self.num_bins,
+                    self.tail_bound,
+                    context_dim=self.context_dim,
+                )
+            layers += [LULinear(self.dim), splines]
+        return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
 class PlanarFlow(Model):
     """Planar maps one after the other; standard normal base.
 
@@ -216,6 +326,127 @@ class PlanarFlow(Model):
         checks.positive_int("PlanarFlow", num_layers=self.num_layers)
         layers = [Planar(self.dim, self.context_dim) for _ in range(self.num_layers)]
         return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class MAF(Model):
+    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density is one pass of each network, and so, but for its sequential part, is a
+    sample.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        layers = _masked_affine_layers(self)
+        return Chain(layers), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class IAF(Model):
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
+    network, the density of given data needs the sequential direction.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Kingma et al. (2016), arXiv:1606.04934.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        layers = _masked_affine_layers(self)
+        return Invert(Chain(layers)), StandardNormal(self.dim)
+
+
+def _masked_affine_layers(owner: MAF | IAF) -> tuple[Bijector, ...]:
+    checks.positive_int(type(owner).__name__, num_layers=owner.num_layers)
+    return tuple(
+        MaskedAffineAutoregressive(
+            owner.dim,
+            owner.hidden_dims,
+            None if i % 2 == 0 else "reverse",
+            context_dim=owner.context_dim,
+        )
+        for i in range(owner.num_layers)
+    )
+
+
+@register
+@dataclass(frozen=True)
+class Glow(Model):
+    """A multi-scale flow of images: Squeeze, steps of (ActNorm, Invertible1x1Conv, coupling), Split.
+
+    Every level trades space for channels, runs its steps, and sends half of the channels to the base;
+    the last level keeps all of them. z has the shape of x, each level's part at its own pixels.
+    Standard normal base. Call ``initialize`` with a batch of data before training.
+
+    Args:
+        shape: (channels, height, width); 2^num_levels divides height and width.
+        num_levels: number of levels.
+        num_steps: number of steps of each level.
+        hidden_channels: width of each coupling's ``ConvNet``.
+        context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
+    level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
+    scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+    """
+
+    shape: tuple[int, ...]
+    num_levels: int = 3
+    num_steps: int = 8
+    hidden_channels: int = 64
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
+        shape = checks.image_shape("Glow", self.shape, 2**self.num_levels)
+        level = _glow_level(
+            shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
+        )
+        return level, StandardNormal(shape)
+
+
+def _glow_level(
+    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+) -> Chain:
+    channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
+    layers: list[Bijector] = [Squeeze()]
+    for _ in range(num_steps):
+        layers += [
+            ActNorm((channels, height, width)),
+            Invertible1x1Conv(channels),
+            ConvAffineCoupling(channels, hidden_channels, context_dim=context_dim),
+        ]
+    if num_levels > 1:
+        rest = (channels // 2, height, width)
+        inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
+        layers.append(Split(inner))
+    return Chain((*layers, Invert(Squeeze())))
 
 
 @register
@@ -270,9 +501,9 @@ class SylvesterFlow(Model):
 @register
 @dataclass(frozen=True)
 class ResidualFlow(Model):
-    """(Affine, InvertibleResidual) repeated, then Affine; standard normal base.
+    """(ActNorm, InvertibleResidual) repeated, then ActNorm; standard normal base.
 
-    The affine layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
+    The ActNorm layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
 
     Args:
         dim: number of dimensions.
@@ -299,7 +530,7 @@ class ResidualFlow(Model):
         layers: list[Bijector] = []
         for _ in range(self.num_blocks):
             layers += [
-                Affine(self.dim),
+                ActNorm(self.dim),
                 InvertibleResidual(
                     self.dim,
                     self.hidden_dims,
@@ -309,7 +540,7 @@ class ResidualFlow(Model):
                     context_dim=self.context_dim,
                 ),
             ]
-        return Chain((*layers, Affine(self.dim))), StandardNormal(self.dim)
+        return Chain((*layers, ActNorm(self.dim))), StandardNormal(self.dim)
 
 
 @register

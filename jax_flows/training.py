@@ -141,10 +141,10 @@ def fit_to_energy(
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.noise)
+    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     given = [] if context is None else [jnp.asarray(context)]
     num_epochs, batches = training.noise_batches(
-        flow.base.noise, num_steps, (batch_size, *flow.base.event_shape), seed
+        flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
     engine = _Engine(
         flow, variables, _ReverseKL(flow, energy), given, lambda _: None, optimizer, max_grad_norm
@@ -323,5 +323,6 @@ def adam() -> optax.GradientTransformation:
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> Any:
     """Scale all gradients by max_norm / max(norm, max_norm), norm that of all of them."""
-    scale = max_norm / jnp.maximum(optax.global_norm(gradients), max_norm)
+    norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)))
+    scale = max_norm / jnp.maximum(norm, max_norm)
     return jax.tree.map(lambda g: g * scale, gradients)

@@ -103,6 +103,17 @@ def coupling(**arguments: Any) -> dict[str, Any]:
     return arch("AffineCoupling", **(defaults | arguments))
 
 
+def spline(**arguments: Any) -> dict[str, Any]:
+    """A small spline coupling with a smooth conditioner."""
+    defaults = {"hidden_dims": [7, 5], "activation": "tanh", "num_bins": 4}
+    return arch("SplineCoupling", **(defaults | arguments))
+
+
+def masked(type: str = "MaskedAffineAutoregressive", **arguments: Any) -> dict[str, Any]:
+    """A small masked autoregressive map with a smooth conditioner."""
+    return arch(type, **({"hidden_dims": [7, 5], "activation": "tanh"} | arguments))
+
+
 def flow(bijector: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """A flow."""
     return arch("Flow", bijector=bijector, base=base)
@@ -113,6 +124,14 @@ def smooth_real_nvp(dim: int, layers: int, **arguments: Any) -> dict[str, Any]:
     masks = ["even", "odd"]
     stack = [coupling(dim=dim, mask=masks[i % 2], **arguments) for i in range(layers)]
     return arch("Chain", bijectors=stack)
+
+
+def conv_coupling(**arguments: Any) -> dict[str, Any]:
+    """A small convolutional coupling with a smooth conditioner."""
+    return arch("ConvAffineCoupling", **({"hidden_channels": 5, "activation": "tanh"} | arguments))
+
+
+UNSQUEEZE = arch("Invert", bijector=arch("Squeeze"))
 
 
 def residual(**arguments: Any) -> dict[str, Any]:
@@ -147,9 +166,33 @@ CASES = [
     Case("Affine", arch("Affine", dim=3)),
     Case("Affine-dim1", arch("Affine", dim=1)),
     Case("Rescale", arch("Rescale", dim=4)),
+    Case("LeakyReLU", arch("LeakyReLU", negative_slope=0.2), dim=3),
+    Case("ELU", arch("ELU"), dim=3),
+    Case("ELU-alpha", arch("ELU", alpha=0.3), dim=1),
+    Case("Softplus", arch("Softplus"), dim=3),
+    Case("Exp", arch("Exp"), dim=3),
+    Case("Sigmoid", arch("Sigmoid"), dim=3),
+    Case("Tanh", arch("Tanh"), dim=3),
+    Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
+    Case("Chain-to-unit-cube", flow(
+        arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
+    )),
+    # linear
+    Case("Permutation", arch("Permutation", permutation=[2, 0, 1])),
+    Case("Permutation-reverse", arch("Permutation", permutation="reverse", dim=4)),
+    Case("RandomPermutation", arch("RandomPermutation", dim=5, seed=3)),
+    Case("Rotation", arch("Rotation", dim=4)),
+    Case("Rotation-odd-dim", arch("Rotation", dim=5)),
+    Case("Rotation-dim1", arch("Rotation", dim=1)),
+    Case("LULinear", arch("LULinear", dim=4)),
+    Case("LULinear-no-bias", arch("LULinear", dim=3, bias=False)),
+    Case("LULinear-dim1", arch("LULinear", dim=1)),
     # normalisation
     Case("BatchNorm", arch("BatchNorm", dim=3)),
     Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
+    Case("ActNorm", arch("ActNorm", dim=3)),
+    Case("ActNorm-dim1", arch("ActNorm", dim=1)),
+    Case("ActNorm-image", arch("ActNorm", dim=[3, 2, 4])),
     # coupling
     Case("AffineCoupling", coupling(dim=2, mask="odd")),
     Case("AffineCoupling-square", coupling(dim=6, hidden_dims=[6, 6], mask="even")),
@@ -161,11 +204,60 @@ CASES = [
          coupling(dim=4, context_dim=3, separate_networks=False, mask=[0, 1, 1, 0])),
     Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu"), smooth=False),
     Case("AffineCoupling-softplus", coupling(dim=3, activation="softplus", hidden_dims=[])),
+    Case("AdditiveCoupling", arch("AdditiveCoupling", dim=5, hidden_dims=[7, 5], activation="tanh")),
+    Case("AdditiveCoupling-context",
+         arch("AdditiveCoupling", dim=4, hidden_dims=[6], mask=[1, 0, 0, 1], activation="gelu",
+              context_dim=2)),
+    Case("SplineCoupling", spline(dim=2, mask="odd")),
+    Case("SplineCoupling-odd-dim", spline(dim=5, mask="first_half", num_bins=8)),
+    Case("SplineCoupling-context", spline(dim=3, mask=[1, 0, 1], context_dim=2)),
+    Case("SplineCoupling-one-bin", spline(dim=4, num_bins=1)),
+    Case("SplineCoupling-narrow", spline(dim=3, tail_bound=0.7), scale=1.5),
+    Case("SplineCoupling-leaky", spline(dim=3, activation="leaky_relu"), smooth=False),
+    # autoregressive
+    Case("MaskedAffineAutoregressive", masked(dim=4), trajectory=True),
+    Case("MaskedAffineAutoregressive-square", masked(dim=3, hidden_dims=[6, 6], order="reverse")),
+    Case("MaskedAffineAutoregressive-dim1", masked(dim=1, hidden_dims=[3])),
+    Case("MaskedAffineAutoregressive-dim1-context", masked(dim=1, context_dim=2)),
+    Case("MaskedAffineAutoregressive-no-hidden", masked(dim=5, hidden_dims=[], order=[3, 0, 4, 1, 2])),
+    Case("MaskedAffineAutoregressive-few-units", masked(dim=11, hidden_dims=[3, 2], order="random:7")),
+    Case("MaskedAffineAutoregressive-scanned-context",
+         masked(dim=17, hidden_dims=[23, 9], context_dim=2)),
+    Case("MaskedAffineAutoregressive-leaky", masked(dim=3, activation="leaky_relu"), smooth=False),
+    Case("MaskedSplineAutoregressive", masked("MaskedSplineAutoregressive", dim=3, num_bins=3)),
+    Case("MaskedSplineAutoregressive-context",
+         masked("MaskedSplineAutoregressive", dim=2, num_bins=2, order="reverse", context_dim=2)),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
     Case("Planar-steep", arch("Planar", dim=5), scale=10.0),
     Case("Planar-context", arch("Planar", dim=3, context_dim=2)),
+    # base distributions
+    Case("GaussianMixture", flow(arch("Affine", dim=3), arch("GaussianMixture", dim=3, num_components=4))),
+    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
+    # images
+    Case("Squeeze", arch("Squeeze"), dim=4),
+    Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),
+    Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
+    Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
+    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1), dim=2),
+    Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
+    Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
+    Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),
+    Case("ConvAffineCoupling-list-context",
+         conv_coupling(channels=5, mask=[1, 0, 0, 1, 1], context_dim=2), dim=2),
+    Case("ConvAffineCoupling-relu", conv_coupling(channels=2, activation="relu"), dim=3, smooth=False),
+    Case("Split", arch("Split", bijector=conv_coupling(channels=2, context_dim=2)), dim=2),
+    Case("Split-multi-scale", arch("Chain", bijectors=[
+        arch("Squeeze"), arch("ActNorm", dim=[8, 2, 2]),
+        arch("Split", bijector=arch("Chain", bijectors=[
+            arch("Squeeze"), *[conv_coupling(channels=16)] * 2, UNSQUEEZE,
+        ])),
+        UNSQUEEZE,
+    ])),
+    Case("Logit", arch("Logit"), dim=3, draw=lambda g, shape: g.uniform(0.01, 0.99, shape)),
+    Case("Logit-vector", arch("Logit", alpha=0.0, event_ndim=1), dim=3,
+         draw=lambda g, shape: g.uniform(0.01, 0.99, shape)),
     Case("Radial", arch("Radial", dim=2)),
     Case("Radial-dim1", arch("Radial", dim=1)),
     Case("Radial-steep", arch("Radial", dim=5), scale=10.0),
@@ -189,10 +281,28 @@ CASES = [
     Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2)),
     # models
+    Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
+         smooth=False),
+    Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
+                              context_dim=3), smooth=False),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
     Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
          smooth=False),
     Case("RealNVP-smooth-deep", flow(smooth_real_nvp(3, 16), NORMAL3), trajectory=True),
+    Case("NICE", arch("NICE", dim=3, hidden_dims=[6, 6]), smooth=False),
+    Case("NICE-context", arch("NICE", dim=2, hidden_dims=[5], num_layers=3, context_dim=2),
+         smooth=False),
+    Case("NeuralSplineFlow", arch("NeuralSplineFlow", dim=2, hidden_dims=[8, 8], num_layers=3),
+         scale=0.5, smooth=False),
+    Case("NeuralSplineFlow-context",
+         arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3, tail_bound=3.0,
+              context_dim=2), smooth=False),
+    Case("NeuralSplineFlow-autoregressive",
+         arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3,
+              autoregressive=True), scale=0.5, smooth=False),
+    Case("MAF", arch("MAF", dim=3, hidden_dims=[8, 8]), smooth=False),
+    Case("MAF-context", arch("MAF", dim=4, hidden_dims=[9], num_layers=2, context_dim=2), smooth=False),
+    Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2)),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),

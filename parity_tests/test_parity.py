@@ -195,8 +195,9 @@ def test_compiles_and_maps(case: Case) -> None:
     jax_model = jax_flows.build(case.architecture)
     ensemble = jax.eval_shape(jax.vmap(jax_model.init), jax.random.split(jax.random.key(0), 3))
     arrays = [np.asarray(a) for a in arguments]
+    in_axes = (0, *(None for _ in arrays))
     mapped = jax.eval_shape(
-        jax.vmap(jax_model.forward, in_axes=(0, *(None for _ in arrays))), ensemble, *arrays
+        jax.vmap(jax_model.forward, in_axes=in_axes, axis_size=3), ensemble, *arrays
     )
     assert mapped[1].shape == (3, 4)
 

@@ -17,17 +17,21 @@ class Distribution(nn.Module, ABC):
 
     Attributes:
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
-            dimension.
+            entry.
+        noise_shape: its shape for one sample, ``event_shape`` unless stated.
+        reparameterized: whether gradients through samples reach every weight.
     """
 
     is_architecture = True
     noise = "normal"
+    reparameterized = True
     device_anchor: Tensor
 
     def __init__(self, dim: int | Sequence[int]) -> None:
         super().__init__()
         self.dim = dim if isinstance(dim, int) else tuple(dim)
         self.event_shape = checks.event_shape_of(type(self).__name__, dim)
+        self.noise_shape = self.event_shape
         self.register_buffer("device_anchor", torch.zeros(()), persistent=False)
 
     @abstractmethod
@@ -36,14 +40,14 @@ class Distribution(nn.Module, ABC):
 
     @abstractmethod
     def from_noise(self, noise: Tensor) -> Tensor:
-        """Samples from noise of shape ``(*batch, *event_shape)``, differentiable in the weights."""
+        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights."""
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype and on their device."""
         draw = torch.randn if self.noise == "normal" else torch.rand
         like = self.device_anchor
         noise = draw(
-            (*shape, *self.event_shape), generator=generator, dtype=like.dtype, device=like.device
+            (*shape, *self.noise_shape), generator=generator, dtype=like.dtype, device=like.device
         )
         return self.from_noise(noise)
 
@@ -59,7 +63,7 @@ class StandardNormal(Distribution):
     def log_prob(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
-        return -sum_event(z.square(), event_ndim) / 2 - constant
+        return -0.5 * sum_event(z.square(), event_ndim) - constant
 
     def from_noise(self, noise: Tensor) -> Tensor:
         return noise
@@ -120,3 +124,84 @@ class Uniform(Distribution):
 
     def from_noise(self, noise: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * noise
+
+
+@register
+class GaussianMixture(Distribution):
+    """sum_k pi_k N(z; loc_k, diag(exp(log_scale_k))^2), with pi = softmax(logits); all learnable.
+
+    A sample takes one noise entry more than it has entries: the first one's normal quantile picks the
+    component, the others are the component's noise. The pick has no derivative, so gradients through
+    samples reach ``loc`` and ``log_scale`` but not ``logits``; those of ``log_prob`` reach all three.
+
+    Args:
+        dim: number of dimensions, or an event shape.
+        num_components: number of normals.
+    """
+
+    reparameterized = False
+
+    def __init__(self, dim: int | Sequence[int], num_components: int) -> None:
+        super().__init__(dim)
+        checks.positive_int("GaussianMixture", num_components=num_components)
+        self.num_components = num_components
+        self.noise_shape = (math.prod(self.event_shape) + 1,)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(num_components, *self.event_shape))
+        self.log_scale = nn.Parameter(torch.zeros(num_components, *self.event_shape))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        event_ndim = len(self.event_shape)
+        standard = (z.unsqueeze(-event_ndim - 1) - self.loc) * (-self.log_scale).exp()
+        log_prob = -sum_event(standard.square() / 2 + self.log_scale, event_ndim)
+        constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
+        return (log_prob + self.logits.log_softmax(-1)).logsumexp(-1) - constant
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        ends = self.logits.softmax(-1).cumsum(-1)[:-1]
+        component = (torch.special.ndtr(noise[..., :1]) >= ends).sum(-1)
+        normal = noise[..., 1:].unflatten(-1, self.event_shape)
+        return self.loc[component] + self.log_scale[component].exp() * normal
+
+
+@register
+class StudentT(Distribution):
+    """Independent Student t per dimension: log p(z) = sum -(df + 1) / 2 log(1 + z^2 / df) + constant.
+
+    A sample takes two uniforms u, v per entry: z = sqrt(df (u^(-2 / df) - 1)) cos(2 pi v).
+
+    Args:
+        dim: number of dimensions, or an event shape.
+        df: degrees of freedom, above 0; 1 is the Cauchy distribution.
+
+    Reference: Bailey (1994), doi:10.1090/S0025-5718-1994-1219702-3, for the sampling.
+    """
+
+    noise = "uniform"
+
+    def __init__(self, dim: int | Sequence[int], df: float) -> None:
+        super().__init__(dim)
+        checks.positive_number("StudentT", df=df)
+        self.df = df
+        self.noise_shape = (2, *self.event_shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        df = self.df
+        log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
+        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
+        event_ndim = len(self.event_shape)
+        return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        u, v = noise.unbind(-len(self.event_shape) - 1)
+        radius = (self.df * (-2 / self.df * (-u).log1p()).expm1()).sqrt()
+        return radius * (2 * math.pi * v).cos()
+
+
+def _log1p_square(x: Tensor) -> Tensor:
+    """log(1 + x^2), where x^2 may overflow."""
+    far = x.abs() > 1
+    near_square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
+    return torch.where(
+        far, 2 * far_x.abs().log() + far_x.square().reciprocal().log1p(), near_square.log1p()
+    )

@@ -6,11 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from torch_flows.bijectors.base import Bijector, Chain, Output, check_input
+from torch_flows.bijectors.autoregressive import (
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+)
+from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input, initialize
 from torch_flows.bijectors.continuous import ContinuousBijector
-from torch_flows.bijectors.coupling import AffineCoupling
-from torch_flows.bijectors.elementwise import Affine
-from torch_flows.bijectors.normalization import BatchNorm
+from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
+from torch_flows.bijectors.elementwise import Rescale
+from torch_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
+from torch_flows.bijectors.linear import LULinear
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm
 from torch_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 from torch_flows.distributions import Distribution, StandardNormal
 from torch_flows.registry import register
@@ -27,7 +33,7 @@ class Flow(nn.Module):
         base: the distribution of the latent.
 
     Raises:
-        ValueError: if the two are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes.
     """
 
     is_architecture = True
@@ -35,7 +41,11 @@ class Flow(nn.Module):
     def __init__(self, bijector: Bijector, base: Distribution) -> None:
         super().__init__()
         name = type(self).__name__
-        self.event_shape = checks.common_event_shape(name, [bijector.event_shape, base.event_shape])
+        checks.instances(name, "bijector", [bijector], Bijector)
+        checks.instances(name, "base", [base], Distribution)
+        latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
+        self.latent_shape = latent_shape
+        self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         self.context_dim = bijector.context_dim
         self.bijector = bijector
         self.base = base
@@ -48,7 +58,7 @@ class Flow(nn.Module):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -57,8 +67,12 @@ class Flow(nn.Module):
         return self.bijector._forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.bijector._inverse(z, check_input(self, "z", z, context))
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
+        initialize(self, self.bijector, x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
@@ -98,6 +112,39 @@ class Flow(nn.Module):
 
 
 @register
+class NICE(Flow):
+    """AdditiveCoupling repeated, with masks even, odd, even, ..., then Rescale; standard normal base.
+
+    Only Rescale changes volumes: log|det| is the same for every x.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the hidden layers of each coupling's network.
+        num_layers: number of couplings.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 4,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("NICE", num_layers=num_layers)
+        layers: list[Bijector] = []
+        for i in range(num_layers):
+            mask = "even" if i % 2 == 0 else "odd"
+            layers.append(AdditiveCoupling(dim, hidden_dims, mask, context_dim=context_dim))
+        super().__init__(Chain([*layers, Rescale(dim)]), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+@register
 class RealNVP(Flow):
     """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
 
@@ -128,6 +175,57 @@ class RealNVP(Flow):
 
 
 @register
+class NeuralSplineFlow(Flow):
+    """(LULinear, SplineCoupling) repeated; standard normal base.
+
+    The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
+    equal. ``autoregressive=True`` has MaskedSplineAutoregressive in place of the couplings.
+
+    Args:
+        dim: number of dimensions, at least 2 with couplings.
+        hidden_dims: widths of the hidden layers of each spline's network.
+        num_layers: number of spline layers.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the splines become the identity; standardise the data to well inside it.
+        autoregressive: whether each dimension depends on all before it, or half on the other half.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (128, 128),
+        num_layers: int = 6,
+        num_bins: int = 8,
+        tail_bound: float = 5.0,
+        autoregressive: bool = False,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("NeuralSplineFlow", num_layers=num_layers)
+        layers: list[Bijector] = []
+        for _ in range(num_layers):
+            splines: Bijector
+            if autoregressive:
+                splines = MaskedSplineAutoregressive(
+                    dim, hidden_dims, None, num_bins, tail_bound, context_dim=context_dim
+                )
+            else:
+                splines = SplineCoupling(
+                    dim, hidden_dims, "first_half", num_bins, tail_bound, context_dim=context_dim
+                )
+            layers += [LULinear(dim), splines]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+        self.num_bins = num_bins
+        self.tail_bound = tail_bound
+        self.autoregressive = autoregressive
+
+
+@register
 class PlanarFlow(Flow):
     """Planar maps one after the other; standard normal base.
 
@@ -145,6 +243,134 @@ class PlanarFlow(Flow):
         super().__init__(Chain(layers), StandardNormal(dim))
         self.dim = dim
         self.num_layers = num_layers
+
+
+@register
+class MAF(Flow):
+    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density is one pass of each network, and so, but for its sequential part, is a
+    sample.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 5,
+        context_dim: int = 0,
+    ) -> None:
+        layers = _masked_affine_layers("MAF", dim, hidden_dims, num_layers, context_dim)
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+@register
+class IAF(Flow):
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
+    network, the density of given data needs the sequential direction.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Kingma et al. (2016), arXiv:1606.04934.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_layers: int = 5,
+        context_dim: int = 0,
+    ) -> None:
+        layers = _masked_affine_layers("IAF", dim, hidden_dims, num_layers, context_dim)
+        super().__init__(Invert(Chain(layers)), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_layers = num_layers
+
+
+def _masked_affine_layers(
+    owner: str, dim: int, hidden_dims: Sequence[int], num_layers: int, context_dim: int
+) -> list[Bijector]:
+    checks.positive_int(owner, num_layers=num_layers)
+    return [
+        MaskedAffineAutoregressive(
+            dim, hidden_dims, None if i % 2 == 0 else "reverse", context_dim=context_dim
+        )
+        for i in range(num_layers)
+    ]
+
+
+@register
+class Glow(Flow):
+    """A multi-scale flow of images: Squeeze, steps of (ActNorm, Invertible1x1Conv, coupling), Split.
+
+    Every level trades space for channels, runs its steps, and sends half of the channels to the base;
+    the last level keeps all of them. z has the shape of x, each level's part at its own pixels.
+    Standard normal base. Call ``initialize`` with a batch of data before training.
+
+    Args:
+        shape: (channels, height, width); 2^num_levels divides height and width.
+        num_levels: number of levels.
+        num_steps: number of steps of each level.
+        hidden_channels: width of each coupling's ``ConvNet``.
+        context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
+    level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
+    scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_levels: int = 3,
+        num_steps: int = 8,
+        hidden_channels: int = 64,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("Glow", num_levels=num_levels, num_steps=num_steps)
+        shape = checks.image_shape("Glow", shape, 2**num_levels)
+        level = _glow_level(shape, num_levels, num_steps, hidden_channels, context_dim)
+        super().__init__(level, StandardNormal(shape))
+        self.shape = shape
+        self.num_levels = num_levels
+        self.num_steps = num_steps
+        self.hidden_channels = hidden_channels
+
+
+def _glow_level(
+    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+) -> Chain:
+    channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
+    layers: list[Bijector] = [Squeeze()]
+    for _ in range(num_steps):
+        layers += [
+            ActNorm((channels, height, width)),
+            Invertible1x1Conv(channels),
+            ConvAffineCoupling(channels, hidden_channels, context_dim=context_dim),
+        ]
+    if num_levels > 1:
+        rest = (channels // 2, height, width)
+        inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
+        layers.append(Split(inner))
+    return Chain([*layers, Invert(Squeeze())])
 
 
 @register
@@ -194,9 +420,9 @@ class SylvesterFlow(Flow):
 
 @register
 class ResidualFlow(Flow):
-    """(Affine, InvertibleResidual) repeated, then Affine; standard normal base.
+    """(ActNorm, InvertibleResidual) repeated, then ActNorm; standard normal base.
 
-    The affine layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
+    The ActNorm layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
 
     Args:
         dim: number of dimensions.
@@ -224,12 +450,12 @@ class ResidualFlow(Flow):
         layers: list[Bijector] = []
         for _ in range(num_blocks):
             layers += [
-                Affine(dim),
+                ActNorm(dim),
                 InvertibleResidual(
                     dim, hidden_dims, lipschitz, log_det, activation, context_dim=context_dim
                 ),
             ]
-        super().__init__(Chain([*layers, Affine(dim)]), StandardNormal(dim))
+        super().__init__(Chain([*layers, ActNorm(dim)]), StandardNormal(dim))
         self.dim = dim
         self.hidden_dims = tuple(hidden_dims)
         self.num_blocks = num_blocks

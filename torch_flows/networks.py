@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flow_bridge import checks
+from flow_bridge.architecture import count_construction
 from flow_bridge.lipschitz import POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
+from flow_bridge.masks import Autoregression, Order
 from torch_flows.derivatives import Layers
 from torch_flows.numerics import softplus
 
@@ -22,6 +24,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 """Activations by name; ``leaky_relu`` has slope 0.2 and ``gelu`` is the exact one."""
+
+# The same in place, which saves memory traffic, where the gradient needs no more than the output.
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": lambda x: functional.leaky_relu_(x, 0.2),
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+}
+
+
+def _mlp(activation: str, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    function = _IN_PLACE.get(activation, ACTIVATIONS[activation])
+    for weight, bias in weights[:-1]:
+        x = function(functional.linear(x, weight, bias))
+    return functional.linear(x, *weights[-1])
 
 
 class MLP(nn.Module):
@@ -56,18 +72,112 @@ class MLP(nn.Module):
     ) -> Tensor:
         """Args: x; ``inputs`` and ``outputs`` select the columns of the first weight that x meets and
         the rows of the last weight that are computed (all of them by default)."""
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            weight: Tensor = layer.weight
-            bias: Tensor = layer.bias
-            if i == 0 and inputs is not None:
-                weight = weight[:, inputs]
-            if i == last and outputs is not None:
-                weight, bias = weight[outputs], bias[outputs]
-            x = functional.linear(x, weight, bias)
-            if i < last:
-                x = ACTIVATIONS[self.activation](x)
-        return x
+        weights: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]
+        if inputs is not None:
+            weights[0] = weights[0][0][:, inputs], weights[0][1]
+        if outputs is not None:
+            weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
+        return _mlp(self.activation, x, weights)
+
+
+class MaskedMLP(MLP):
+    """A network whose parameters for one dimension see only the dimensions generated before it.
+
+    From ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``. Who sees whom is stated in
+    ``flow_bridge.masks.Autoregression``.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers.
+        num_parameters: how many parameters each dimension gets.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        activation: a name in ``ACTIVATIONS``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown order or activation, or a width below 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int],
+        num_parameters: int,
+        order: Order = None,
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim + context_dim, hidden_dims, dim * num_parameters, activation)
+        self.plan = Autoregression(dim, tuple(hidden_dims), num_parameters, order, context_dim)
+        degrees = [torch.tensor(layer) for layer in self.plan.degrees]
+        for i, (below, above) in enumerate(pairwise(degrees)):
+            self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Args: x, and a context of its batch shape."""
+        weights = [
+            (torch.where(getattr(self, f"mask_{i}"), layer.weight, 0), layer.bias)
+            for i, layer in enumerate(self.layers)
+        ]
+        h = x if context is None else torch.cat([x, context], -1)
+        out = _mlp(self.activation, h, weights)
+        return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))
+
+
+class ConvNet(nn.Module):
+    """Convolutions 3x3, 1x1, 3x3 with an activation between them, padded with zeros.
+
+    Maps ``(*batch, in_channels, height, width)`` to ``(*batch, out_channels, height, width)``. The
+    last convolution starts at zero, so that a coupling starts as the identity; the others start as
+    PyTorch's Conv2d does, uniform within 1 / sqrt(fan_in), in both halves.
+
+    On a GPU, cuDNN computes float32 convolutions in TF32 unless
+    ``torch.backends.cudnn.allow_tf32`` is ``False`` (PyTorch's default is ``True``, JAX's half uses
+    full float32 precision): outputs then agree to about 1e-3 only, and an inverse is as inexact.
+
+    Args:
+        in_channels, hidden_channels, out_channels: the widths.
+        activation: a name in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for an unknown activation or a width below 1.
+    """
+
+    layers: Sequence[nn.Conv2d]
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        checks.positive_int(
+            "ConvNet",
+            in_channels=in_channels,
+            hidden_channels=hidden_channels,
+            out_channels=out_channels,
+        )
+        checks.one_of("ConvNet", "activation", activation, ACTIVATIONS)
+        count_construction(3)
+        self.activation = activation
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            [
+                nn.Conv2d(in_channels, hidden_channels, 3, padding=1),
+                nn.Conv2d(hidden_channels, hidden_channels, 1),
+                nn.Conv2d(hidden_channels, out_channels, 3, padding=1),
+            ]
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x. Channels come last in memory inside, which is what convolutions are fast at."""
+        batch = x.shape[:-3]
+        x = x.reshape(-1, *x.shape[-3:]).movedim(-3, -1).contiguous().movedim(-1, -3)
+        first, second, last = self.layers
+        activation = _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])
+        x = last(activation(second(activation(first(x))))).contiguous()
+        return x.reshape(*batch, *x.shape[-3:])
 
 
 class LipschitzMLP(nn.Module):

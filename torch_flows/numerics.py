@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x), to a few ULP in both frameworks (XLA's is 128 off near -0.41 in float64)."""
+    small = x.abs() < 0.25
+    return torch.where(small, torch.where(small, x, 0).log1p(), (1 + x).log())
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), exact at every x (``torch.nn.functional.softplus`` is linear above 20)."""
     return torch.logaddexp(x, torch.zeros_like(x))

@@ -128,7 +128,7 @@ def fit_to_energy(
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.noise)
+    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     weight = next(flow.parameters())
     given = None if context is None else torch.as_tensor(context, device=weight.device)
 
@@ -138,7 +138,7 @@ def fit_to_energy(
         return (flow.base.log_prob(z) - log_det + energy(x)).mean()
 
     num_epochs, batches = training.noise_batches(
-        flow.base.noise, num_steps, (batch_size, *flow.base.event_shape), seed
+        flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
     return training.train(
         _Engine(flow, loss, lambda: None, optimizer, max_grad_norm, weight.device, weight.dtype),

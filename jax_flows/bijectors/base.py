@@ -1,6 +1,7 @@
 """What every bijector is, and the ones made of others."""
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.layouts import stack_name
 from jax_flows.registry import register
 
@@ -52,10 +54,17 @@ class Bijector(HasVariables):
 
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
+        latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
+        stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
+        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
+            result is NaN, at an end of them it may be infinite.
     """
 
     context_dim: int = 0
+    stackable: bool = True
+    domain: Interval = REALS
+    codomain: Interval = REALS
 
     def __post_init__(self) -> None:
         count_construction()
@@ -64,6 +73,16 @@ class Bijector(HasVariables):
     @property
     def event_shape(self) -> tuple[int | None, ...]:
         return (None,)
+
+    @property
+    def latent_shape(self) -> tuple[int | None, ...]:
+        return self.map_shape(self.event_shape)
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        """The shape of one z for that of one x, or with ``inverse`` the other way round."""
+        return shape
 
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
@@ -74,7 +93,7 @@ class Bijector(HasVariables):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -83,7 +102,7 @@ class Bijector(HasVariables):
         return self._forward(variables, *check_input(self, variables, "x", x, context))
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self._inverse(variables, *check_input(self, variables, "z", z, context))
 
     def forward_and_update(
@@ -91,6 +110,32 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
         return self._forward_and_update(variables, *check_input(self, variables, "x", x, context))
+
+    def initialize(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> dict[str, Any]:
+        """New variables, with what is initialised from data (``ActNorm``) set, layer after layer.
+
+        Args:
+            variables: the arrays, from ``init``.
+            x: a batch of data of at least 2 rows, a good sample of the whole.
+            context: as in ``forward``.
+
+        Raises:
+            NonFiniteError: if weights would become NaN or infinite.
+            ValueError, TypeError: as in ``forward``, and for fewer than 2 rows.
+
+        Not for use under ``jit``: it looks at the values.
+        """
+        return initialize(self, self, variables, variables, x, context)
+
+    def check_domain(self, x: Array) -> None:
+        """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
+        self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
+
+    def check_codomain(self, z: Array) -> None:
+        """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
+        self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
     @abstractmethod
     def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
@@ -102,6 +147,39 @@ class Bijector(HasVariables):
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         return *self._forward(variables, x, context), variables.get("batch_stats", {})
+
+    def _initialize(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> tuple[Array, Variables]:
+        """Initialise from x on its way forward (from z on its way back); returns what comes out."""
+        return (self._inverse if inverse else self._forward)(variables, x, context)[0], variables
+
+
+def initialize(
+    owner: Any,
+    bijector: Bijector,
+    variables: Variables,
+    own: Variables,
+    x: Array,
+    context: Array | None,
+) -> dict[str, Any]:
+    """The variables ``own`` of a bijector, initialised from data; ``variables`` are those of owner."""
+    label = type(owner).__name__
+    x, context = check_input(owner, variables, "x", x, context)
+    rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
+    checks.enough_rows(label, rows, "to be initialised from data")
+    new, finite = _initialize(bijector, own, x, context)
+    checks.finite_initialization(label, bool(finite))
+    return new
+
+
+@partial(jax.jit, static_argnums=0)
+def _initialize(
+    bijector: Bijector, variables: Variables, x: Array, context: Array | None
+) -> tuple[dict[str, Any], Array]:
+    _, new = bijector._initialize(variables, x, context)
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.get("params", {}))]
+    return {**variables, **new}, jnp.array(leaves).all()
 
 
 def freeze_lists(instance: Any) -> None:
@@ -144,7 +222,7 @@ def check_input(
         name,
         x.shape,
         x.dtype.name,
-        owner.event_shape,
+        owner.latent_shape if name == "z" else owner.event_shape,
         None if dtype is None else dtype.name,
     )
     if context is None:
@@ -175,12 +253,15 @@ class _Segment(NamedTuple):
 
 
 def _segments(bijectors: tuple[Bijector, ...]) -> list[_Segment]:
+    def same(a: Bijector, b: Bijector) -> bool:
+        return a == b and a.stackable
+
     segments, start = [], 0
     while start < len(bijectors):
         best = _Segment(start, 1, 1)
         for period in range(1, (len(bijectors) - start) // 2 + 1):
             stop = start + period
-            while stop < len(bijectors) and bijectors[stop] == bijectors[stop - period]:
+            while stop < len(bijectors) and same(bijectors[stop], bijectors[stop - period]):
                 stop += 1
             repeats = (stop - start) // period
             if repeats > 1 and repeats * period > best.repeats * best.period:
@@ -200,7 +281,8 @@ class Chain(Bijector):
     time does not grow with depth.
 
     Args:
-        bijectors: at least one, of one event shape; those with a ``context_dim`` share it.
+        bijectors: at least one, each of the event shape that the one before it makes; those with a
+            ``context_dim`` share it.
 
     Raises:
         ValueError: if the list is empty or its members disagree.
@@ -212,15 +294,35 @@ class Chain(Bijector):
         super().__post_init__()
         if not self.bijectors:
             raise ValueError("Chain expects at least one bijector.")
+        checks.instances("Chain", "bijectors", self.bijectors, Bijector)
         _ = self.event_shape, self.context_dim
 
     @cached_property
     def event_shape(self) -> tuple[int | None, ...]:
-        return checks.common_event_shape("Chain", [b.event_shape for b in self.bijectors])
+        return checks.chain_event_shape("Chain", self.bijectors)
+
+    @property
+    def stackable(self) -> bool:  # type: ignore[override]
+        return all(b.stackable for b in self.bijectors)
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            shape = bijector.map_shape(shape, inverse)
+        return shape
 
     @cached_property
     def context_dim(self) -> int:  # type: ignore[override]
         return checks.common_context_dim("Chain", [b.context_dim for b in self.bijectors])
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[0].domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[-1].codomain
 
     @cached_property
     def segments(self) -> list[_Segment]:
@@ -235,7 +337,7 @@ class Chain(Bijector):
                 init = partial(self.bijectors[indices[0]]._init, dtype=dtype)
                 layer_keys = keys[np.array(indices)]
                 children[name] = (
-                    init(keys[indices[0]]) if len(indices) == 1 else jax.vmap(init)(layer_keys)
+                    init(keys[indices[0]]) if len(indices) == 1 else jax.lax.map(init, layer_keys)
                 )
         return gather(children)
 
@@ -258,6 +360,18 @@ class Chain(Bijector):
             return bijector._forward_and_update(*args)
 
         return self._run(step, variables, x, context)
+
+    def _initialize(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> tuple[Array, Variables]:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, layer = bijector._initialize(layer, x, context, inverse)
+            return x, jnp.zeros((), x.dtype), layer
+
+        x, _, layers = self._run(step, variables, x, context, inverse)
+        return x, gather(layers)
 
     def _run(
         self,
@@ -304,13 +418,34 @@ class Invert(Bijector):
 
     bijector: Bijector
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.instances("Invert", "bijector", [self.bijector], Bijector)
+
     @property
     def event_shape(self) -> tuple[int | None, ...]:
-        return self.bijector.event_shape
+        return self.bijector.latent_shape
 
     @property
     def context_dim(self) -> int:  # type: ignore[override]
         return self.bijector.context_dim
+
+    @property
+    def stackable(self) -> bool:  # type: ignore[override]
+        return self.bijector.stackable
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        return self.bijector.map_shape(shape, not inverse)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.codomain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.domain
 
     def _init(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector._init(key, dtype)})
@@ -320,3 +455,10 @@ class Invert(Bijector):
 
     def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return self.bijector._forward(child(variables, "bijector"), z, context)
+
+    def _initialize(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> tuple[Array, Variables]:
+        own = child(variables, "bijector")
+        x, new = self.bijector._initialize(own, x, context, not inverse)
+        return x, gather({"bijector": new})

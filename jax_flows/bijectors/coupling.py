@@ -11,15 +11,19 @@ from jax import Array
 
 from flow_bridge import checks, masks
 from flow_bridge.masks import Index, Mask
+from flow_bridge.splines import check_spline
 from jax_flows.bijectors.base import Bijector, Output, Variables, child, gather
+from jax_flows.bijectors.splines import rational_quadratic
 from jax_flows.networks import MLP
 from jax_flows.registry import register
 
 
 class Partition:
-    """Takes the last axis apart into fixed and free dimensions and puts it together again."""
+    """Takes an axis (-1, the channels of images: -3) apart into fixed and free, and puts it together."""
 
-    def __init__(self, mask: Mask, dim: int, context_dim: int) -> None:
+    def __init__(self, mask: Mask, dim: int, context_dim: int, axis: int = -1) -> None:
+        self.axis = axis
+        self._after: tuple[slice, ...] = (slice(None),) * (-1 - axis)
         partition = masks.Partition(mask, dim, context_dim)
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
@@ -34,15 +38,19 @@ class Partition:
 
     def split(self, x: Array) -> tuple[Array, Array]:
         """The fixed and the free dimensions of x."""
-        return x[..., self.index("fixed")], x[..., self.index("free")]
+        fixed, free = self.index("fixed"), self.index("free")
+        after = self._after
+        return x[(..., fixed, *after)], x[(..., free, *after)]
 
     def merge(self, fixed: Array, free: Array) -> Array:
         """The inverse of ``split``."""
         parts = [fixed, free] if self.fixed_leads else [free, fixed]
         if self.layout == "alternating":
-            return jnp.stack(parts, -1).reshape(*fixed.shape[:-1], 2 * fixed.shape[-1])
-        merged = jnp.concatenate(parts, -1)
-        return merged[..., self.order] if self.layout == "mixed" else merged
+            shape = list(fixed.shape)
+            shape[self.axis] *= 2
+            return jnp.stack(parts, self.axis).reshape(shape)
+        merged = jnp.concatenate(parts, self.axis)
+        return merged[(..., self.order, *self._after)] if self.layout == "mixed" else merged
 
 
 class Coupling(Bijector):
@@ -56,7 +64,7 @@ class Coupling(Bijector):
         name = type(self).__name__
         checks.positive_int(name, dim=self.dim)
         checks.non_negative_int(name, context_dim=self.context_dim)
-        _ = self.partition
+        _ = self.partition, self.networks
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -66,6 +74,23 @@ class Coupling(Bijector):
     def partition(self) -> Partition:
         """How the input is taken apart."""
         return Partition(self.mask, self.dim, self.context_dim)
+
+    @cached_property
+    @abstractmethod
+    def networks(self) -> dict[str, MLP]:
+        """The conditioner's networks by name."""
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        keys = jax.random.split(key, len(self.networks))
+        return gather(
+            {
+                name: network.init(k, jnp.zeros(network.in_dim, dtype))
+                for k, (name, network) in zip(keys, self.networks.items(), strict=True)
+            }
+        )
+
+    def _apply(self, name: str, variables: Variables, inputs: Array, *args: Any) -> Array:
+        return jnp.asarray(self.networks[name].apply(child(variables, name), inputs, *args))
 
     def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(x)
@@ -91,6 +116,47 @@ class Coupling(Bijector):
 
     @abstractmethod
     def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output: ...
+
+
+@register
+@dataclass(frozen=True)
+class AdditiveCoupling(Coupling):
+    """z_free = x_free + t, with t from the fixed dimensions; log|det| = 0, exactly.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    mask: Mask = "even"
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    @cached_property
+    def networks(self) -> dict[str, MLP]:
+        in_dim, out_dim = self.partition.num_fixed + self.context_dim, self.partition.num_free
+        return {"network": MLP(in_dim, self.hidden_dims, out_dim, self.activation, parent=None)}
+
+    def _predict(self, variables: Variables, inputs: Array) -> tuple[Array, ...]:
+        return (self._apply("network", variables, inputs),)
+
+    def _transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        return free + parameters[0], jnp.zeros(free.shape[:-1], free.dtype)
+
+    def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        return free - parameters[0], jnp.zeros(free.shape[:-1], free.dtype)
 
 
 @register
@@ -125,13 +191,8 @@ class AffineCoupling(Coupling):
     separate_networks: bool = True
     context_dim: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.networks
-
     @cached_property
     def networks(self) -> dict[str, MLP]:
-        """The conditioner: ``scale_net`` and ``shift_net``, or one ``network``."""
         if self.separate_networks:
             widths = (self.dim + self.context_dim, self.hidden_dims, self.dim)
             return {
@@ -142,25 +203,13 @@ class AffineCoupling(Coupling):
         out_dim = 2 * self.partition.num_free
         return {"network": MLP(in_dim, self.hidden_dims, out_dim, self.activation, parent=None)}
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
-        keys = jax.random.split(key, len(self.networks))
-        return gather(
-            {
-                name: network.init(k, jnp.zeros(network.in_dim, dtype))
-                for k, (name, network) in zip(keys, self.networks.items(), strict=True)
-            }
-        )
-
     def _predict(self, variables: Variables, inputs: Array) -> tuple[Array, ...]:
-        def network(name: str, *args: Any) -> Array:
-            return jnp.asarray(self.networks[name].apply(child(variables, name), inputs, *args))
-
         if not self.separate_networks:
-            s, t = jnp.split(network("network"), 2, -1)
+            s, t = jnp.split(self._apply("network", variables, inputs), 2, -1)
             return jnp.tanh(s), t
-        columns, rows = self.partition.index("inputs"), self.partition.index("free")
-        s = network("scale_net", columns, rows)
-        return jnp.tanh(s), network("shift_net", columns, rows)
+        used = self.partition.index("inputs"), self.partition.index("free")
+        s = self._apply("scale_net", variables, inputs, *used)
+        return jnp.tanh(s), self._apply("shift_net", variables, inputs, *used)
 
     def _transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
         s, t = parameters
@@ -169,3 +218,60 @@ class AffineCoupling(Coupling):
     def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
         s, t = parameters
         return (free - t) * jnp.exp(-s), -s.sum(-1)
+
+
+@register
+@dataclass(frozen=True)
+class SplineCoupling(Coupling):
+    """z_free = spline(x_free), with one spline for each free dimension from the fixed ones.
+
+    The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
+    log|det| is the sum of the logs of their derivatives.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the identity begins.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    mask: Mask = "even"
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    activation: str = "leaky_relu"
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_spline("SplineCoupling", self.num_bins, self.tail_bound)
+        super().__post_init__()
+
+    @cached_property
+    def networks(self) -> dict[str, MLP]:
+        in_dim = self.partition.num_fixed + self.context_dim
+        out_dim = self.partition.num_free * (3 * self.num_bins - 1)
+        return {"network": MLP(in_dim, self.hidden_dims, out_dim, self.activation, parent=None)}
+
+    def _predict(self, variables: Variables, inputs: Array) -> tuple[Array, ...]:
+        raw = self._apply("network", variables, inputs)
+        shape = (*inputs.shape[:-1], self.partition.num_free, 3 * self.num_bins - 1)
+        return (raw.reshape(shape),)
+
+    def _transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound)
+        return free, log_slope.sum(-1)
+
+    def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
+        return free, log_slope.sum(-1)

@@ -1,6 +1,8 @@
 """Normalisation with statistics of the data."""
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -86,3 +88,74 @@ class BatchNorm(Bijector):
             name: jnp.where(finite, old + self.momentum * (new[name] - old), old)
             for name, old in running.items()
         }
+
+
+@register
+@dataclass(frozen=True)
+class ActNorm(Bijector):
+    """z = x * exp(log_scale) + shift, for images with one scale and shift per channel.
+
+    log|det| = sum(log_scale) (times height * width). The identity until ``initialize(variables, x)``,
+    called once before training, sets scale and shift so that z has mean 0 and (biased) standard
+    deviation 1 in every dimension or channel of x; a dimension that is constant up to rounding keeps
+    a finite scale. From then on both are weights like any other, and nothing depends on a batch.
+
+    Args:
+        dim: number of dimensions, or ``(channels, height, width)``.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
+
+    Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
+    """
+
+    dim: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.event_shape
+
+    @cached_property
+    def event_shape(self) -> tuple[int, ...]:
+        return checks.vector_or_image("ActNorm", self.dim)
+
+    @property
+    def num_pixels(self) -> int:
+        """How many numbers share a scale: height * width, or 1."""
+        return math.prod(self.event_shape[1:])
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        zeros = jnp.zeros(self.event_shape[0], dtype)
+        return {"params": {"log_scale": zeros, "shift": zeros}}
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        log_scale, shift = self._weights(variables)
+        return x * jnp.exp(log_scale) + shift, self._log_det(log_scale, x)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        log_scale, shift = self._weights(variables)
+        return (z - shift) * jnp.exp(-log_scale), -self._log_det(log_scale, z)
+
+    def _initialize(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> tuple[Array, Variables]:
+        channels = jnp.moveaxis(x.reshape(-1, self.event_shape[0], self.num_pixels), 1, 0)
+        channels = channels.reshape(self.event_shape[0], -1)
+        mean = channels.mean(1)
+        mean = mean + (channels - mean[:, None]).mean(1)
+        sd = jnp.sqrt(jnp.square(channels - mean[:, None]).mean(1))
+        eps = float(jnp.finfo(x.dtype).eps)
+        log_sd = jnp.log(jnp.maximum(jnp.maximum(sd, 4 * eps * abs(mean)), max(1e-6, eps)))
+        params = {
+            "log_scale": log_sd if inverse else -log_sd,
+            "shift": mean if inverse else -mean * jnp.exp(-log_sd),
+        }
+        return super()._initialize({**variables, "params": params}, x, context, inverse)
+
+    def _weights(self, variables: Variables) -> tuple[Array, Array]:
+        ones = (1,) * (len(self.event_shape) - 1)
+        params = variables["params"]
+        return params["log_scale"].reshape(-1, *ones), params["shift"].reshape(-1, *ones)
+
+    def _log_det(self, log_scale: Array, x: Array) -> Array:
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return jnp.broadcast_to(log_scale.sum() * self.num_pixels, batch)

@@ -1,7 +1,8 @@
 """What every bijector is, and the ones made of others."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
+from flow_bridge.domains import REALS, Interval
 from torch_flows.registry import register
 
 Output = tuple[Tensor, Tensor]
@@ -24,16 +26,33 @@ class Bijector(nn.Module, ABC):
 
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
+        latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
+        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
+            result is NaN, at an end of them it may be infinite.
+        parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
     is_architecture = True
     event_shape: tuple[int | None, ...] = (None,)
     context_dim: int = 0
+    domain: Interval = REALS
+    codomain: Interval = REALS
+    parts: Any = None
 
     def __init__(self) -> None:
         super().__init__()
         count_construction()
+
+    @property
+    def latent_shape(self) -> tuple[int | None, ...]:
+        return self.map_shape(self.event_shape)
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        """The shape of one z for that of one x, or with ``inverse`` the other way round."""
+        return shape
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Output:
         """Data to latent.
@@ -43,7 +62,7 @@ class Bijector(nn.Module, ABC):
             context: shape ``(*batch, context_dim)`` or broadcastable to it.
 
         Returns:
-            z of x's shape and log|det dz/dx| of shape ``(*batch,)``.
+            z of shape ``(*batch, *latent_shape)`` and log|det dz/dx| of shape ``(*batch,)``.
 
         Raises:
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
@@ -52,14 +71,60 @@ class Bijector(nn.Module, ABC):
         return self._forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
-        """Latent to data: x of z's shape and log|det dx/dz|. Arguments and errors as ``forward``."""
+        """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self._inverse(z, check_input(self, "z", z, context))
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set what is initialised from data (``ActNorm``), layer after layer, in place.
+
+        Args:
+            x: a batch of data of at least 2 rows, a good sample of the whole.
+            context: as in ``forward``.
+
+        Raises:
+            NonFiniteError: if weights would become NaN or infinite; they then stay as they were.
+            ValueError, TypeError: as in ``forward``, and for fewer than 2 rows.
+        """
+        initialize(self, self, x, context)
+
+    def check_domain(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
+        self.domain.check(type(self).__name__, "x", x.detach().double().cpu().numpy())
+
+    def check_codomain(self, z: Tensor) -> None:
+        """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
+        self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
 
     @abstractmethod
     def _forward(self, x: Tensor, context: Tensor | None) -> Output: ...
 
     @abstractmethod
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
+
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        """Initialise from x on its way forward (from z on its way back); returns what comes out."""
+        return (self._inverse if inverse else self._forward)(x, context)[0]
+
+
+@torch.no_grad()
+def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None) -> None:
+    """Initialise a bijector from data, with all of its modules in evaluation mode, or change nothing."""
+    label = type(owner).__name__
+    context = check_input(owner, "x", x, context)
+    rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
+    checks.enough_rows(label, rows, "to be initialised from data")
+    before = {name: value.clone() for name, value in bijector.state_dict().items()}
+    modes = {module: module.training for module in bijector.modules()}
+    try:
+        bijector.eval()._initialize(x, context)
+        finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
+        checks.finite_initialization(label, finite)
+    except BaseException:
+        bijector.load_state_dict(before)
+        raise
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
@@ -75,7 +140,7 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
         name,
         x.shape,
         dtype,
-        owner.event_shape,
+        owner.latent_shape if name == "z" else owner.event_shape,
         None if weight is None else _DTYPE_NAMES[weight.dtype],
     )
     if context is None:
@@ -91,7 +156,8 @@ class Chain(Bijector):
     """Composition: forward applies ``bijectors`` in order, inverse in reverse; log-dets add up.
 
     Args:
-        bijectors: at least one, of one event shape; those with a ``context_dim`` share it.
+        bijectors: at least one, each of the event shape that the one before it makes; those with a
+            ``context_dim`` share it.
 
     Raises:
         ValueError: if the list is empty or its members disagree.
@@ -103,23 +169,60 @@ class Chain(Bijector):
         super().__init__()
         if not bijectors:
             raise ValueError("Chain expects at least one bijector.")
+        checks.instances("Chain", "bijectors", bijectors, Bijector)
         self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
-        self.event_shape = checks.common_event_shape("Chain", [b.event_shape for b in bijectors])
+        self.event_shape = checks.chain_event_shape("Chain", bijectors)
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
+        self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            shape = bijector.map_shape(shape, inverse)
+        return shape
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        log_dets = []
-        for bijector in self.bijectors:
-            x, log_det = bijector._forward(x, context if bijector.context_dim else None)
-            log_dets.append(log_det)
-        return x, sum(log_dets[1:], log_dets[0])
+        return self._run(self.bijectors, x, context)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self._run(reversed(self.bijectors), z, context, inverse=True)
+
+    def _run(
+        self,
+        bijectors: Iterable[Any],
+        x: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+    ) -> Output:
         log_dets = []
-        for bijector in reversed(self.bijectors):
-            z, log_det = bijector._inverse(z, context if bijector.context_dim else None)
+        # Couplings of the same parts hand them on: x is put together only where that ends.
+        parts: Any = None
+        partition: Any = None
+        fixed = free = x
+        for bijector in bijectors:
+            layer_context = context if bijector.context_dim else None
+            if partition is not None and bijector.parts != parts:
+                x, partition = partition.merge(fixed, free), None
+            if bijector.parts is None:
+                step = bijector._inverse if inverse else bijector._forward
+                x, log_det = step(x, layer_context)
+            else:
+                before, partition, parts = partition, bijector.partition, bijector.parts
+                if before is None:
+                    fixed, free = partition.split(x)
+                elif before.fixed_leads != partition.fixed_leads:
+                    fixed, free = free, fixed
+                free, log_det = bijector._couple(fixed, free, layer_context, inverse)
             log_dets.append(log_det)
-        return z, sum(log_dets[1:], log_dets[0])
+        if partition is not None:
+            x = partition.merge(fixed, free)
+        return x, torch.stack(log_dets).sum(0)
+
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            x = bijector._initialize(x, context if bijector.context_dim else None, inverse)
+        return x
 
 
 @register
@@ -134,15 +237,25 @@ class Invert(Bijector):
 
     def __init__(self, bijector: Bijector) -> None:
         super().__init__()
+        checks.instances("Invert", "bijector", [bijector], Bijector)
         self.bijector = bijector.eval()
-        self.event_shape = bijector.event_shape
+        self.event_shape = bijector.latent_shape
         self.context_dim = bijector.context_dim
+        self.domain, self.codomain = bijector.codomain, bijector.domain
+
+    def map_shape(
+        self, shape: tuple[int | None, ...], inverse: bool = False
+    ) -> tuple[int | None, ...]:
+        return self.bijector.map_shape(shape, not inverse)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self.bijector._inverse(x, context)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self.bijector._forward(z, context)
+
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self.bijector._initialize(x, context, not inverse)
 
     def train(self, mode: bool = True) -> "Invert":
         super().train(mode)

@@ -8,18 +8,22 @@ from torch import Tensor, nn
 
 from flow_bridge import checks, masks
 from flow_bridge.masks import Mask
+from flow_bridge.splines import check_spline
 from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.splines import rational_quadratic
 from torch_flows.networks import MLP
 from torch_flows.registry import register
 
 
 class Partition(nn.Module):
-    """Takes the last axis apart into fixed and free dimensions and puts it together again."""
+    """Takes an axis (-1, the channels of images: -3) apart into fixed and free, and puts it together."""
 
     order: Tensor
 
-    def __init__(self, mask: Mask, dim: int, context_dim: int) -> None:
+    def __init__(self, mask: Mask, dim: int, context_dim: int, axis: int = -1) -> None:
         super().__init__()
+        self.axis = axis
+        self._after: tuple[slice, ...] = (slice(None),) * (-1 - axis)
         partition = masks.Partition(mask, dim, context_dim)
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
@@ -39,19 +43,25 @@ class Partition(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The fixed and the free dimensions of x."""
-        return x[..., self.index("fixed")], x[..., self.index("free")]
+        fixed, free = self.index("fixed"), self.index("free")
+        after = self._after
+        return x[(..., fixed, *after)], x[(..., free, *after)]
 
     def merge(self, fixed: Tensor, free: Tensor) -> Tensor:
         """The inverse of ``split``."""
         parts = [fixed, free] if self.fixed_leads else [free, fixed]
         if self.layout == "alternating":
-            return torch.stack(parts, -1).flatten(-2)
-        merged = torch.cat(parts, -1)
-        return merged[..., self.order] if self.layout == "mixed" else merged
+            return torch.stack(parts, self.axis).flatten(self.axis - 1, self.axis)
+        merged = torch.cat(parts, self.axis)
+        return merged.index_select(self.axis, self.order) if self.layout == "mixed" else merged
 
 
 class Coupling(Bijector):
-    """What couplings share: a partition, and a conditioner that sees the fixed dimensions."""
+    """What couplings share: a partition, and a conditioner that sees the fixed dimensions.
+
+    A subclass writes ``_predict``, ``_transform`` and ``_inverse_transform``; a chain of couplings of
+    the same parts calls these without putting x together in between.
+    """
 
     def __init__(self, dim: int, mask: Mask, context_dim: int) -> None:
         super().__init__()
@@ -59,20 +69,27 @@ class Coupling(Bijector):
         checks.positive_int(name, dim=dim)
         checks.non_negative_int(name, context_dim=context_dim)
         self.dim = dim
-        self.mask = mask if isinstance(mask, str) else tuple(mask)
+        self.mask = tuple(mask) if isinstance(mask, list) else mask
         self.context_dim = context_dim
         self.event_shape = (dim,)
         self.partition = Partition(self.mask, dim, context_dim)
+        self.parts = masks.Partition(self.mask, dim).parts
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(x)
-        free, log_det = self._transform(free, self._condition(fixed, context))
+        free, log_det = self._couple(fixed, free, context)
         return self.partition.merge(fixed, free), log_det
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(z)
-        free, log_det = self._inverse_transform(free, self._condition(fixed, context))
+        free, log_det = self._couple(fixed, free, context, inverse=True)
         return self.partition.merge(fixed, free), log_det
+
+    def _couple(
+        self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Output:
+        parameters = self._condition(fixed, context)
+        return (self._inverse_transform if inverse else self._transform)(free, parameters)
 
     def _condition(self, fixed: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         return self._predict(fixed if context is None else torch.cat([fixed, context], -1))
@@ -85,6 +102,49 @@ class Coupling(Bijector):
 
     @abstractmethod
     def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output: ...
+
+
+@register
+class AdditiveCoupling(Coupling):
+    """z_free = x_free + t, with t from the fixed dimensions; log|det| = 0, exactly.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        mask: Mask = "even",
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim, mask, context_dim)
+        self.hidden_dims = tuple(hidden_dims)
+        self.activation = activation
+        in_dim = self.partition.num_fixed + context_dim
+        self.network = MLP(in_dim, hidden_dims, self.partition.num_free, activation)
+
+    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(inputs),)
+
+    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        return free + parameters[0], free.new_zeros(free.shape[:-1])
+
+    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        return free - parameters[0], free.new_zeros(free.shape[:-1])
 
 
 @register
@@ -141,8 +201,64 @@ class AffineCoupling(Coupling):
 
     def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
         s, t = parameters
-        return torch.addcmul(t, free, s.exp()), s.sum(-1)
+        return free * s.exp() + t, s.sum(-1)
 
     def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
         s, t = parameters
         return (free - t) * (-s).exp(), -s.sum(-1)
+
+
+@register
+class SplineCoupling(Coupling):
+    """z_free = spline(x_free), with one spline for each free dimension from the fixed ones.
+
+    The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
+    log|det| is the sum of the logs of their derivatives.
+
+    Args:
+        dim: number of dimensions, at least 2.
+        hidden_dims: widths of the conditioner's hidden layers.
+        mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        num_bins: bins of each spline, below 1000.
+        tail_bound: where the identity begins.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        mask: Mask = "even",
+        num_bins: int = 8,
+        tail_bound: float = 5.0,
+        activation: str = "leaky_relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(dim, mask, context_dim)
+        check_spline("SplineCoupling", num_bins, tail_bound)
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_bins = num_bins
+        self.tail_bound = tail_bound
+        self.activation = activation
+        in_dim = self.partition.num_fixed + context_dim
+        out_dim = self.partition.num_free * (3 * num_bins - 1)
+        self.network = MLP(in_dim, hidden_dims, out_dim, activation)
+
+    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(inputs).unflatten(-1, (-1, 3 * self.num_bins - 1)),)
+
+    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound)
+        return free, log_slope.sum(-1)
+
+    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
+        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
+        return free, log_slope.sum(-1)

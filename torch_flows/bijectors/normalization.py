@@ -1,5 +1,8 @@
 """Normalisation with statistics of the data."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -70,3 +73,57 @@ class BatchNorm(Bijector):
         finite = mean.isfinite().all() & var.isfinite().all()
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             running.copy_(torch.where(finite, running + self.momentum * (new - running), running))
+
+
+@register
+class ActNorm(Bijector):
+    """z = x * exp(log_scale) + shift, for images with one scale and shift per channel.
+
+    log|det| = sum(log_scale) (times height * width). The identity until ``initialize(x)``, called once
+    before training, sets scale and shift so that z has mean 0 and (biased) standard deviation 1 in
+    every dimension or channel of x; a dimension that is constant up to rounding keeps a finite scale.
+    From then on both are weights like any other, and nothing depends on a batch.
+
+    Args:
+        dim: number of dimensions, or ``(channels, height, width)``.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
+
+    Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
+    """
+
+    def __init__(self, dim: int | Sequence[int]) -> None:
+        super().__init__()
+        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        shape = checks.vector_or_image("ActNorm", dim)
+        self.event_shape = shape
+        self.num_pixels = math.prod(shape[1:])
+        self.log_scale = nn.Parameter(torch.zeros(shape[0]))
+        self.shift = nn.Parameter(torch.zeros(shape[0]))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        log_scale, shift = self._weights()
+        return torch.addcmul(shift, x, log_scale.exp()), self._log_det(x)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        log_scale, shift = self._weights()
+        return (z - shift) * (-log_scale).exp(), -self._log_det(z)
+
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        channels = x.reshape(-1, len(self.shift), self.num_pixels).movedim(1, 0).flatten(1)
+        mean = channels.mean(1)
+        mean = mean + (channels - mean[:, None]).mean(1)
+        sd = (channels - mean[:, None]).square().mean(1).sqrt()
+        eps = torch.finfo(x.dtype).eps
+        log_sd = torch.maximum(sd, 4 * eps * mean.abs()).clamp_min(max(1e-6, eps)).log()
+        self.log_scale.copy_(log_sd if inverse else -log_sd)
+        self.shift.copy_(mean if inverse else -mean * (-log_sd).exp())
+        return super()._initialize(x, context, inverse)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        ones = (1,) * (len(self.event_shape) - 1)
+        return self.log_scale.reshape(-1, *ones), self.shift.reshape(-1, *ones)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return (self.log_scale.sum() * self.num_pixels).expand(batch)

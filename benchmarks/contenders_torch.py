@@ -1,0 +1,328 @@
+"""The PyTorch contenders: ours, the libraries people use, and the floor.
+
+Each builds the model of a row with the same conditioner sizes and ReLU, and trains with the same
+Adam: ``train`` is timed with the fused one that our ``fit`` uses, ``train_default`` with
+``torch.optim.Adam`` as it comes. A library is imported when it is built, never before.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.rows import Row
+
+LEARNING_RATE = 1e-5
+OPS = ("log_prob", "train", "train_default", "sample", "inverse")
+
+
+def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequential:
+    """The conditioner for libraries that take any module."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise((in_dim, *hidden_dims, out_dim)):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Contender:
+    """A library's form of a row: a method named as ``row.model`` builds it, the others run it."""
+
+    name: ClassVar[str]
+    requires: ClassVar[str]
+    flow: Any
+
+    def __init__(self, row: Row) -> None:
+        torch.manual_seed(0)
+        self.row = row
+        self.flow = getattr(self, row.model)(row)
+        self.optimizers = {
+            "train": torch.optim.Adam(self.flow.parameters(), lr=LEARNING_RATE, fused=True),
+            "train_default": torch.optim.Adam(self.flow.parameters(), lr=LEARNING_RATE),
+        }
+        self.x = torch.randn(row.batch, *row.event_shape)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of trainable numbers."""
+        return sum(p.numel() for p in self.flow.parameters() if p.requires_grad)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.flow.log_prob(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Data to latent."""
+        raise NotImplementedError
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Latent to data."""
+        raise NotImplementedError
+
+    def sample(self, num_samples: int) -> Tensor:
+        return self.flow.sample(num_samples)
+
+    def train_step(self, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """One step of maximum likelihood."""
+        optimizer.zero_grad()
+        (-self.log_prob(x).mean()).backward()
+        optimizer.step()
+
+    def job(self, op: str) -> Callable[[], object]:
+        """What is timed for an operation, without arguments."""
+        if op in self.optimizers:
+            return lambda: self.train_step(self.x, self.optimizers[op])
+        argument = self.row.batch if op == "sample" else self.x
+        return lambda: torch.no_grad()(getattr(self, op))(argument)
+
+    def check(self) -> tuple[float, float]:
+        """Errors of the round trip and of the log-density against the autodiff Jacobian of one row."""
+        with torch.no_grad():
+            round_trip = (self.inverse(self.forward(self.x)) - self.x).abs().max().item()
+        x = self.x[:1]
+        size = x.numel()
+        jacobian = torch.autograd.functional.jacobian(self.forward, x).reshape(size, size)
+        z = self.forward(x)
+        log_normal = -z.square().sum() / 2 - size * math.log(2 * math.pi) / 2
+        log_prob = log_normal + torch.linalg.slogdet(jacobian).logabsdet
+        return round_trip, (log_prob - self.log_prob(x).squeeze()).abs().item()
+
+
+class Twinflows(Contender):
+    name, requires = "twinflows", "torch_flows"
+
+    def realnvp(self, row: Row) -> nn.Module:
+        from torch_flows import AffineCoupling, Chain, Flow, StandardNormal
+
+        layers = [
+            AffineCoupling(
+                row.dim,
+                row.hidden_dims,
+                ("even", "odd")[i % 2],
+                activation="relu",
+                separate_networks=False,
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(Chain(layers), StandardNormal(row.dim))
+
+    def spline(self, row: Row) -> nn.Module:
+        from torch_flows import Chain, Flow, SplineCoupling, StandardNormal
+
+        layers = [
+            SplineCoupling(
+                row.dim,
+                row.hidden_dims,
+                ("even", "odd")[i % 2],
+                activation="relu",
+                **row.options,
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(Chain(layers), StandardNormal(row.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.forward(x)[0]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow.inverse(z)[0]
+
+
+class Zuko(Contender):
+    name, requires = "zuko", "zuko"
+
+    def realnvp(self, row: Row) -> nn.Module:
+        from zuko.flows import NICE
+
+        return NICE(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def spline(self, row: Row) -> nn.Module:
+        from zuko.distributions import DiagNormal
+        from zuko.flows import Flow, GeneralCouplingTransform, UnconditionalDistribution
+        from zuko.transforms import MonotonicRQSTransform
+
+        bins = row.options["num_bins"]
+        layers = [
+            GeneralCouplingTransform(
+                row.dim,
+                mask=torch.arange(row.dim) % 2 == i % 2,
+                univariate=MonotonicRQSTransform,
+                shapes=[(bins,), (bins,), (bins - 1,)],
+                hidden_features=row.hidden_dims,
+            )
+            for i in range(row.layers)
+        ]
+        zeros, ones = torch.zeros(row.dim), torch.ones(row.dim)
+        return Flow(layers, UnconditionalDistribution(DiagNormal, zeros, ones, buffer=True))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.flow().log_prob(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow().transform(x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow().transform.inv(z)
+
+    def sample(self, num_samples: int) -> Tensor:
+        return self.flow().sample((num_samples,))
+
+
+class _IgnoresContext(nn.Sequential):
+    """nflows hands its conditioners a context."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(inputs)
+
+
+class Nflows(Contender):
+    name, requires = "nflows", "nflows"
+
+    def realnvp(self, row: Row) -> nn.Module:
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+        from nflows.transforms import AffineCouplingTransform, CompositeTransform
+        from nflows.utils.torchutils import create_alternating_binary_mask
+
+        layers = [
+            AffineCouplingTransform(
+                create_alternating_binary_mask(row.dim, even=i % 2 == 0),
+                lambda n_in, n_out: _IgnoresContext(*mlp(n_in, row.hidden_dims, n_out)),
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
+
+    def spline(self, row: Row) -> nn.Module:
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+        from nflows.transforms import CompositeTransform
+        from nflows.transforms.coupling import PiecewiseRationalQuadraticCouplingTransform
+        from nflows.utils.torchutils import create_alternating_binary_mask
+
+        layers = [
+            PiecewiseRationalQuadraticCouplingTransform(
+                create_alternating_binary_mask(row.dim, even=i % 2 == 0),
+                lambda n_in, n_out: _IgnoresContext(*mlp(n_in, row.hidden_dims, n_out)),
+                tails="linear",
+                **row.options,
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.transform_to_noise(x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow._transform.inverse(z)[0]
+
+
+class Normflows(Contender):
+    name, requires = "normflows", "normflows"
+
+    def realnvp(self, row: Row) -> nn.Module:
+        import normflows
+
+        layers = [
+            normflows.flows.AffineCouplingBlock(
+                normflows.nets.MLP([row.dim // 2, *row.hidden_dims, row.dim]),
+                split_mode=("channel", "channel_inv")[i % 2],
+            )
+            for i in range(row.layers)
+        ]
+        base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
+        return normflows.NormalizingFlow(base, layers)
+
+    def spline(self, row: Row) -> nn.Module:
+        import normflows
+        from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling
+        from normflows.flows.neural_spline.wrapper import CoupledRationalQuadraticSpline
+
+        layers = []
+        for i in range(row.layers):
+            # The wrapper's own conditioner is residual; its coupling takes any network.
+            layer = CoupledRationalQuadraticSpline(row.dim, 1, 1, num_bins=2)
+            layer.prqct = PiecewiseRationalQuadraticCoupling(
+                torch.arange(row.dim) % 2 == i % 2,
+                lambda n_in, n_out: _IgnoresContext(*mlp(n_in, row.hidden_dims, n_out)),
+                tails="linear",
+                **row.options,
+            )
+            layers.append(layer)
+        base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
+        return normflows.NormalizingFlow(base, layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.inverse(x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow.forward(z)
+
+    def sample(self, num_samples: int) -> Tensor:
+        return self.flow.sample(num_samples)[0]
+
+
+class FrEIA(Contender):
+    name, requires = "FrEIA", "FrEIA"
+
+    def realnvp(self, row: Row) -> nn.Module:
+        from FrEIA.framework import SequenceINN
+        from FrEIA.modules import GLOWCouplingBlock
+
+        flow = SequenceINN(row.dim)
+        for _ in range(row.layers // 2):
+            # One block is two couplings; clamped by tanh to factors within 1/e and e, as ours.
+            flow.append(
+                GLOWCouplingBlock,
+                subnet_constructor=lambda n_in, n_out: mlp(n_in, row.hidden_dims, n_out),
+                clamp=1.0,
+                clamp_activation="TANH",
+            )
+        return flow
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z, log_det = self.flow(x)
+        constant = math.prod(self.row.event_shape) * math.log(2 * math.pi) / 2
+        return log_det - z.square().flatten(1).sum(-1) / 2 - constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow(x, jac=False)[0]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow(z, rev=True, jac=False)[0]
+
+    def sample(self, num_samples: int) -> Tensor:
+        return self.inverse(torch.randn(num_samples, *self.row.event_shape))
+
+
+class Floor:
+    """The conditioners' matrix products alone: once forward, twice more for a training step."""
+
+    name = "floor"
+
+    def __init__(self, row: Row) -> None:
+        torch.manual_seed(0)
+        products = row.products * row.layers
+        self.inputs = [torch.randn(row.batch, width) for width, _ in products]
+        self.weights = [torch.randn(width, out) for width, out in products]
+        self.outputs = [torch.randn(row.batch, out) for _, out in products]
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        for x, weight in zip(self.inputs, self.weights, strict=True):
+            x @ weight
+
+    @torch.no_grad()
+    def train(self) -> None:
+        self.forward()
+        for x, weight, grad in zip(self.inputs, self.weights, self.outputs, strict=True):
+            x.T @ grad
+            grad @ weight.T
+
+    def job(self, op: str) -> Callable[[], object]:
+        return self.train if op.startswith("train") else self.forward
+
+
+CONTENDERS = (Twinflows, FrEIA, Nflows, Normflows, Zuko)

@@ -1,0 +1,69 @@
+"""What is measured: one row per model, the same for every contender."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model that every contender builds with the same sizes.
+
+    Args:
+        name: what the command line calls it.
+        model: the name of the contenders' method that builds it; a contender without one is left out.
+        dim: number of dimensions, or an event shape.
+        hidden_dims: widths of the conditioner's hidden layers.
+        layers: number of layers.
+        batch: rows of x, and the number of samples drawn.
+        conditioner: widths of one layer's network from input to output, () if there is no such thing.
+            Its matrix products alone are the floor.
+        options: whatever else the model needs.
+        tolerance: of the float32 round trip and of the log-density against the autodiff Jacobian.
+    """
+
+    name: str
+    model: str
+    dim: int | tuple[int, ...]
+    hidden_dims: tuple[int, ...]
+    layers: int
+    batch: int
+    conditioner: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    tolerance: float = 1e-3
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """``dim`` as a shape."""
+        return (self.dim,) if isinstance(self.dim, int) else self.dim
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """Input and output width of one layer's matrix products."""
+        return list(pairwise(self.conditioner))
+
+
+def realnvp(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
+    """Affine couplings with one network each, half of the dimensions to scale and shift of the rest."""
+    return Row(name, "realnvp", dim, hidden_dims, layers, batch, (dim // 2, *hidden_dims, dim))
+
+
+def spline(
+    name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int, num_bins: int
+) -> Row:
+    """Couplings with rational-quadratic splines on (-5, 5), the identity outside."""
+    free = dim // 2
+    conditioner = (dim - free, *hidden_dims, free * (3 * num_bins - 1))
+    options = {"num_bins": num_bins, "tail_bound": 5.0}
+    # bijx's float32 round trip is off by 2e-3
+    return Row(name, "spline", dim, hidden_dims, layers, batch, conditioner, options, 1e-2)
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        realnvp("realnvp-2", 2, (64,), 8, 512),
+        realnvp("realnvp-64", 64, (256, 256), 8, 1024),
+        spline("spline-8", 8, (128, 128), 6, 1024, 8),
+    )
+}

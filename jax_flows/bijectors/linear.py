@@ -1,0 +1,220 @@
+"""Linear bijectors: fixed and learnable."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from flow_bridge import checks, masks
+from jax_flows.bijectors.base import Bijector, Output, Variables
+from jax_flows.numerics import matmul_precision
+from jax_flows.registry import register
+
+
+class _Reordering(Bijector):
+    """What permutations share: z = x[..., order], by index, so that a NaN stays in its dimension."""
+
+    @property
+    @abstractmethod
+    def order(self) -> np.ndarray: ...
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (len(self.order),)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        return {}
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        return x[..., self.order], jnp.zeros(x.shape[:-1], x.dtype)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        return z[..., np.argsort(self.order)], jnp.zeros(z.shape[:-1], z.dtype)
+
+
+@register
+@dataclass(frozen=True)
+class Permutation(_Reordering):
+    """z_i = x_permutation[i]. log|det| = 0.
+
+    Args:
+        permutation: a list that holds 0, 1, ..., dim - 1 once each, or ``"reverse"``.
+        dim: number of dimensions; needed for ``"reverse"`` only.
+
+    Shapes: x and z ``(*batch, dim)``.
+
+    Raises:
+        ValueError: if the list is not a permutation, or not of length ``dim``.
+    """
+
+    permutation: str | Sequence[int]
+    dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim is not None:
+            checks.positive_int("Permutation", dim=self.dim)
+        _ = self.order
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return masks.permutation_order(self.permutation, self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class RandomPermutation(_Reordering):
+    """A fixed permutation that numpy's generator draws from ``seed``. log|det| = 0.
+
+    Args:
+        dim: number of dimensions.
+        seed: the same seed gives the same permutation in both frameworks.
+
+    Shapes: x and z ``(*batch, dim)``.
+    """
+
+    dim: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("RandomPermutation", dim=self.dim)
+        checks.non_negative_int("RandomPermutation", seed=self.seed)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return masks.random_permutation(self.dim, self.seed)
+
+
+@register
+@dataclass(frozen=True)
+class Rotation(Bijector):
+    """z = Q x with a learnable rotation Q, a product of Householder reflections. log|det| = 0.
+
+    Q = H_1 H_2 ... H_k with H_i = I - 2 v_i v_i^T / |v_i|^2, and H_i = I where v_i = 0. The number k
+    of reflections is even, and enough for every rotation. The product is taken in its compact form
+    Q = I - V^T T V, whose error is a few eps whatever the weights are.
+
+    Args:
+        dim: number of dimensions.
+
+    Shapes: x and z ``(*batch, dim)``.
+
+    Reference: Tomczak and Welling (2016), arXiv:1611.09630; Schreiber and Van Loan (1989),
+    doi:10.1137/0910005, for the compact form.
+    """
+
+    dim: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("Rotation", dim=self.dim)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        shape = (max(2, self.dim - self.dim % 2), self.dim)
+        return {"params": {"vectors": jax.random.normal(key, shape, dtype)}}
+
+    def matrix(self, variables: Variables) -> Array:
+        """Q, of shape ``(dim, dim)``."""
+        vectors = variables["params"]["vectors"]
+        # dividing by the largest entry first keeps the squares from under- and overflowing
+        size = jnp.abs(jax.lax.stop_gradient(vectors)).max(-1, keepdims=True)
+        v = vectors / jnp.where(size > 0, size, 1)
+        norm2 = jnp.square(v).sum(-1, keepdims=True)
+        v = v * jax.lax.rsqrt(jnp.where(norm2 > 0, norm2, 1))
+        half = jnp.eye(len(v), dtype=v.dtype) / 2
+        inverse_t = jnp.triu(jnp.matmul(v, v.T, precision=matmul_precision()), 1) + half
+        identity = jnp.eye(self.dim, dtype=v.dtype)
+        solved = jax.scipy.linalg.solve_triangular(inverse_t, v)
+        return identity - jnp.matmul(v.T, solved, precision=matmul_precision())
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        z = jnp.matmul(x, self.matrix(variables).T, precision=matmul_precision())
+        return z, jnp.zeros(x.shape[:-1], x.dtype)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        x = jnp.matmul(z, self.matrix(variables), precision=matmul_precision())
+        return x, jnp.zeros(z.shape[:-1], z.dtype)
+
+
+def lu_matrix(lu: Array) -> Array:
+    """P L U of the packed weights ``lu`` of shape (n, n); P reverses the rows.
+
+    L has ones on its diagonal and the entries of ``lu`` below it; U has the exponentials of the
+    diagonal of ``lu`` on its own, and the entries of ``lu`` above it. log|det| = trace(lu).
+    """
+    upper = _upper(lu)
+    return (upper + jnp.matmul(jnp.tril(lu, -1), upper, precision=matmul_precision()))[::-1]
+
+
+def lu_solve(lu: Array, z: Array) -> Array:
+    """The x with z = P L U x, along the last axis, by two triangular substitutions."""
+    columns = z[..., ::-1].reshape(-1, z.shape[-1]).T
+    columns = jax.scipy.linalg.solve_triangular(lu, columns, lower=True, unit_diagonal=True)
+    return jax.scipy.linalg.solve_triangular(_upper(lu), columns).T.reshape(z.shape)
+
+
+def _upper(lu: Array) -> Array:
+    return jnp.triu(lu, 1) + jnp.diag(jnp.exp(jnp.diagonal(lu)))
+
+
+@register
+@dataclass(frozen=True)
+class LULinear(Bijector):
+    """z = P L U x + b; L is unit lower triangular, U upper triangular with a positive diagonal.
+
+    P is fixed and reverses the order, so that the map starts as the reversal. The diagonal of U is
+    the exponential of a weight, which makes log|det| the exact sum of those weights. The inverse
+    solves by triangular substitution; its error grows with ``condition()``.
+
+    Args:
+        dim: number of dimensions.
+        bias: whether to add b.
+
+    Shapes: x and z ``(*batch, dim)``.
+
+    Reference: Oliva et al. (2018), arXiv:1801.09819; Kingma and Dhariwal (2018), Glow,
+    arXiv:1807.03039.
+    """
+
+    dim: int
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("LULinear", dim=self.dim)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        params = {"lu": jnp.zeros((self.dim, self.dim), dtype)}
+        if self.bias:
+            params["shift"] = jnp.zeros(self.dim, dtype)
+        return {"params": params}
+
+    def condition(self, variables: Variables) -> Array:
+        """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
+        return jnp.linalg.cond(lu_matrix(variables["params"]["lu"]))
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        params = variables["params"]
+        z = jnp.matmul(x, lu_matrix(params["lu"]).T, precision=matmul_precision())
+        log_det = jnp.broadcast_to(jnp.trace(params["lu"]), x.shape[:-1])
+        return z + params["shift"] if self.bias else z, log_det
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        params = variables["params"]
+        x = lu_solve(params["lu"], z - params["shift"] if self.bias else z)
+        return x, jnp.broadcast_to(-jnp.trace(params["lu"]), z.shape[:-1])

@@ -1,0 +1,205 @@
+"""Figures from outside both halves: counts, a peer's outputs, integrals, a worked example."""
+
+from pathlib import Path
+
+import jax
+import mpmath
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import jax_flows
+import torch_flows
+from flow_bridge.weights import torch_to_jax
+from jax_flows.checkpoint import from_numpy
+from parity_tests.catalogue import CASES
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(("name", "count"), [("RealNVP", 71_744), ("PlanarFlow", 160)])
+def test_parameter_counts(name: str, count: int) -> None:
+    torch_flow = getattr(torch_flows, name)(2)
+    assert sum(p.numel() for p in torch_flow.parameters()) == count
+    shapes = getattr(jax_flows, name)(2).shapes()["params"]
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_couplings_equal_those_of_a_peer() -> None:
+    """Four masked affine couplings of normflows on the same weights."""
+    arrays = load_file(GOLDEN / "realnvp_normflows.safetensors")
+    x, z, log_det = (arrays.pop(name) for name in ("x", "z", "log_det"))
+    couplings = [
+        {"type": "AffineCoupling", "dim": 5, "hidden_dims": [7, 7], "mask": mask}
+        for mask in ("even", "odd", "even", "odd")
+    ]
+    architecture = {"type": "Chain", "bijectors": couplings}
+    torch_chain = torch_flows.build(architecture).double()
+    torch_chain.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
+    with torch.no_grad():
+        runs = [[a.numpy() for a in torch_chain(torch.from_numpy(x))]]
+    jax_chain = jax_flows.build(architecture)
+    variables = from_numpy(torch_to_jax(arrays, jax_chain.shapes()))
+    runs.append([np.asarray(a) for a in jax.jit(jax_chain.forward)(variables, x)])
+    for ours in runs:
+        np.testing.assert_allclose(ours[0], z, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(ours[1], log_det, rtol=1e-13, atol=1e-13)
+
+
+FLAT = [case for case in CASES if case.architecture["type"] in ("RealNVP", "PlanarFlow", "Flow")]
+FLAT = [
+    case
+    for case in FLAT
+    if case.inputs(1).shape == (1, 2) and case.context(1) is None and "uniform" not in case.name
+]
+
+
+@pytest.mark.parametrize("case", FLAT, ids=[case.name for case in FLAT])
+def test_density_integrates_to_one(case) -> None:
+    """On a plane of 600 x 600 cells that covers all of the mass."""
+    model = case.torch_model()
+    with torch.no_grad():
+        samples = model.sample(20_000, generator=torch.Generator().manual_seed(0))
+        low, high = samples.amin(0) - 2, samples.amax(0) + 2
+        axes = [
+            torch.linspace(a, b, 601, dtype=torch.float64) for a, b in zip(low, high, strict=True)
+        ]
+        middle = torch.cartesian_prod(*((a[1:] + a[:-1]) / 2 for a in axes))
+        density = torch.cat([model.log_prob(part).exp() for part in middle.split(60_000)])
+    cell = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    assert float(density.sum() * cell) == pytest.approx(1, abs=1e-3)
+
+
+def test_unit_square_through_a_diagonal() -> None:
+    """A uniform z on the unit square and x = diag(2, 1) z: the density of x is 1/2 on [0, 2] x [0, 1]."""
+    x = np.array([[0.5, 0.5], [1.9, 0.1], [2.1, 0.5], [0.5, -0.1], [np.nan, 0.5]])
+    expected = [0.5, 0.5, 0.0, 0.0, np.nan]
+    log_scale = np.array([-np.log(2), 0.0])
+    torch_flow = torch_flows.Flow(torch_flows.Rescale(2), torch_flows.Uniform(2)).double()
+    torch_flow.load_state_dict({"bijector.log_scale": torch.from_numpy(log_scale)})
+    jax_flow = jax_flows.Flow(jax_flows.Rescale(2), jax_flows.Uniform(2))
+    variables = {"params": {"bijector": {"log_scale": log_scale}}}
+    with torch.no_grad():
+        in_torch = torch_flow.log_prob(torch.from_numpy(x)).exp().numpy()
+        samples = torch_flow.sample(5000, generator=torch.Generator().manual_seed(0)).numpy()
+    np.testing.assert_allclose(in_torch, expected, rtol=1e-15)
+    np.testing.assert_allclose(np.exp(jax_flow.log_prob(variables, x)), expected, rtol=1e-15)
+    assert samples.min() >= 0
+    np.testing.assert_allclose(samples.max(0), [2, 1], atol=2e-3)
+
+
+def test_base_densities_and_samples() -> None:
+    """Log-densities against torch.distributions; samples have the stated moments, noise in common."""
+    generator = np.random.default_rng(0)
+    z = generator.standard_normal((50, 3))
+    loc, log_scale = generator.standard_normal(3), 0.5 * generator.standard_normal(3)
+    normal = torch_flows.DiagonalNormal(3).double()
+    normal.load_state_dict({"loc": torch.from_numpy(loc), "log_scale": torch.from_numpy(log_scale)})
+    variables = {"params": {"loc": loc, "log_scale": log_scale}}
+    oracle = torch.distributions.Normal(torch.from_numpy(loc), torch.from_numpy(log_scale).exp())
+    expected = oracle.log_prob(torch.from_numpy(z)).sum(-1).numpy()
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            normal.log_prob(torch.from_numpy(z)).numpy(), expected, rtol=1e-13
+        )
+        from_torch = normal.from_noise(torch.from_numpy(z)).numpy()
+        draws = normal.sample((40_000,), torch.Generator().manual_seed(0)).numpy()
+    twin = jax_flows.DiagonalNormal(3)
+    np.testing.assert_allclose(twin.log_prob(variables, z), expected, rtol=1e-13)
+    np.testing.assert_allclose(twin.from_noise(variables, z), from_torch, rtol=1e-14)
+    for samples in (draws, np.asarray(twin.sample(variables, jax.random.key(0), (40_000,)))):
+        np.testing.assert_allclose(samples.mean(0), loc, atol=0.05)
+        np.testing.assert_allclose(samples.std(0), np.exp(log_scale), rtol=0.03)
+
+
+def planar_log_det(a: float, v: float) -> mpmath.mpf:
+    """log(s sech(a)^2 + tanh(a)^2) with s = softplus(v)."""
+    s = mpmath.log1p(mpmath.exp(mpmath.mpf(v)))
+    return mpmath.log(s * mpmath.sech(mpmath.mpf(a)) ** 2 + mpmath.tanh(mpmath.mpf(a)) ** 2)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_planar_holds_up_against_mpmath(half: str) -> None:
+    """float32 and float64 log-dets within 8 eps of the larger of 1 and their size, far from the origin."""
+    from jax_flows import numerics as jax_numerics
+    from jax_flows.bijectors import residual as in_jax
+    from torch_flows import numerics as torch_numerics
+    from torch_flows.bijectors import residual as in_torch
+
+    generator = np.random.default_rng(0)
+    a = np.concatenate(
+        [generator.uniform(-4, 4, 60), generator.standard_normal(60) * 1e-3, [0, 50]]
+    )
+    v = np.concatenate([generator.uniform(-30, 30, 60), generator.uniform(-30, -10, 60), [-30, 80]])
+    for dtype in (np.float32, np.float64):
+        point, weight = a.astype(dtype), v.astype(dtype)
+        if half == "torch":
+            wu = torch.from_numpy(weight)
+            s, log_s = torch_numerics.softplus(wu), torch_numerics.log_softplus(wu)
+            found = in_torch._log_det(torch.from_numpy(point), s, log_s).numpy()
+        else:
+            s, log_s = jax_numerics.softplus(weight), jax_numerics.log_softplus(weight)
+            found = np.asarray(in_jax._log_det(point, s, log_s))
+        with mpmath.workdps(60):
+            exact = [
+                planar_log_det(*pair) for pair in zip(point.tolist(), weight.tolist(), strict=True)
+            ]
+            errors = [
+                abs(f - e) / max(1, abs(e)) for f, e in zip(found.tolist(), exact, strict=True)
+            ]
+        assert max(errors) < 8 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_planar_inverse_solves_its_equation(half: str) -> None:
+    """The residual of a - tanh(a) + s tanh(a) = t is a few eps over 12 decades of s and t."""
+    from jax_flows.bijectors.residual import _solve as solve_jax
+    from torch_flows.bijectors.residual import _solve as solve_torch
+
+    generator = np.random.default_rng(1)
+    s, t = 10.0 ** generator.uniform(-6, 6, (2, 400))
+    t = t * generator.choice([-1, 1], t.shape)
+    for dtype in (np.float32, np.float64):
+        t_, s_ = t.astype(dtype), s.astype(dtype)
+        if half == "torch":
+            a = solve_torch(torch.from_numpy(t_), torch.from_numpy(s_)).numpy()
+        else:
+            a = np.asarray(solve_jax(t_, s_))
+        assert a.dtype == dtype
+        with mpmath.workdps(60):
+            for root, target, scale in zip(a.tolist(), t_.tolist(), s_.tolist(), strict=True):
+                root = mpmath.mpf(root)
+                slope = mpmath.tanh(root) ** 2 + scale * mpmath.sech(root) ** 2
+                residual = root - mpmath.tanh(root) + scale * mpmath.tanh(root) - target
+                assert abs(residual) <= 16 * np.finfo(dtype).eps * max(
+                    abs(root) * slope, abs(target)
+                )
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_planar_flow_inverts_at_large_weights(scale: float) -> None:
+    torch.manual_seed(0)
+    flow = torch_flows.Planar(4).double()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.copy_(scale * torch.randn_like(p))
+        for size in (1e-8, 1.0, 1e3):
+            z = size * torch.randn(500, 4, dtype=torch.float64)
+            x, log_det = flow.inverse(z)
+            again, forward_log_det = flow.forward(x)
+            assert (
+                float(((again - z).norm(dim=-1) / (1 + z.norm(dim=-1))).max())
+                < 64 * 2.0**-52 * scale**2
+            )
+            assert float((log_det + forward_log_det).abs().max()) < 1e-12 * scale**2
+
+
+def test_planar_with_zero_weight_is_a_translation() -> None:
+    flow = torch_flows.Planar(3).double()
+    with torch.no_grad():
+        flow.w.zero_()
+        x = torch.randn(4, 3, dtype=torch.float64)
+        z, log_det = flow.forward(x)
+    assert torch.equal(log_det, torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(z, x + flow.u.detach() * flow.b.detach().tanh())

@@ -1,0 +1,179 @@
+"""Linear bijectors: fixed and learnable."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flow_bridge import checks, masks
+from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.registry import register
+
+
+class _Reordering(Bijector):
+    """What permutations share: z = x[..., order], by index, so that a NaN stays in its dimension."""
+
+    order: Tensor
+    inverse_order: Tensor
+
+    def _set_order(self, order: np.ndarray) -> None:
+        self.event_shape = (len(order),)
+        self.register_buffer("order", torch.from_numpy(order), persistent=False)
+        inverse_order = torch.from_numpy(np.argsort(order))
+        self.register_buffer("inverse_order", inverse_order, persistent=False)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return z.index_select(-1, self.inverse_order), z.new_zeros(z.shape[:-1])
+
+
+@register
+class Permutation(_Reordering):
+    """z_i = x_permutation[i]. log|det| = 0.
+
+    Args:
+        permutation: a list that holds 0, 1, ..., dim - 1 once each, or ``"reverse"``.
+        dim: number of dimensions; needed for ``"reverse"`` only.
+
+    Shapes: x and z ``(*batch, dim)``.
+
+    Raises:
+        ValueError: if the list is not a permutation, or not of length ``dim``.
+    """
+
+    def __init__(self, permutation: str | Sequence[int], dim: int | None = None) -> None:
+        super().__init__()
+        if dim is not None:
+            checks.positive_int("Permutation", dim=dim)
+        self.permutation = permutation if isinstance(permutation, str) else tuple(permutation)
+        self.dim = dim
+        self._set_order(masks.permutation_order(self.permutation, dim))
+
+
+@register
+class RandomPermutation(_Reordering):
+    """A fixed permutation that numpy's generator draws from ``seed``. log|det| = 0.
+
+    Args:
+        dim: number of dimensions.
+        seed: the same seed gives the same permutation in both frameworks.
+
+    Shapes: x and z ``(*batch, dim)``.
+    """
+
+    def __init__(self, dim: int, seed: int) -> None:
+        super().__init__()
+        checks.positive_int("RandomPermutation", dim=dim)
+        checks.non_negative_int("RandomPermutation", seed=seed)
+        self.dim = dim
+        self.seed = seed
+        self._set_order(masks.random_permutation(dim, seed))
+
+
+@register
+class Rotation(Bijector):
+    """z = Q x with a learnable rotation Q, a product of Householder reflections. log|det| = 0.
+
+    Q = H_1 H_2 ... H_k with H_i = I - 2 v_i v_i^T / |v_i|^2, and H_i = I where v_i = 0. The number k
+    of reflections is even, and enough for every rotation. The product is taken in its compact form
+    Q = I - V^T T V, whose error is a few eps whatever the weights are.
+
+    Args:
+        dim: number of dimensions.
+
+    Shapes: x and z ``(*batch, dim)``.
+
+    Reference: Tomczak and Welling (2016), arXiv:1611.09630; Schreiber and Van Loan (1989),
+    doi:10.1137/0910005, for the compact form.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        checks.positive_int("Rotation", dim=dim)
+        self.dim = dim
+        self.event_shape = (dim,)
+        self.vectors = nn.Parameter(torch.randn(max(2, dim - dim % 2), dim))
+
+    def matrix(self) -> Tensor:
+        """Q, of shape ``(dim, dim)``."""
+        # dividing by the largest entry first keeps the squares from under- and overflowing
+        size = self.vectors.detach().abs().amax(-1, keepdim=True)
+        v = self.vectors / torch.where(size > 0, size, 1)
+        norm2 = v.square().sum(-1, keepdim=True)
+        v = v * torch.where(norm2 > 0, norm2, 1).rsqrt()
+        half = torch.eye(len(v), dtype=v.dtype, device=v.device) / 2
+        inverse_t = (v @ v.T).triu(1) + half
+        identity = torch.eye(self.dim, dtype=v.dtype, device=v.device)
+        return identity - v.T @ torch.linalg.solve_triangular(inverse_t, v, upper=True)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        return x @ self.matrix().T, x.new_zeros(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return z @ self.matrix(), z.new_zeros(z.shape[:-1])
+
+
+def lu_matrix(lu: Tensor) -> Tensor:
+    """P L U of the packed weights ``lu`` of shape (n, n); P reverses the rows.
+
+    L has ones on its diagonal and the entries of ``lu`` below it; U has the exponentials of the
+    diagonal of ``lu`` on its own, and the entries of ``lu`` above it. log|det| = trace(lu).
+    """
+    upper = _upper(lu)
+    return torch.addmm(upper, lu.tril(-1), upper).flip(0)
+
+
+def lu_solve(lu: Tensor, z: Tensor) -> Tensor:
+    """The x with z = P L U x, along the last axis, by two triangular substitutions."""
+    columns = z.flip(-1).reshape(-1, z.shape[-1]).T
+    columns = torch.linalg.solve_triangular(lu, columns, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(_upper(lu), columns, upper=True).T.reshape(z.shape)
+
+
+def _upper(lu: Tensor) -> Tensor:
+    return lu.triu(1) + lu.diagonal().exp().diag()
+
+
+@register
+class LULinear(Bijector):
+    """z = P L U x + b; L is unit lower triangular, U upper triangular with a positive diagonal.
+
+    P is fixed and reverses the order, so that the map starts as the reversal. The diagonal of U is
+    the exponential of a weight, which makes log|det| the exact sum of those weights. The inverse
+    solves by triangular substitution; its error grows with ``condition()``.
+
+    Args:
+        dim: number of dimensions.
+        bias: whether to add b.
+
+    Shapes: x and z ``(*batch, dim)``.
+
+    Reference: Oliva et al. (2018), arXiv:1801.09819; Kingma and Dhariwal (2018), Glow,
+    arXiv:1807.03039.
+    """
+
+    def __init__(self, dim: int, bias: bool = True) -> None:
+        super().__init__()
+        checks.positive_int("LULinear", dim=dim)
+        self.dim = dim
+        self.event_shape = (dim,)
+        self.lu = nn.Parameter(torch.zeros(dim, dim))
+        self.bias = bias
+        if bias:
+            self.shift = nn.Parameter(torch.zeros(dim))
+
+    def condition(self) -> Tensor:
+        """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
+        return torch.linalg.cond(lu_matrix(self.lu))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        z = functional.linear(x, lu_matrix(self.lu), self.shift if self.bias else None)
+        return z, self.lu.trace().expand(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        x = lu_solve(self.lu, z - self.shift if self.bias else z)
+        return x, -self.lu.trace().expand(z.shape[:-1])
