@@ -215,7 +215,9 @@ CASES = [
     Case("SplineCoupling-narrow", spline(dim=3, tail_bound=0.7), scale=1.5),
     Case("SplineCoupling-leaky", spline(dim=3, activation="leaky_relu"), smooth=False),
     # autoregressive
-    Case("MaskedAffineAutoregressive", masked(dim=4), trajectory=True),
+    Case("MaskedAffineAutoregressive", masked(dim=4)),
+    Case("MaskedAffineAutoregressive-flow", flow(masked(dim=4), arch("StandardNormal", dim=4)),
+         trajectory=True),
     Case("MaskedAffineAutoregressive-square", masked(dim=3, hidden_dims=[6, 6], order="reverse")),
     Case("MaskedAffineAutoregressive-dim1", masked(dim=1, hidden_dims=[3])),
     Case("MaskedAffineAutoregressive-dim1-context", masked(dim=1, context_dim=2)),
