@@ -46,7 +46,7 @@ class MaskedAutoregressive(Bijector):
         checks.non_negative_int(name, context_dim=context_dim)
         self.dim = dim
         self.hidden_dims = checks.hidden_widths(name, hidden_dims)
-        self.order = order if order is None or isinstance(order, str) else tuple(order)
+        self.order = tuple(order) if isinstance(order, list) else order
         self.activation = activation
         self.context_dim = context_dim
         self.event_shape = (dim,)
