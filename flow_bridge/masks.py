@@ -183,7 +183,7 @@ class Autoregression:
     order: Order
     context_dim: int
 
-    @cached_property
+    @property
     def generated(self) -> np.ndarray:
         """The dimensions in the order in which they are generated."""
         return autoregressive_order(self.order, self.dim)
@@ -204,7 +204,7 @@ class Autoregression:
         inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
 
-    @cached_property
+    @property
     def parts(self) -> tuple[int, ...]:
         """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
 
