@@ -25,7 +25,7 @@ FRAMEWORKS = ("torch", "jax")
 OPS = {
     "log_prob": "log_prob",
     "train": "training step",
-    "train_default": "training step, default Adam",
+    "train_default": "the same, others with default Adam",
     "sample": "sampling",
     "inverse": "inverse",
 }
@@ -150,7 +150,7 @@ def cell(times: Times, name: str, op: str, unit: float) -> str:
     if op not in times[name]:
         return "-"
     own = times[name][op]
-    text = f"{statistics.median(own) * unit:.{2 if unit == 1000 else 1}f}"
+    text = f"{statistics.median(own) * unit:.2f}"
     if name == OURS or op not in times.get(OURS, {}):
         return text
     ratios = [a / b for a, b in zip(own, times[OURS][op], strict=True)]
