@@ -26,8 +26,8 @@ import matplotlib.pyplot as plt
 
 OUTPUT = Path("outputs/two_moons")
 TRAIN_ROWS, TEST_ROWS = 20_000, 10_000
-NUM_EPOCHS, BATCH_SIZE = 60, 512
-MODELS = {"RealNVP": 5e-3, "PlanarFlow": 1e-2}  # learning rates
+BATCH_SIZE = 512
+MODELS = {"RealNVP": (60, 5e-3), "PlanarFlow": (30, 1e-2)}  # epochs, highest learning rate
 
 
 class Data(NamedTuple):
@@ -56,29 +56,31 @@ DATA = {
 }
 
 
-def learning_rate(peak: float) -> Callable[[int], float]:
-    """Cosine decay over the whole training."""
-    steps = NUM_EPOCHS * (int(TRAIN_ROWS * 0.9) // BATCH_SIZE)
-    return lambda step: peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+def schedule(num_epochs: int, peak: float) -> dict[str, Any]:
+    """Options of ``fit``: the learning rate decays as a cosine over the whole training."""
+    steps = num_epochs * (int(TRAIN_ROWS * 0.9) // BATCH_SIZE)
+    return {
+        "num_epochs": num_epochs,
+        "batch_size": BATCH_SIZE,
+        "learning_rate": lambda step: peak * 0.5 * (1 + math.cos(math.pi * step / steps)),
+    }
 
 
-def train_torch(start: Path, x: np.ndarray, rate: float, end: Path) -> float:
+def train_torch(start: Path, x: np.ndarray, options: dict[str, Any], end: Path) -> float:
     """Train in PyTorch from one checkpoint to another; the seconds it took."""
     flow = torch_flows.load(start)
     began = time.perf_counter()
-    torch_flows.fit(flow, x, num_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE,
-                    learning_rate=learning_rate(rate))  # fmt: skip
+    torch_flows.fit(flow, x, **options)
     seconds = time.perf_counter() - began
     torch_flows.save(flow, end)
     return seconds
 
 
-def train_jax(start: Path, x: np.ndarray, rate: float, end: Path) -> float:
+def train_jax(start: Path, x: np.ndarray, options: dict[str, Any], end: Path) -> float:
     """The same in JAX, compilation included."""
     flow, variables = jax_flows.load(start)
     began = time.perf_counter()
-    variables, _ = jax_flows.fit(flow, variables, x, num_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE,
-                                 learning_rate=learning_rate(rate))  # fmt: skip
+    variables, _ = jax_flows.fit(flow, variables, x, **options)
     seconds = time.perf_counter() - began
     jax_flows.save(flow, variables, end)
     return seconds
@@ -96,14 +98,14 @@ def main() -> None:
 
         x = standardise(data.sample(TRAIN_ROWS, 0))
         test = standardise(data.sample(TEST_ROWS, 1))
-        for model_name, rate in MODELS.items():
+        for model_name, (num_epochs, peak) in MODELS.items():
             stem = f"{data_name} {model_name}".lower().replace(" ", "_")
             start = OUTPUT / f"{stem}_start.safetensors"
             torch_flows.save(getattr(torch_flows, model_name)(dim=2), start)
             for trainer, train in (("PyTorch", train_torch), ("JAX", train_jax)):
                 print(f"{model_name} on {data_name}, trained in {trainer}")
                 end = OUTPUT / f"{stem}_{trainer.lower()}.safetensors"
-                seconds = train(start, x, rate, end)
+                seconds = train(start, x, schedule(num_epochs, peak), end)
                 torch_flow = torch_flows.load(end)
                 jax_flow, variables = jax_flows.load(end)
                 with torch.no_grad():

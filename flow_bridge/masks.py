@@ -1,5 +1,6 @@
 """Fixed arrays that follow from constructor arguments: computed here once, in numpy, for both halves."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ import numpy as np
 
 Mask = str | Sequence[int]
 Index = slice | np.ndarray
+Order = str | Sequence[int] | None
 
 NAMED_MASKS = ("even", "odd", "first_half", "second_half")
 
@@ -135,3 +137,107 @@ class Partition:
         if self.dim % 2 == 0 and (self.order == position // 2 + position % 2 * self.dim // 2).all():
             return "alternating"
         return "mixed"
+
+
+def autoregressive_order(order: Order, dim: int) -> np.ndarray:
+    """The dimensions in the order in which they are generated, shape ``(dim,)``.
+
+    ``None`` is 0, 1, 2, ..., ``"reverse"`` the other way round, ``"random:SEED"`` a random order that
+    is the same in both backends, and a list of all dimensions is taken as it is.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if order is None:
+        return np.arange(dim)
+    if order == "reverse":
+        return np.arange(dim)[::-1].copy()
+    if isinstance(order, str) and (seed := re.fullmatch(r"random:([0-9]{1,18})", order)):
+        return np.random.default_rng(int(seed[1])).permutation(dim)
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise ValueError(
+            f'order must be None, "reverse", "random:SEED" or a list, got {order!r:.60}.'
+        )
+    integers = all(type(entry) is int for entry in order)
+    if not integers or sorted(order) != list(range(dim)):
+        raise ValueError(
+            f"order must hold each of the {dim} dimensions once, got {list(order)!r:.60}."
+        )
+    return np.array(order)
+
+
+@dataclass(frozen=True)
+class Autoregression:
+    """Who sees whom in a masked network, by degrees; and in which blocks its inverse goes.
+
+    The dimension generated k-th, counted from 0, has degree k + 1 as an input and k as an output; a
+    unit sees those of the layer below whose degree is not above its own. Hidden degrees ascend along
+    each layer, spread evenly, from 0 where there is a context (or one dimension only), else from 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...]
+    num_parameters: int
+    order: Order
+    context_dim: int
+
+    @property
+    def generated(self) -> np.ndarray:
+        """The dimensions in the order in which they are generated."""
+        return autoregressive_order(self.order, self.dim)
+
+    @property
+    def hidden(self) -> list[np.ndarray]:
+        """The degrees of the hidden units, layer by layer."""
+        lowest = 0 if self.context_dim or self.dim == 1 else 1
+        return [lowest + np.arange(n) * (self.dim - lowest) // n for n in self.hidden_dims]
+
+    @property
+    def degrees(self) -> list[np.ndarray]:
+        """The degrees of the inputs (the context last, of degree 0), hidden units and outputs.
+
+        The ``num_parameters`` outputs of one dimension stand together.
+        """
+        position = np.argsort(self.generated)
+        inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
+        return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
+
+        The last entry is the size of the smallest blocks, about sqrt(dim) / 2: inside a block each
+        unit is computed once per dimension, outside only once.
+        """
+        block = max(1, round(self.dim**0.5 / 2))
+        count = -(-self.dim // block)
+        if count <= 8:
+            return count, block
+        inner = -(-count // 4)
+        return -(-count // inner), inner, block
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """For inputs, each hidden layer and outputs, counted in the order of generation: where the
+        k-th dimension starts (of the hidden units, those of degree k), for k up to ``dim``."""
+        steps = np.arange(self.dim + 1)
+        hidden = [np.searchsorted(degrees, steps) for degrees in self.hidden]
+        return [layer.tolist() for layer in (steps, *hidden, steps * self.num_parameters)]
+
+    def blocks(self, start: int, run: int, block: int) -> list[np.ndarray]:
+        """``run`` dimensions from the ``start``-th generated on, in blocks of ``block``, padded.
+
+        Returns, for inputs, each hidden layer and outputs, positions within the run of shape
+        ``(blocks, size)`` with the same sizes for every run; one past the end stands for padding.
+        """
+        index = []
+        for layer in self.starts:
+            ends = np.array(layer + [layer[-1]] * block)
+            size = (ends[block:] - ends[:-block])[::block].max()
+            bounds = np.minimum(np.arange(start, start + run + block, block), start + run)
+            first = ends[bounds] - ends[start]
+            positions = first[:-1, None] + np.arange(size)
+            index.append(np.where(positions < first[1:, None], positions, first[-1]))
+        return index

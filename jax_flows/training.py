@@ -323,5 +323,6 @@ def adam() -> optax.GradientTransformation:
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> Any:
     """Scale all gradients by max_norm / max(norm, max_norm), norm that of all of them."""
-    scale = max_norm / jnp.maximum(optax.global_norm(gradients), max_norm)
+    norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)))
+    scale = max_norm / jnp.maximum(norm, max_norm)
     return jax.tree.map(lambda g: g * scale, gradients)

@@ -124,6 +124,14 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any], f
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_traces_of_another_mutant():
+    """JAX keeps traces by function; a mutant's must not outlive it."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 def run(architecture: dict[str, Any], size: float) -> Any:
     case = Case("mutant", architecture)
     inputs = size * case.inputs(6)
