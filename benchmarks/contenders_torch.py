@@ -73,7 +73,7 @@ class Contender:
         """What is timed for an operation, without arguments."""
         if op in self.optimizers:
             return lambda: self.train_step(self.x, self.optimizers[op])
-        argument = self.row.batch if op == "sample" else self.x
+        argument = self.row.samples if op == "sample" else self.x
         return lambda: torch.no_grad()(getattr(self, op))(argument)
 
     def check(self) -> tuple[float, float]:
@@ -122,6 +122,17 @@ class Twinflows(Contender):
         ]
         return Flow(Chain(layers), StandardNormal(row.dim))
 
+    def maf(self, row: Row) -> nn.Module:
+        from torch_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
+
+        layers = [
+            MaskedAffineAutoregressive(
+                row.dim, row.hidden_dims, (None, "reverse")[i % 2], activation="relu"
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(Chain(layers), StandardNormal(row.dim))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.forward(x)[0]
 
@@ -155,6 +166,11 @@ class Zuko(Contender):
         ]
         zeros, ones = torch.zeros(row.dim), torch.ones(row.dim)
         return Flow(layers, UnconditionalDistribution(DiagNormal, zeros, ones, buffer=True))
+
+    def maf(self, row: Row) -> nn.Module:
+        from zuko.flows import MAF
+
+        return MAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.flow().log_prob(x)
@@ -212,6 +228,23 @@ class Nflows(Contender):
         ]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
 
+    def maf(self, row: Row) -> nn.Module:
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+        from nflows.transforms import CompositeTransform, ReversePermutation
+        from nflows.transforms.autoregressive import MaskedAffineAutoregressiveTransform
+
+        layers: list[nn.Module] = []
+        for _ in range(row.layers):
+            layer = MaskedAffineAutoregressiveTransform(
+                row.dim,
+                row.hidden_dims[0],
+                num_blocks=len(row.hidden_dims) - 1,
+                use_residual_blocks=False,
+            )
+            layers += [ReversePermutation(row.dim), layer]
+        return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.transform_to_noise(x)
 
@@ -251,6 +284,21 @@ class Normflows(Contender):
                 **row.options,
             )
             layers.append(layer)
+        base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
+        return normflows.NormalizingFlow(base, layers)
+
+    def maf(self, row: Row) -> nn.Module:
+        import normflows
+
+        layers: list[nn.Module] = []
+        for _ in range(row.layers):
+            layer = normflows.flows.MaskedAffineAutoregressive(
+                row.dim,
+                row.hidden_dims[0],
+                num_blocks=len(row.hidden_dims) - 1,
+                use_residual_blocks=False,
+            )
+            layers += [normflows.flows.Reverse(layer), normflows.flows.Permute(row.dim, "swap")]
         base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
         return normflows.NormalizingFlow(base, layers)
 

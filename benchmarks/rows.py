@@ -15,10 +15,11 @@ class Row:
         dim: number of dimensions, or an event shape.
         hidden_dims: widths of the conditioner's hidden layers.
         layers: number of layers.
-        batch: rows of x, and the number of samples drawn.
+        batch: rows of x.
         conditioner: widths of one layer's network from input to output, () if there is no such thing.
             Its matrix products alone are the floor.
         options: whatever else the model needs.
+        num_samples: how many samples are drawn, ``batch`` if 0.
         tolerance: of the float32 round trip and of the log-density against the autodiff Jacobian.
     """
 
@@ -30,7 +31,13 @@ class Row:
     batch: int
     conditioner: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    num_samples: int = 0
     tolerance: float = 1e-3
+
+    @property
+    def samples(self) -> int:
+        """How many samples are drawn."""
+        return self.num_samples or self.batch
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -56,7 +63,15 @@ def spline(
     conditioner = (dim - free, *hidden_dims, free * (3 * num_bins - 1))
     options = {"num_bins": num_bins, "tail_bound": 5.0}
     # bijx's float32 round trip is off by 2e-3
-    return Row(name, "spline", dim, hidden_dims, layers, batch, conditioner, options, 1e-2)
+    return Row(
+        name, "spline", dim, hidden_dims, layers, batch, conditioner, options, tolerance=1e-2
+    )
+
+
+def maf(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
+    """Masked affine autoregressive maps; 1,000 samples."""
+    conditioner = (dim, *hidden_dims, 2 * dim)
+    return Row(name, "maf", dim, hidden_dims, layers, batch, conditioner, num_samples=1000)
 
 
 ROWS = {
@@ -65,5 +80,6 @@ ROWS = {
         realnvp("realnvp-2", 2, (64,), 8, 512),
         realnvp("realnvp-64", 64, (256, 256), 8, 1024),
         spline("spline-8", 8, (128, 128), 6, 1024, 8),
+        *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
     )
 }

@@ -234,3 +234,28 @@ def instances(owner: str, name: str, values: Iterable[object], cls: type) -> Non
             raise TypeError(
                 f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
             )
+
+
+def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:
+    """Raise ``ValueError`` if ``value`` is above a limit that has a name of its own."""
+    if value > limit:
+        raise ValueError(
+            f"{owner} expects {name} to be at most {limit_name} {limit}, got {value!r}."
+        )
+
+
+def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number strictly between the bounds."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low < value < high:
+        raise ValueError(f"{owner} expects {name} between {low} and {high}, got {value!r}.")
+
+
+def non_negative_number(owner: str, **values: float) -> None:
+    """Raise ``ValueError`` unless every value is a finite number of at least 0."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < float("inf"):
+            raise ValueError(
+                f"{owner} expects {name} to be a finite number of at least 0, got {value!r}."
+            )

@@ -22,3 +22,7 @@ class NonFiniteError(TwinflowsError, ArithmeticError):
 
     In JAX, ``variables`` holds the last good weights (in PyTorch the flow itself does).
     """
+
+
+class ConvergenceError(TwinflowsError, ArithmeticError):
+    """An iteration or a solver did not reach its tolerance; the message names it."""

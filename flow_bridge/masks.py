@@ -61,12 +61,12 @@ def permutation_order(permutation: str | Sequence[int], dim: int | None) -> np.n
         ValueError: for ``"reverse"`` without ``dim``, another name, a list that is not a permutation
             of 0, 1, ..., n - 1, and a list of another length than ``dim``.
     """
-    if isinstance(permutation, str):
-        if permutation != "reverse":
-            raise ValueError(f'permutation must be a list or "reverse", got {permutation!r}.')
+    if permutation == "reverse":
         if dim is None:
             raise ValueError('permutation "reverse" needs dim.')
         return np.arange(dim)[::-1].copy()
+    if not isinstance(permutation, list | tuple):
+        raise ValueError(f'permutation must be a list or "reverse", got {permutation!r}.')
     whole = all(isinstance(i, int) for i in permutation)
     if not permutation or not whole or sorted(permutation) != list(range(len(permutation))):
         raise ValueError(f"permutation must hold 0, 1, ..., n - 1 once each, got {permutation!r}.")
@@ -152,14 +152,17 @@ def autoregressive_order(order: Order, dim: int) -> np.ndarray:
         return np.arange(dim)
     if order == "reverse":
         return np.arange(dim)[::-1].copy()
-    if isinstance(order, str):
-        if not (seed := re.fullmatch(r"random:(\d{1,18})", order)):
-            raise ValueError(
-                f'order must be None, "reverse", "random:SEED" or a list, got {order[:40]!r}.'
-            )
+    if isinstance(order, str) and (seed := re.fullmatch(r"random:([0-9]{1,18})", order)):
         return np.random.default_rng(int(seed[1])).permutation(dim)
-    if len(order) != dim or sorted(order) != list(range(dim)):
-        raise ValueError(f"order must hold each of the {dim} dimensions once, got {list(order)!r}.")
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise ValueError(
+            f'order must be None, "reverse", "random:SEED" or a list, got {order!r:.60}.'
+        )
+    integers = all(type(entry) is int for entry in order)
+    if not integers or sorted(order) != list(range(dim)):
+        raise ValueError(
+            f"order must hold each of the {dim} dimensions once, got {list(order)!r:.60}."
+        )
     return np.array(order)
 
 
@@ -180,7 +183,7 @@ class Autoregression:
     order: Order
     context_dim: int
 
-    @cached_property
+    @property
     def generated(self) -> np.ndarray:
         """The dimensions in the order in which they are generated."""
         return autoregressive_order(self.order, self.dim)
@@ -201,7 +204,7 @@ class Autoregression:
         inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
 
-    @cached_property
+    @property
     def parts(self) -> tuple[int, ...]:
         """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
 

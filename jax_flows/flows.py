@@ -27,12 +27,13 @@ from jax_flows.bijectors.base import (
     initialize,
     weight_dtype,
 )
+from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from jax_flows.bijectors.elementwise import Rescale
 from jax_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
 from jax_flows.bijectors.linear import LULinear
 from jax_flows.bijectors.normalization import ActNorm, BatchNorm
-from jax_flows.bijectors.residual import Planar
+from jax_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 from jax_flows.distributions import Distribution, StandardNormal
 from jax_flows.registry import register
 
@@ -330,9 +331,8 @@ class PlanarFlow(Model):
 @register
 @dataclass(frozen=True)
 class MAF(Model):
-    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
-    normal base. A density is one pass of each network, and so, but for its sequential part, is a
-    sample.
+    """Masked affine autoregressive maps, their orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density takes one pass of each network, a sample about two.
 
     Args:
         dim: number of dimensions.
@@ -356,8 +356,8 @@ class MAF(Model):
 @register
 @dataclass(frozen=True)
 class IAF(Model):
-    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
-    network, the density of given data needs the sequential direction.
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density take one pass of
+    each network, the density of given data about two.
 
     Args:
         dim: number of dimensions.
@@ -446,3 +446,162 @@ def _glow_level(
         inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
         layers.append(Split(inner))
     return Chain((*layers, Invert(Squeeze())))
+
+
+@register
+@dataclass(frozen=True)
+class RadialFlow(Model):
+    """Radial maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of radial maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    dim: int
+    num_layers: int = 32
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("RadialFlow", num_layers=self.num_layers)
+        layers = [Radial(self.dim, self.context_dim) for _ in range(self.num_layers)]
+        return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class SylvesterFlow(Model):
+    """Sylvester maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of Sylvester maps.
+        rank: of each map, ``dim`` if not given.
+        context_dim: width of the context, 0 for none.
+
+    Reference: van den Berg et al. (2018), arXiv:1803.05649.
+    """
+
+    dim: int
+    num_layers: int = 8
+    rank: int | None = None
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("SylvesterFlow", num_layers=self.num_layers)
+        width = self.dim if self.rank is None else self.rank
+        layers = [Sylvester(self.dim, width, self.context_dim) for _ in range(self.num_layers)]
+        return Chain(tuple(layers)), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class ResidualFlow(Model):
+    """(ActNorm, InvertibleResidual) repeated, then ActNorm; standard normal base.
+
+    The ActNorm layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of each block.
+        num_blocks: number of residual blocks.
+        lipschitz: the bound on each block's Lipschitz constant.
+        log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
+        activation: a name in ``networks.ACTIVATIONS``.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    num_blocks: int = 8
+    lipschitz: float = 0.97
+    log_det: str = "exact"
+    activation: str = "silu"
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        checks.positive_int("ResidualFlow", num_blocks=self.num_blocks)
+        layers: list[Bijector] = []
+        for _ in range(self.num_blocks):
+            layers += [
+                ActNorm(self.dim),
+                InvertibleResidual(
+                    self.dim,
+                    self.hidden_dims,
+                    self.lipschitz,
+                    self.log_det,
+                    self.activation,
+                    context_dim=self.context_dim,
+                ),
+            ]
+        return Chain((*layers, ActNorm(self.dim))), StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class NeuralODE(Model):
+    """One continuous bijector with the exact trace; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of the vector field.
+        solver: ``"dopri5"`` or ``"rk4"``.
+        rtol, atol: tolerances of ``"dopri5"``.
+        adjoint: gradients by the adjoint equation.
+        activation: a name in ``networks.ACTIVATIONS``.
+        num_steps: steps of ``"rk4"``.
+        kinetic_energy, jacobian_norm: weights of the penalties in training, see
+            ``ContinuousBijector``.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Chen et al. (2018), arXiv:1806.07366.
+    """
+
+    _trace = "exact"
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    solver: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    adjoint: bool = True
+    activation: str = "tanh"
+    num_steps: int = 20
+    kinetic_energy: float = 0.0
+    jacobian_norm: float = 0.0
+    context_dim: int = 0
+
+    def _parts(self) -> tuple[Bijector, Distribution]:
+        bijector = ContinuousBijector(
+            self.dim,
+            self.hidden_dims,
+            self._trace,
+            self.solver,
+            self.rtol,
+            self.atol,
+            self.adjoint,
+            self.activation,
+            num_steps=self.num_steps,
+            kinetic_energy=self.kinetic_energy,
+            jacobian_norm=self.jacobian_norm,
+            context_dim=self.context_dim,
+        )
+        return bijector, StandardNormal(self.dim)
+
+
+@register
+@dataclass(frozen=True)
+class FFJORD(NeuralODE):
+    """One continuous bijector with Hutchinson's estimate of the trace in training; standard normal base.
+
+    Evaluation takes the exact trace. Arguments as ``NeuralODE``.
+
+    Reference: Grathwohl et al. (2019), arXiv:1810.01367.
+    """
+
+    _trace = "hutchinson"

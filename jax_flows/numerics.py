@@ -1,6 +1,8 @@
 """Scalar functions in the form that holds up far from the origin."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +44,57 @@ def matmul_precision() -> jax.lax.Precision | None:
     """Full float32 precision, as PyTorch's default, unless the user has stated another for JAX."""
     stated = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return None if stated else jax.lax.Precision.HIGHEST
+
+
+def random_bits(step: Array, stream: int, shape: Sequence[int]) -> Array:
+    """32 random bits for every entry, as a function of a counter: the same bits in both frameworks.
+
+    Training noise comes from here, so that it needs no key, is pure, and is converted and saved with
+    the weights.
+
+    Args:
+        step: the counter, a whole number in a float scalar.
+        stream: which of several independent draws at this step.
+        shape: the shape of the draw.
+    """
+    counter = jnp.floor(jax.lax.stop_gradient(step)).astype(jnp.int32).astype(jnp.uint32)
+    seed = _mix(_mix(counter) + stream)
+    index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(tuple(shape))
+    return _mix(seed + index * jnp.uint32(0x9E3779B9))
+
+
+def _mix(x: Array) -> Array:
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return x ^ (x >> 16)
+
+
+def rademacher(step: Array, stream: int, shape: Sequence[int]) -> Array:
+    """Independent signs, from ``random_bits``, in the dtype of ``step``."""
+    return (random_bits(step, stream, shape) >> 31).astype(step.dtype) * 2 - 1
+
+
+def gaussian(step: Array, stream: int, shape: Sequence[int]) -> Array:
+    """Independent standard normals, from ``random_bits``, in the dtype of ``step``."""
+    bits = random_bits(step, stream, (2, *shape)).astype(step.dtype)
+    uniform, angle = (bits + 0.5) / 2**32
+    return jnp.sqrt(-2 * jnp.log(uniform)) * jnp.cos(2 * math.pi * angle)
+
+
+def first_step(key: Array, dtype: Any) -> Array:
+    """A random start of the counter of ``random_bits``."""
+    return jnp.floor(jax.random.uniform(key, (), dtype) * _period(dtype))
+
+
+def next_step(step: Array) -> Array:
+    """The counter after one step; it starts again before its dtype would stop counting."""
+    return (step + 1) % _period(step.dtype)
+
+
+def _period(dtype: Any) -> float:
+    return min(2.0**23, 1 / float(jnp.finfo(dtype).eps))
+
+
+def is_eager(x: Array) -> bool:
+    """Whether x is a plain array: where it is not, values cannot be looked at."""
+    return not isinstance(x, jax.core.Tracer)

@@ -132,6 +132,19 @@ def conv_coupling(**arguments: Any) -> dict[str, Any]:
 
 
 UNSQUEEZE = arch("Invert", bijector=arch("Squeeze"))
+
+
+def residual(**arguments: Any) -> dict[str, Any]:
+    """A small invertible residual block."""
+    return arch("InvertibleResidual", **({"hidden_dims": [6, 5]} | arguments))
+
+
+def continuous(**arguments: Any) -> dict[str, Any]:
+    """A small continuous bijector with few fixed steps."""
+    defaults = {"hidden_dims": [6, 5], "solver": "rk4", "num_steps": 3}
+    return arch("ContinuousBijector", **(defaults | arguments))
+
+
 NORMAL2, NORMAL3 = arch("StandardNormal", dim=2), arch("StandardNormal", dim=3)
 
 CASES = [
@@ -202,7 +215,9 @@ CASES = [
     Case("SplineCoupling-narrow", spline(dim=3, tail_bound=0.7), scale=1.5),
     Case("SplineCoupling-leaky", spline(dim=3, activation="leaky_relu"), smooth=False),
     # autoregressive
-    Case("MaskedAffineAutoregressive", masked(dim=4), trajectory=True),
+    Case("MaskedAffineAutoregressive", masked(dim=4)),
+    Case("MaskedAffineAutoregressive-flow", flow(masked(dim=4), arch("StandardNormal", dim=4)),
+         trajectory=True),
     Case("MaskedAffineAutoregressive-square", masked(dim=3, hidden_dims=[6, 6], order="reverse")),
     Case("MaskedAffineAutoregressive-dim1", masked(dim=1, hidden_dims=[3])),
     Case("MaskedAffineAutoregressive-dim1-context", masked(dim=1, context_dim=2)),
@@ -245,6 +260,28 @@ CASES = [
     Case("Logit", arch("Logit"), dim=3, draw=lambda g, shape: g.uniform(0.01, 0.99, shape)),
     Case("Logit-vector", arch("Logit", alpha=0.0, event_ndim=1), dim=3,
          draw=lambda g, shape: g.uniform(0.01, 0.99, shape)),
+    Case("Radial", arch("Radial", dim=2)),
+    Case("Radial-dim1", arch("Radial", dim=1)),
+    Case("Radial-steep", arch("Radial", dim=5), scale=10.0),
+    Case("Radial-context", arch("Radial", dim=3, context_dim=2)),
+    Case("Sylvester", arch("Sylvester", dim=3, rank=2)),
+    Case("Sylvester-dim1", arch("Sylvester", dim=1, rank=1)),
+    Case("Sylvester-steep", arch("Sylvester", dim=4, rank=4), scale=10.0),
+    Case("Sylvester-context", arch("Sylvester", dim=3, rank=3, context_dim=2)),
+    Case("InvertibleResidual", residual(dim=2)),
+    Case("InvertibleResidual-dim1", residual(dim=1, hidden_dims=[5], activation="softplus")),
+    Case("InvertibleResidual-context", residual(dim=3, context_dim=2), scale=3.0),
+    Case("InvertibleResidual-steep", residual(dim=4, activation="gelu"), scale=10.0),
+    Case("InvertibleResidual-kinks", residual(dim=3, activation="leaky_relu"), smooth=False),
+    Case("InvertibleResidual-series", residual(dim=3, log_det="series", eval_terms=12)),
+    # continuous, with fixed steps; test_continuous.py has the adaptive ones
+    Case("Continuous", continuous(dim=2)),
+    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
+    Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
+    Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
+    Case("Continuous-estimate", continuous(dim=3, trace="hutchinson", probe="gaussian")),
+    Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
+                                            jacobian_norm=0.2)),
     # models
     Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
          smooth=False),
@@ -270,6 +307,18 @@ CASES = [
     Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2)),
+    Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),
+    Case("RadialFlow-context", arch("RadialFlow", dim=3, num_layers=3, context_dim=2)),
+    Case("SylvesterFlow", arch("SylvesterFlow", dim=3, num_layers=3, rank=2)),
+    Case("SylvesterFlow-context", arch("SylvesterFlow", dim=2, num_layers=3, context_dim=2)),
+    Case("ResidualFlow", arch("ResidualFlow", dim=2, hidden_dims=[6, 5], num_blocks=3),
+         trajectory=True),
+    Case("ResidualFlow-context", arch("ResidualFlow", dim=3, hidden_dims=[5], num_blocks=2,
+                                      log_det="series", context_dim=2)),
+    Case("NeuralODE", arch("NeuralODE", dim=2, hidden_dims=[6, 5], solver="rk4", num_steps=3),
+         trajectory=True),
+    Case("FFJORD-context", arch("FFJORD", dim=3, hidden_dims=[6, 5], solver="rk4", num_steps=3,
+                                context_dim=2)),
 ]  # fmt: skip
 """Every row of the catalogue; adding one here is all that a new bijector needs."""
 

@@ -191,7 +191,7 @@ def test_permutations(half: str) -> None:
     np.testing.assert_array_equal(z, x[:, np.random.default_rng(7).permutation(5)])
 
 
-@pytest.mark.parametrize("bad", [[0, 0], [1, 2], [], [0.0, 1.0], "shuffle", "reverse"])
+@pytest.mark.parametrize("bad", [[0, 0], [1, 2], [], [0.0, 1.0], "shuffle", "reverse", 5])
 def test_bad_permutations(bad: Any) -> None:
     messages = []
     for half in (torch_flows, jax_flows):

@@ -37,6 +37,8 @@ def architectures(draw: Any) -> dict[str, Any]:
         "Affine",
         "Rescale",
         "BatchNorm",
+        "LULinear",
+        "Rotation",
         *(["AffineCoupling"] * 2 if dim > 1 else []),
     ]
     block = [leaf(kind) for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3))]

@@ -11,12 +11,13 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector, Chain, Invert, Output, check_input, initialize
+from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import Rescale
 from torch_flows.bijectors.image import ConvAffineCoupling, Invertible1x1Conv, Split, Squeeze
 from torch_flows.bijectors.linear import LULinear
 from torch_flows.bijectors.normalization import ActNorm, BatchNorm
-from torch_flows.bijectors.residual import Planar
+from torch_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 from torch_flows.distributions import Distribution, StandardNormal
 from torch_flows.registry import register
 
@@ -246,9 +247,8 @@ class PlanarFlow(Flow):
 
 @register
 class MAF(Flow):
-    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
-    normal base. A density is one pass of each network, and so, but for its sequential part, is a
-    sample.
+    """Masked affine autoregressive maps, their orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density takes one pass of each network, a sample about two.
 
     Args:
         dim: number of dimensions.
@@ -275,8 +275,8 @@ class MAF(Flow):
 
 @register
 class IAF(Flow):
-    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
-    network, the density of given data needs the sequential direction.
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density take one pass of
+    each network, the density of given data about two.
 
     Args:
         dim: number of dimensions.
@@ -370,3 +370,168 @@ def _glow_level(
         inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
         layers.append(Split(inner))
     return Chain([*layers, Invert(Squeeze())])
+
+
+@register
+class RadialFlow(Flow):
+    """Radial maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of radial maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    def __init__(self, dim: int, num_layers: int = 32, context_dim: int = 0) -> None:
+        checks.positive_int("RadialFlow", num_layers=num_layers)
+        layers = [Radial(dim, context_dim) for _ in range(num_layers)]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.num_layers = num_layers
+
+
+@register
+class SylvesterFlow(Flow):
+    """Sylvester maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of Sylvester maps.
+        rank: of each map, ``dim`` if not given.
+        context_dim: width of the context, 0 for none.
+
+    Reference: van den Berg et al. (2018), arXiv:1803.05649.
+    """
+
+    def __init__(
+        self, dim: int, num_layers: int = 8, rank: int | None = None, context_dim: int = 0
+    ) -> None:
+        checks.positive_int("SylvesterFlow", num_layers=num_layers)
+        width = dim if rank is None else rank
+        layers = [Sylvester(dim, width, context_dim) for _ in range(num_layers)]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.num_layers = num_layers
+        self.rank = rank
+
+
+@register
+class ResidualFlow(Flow):
+    """(ActNorm, InvertibleResidual) repeated, then ActNorm; standard normal base.
+
+    The ActNorm layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of each block.
+        num_blocks: number of residual blocks.
+        lipschitz: the bound on each block's Lipschitz constant.
+        log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
+        activation: a name in ``networks.ACTIVATIONS``.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_blocks: int = 8,
+        lipschitz: float = 0.97,
+        log_det: str = "exact",
+        activation: str = "silu",
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("ResidualFlow", num_blocks=num_blocks)
+        layers: list[Bijector] = []
+        for _ in range(num_blocks):
+            layers += [
+                ActNorm(dim),
+                InvertibleResidual(
+                    dim, hidden_dims, lipschitz, log_det, activation, context_dim=context_dim
+                ),
+            ]
+        super().__init__(Chain([*layers, ActNorm(dim)]), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_blocks = num_blocks
+        self.lipschitz = lipschitz
+        self.log_det = log_det
+        self.activation = activation
+
+
+@register
+class NeuralODE(Flow):
+    """One continuous bijector with the exact trace; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of the vector field.
+        solver: ``"dopri5"`` or ``"rk4"``.
+        rtol, atol: tolerances of ``"dopri5"``.
+        adjoint: gradients by the adjoint equation.
+        activation: a name in ``networks.ACTIVATIONS``.
+        num_steps: steps of ``"rk4"``.
+        kinetic_energy, jacobian_norm: weights of the penalties in training, see
+            ``ContinuousBijector``.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Chen et al. (2018), arXiv:1806.07366.
+    """
+
+    _trace = "exact"
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        solver: str = "dopri5",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        adjoint: bool = True,
+        activation: str = "tanh",
+        num_steps: int = 20,
+        kinetic_energy: float = 0.0,
+        jacobian_norm: float = 0.0,
+        context_dim: int = 0,
+    ) -> None:
+        bijector = ContinuousBijector(
+            dim,
+            hidden_dims,
+            self._trace,
+            solver,
+            rtol,
+            atol,
+            adjoint,
+            activation,
+            num_steps=num_steps,
+            kinetic_energy=kinetic_energy,
+            jacobian_norm=jacobian_norm,
+            context_dim=context_dim,
+        )
+        super().__init__(bijector, StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.solver = solver
+        self.rtol = rtol
+        self.atol = atol
+        self.adjoint = adjoint
+        self.activation = activation
+        self.num_steps = num_steps
+        self.kinetic_energy = kinetic_energy
+        self.jacobian_norm = jacobian_norm
+
+
+@register
+class FFJORD(NeuralODE):
+    """One continuous bijector with Hutchinson's estimate of the trace in training; standard normal base.
+
+    Evaluation takes the exact trace. Arguments as ``NeuralODE``.
+
+    Reference: Grathwohl et al. (2019), arXiv:1810.01367.
+    """
+
+    _trace = "hutchinson"

@@ -1,6 +1,7 @@
 """Scalar functions in the form that holds up far from the origin."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,3 +36,59 @@ def log_sech2(x: Tensor) -> Tensor:
 def sum_event(x: Tensor, event_ndim: int) -> Tensor:
     """Sum over the last ``event_ndim`` axes."""
     return x.sum(tuple(range(-event_ndim, 0)))
+
+
+def random_bits(step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """32 random bits for every entry, as a function of a counter: the same bits in both frameworks.
+
+    Training noise comes from here, so that it needs no generator, is pure, and is converted and
+    saved with the weights.
+
+    Args:
+        step: the counter, a whole number in a float scalar.
+        stream: which of several independent draws at this step.
+        shape: the shape of the draw.
+    """
+    seed = _mix(_mix(step.detach().floor().to(torch.int64)) + stream)
+    index = torch.arange(math.prod(shape), device=step.device).reshape(tuple(shape))
+    return _mix(seed + index * 0x9E3779B9)
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = x & 0xFFFFFFFF
+        x = (x ^ (x >> shift)) * factor
+    x = x & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def rademacher(step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """Independent signs, from ``random_bits``, in the dtype of ``step``."""
+    return ((random_bits(step, stream, shape) >> 31) * 2 - 1).to(step.dtype)
+
+
+def gaussian(step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """Independent standard normals, from ``random_bits``, in the dtype of ``step``."""
+    bits = random_bits(step, stream, (2, *shape))
+    uniform, angle = (bits.to(step.dtype) + 0.5) / 2**32
+    return (-2 * uniform.log()).sqrt() * (2 * math.pi * angle).cos()
+
+
+def first_step(like: Tensor) -> Tensor:
+    """A random start of the counter of ``random_bits``, in the dtype of ``like``."""
+    return (torch.rand_like(like) * _period(like)).floor()
+
+
+def next_step(step: Tensor) -> Tensor:
+    """The counter after one step; it starts again before its dtype would stop counting."""
+    return (step + 1) % _period(step)
+
+
+def _period(step: Tensor) -> float:
+    return min(2.0**23, 1 / torch.finfo(step.dtype).eps)
+
+
+def is_eager() -> bool:
+    """Whether code runs on plain tensors: where it does not, values cannot be looked at."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return not (torch.compiler.is_compiling() or transformed)

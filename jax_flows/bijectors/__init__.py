@@ -5,6 +5,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector, Chain, Invert
+from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from jax_flows.bijectors.elementwise import (
     ELU,
@@ -27,7 +28,7 @@ from jax_flows.bijectors.image import (
 )
 from jax_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from jax_flows.bijectors.normalization import ActNorm, BatchNorm
-from jax_flows.bijectors.residual import Planar
+from jax_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 
 __all__ = [
     "ELU",
@@ -38,10 +39,12 @@ __all__ = [
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ContinuousBijector",
     "ConvAffineCoupling",
     "Exp",
     "Invert",
     "Invertible1x1Conv",
+    "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
     "Logit",
@@ -49,6 +52,7 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "Permutation",
     "Planar",
+    "Radial",
     "RandomPermutation",
     "Rescale",
     "Rotation",
@@ -57,6 +61,7 @@ __all__ = [
     "SplineCoupling",
     "Split",
     "Squeeze",
+    "Sylvester",
     "Tanh",
     "dequantize",
     "quantize",

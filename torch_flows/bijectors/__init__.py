@@ -5,6 +5,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector, Chain, Invert
+from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling, SplineCoupling
 from torch_flows.bijectors.elementwise import (
     ELU,
@@ -27,7 +28,7 @@ from torch_flows.bijectors.image import (
 )
 from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
 from torch_flows.bijectors.normalization import ActNorm, BatchNorm
-from torch_flows.bijectors.residual import Planar
+from torch_flows.bijectors.residual import InvertibleResidual, Planar, Radial, Sylvester
 
 __all__ = [
     "ELU",
@@ -38,10 +39,12 @@ __all__ = [
     "BatchNorm",
     "Bijector",
     "Chain",
+    "ContinuousBijector",
     "ConvAffineCoupling",
     "Exp",
     "Invert",
     "Invertible1x1Conv",
+    "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
     "Logit",
@@ -49,6 +52,7 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "Permutation",
     "Planar",
+    "Radial",
     "RandomPermutation",
     "Rescale",
     "Rotation",
@@ -57,6 +61,7 @@ __all__ = [
     "SplineCoupling",
     "Split",
     "Squeeze",
+    "Sylvester",
     "Tanh",
     "dequantize",
     "quantize",

@@ -46,15 +46,16 @@ class MaskedAutoregressive(Bijector):
         checks.non_negative_int(name, context_dim=context_dim)
         self.dim = dim
         self.hidden_dims = checks.hidden_widths(name, hidden_dims)
-        self.order = order if order is None or isinstance(order, str) else tuple(order)
+        self.order = tuple(order) if isinstance(order, list) else order
         self.activation = activation
         self.context_dim = context_dim
         self.event_shape = (dim,)
         self.network = MaskedMLP(
             dim, self.hidden_dims, num_parameters, self.order, activation, context_dim
         )
-        self._starts = self.network.plan.starts
         generated = torch.tensor(self.network.plan.generated)
+        # on the meta device a checkpoint of unknown origin may ask for any size, and nothing is run
+        self._starts = [] if generated.is_meta else self.network.plan.starts
         self.register_buffer("generated", generated, persistent=False)
         self.register_buffer("position", generated.argsort(), persistent=False)
 

@@ -49,7 +49,7 @@ class Permutation(_Reordering):
         super().__init__()
         if dim is not None:
             checks.positive_int("Permutation", dim=dim)
-        self.permutation = permutation if isinstance(permutation, str) else tuple(permutation)
+        self.permutation = tuple(permutation) if isinstance(permutation, list) else permutation
         self.dim = dim
         self._set_order(masks.permutation_order(self.permutation, dim))
 

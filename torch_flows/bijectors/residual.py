@@ -1,14 +1,28 @@
 """Residual maps: the identity plus something small enough to stay invertible."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge import lipschitz as bridge
+from flow_bridge.errors import ConvergenceError
 from flow_bridge.series import tanh_series
-from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.numerics import log_sech2, log_softplus, softplus
+from torch_flows.bijectors.base import Bijector, Output, check_input
+from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
+from torch_flows.networks import LipschitzMLP
+from torch_flows.numerics import (
+    first_step,
+    is_eager,
+    log_sech2,
+    log_softplus,
+    next_step,
+    rademacher,
+    random_bits,
+    softplus,
+)
 from torch_flows.registry import register
 
 _TANH_SERIES = tanh_series(17)
@@ -76,6 +90,205 @@ class Planar(Bijector):
         return w, b, u + step.unsqueeze(-1) * w, s, log_s
 
 
+@register
+class Radial(Bijector):
+    """z = c + (x - c) (r + s) / (alpha + r), r = |x - c|: the map x + beta (x - c) / (alpha + r).
+
+    alpha = softplus(raw_alpha) > 0 and s = alpha + beta = softplus(raw_s) > 0, so that the map is
+    invertible for every weight. log|det| = (d - 1) log((r + s) / (alpha + r))
+    + log((r^2 + 2 alpha r + alpha s) / (alpha + r)^2), both of positive terms only. The inverse is in
+    closed form: r is the positive root of r^2 + (s - rho) r - alpha rho, rho = |z - c|.
+
+    Args:
+        dim: number of dimensions.
+        context_dim: width of the context, 0 for none; (c, raw_alpha, raw_s) then get a term linear
+            in it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    def __init__(self, dim: int, context_dim: int = 0) -> None:
+        super().__init__()
+        checks.positive_int("Radial", dim=dim)
+        checks.non_negative_int("Radial", context_dim=context_dim)
+        self.dim = dim
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        # alpha = s = 1 would be the identity
+        start = torch.tensor(math.log(math.e - 1))
+        self.center = nn.Parameter(torch.randn(dim))
+        self.raw_alpha = nn.Parameter(start.clone())
+        self.raw_s = nn.Parameter(start + 0.01 * torch.randn(()))
+        if context_dim:
+            self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        center, alpha, s = self._constrained(context)
+        offset = x - center
+        r = _norm(offset)
+        z = center + offset * ((r + s) / (alpha + r)).unsqueeze(-1)
+        return z, self._log_det(r, alpha, s)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        center, alpha, s = self._constrained(context)
+        offset = z - center
+        r = _positive_root(_norm(offset), alpha, s)
+        x = center + offset * ((alpha + r) / (r + s)).unsqueeze(-1)
+        return x, -self._log_det(r, alpha, s)
+
+    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        center: Tensor = self.center
+        raw_alpha: Tensor = self.raw_alpha
+        raw_s: Tensor = self.raw_s
+        if context is not None:
+            shift = context @ self.context_weight.T
+            center = center + shift[..., : self.dim]
+            raw_alpha, raw_s = raw_alpha + shift[..., -2], raw_s + shift[..., -1]
+        tiny = torch.finfo(center.dtype).tiny
+        return center, softplus(raw_alpha) + tiny, softplus(raw_s) + tiny
+
+    def _log_det(self, r: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+        total = alpha + r
+        excess = (s - alpha) / total
+        tangential = _log_of(excess, (r + s) / total)
+        share = alpha / total
+        radial = _log_of(
+            share * excess, (r / total) * ((r + 2 * alpha) / total) + share * (s / total)
+        )
+        return (self.dim - 1) * tangential + radial
+
+
+def _log_of(excess: Tensor, value: Tensor) -> Tensor:
+    """log(value), from excess = value - 1 where that does not cancel."""
+    mild = excess > -0.5
+    near = torch.where(mild, excess, 0).log1p()
+    return torch.where(mild, near, torch.where(mild, 1, value).log())
+
+
+def _norm(x: Tensor) -> Tensor:
+    """|x| over the last axis, without overflow, and with gradient 0 at x = 0."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1)
+    square = (x / scale).square().sum(-1)
+    moving = square > 0
+    return torch.where(moving, scale.squeeze(-1) * torch.where(moving, square, 1).sqrt(), square)
+
+
+def _positive_root(rho: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+    """The positive root r of r^2 + (s - rho) r - alpha rho, by the form that does not cancel."""
+    p = s - rho
+    scale = torch.maximum(p.abs(), 2 * alpha.sqrt() * rho.sqrt()).detach()
+    q = scale * ((p / scale).square() + 4 * (alpha / scale) * (rho / scale)).sqrt()
+    rising = p > 0
+    return torch.where(rising, 2 * alpha * rho / torch.where(rising, p + q, 1), (q - p) / 2)
+
+
+@register
+class Sylvester(Bijector):
+    """z = x + Q R tanh(S Q^T x + b): Q has ``rank`` orthonormal columns, R and S are upper triangular.
+
+    Q is a product of Householder reflections. The diagonals of R and S are tanh(p) and tanh(q), so
+    that s_i = 1 + R_ii S_ii = cosh(p_i + q_i) / (cosh(p_i) cosh(q_i)) is positive for every weight;
+    with a = S Q^T x + b, the determinant is the product of s_i sech(a_i)^2 + tanh(a_i)^2. The inverse
+    takes one coordinate of Q^T x after the other, the last first; each solves the equation of
+    ``Planar``, in as many steps and with the same exact gradients.
+
+    Args:
+        dim: number of dimensions.
+        rank: number of columns of Q, at most ``dim``.
+        context_dim: width of the context, 0 for none; (R, S, b) then get a term linear in it, Q does
+            not.
+
+    ``factors`` holds both triangles: R in ``factors[:, 1:]`` on and above the diagonal, the transpose
+    of S in ``factors[:, :-1]`` on and below it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: if ``rank`` is larger than ``dim``.
+
+    Reference: van den Berg et al. (2018), arXiv:1803.05649.
+    """
+
+    def __init__(self, dim: int, rank: int, context_dim: int = 0) -> None:
+        super().__init__()
+        checks.positive_int("Sylvester", dim=dim, rank=rank)
+        checks.non_negative_int("Sylvester", context_dim=context_dim)
+        checks.at_most("Sylvester", "rank", rank, "dim", dim)
+        self.dim = dim
+        self.rank = rank
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        self.householder = nn.Parameter(torch.randn(rank, dim))
+        # R near 0 is near the identity; S starts with 0.76 on its diagonal
+        self.factors = nn.Parameter(0.01 * torch.randn(rank, rank + 1) + torch.eye(rank, rank + 1))
+        self.b = nn.Parameter(torch.randn(rank))
+        if context_dim:
+            self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        outer, inner, b, s, log_s = self._constrained(context)
+        q = _orthonormal(self.householder)
+        a = _product(inner, _product(q.T, x)) + b
+        return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        outer, inner, b, s, log_s = self._constrained(context)
+        q = _orthonormal(self.householder)
+        y = _product(q.T, z)
+        a = tanh = solved = torch.zeros_like(y + b)
+        for i in reversed(range(self.rank)):
+            now = torch.arange(self.rank, device=z.device) == i
+            r, t = outer[..., i, :], inner[..., i, :]
+            value = y[..., i] - (r * tanh).sum(-1)
+            start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
+            root = _solve(start, s[..., i])
+            a = torch.where(now, root.unsqueeze(-1), a)
+            tanh = torch.where(now, root.tanh().unsqueeze(-1), tanh)
+            value = value - r[..., i] * root.tanh()
+            solved = torch.where(now, value.unsqueeze(-1), solved)
+        return z - _product(q, _product(outer, tanh)), -_log_det(a, s, log_s).sum(-1)
+
+    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        factors: Tensor = self.factors
+        b: Tensor = self.b
+        if context is not None:
+            shift = context @ self.context_weight.T
+            factors = factors + shift[..., : -self.rank].unflatten(-1, factors.shape)
+            b = b + shift[..., -self.rank :]
+        outer, inner = factors[..., 1:].triu(), factors[..., :-1].tril().mT
+        p, q = outer.diagonal(0, -2, -1), inner.diagonal(0, -2, -1)
+        log_s = (log_sech2(p) + log_sech2(q) - log_sech2(p + q)) / 2
+        eye = torch.eye(self.rank, dtype=p.dtype, device=p.device)
+        outer = outer.triu(1) + p.tanh().unsqueeze(-1) * eye
+        inner = inner.triu(1) + q.tanh().unsqueeze(-1) * eye
+        return outer, inner, b, log_s.exp(), log_s
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The matrix, or each row's own one, times each row of the vectors."""
+    if matrix.ndim == 2:
+        return vector @ matrix.mT
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """The first columns of the product of the reflections in ``vectors`` (rank, dim), as (dim, rank).
+
+    A reflection is I - 2 v v^T / |v|^2, or the identity where v = 0; the product is I - V^T T V with
+    T upper triangular, whose inverse is known from the inner products.
+    """
+    rank, dim = vectors.shape
+    norm = _norm(vectors).unsqueeze(-1)
+    unit = vectors / torch.where(norm > 0, norm, 1)
+    eye = torch.eye(rank, dim, dtype=vectors.dtype, device=vectors.device)
+    triangle = _product(unit, unit).triu(1) + eye[:, :rank] / 2
+    solution = torch.linalg.solve_triangular(triangle, unit[:, :rank], upper=True)
+    return eye.T - _product(unit.T, solution.T).T
+
+
 def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
     """log(s sech(a)^2 + tanh(a)^2), by the form that does not cancel where it stands."""
     t, log_h = a.tanh(), log_sech2(a)
@@ -134,3 +347,227 @@ def _solve(t: Tensor, s: Tensor) -> Tensor:
     for _ in range(_DIFFERENTIABLE_STEPS):
         a = _newton_step(a, t, s)
     return a
+
+
+@register
+class InvertibleResidual(Bijector):
+    """z = x + g(x), g a network whose Lipschitz constant L is below ``lipschitz`` for every weight.
+
+    log|det| = log det(I + J), J the Jacobian of g, which is known in closed form.
+
+    - ``log_det="exact"``: from J itself, at a cost of ``dim`` network passes.
+    - ``log_det="series"``: in training mode, tr(J) - tr(J^2)/2 + tr(J^3)/3 - ... with a random sign
+      vector for the traces and a random number of terms: ``exact_terms``, and then one more as long
+      as a roulette does not stop, each divided by the probability to get there. Unbiased, with a
+      finite variance. Its gradient comes from the Neumann series of (I + J)^-1 in constant memory,
+      is unbiased too, and cannot be differentiated again. Evaluation is deterministic: exact, or cut
+      after ``eval_terms`` terms with an error of at most
+      ``dim L^(n+1) / ((n+1) (1-L))``, see ``flow_bridge.lipschitz.truncation_bound``.
+
+    Signs and lengths follow from the counter ``noise_step``, which is part of the weights' state: the
+    two backends draw the same ones. ``forward_with_noise`` takes them as arguments.
+
+    The inverse takes Newton steps with a line search, which falls back to a fixed-point step
+    (that shrinks the residual for every g); the last two carry gradients, exact up to third order. A
+    row that does not reach ``flow_bridge.lipschitz.inverse_tolerance`` is an error, or NaN in
+    compiled code. At the solution, |x - x_exact| is at most the residual over (1 - L).
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of g.
+        lipschitz: the bound on g's Lipschitz constant, between 0 and 1.
+        log_det: ``"exact"`` or ``"series"``.
+        activation: a name in ``networks.ACTIVATIONS``, divided by its largest slope.
+        exact_terms: terms of the series that are always there.
+        stop_probability: of the roulette; by default (1 - lipschitz^2) / 2.
+        eval_terms: terms of the series in evaluation, ``None`` for the exact determinant.
+        context_dim: width of the context, an unconstrained input of g; 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a ``stop_probability`` of 1 - lipschitz^2 or more: infinite variance.
+        ConvergenceError: if an inverse does not converge, outside compiled code.
+
+    Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
+    """
+
+    noise_step: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        lipschitz: float = 0.97,
+        log_det: str = "exact",
+        activation: str = "silu",
+        exact_terms: int = 10,
+        stop_probability: float | None = None,
+        eval_terms: int | None = None,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        name = "InvertibleResidual"
+        checks.positive_int(name, dim=dim, exact_terms=exact_terms)
+        checks.non_negative_int(name, context_dim=context_dim)
+        checks.open_interval(name, "lipschitz", lipschitz, 0, 1)
+        checks.one_of(name, "log_det", log_det, ("exact", "series"))
+        if eval_terms is not None:
+            checks.positive_int(name, eval_terms=eval_terms)
+        stop = bridge.stop_probability(name, stop_probability, lipschitz)
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.lipschitz = lipschitz
+        self.log_det = log_det
+        self.activation = activation
+        self.exact_terms = exact_terms
+        self.stop_probability = stop_probability
+        self.eval_terms = eval_terms
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        self.network = LipschitzMLP(dim, hidden_dims, activation, lipschitz, context_dim)
+        self._stop = stop
+        if log_det == "series":
+            thresholds = torch.from_numpy(bridge.roulette_thresholds(stop))
+            self.register_buffer("thresholds", thresholds, persistent=False)
+            self.register_buffer("noise_step", first_step(torch.zeros(())))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        if not self.training:
+            return self._evaluate(self.network.normalized(context), x, self.eval_terms)
+        layers = self.network.normalized(context, estimate=True)
+        if self.log_det == "exact":
+            return self._evaluate(layers, x, None)
+        noise = rademacher(self.noise_step, 0, x.shape)
+        stopped = random_bits(self.noise_step, 1, ()) < self.thresholds
+        num_terms = self.exact_terms + int(stopped.sum())
+        self.noise_step.copy_(next_step(self.noise_step))
+        return self._estimate(layers, x, noise, num_terms)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        layers = self.network.normalized(context)
+        x = self._solve(layers, z)
+        image, log_det = self._evaluate(layers, x, self.eval_terms)
+        fixed_x, fixed_z, residual = x.detach(), z.detach(), (image - z).detach()
+        scale = 1 + _norm(fixed_x) + _norm(fixed_z)
+        tolerance = bridge.inverse_tolerance(torch.finfo(z.dtype).eps)
+        failed = ~(_norm(residual) <= tolerance * scale) & z.isfinite().all(-1)
+        if is_eager() and failed.any():
+            raise ConvergenceError(
+                bridge.inverse_message(int(failed.sum()), tolerance, self.lipschitz)
+            )
+        x = torch.where(failed.unsqueeze(-1), math.nan, x)
+        return x, torch.where(failed, math.nan, -log_det)
+
+    def forward_with_noise(
+        self, x: Tensor, noise: Tensor, num_terms: int, context: Tensor | None = None
+    ) -> Output:
+        """``forward`` in evaluation mode, with the estimate of the log-det that training uses.
+
+        Args:
+            x: shape ``(*batch, dim)``.
+            noise: the probe of the traces, of x's shape, with independent entries of mean 0 and
+                variance 1.
+            num_terms: the number of terms, at least 1: ``exact_terms`` plus a geometric number N with
+                P(N >= j) = (1 - stop_probability)^j makes the estimate unbiased.
+            context: as for ``forward``.
+        """
+        context = check_input(self, "x", x, context)
+        return self._estimate(self.network.normalized(context), x, noise, num_terms)
+
+    def _evaluate(self, layers: Layers, x: Tensor, num_terms: int | None) -> Output:
+        g, slopes = evaluate(layers, self.activation, x)
+        jacobian_of_g = jacobian(layers, slopes)
+        if num_terms is None:
+            log_det = _log_det_plus_identity(jacobian_of_g)
+        else:
+            log_det = _truncated_log_det(jacobian_of_g, num_terms)
+        return x + g, log_det.expand(x.shape[:-1])
+
+    def _estimate(self, layers: Layers, x: Tensor, noise: Tensor, num_terms: int) -> Output:
+        """x + g(x), and the series with ``num_terms`` terms and its Neumann gradient."""
+        g, slopes = evaluate(layers, self.activation, x)
+        fixed = [(weight.detach(), bias) for weight, bias in layers]
+        fixed_slopes = [slope.detach() for slope in slopes]
+        row, value, left = noise, torch.zeros_like(x[..., 0]), torch.zeros_like(x)
+        for k in range(1, num_terms + 1):
+            weight = (-1) ** (k + 1) * (1 - self._stop) ** -max(k - self.exact_terms, 0)
+            left = left + weight * row
+            row = vjp(fixed, fixed_slopes, row)
+            value = value + weight / k * (row * noise).sum(-1)
+        surrogate = (left * jvp(layers, slopes, noise)).sum(-1)
+        return x + g, value + (surrogate - surrogate.detach())
+
+    def _solve(self, layers: Layers, z: Tensor) -> Tensor:
+        fixed = [(weight.detach(), bias.detach()) for weight, bias in layers]
+        target = z.detach()
+        close = torch.finfo(z.dtype).eps ** 0.75 * (1 + _norm(target).unsqueeze(-1))
+        given = target.isfinite().all(-1, keepdim=True)
+        x = base = target
+        size, share = torch.full_like(close, math.inf), torch.ones_like(close)
+        direction = fallback = torch.zeros_like(x)
+        for _ in range(bridge.newton_steps(self.lipschitz)):
+            newton, residual = self._newton_step(fixed, x, target)
+            now = _norm(residual).unsqueeze(-1)
+            good = now <= (1 - share / 4) * size
+            base, direction = torch.where(good, x, base), torch.where(good, newton - x, direction)
+            fallback = torch.where(good, x - residual, fallback)
+            size, share = torch.where(good, now, size), torch.where(good, 1, share / 2)
+            lost = share < bridge.SMALLEST_SHARE
+            base, share = torch.where(lost, fallback, base), torch.where(lost, 1, share)
+            size = torch.where(lost, math.inf, size)
+            x = torch.where(lost, fallback, base + share * direction)
+            if is_eager() and not ((size > close) & given).any():
+                break
+        x = base
+        for _ in range(_DIFFERENTIABLE_STEPS):
+            x, _ = self._newton_step(layers, x, z)
+        return x
+
+    def _newton_step(self, layers: Layers, x: Tensor, z: Tensor) -> Output:
+        g, slopes = evaluate(layers, self.activation, x)
+        residual = x + g - z
+        return x - _solve_plus_identity(jacobian(layers, slopes), residual), residual
+
+
+def _log_det_plus_identity(matrix: Tensor) -> Tensor:
+    """log det(I + A) where that is positive; in one and two dimensions from det(I + A) - 1."""
+    dim = matrix.shape[-1]
+    if dim > 2:
+        eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.slogdet(eye + matrix)[1]
+    trace = matrix.diagonal(0, -2, -1).sum(-1)
+    return (trace if dim == 1 else trace + _det2(matrix)).log1p()
+
+
+def _solve_plus_identity(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(I + A)^-1 v; in two dimensions by Cramer's rule."""
+    dim = matrix.shape[-1]
+    eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
+    matrix = (eye + matrix).expand(*vector.shape, dim)
+    if dim > 2:
+        return torch.linalg.solve_ex(matrix, vector.unsqueeze(-1))[0].squeeze(-1)
+    if dim == 1:
+        return vector / matrix[..., 0]
+    (a, b), (c, d) = _entries(matrix)
+    v, w = vector[..., 0], vector[..., 1]
+    return torch.stack([d * v - b * w, a * w - c * v], -1) / _det2(matrix).unsqueeze(-1)
+
+
+def _det2(matrix: Tensor) -> Tensor:
+    (a, b), (c, d) = _entries(matrix)
+    return a * d - b * c
+
+
+def _entries(matrix: Tensor) -> list[list[Tensor]]:
+    return [[matrix[..., i, j] for j in (0, 1)] for i in (0, 1)]
+
+
+def _truncated_log_det(matrix: Tensor, num_terms: int) -> Tensor:
+    """tr(A) - tr(A^2) / 2 + ... up to the power ``num_terms``."""
+    power, total = matrix, matrix.diagonal(0, -2, -1).sum(-1)
+    for k in range(2, num_terms + 1):
+        power = power @ matrix
+        total = total - (-1) ** k / k * power.diagonal(0, -2, -1).sum(-1)
+    return total

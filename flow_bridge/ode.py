@@ -1,0 +1,17 @@
+"""What both halves say and share about differential equations."""
+
+
+def missing_solver(package: str, extra: str) -> str:
+    """What a missing optional dependency says."""
+    return (
+        f"ContinuousBijector with solver 'dopri5' needs {package}: "
+        f"pip install 'twinflows[{extra}]', or use solver 'rk4'."
+    )
+
+
+def solver_message(rtol: float, atol: float, max_steps: int) -> str:
+    """What a solver that failed says."""
+    return (
+        f"the solver did not reach rtol={rtol:g}, atol={atol:g} within {max_steps} steps, or met a "
+        "value that is not finite; loosen the tolerance, raise max_steps or use float64."
+    )

@@ -1,0 +1,392 @@
+"""Continuous-time flows: the map from one end of a differential equation to the other."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from flow_bridge import checks
+from flow_bridge.errors import ConvergenceError
+from flow_bridge.ode import missing_solver, solver_message
+from jax_flows.bijectors.base import Bijector, Output, Variables, check_input, gather
+from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
+from jax_flows.networks import MLP
+from jax_flows.numerics import (
+    first_step,
+    gaussian,
+    is_eager,
+    matmul_precision,
+    next_step,
+    rademacher,
+)
+from jax_flows.registry import register
+
+Weights = tuple[Any, ...]
+
+
+@register
+@dataclass(frozen=True)
+class ContinuousBijector(Bijector):
+    """z = x(1), where dx/dt = f(x, t, context) from x(0) = x; log|det| is the integral of tr(df/dx).
+
+    f is a network of (x, t, context). The inverse integrates from t = 1 to 0.
+
+    - ``solver="dopri5"``: adaptive steps (diffrax), bounded by ``max_steps``. The error of every
+      row is controlled by itself: the norm is the largest over rows, so that a row is never diluted
+      by its neighbours. A row with a NaN or an infinity gives NaN and takes no part. Errors of the
+      result are about 10 to 100 times the tolerance.
+    - ``solver="rk4"``: ``num_steps`` equal steps of the classical method, the same in both backends.
+    - ``trace="exact"``: in closed form; for one or two hidden layers at the cost of one more product,
+      for others of ``dim`` network passes.
+    - ``trace="hutchinson"``: e^T (df/dx) e in training mode, with one random probe e for every row
+      and solve, which follows from the counter ``noise_step`` in the weights' state and so is the same
+      in both backends; evaluation and the inverse take the exact trace. ``forward_with_noise`` and
+      ``inverse_with_noise`` take the probe as an argument.
+
+    Two penalties keep the dynamics easy to solve: in training mode the log_det is lowered by
+    ``kinetic_energy`` times the integral of |f|^2 and ``jacobian_norm`` times that of |df/dx|_F^2 (with
+    a probe, of its estimate |df/dx e|^2), so that the mean of -log_prob is the regularised loss.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of f.
+        trace: ``"exact"`` or ``"hutchinson"``.
+        solver: ``"dopri5"`` or ``"rk4"``.
+        rtol, atol: tolerances of ``"dopri5"``.
+        adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
+            to the size of the gradient, in constant memory, first derivatives only; ``False``: through
+            its steps. ``"rk4"`` always differentiates its steps.
+        activation: a name in ``networks.ACTIVATIONS``.
+        probe: ``"rademacher"`` or ``"gaussian"``.
+        num_steps: steps of ``"rk4"``.
+        max_steps: the most steps of ``"dopri5"``.
+        kinetic_energy, jacobian_norm: weights of the penalties.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ConvergenceError: if the solver fails, outside compiled code; the message names the tolerance.
+        ImportError: without diffrax, for ``"dopri5"``.
+
+    Reference: Chen et al. (2018), arXiv:1806.07366; Grathwohl et al. (2019), FFJORD, arXiv:1810.01367;
+    the penalties: Finlay et al. (2020), arXiv:2002.02798.
+    """
+
+    dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    trace: str = "exact"
+    solver: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    adjoint: bool = True
+    activation: str = "tanh"
+    probe: str = "rademacher"
+    num_steps: int = 20
+    max_steps: int = 1000
+    kinetic_energy: float = 0.0
+    jacobian_norm: float = 0.0
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = "ContinuousBijector"
+        sizes = {"dim": self.dim, "num_steps": self.num_steps, "max_steps": self.max_steps}
+        checks.positive_int(name, **sizes)
+        checks.non_negative_int(name, context_dim=self.context_dim)
+        checks.one_of(name, "trace", self.trace, ("exact", "hutchinson"))
+        checks.one_of(name, "solver", self.solver, ("dopri5", "rk4"))
+        checks.one_of(name, "probe", self.probe, ("rademacher", "gaussian"))
+        checks.positive_number(name, rtol=self.rtol, atol=self.atol)
+        penalties = {"kinetic_energy": self.kinetic_energy, "jacobian_norm": self.jacobian_norm}
+        checks.non_negative_number(name, **penalties)
+        _ = self.network
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    @property
+    def network(self) -> MLP:
+        """The network f of (x, t, context)."""
+        widths = (self.dim + 1 + self.context_dim, self.hidden_dims, self.dim)
+        return MLP(*widths, self.activation, parent=None)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        network_key, step_key = jax.random.split(key)
+        point = jnp.zeros(self.dim + 1 + self.context_dim, dtype)
+        variables = gather({"network": self.network.init(network_key, point)})
+        if self.trace == "hutchinson":
+            variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
+        return variables
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        return self._run(variables, x, context, (0.0, 1.0))
+
+    def _forward_and_update(
+        self, variables: Variables, x: Array, context: Array | None
+    ) -> tuple[Array, Array, Variables]:
+        noise, batch_stats = None, variables.get("batch_stats", {})
+        if self.trace == "hutchinson":
+            draw = rademacher if self.probe == "rademacher" else gaussian
+            step = batch_stats["noise_step"]
+            noise, batch_stats = draw(step, 0, x.shape), {"noise_step": next_step(step)}
+        field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
+        return *self._run(variables, x, context, (0.0, 1.0), noise, field), batch_stats
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        return self._run(variables, z, context, (1.0, 0.0))
+
+    @property
+    def solver_error(self) -> float:
+        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
+        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+
+    def forward_with_noise(
+        self, variables: Variables, x: Array, noise: Array, context: Array | None = None
+    ) -> Output:
+        """``forward`` in evaluation mode, with the trace estimated from a given probe.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            x: shape ``(*batch, dim)``.
+            noise: the probe, of x's shape, with independent entries of mean 0 and variance 1.
+            context: as for ``forward``.
+        """
+        x, context = check_input(self, variables, "x", x, context)
+        return self._run(variables, x, context, (0.0, 1.0), noise)
+
+    def inverse_with_noise(
+        self, variables: Variables, z: Array, noise: Array, context: Array | None = None
+    ) -> Output:
+        """``inverse`` with the trace estimated from a given probe, see ``forward_with_noise``."""
+        z, context = check_input(self, variables, "z", z, context)
+        return self._run(variables, z, context, (1.0, 0.0), noise)
+
+    def trajectory(
+        self,
+        variables: Variables,
+        x: Array,
+        times: Sequence[float],
+        context: Array | None = None,
+    ) -> Array:
+        """The path that starts in x at ``times[0]``, at all the times: ``(len(times), *batch, dim)``.
+
+        From data to latent the times rise from 0 to 1, from latent to data they fall from 1 to 0.
+        """
+        x, context = check_input(self, variables, "x", x, context)
+        path = [x]
+        for interval in pairwise(times):
+            path.append(self._run(variables, path[-1], context, interval)[0])
+        return jnp.stack(path)
+
+    def count_evaluations(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> int | Array:
+        """How often ``forward`` evaluates f on these rows, in evaluation mode."""
+        x, context = check_input(self, variables, "x", x, context)
+        if self.solver == "rk4":
+            return 4 * self.num_steps
+        state, weights, _ = self._start(variables, x, context, None)
+        solver, field = _Dopri5(self.rtol, self.atol, self.max_steps), _Field(self.activation)
+        num_steps = solver.solve(field, state, weights, (0.0, 1.0), _row_norm).stats["num_steps"]
+        return 3 + 6 * num_steps  # two to choose the first step, one to start, six a step
+
+    def _run(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None,
+        times: tuple[float, float],
+        noise: Array | None = None,
+        field: "_Field | None" = None,
+    ) -> Output:
+        state, weights, given = self._start(variables, x, context, noise)
+        field = field or _Field(self.activation)
+        if len(state):
+            state = self._integrate(field, state, weights, times)
+        state = jnp.where(given, state, math.nan)
+        return state[:, :-1].reshape(x.shape), state[:, -1].reshape(x.shape[:-1])
+
+    def _start(
+        self, variables: Variables, x: Array, context: Array | None, noise: Array | None
+    ) -> tuple[Array, Weights, Array]:
+        """The initial state, the weights, and which rows are free of NaN and infinities."""
+        rows = x.reshape(-1, self.dim)
+        given = jnp.isfinite(rows).all(-1, keepdims=True)
+        if context is not None:
+            context = context.reshape(-1, self.context_dim)
+            given = given & jnp.isfinite(context).all(-1, keepdims=True)
+            context = jnp.where(given, context, 0)
+        if noise is not None:
+            noise = noise.reshape(-1, self.dim)
+        state = jnp.concatenate([jnp.where(given, rows, 0), jnp.zeros_like(rows[:, :1])], -1)
+        return state, self._weights(variables, context, noise), given
+
+    def _weights(self, variables: Variables, context: Array | None, noise: Array | None) -> Weights:
+        """What the field needs: the row of t, what the trace needs, the probe, the layers."""
+        network = variables["params"]["network"]
+        names = [f"layers_{i}" for i in range(len(self.hidden_dims) + 1)]
+        layers = [(network[name]["kernel"], network[name]["bias"]) for name in names]
+        first, bias = layers[0]
+        if context is not None:
+            weight = first[self.dim + 1 :]
+            bias = jnp.matmul(context, weight, precision=matmul_precision()) + bias
+        layers[0] = first[: self.dim], bias
+        for_trace = trace_weight(layers) if noise is None else None
+        return first[self.dim], for_trace, noise, *(array for layer in layers for array in layer)
+
+    def _integrate(
+        self, field: "_Field", state: Array, weights: Weights, times: tuple[float, float]
+    ) -> Array:
+        if self.solver == "rk4":
+            return _rk4(field, state, weights, times, self.num_steps)
+        solver = _Dopri5(self.rtol, self.atol, self.max_steps)
+        if self.adjoint:
+            final = _adjoint(solver, field, times, state, weights)
+        else:
+            final = solver(field, state, weights, times, _row_norm)
+        if is_eager(final) and not jnp.isfinite(final).all():
+            raise ConvergenceError(solver_message(self.rtol, self.atol, self.max_steps))
+        return final
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The rates of x and of log|det|, in one array ``(rows, dim + 1)``."""
+
+    activation: str
+    kinetic_energy: float = 0.0
+    jacobian_norm: float = 0.0
+
+    def __call__(self, t: Array | float, state: Array, weights: Weights) -> Array:
+        time, for_trace, noise, *arrays = weights
+        layers: list[Any] = list(zip(arrays[::2], arrays[1::2], strict=True))
+        layers[0] = layers[0][0], layers[0][1] + t * time
+        dx, slopes = evaluate(layers, self.activation, state[:, :-1])
+        if noise is None:
+            rate = trace(layers, slopes, for_trace)
+        else:
+            pushed = jvp(layers, slopes, noise)
+            rate = (pushed * noise).sum(-1)
+        if self.kinetic_energy:
+            rate = rate - self.kinetic_energy * jnp.square(dx).sum(-1)
+        if self.jacobian_norm:
+            matrix = pushed[..., None] if noise is not None else jacobian(layers, slopes)
+            rate = rate - self.jacobian_norm * jnp.square(matrix).sum((-2, -1))
+        return jnp.concatenate([dx, jnp.broadcast_to(rate, dx.shape[:-1])[..., None]], -1)
+
+
+def _rk4(
+    field: _Field, state: Array, weights: Weights, times: tuple[float, float], num_steps: int
+) -> Array:
+    step = (times[1] - times[0]) / num_steps
+
+    def advance(state: Array, i: Array) -> tuple[Array, None]:
+        t = times[0] + i * step
+        k1 = field(t, state, weights)
+        k2 = field(t + step / 2, state + step / 2 * k1, weights)
+        k3 = field(t + step / 2, state + step / 2 * k2, weights)
+        k4 = field(t + step, state + step * k3, weights)
+        return state + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+
+    return jax.lax.scan(advance, state, jnp.arange(num_steps, dtype=state.dtype))[0]
+
+
+def _row_norm(state: Array) -> Array:
+    """The largest root mean square of a row; NaN counts as infinite, so that such a step is refused."""
+    largest = jnp.sqrt(jnp.square(jax.lax.stop_gradient(state)).mean(-1).max())
+    return jnp.where(jnp.isnan(largest), math.inf, largest)
+
+
+def _adjoint_norm(augmented: tuple[Array, ...]) -> Array:
+    """The norm of the state and of its adjoint; the gradients of the weights only follow them."""
+    return jnp.maximum(_row_norm(augmented[0]), _row_norm(augmented[1]))
+
+
+@dataclass(frozen=True)
+class _Dopri5:
+    rtol: float
+    atol: float
+    max_steps: int
+
+    def solve(
+        self,
+        field: Callable[..., Any],
+        state: Any,
+        weights: Weights,
+        times: tuple[float, float],
+        norm: Callable[[Any], Array],
+    ) -> Any:
+        try:
+            import diffrax
+        except ImportError as error:
+            raise ImportError(missing_solver("diffrax", "jax")) from error
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Dopri5(),
+            *times,
+            dt0=None,
+            y0=state,
+            args=weights,
+            stepsize_controller=diffrax.PIDController(self.rtol, self.atol, norm=norm),
+            max_steps=self.max_steps,
+            throw=False,
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        solution = self.solve(*args)
+        import diffrax
+
+        failed = solution.result != diffrax.RESULTS.successful
+        return jax.tree.map(lambda y: jnp.where(failed, math.nan, y[-1]), solution.ys)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _adjoint(
+    solver: _Dopri5, field: _Field, times: tuple[float, float], state: Array, weights: Weights
+) -> Array:
+    """The solution with gradients from the adjoint equation, integrated back along the path.
+
+    It is linear in the gradient, which is scaled to 1 so that the tolerances are relative to it.
+    """
+    return solver(field, state, weights, times, _row_norm)
+
+
+def _adjoint_forward(
+    solver: _Dopri5, field: _Field, times: tuple[float, float], state: Array, weights: Weights
+) -> tuple[Array, Any]:
+    final = solver(field, state, weights, times, _row_norm)
+    return final, (final, weights)
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """The rates of the state, of its adjoint and of the gradients of the weights."""
+
+    field: _Field
+
+    def __call__(self, t: Array, augmented: tuple[Any, ...], weights: Weights) -> tuple[Any, ...]:
+        state, adjoint, _ = augmented
+        rate, pull = jax.vjp(lambda *args: self.field(t, *args), state, weights)
+        return rate, *pull(-adjoint)
+
+
+def _adjoint_backward(
+    solver: _Dopri5, field: _Field, times: tuple[float, float], saved: Any, gradient: Array
+) -> tuple[Array, Weights]:
+    final, weights = saved
+    scale = jnp.abs(gradient).max()
+    scale = jnp.where(scale > 0, scale, 1)
+    start = final, gradient / scale, jax.tree.map(jnp.zeros_like, weights)
+    _, adjoint, found = solver(_Augmented(field), start, weights, times[::-1], _adjoint_norm)
+    return adjoint * scale, jax.tree.map(lambda g: g * scale, found)
+
+
+_adjoint.defvjp(_adjoint_forward, _adjoint_backward)

@@ -1,0 +1,284 @@
+"""Continuous flows: closed-form solutions, error control per row, unbiased traces, adaptive parity."""
+
+import dataclasses
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import jax_flows
+import torch_flows
+from flow_bridge.architecture import architecture
+from flow_bridge.errors import ConvergenceError
+from flow_bridge.weights import jax_to_torch, torch_to_jax
+from jax_flows.checkpoint import from_numpy
+from torch_flows.checkpoint import to_numpy
+from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight, vjp
+
+
+def continuous(seed: int = 0, scale: float = 1.0, **arguments) -> torch_flows.ContinuousBijector:
+    """A bijector in float64 with random weights."""
+    torch.manual_seed(seed)
+    defaults = {"dim": 3, "hidden_dims": (8, 8)}
+    model = torch_flows.ContinuousBijector(**(defaults | arguments)).double().eval()
+    for parameter in model.parameters():
+        parameter.data *= 2 * scale
+    return model
+
+
+def twin(model):
+    """The JAX half of a torch model."""
+    jax_model = jax_flows.build(architecture(model))
+    state = {name: to_numpy(array) for name, array in model.state_dict().items()}
+    return jax_model, from_numpy(torch_to_jax(state, jax_model.shapes()))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (5,), (5, 4), (5, 4, 6)])
+def test_closed_form_derivatives(hidden_dims: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = torch_flows.networks.MLP(3, hidden_dims, 3, "silu").double()
+    layers = [(layer.weight, layer.bias) for layer in network.layers]
+    x, v = normal(7, 3), normal(7, 3, seed=1)
+    value, slopes = evaluate(layers, "silu", x)
+    torch.testing.assert_close(value, network(x))
+    exact = torch.func.vmap(torch.func.jacrev(network))(x)
+    torch.testing.assert_close(jacobian(layers, slopes).expand_as(exact), exact)
+    torch.testing.assert_close(jvp(layers, slopes, v), (exact @ v.unsqueeze(-1)).squeeze(-1))
+    torch.testing.assert_close(vjp(layers, slopes, v), (v.unsqueeze(-2) @ exact).squeeze(-2))
+    found = trace(layers, slopes, trace_weight(layers))
+    torch.testing.assert_close(found.expand(7), exact.diagonal(0, -2, -1).sum(-1))
+
+
+def test_linear_field_is_a_matrix_exponential() -> None:
+    for solver in ("dopri5", "rk4"):
+        model = continuous(hidden_dims=(), solver=solver, rtol=1e-9, atol=1e-9, num_steps=200)
+        (layer,) = model.network.layers
+        system = torch.zeros(5, 5, dtype=torch.float64)  # of x, t and 1
+        system[:3] = torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1)
+        system[3, 4] = 1
+        x = normal(6, 3)
+        start = torch.cat([x, torch.zeros(6, 1), torch.ones(6, 1)], 1)
+        z = (start @ torch.linalg.matrix_exp(system).T)[:, :3]
+        jax_model, variables = twin(model)
+        with torch.no_grad():
+            ours = model.forward(x)
+        for result in (ours, jax_model.forward(variables, x.numpy())):
+            found = [torch.from_numpy(np.array(a)) for a in result]
+            torch.testing.assert_close(found[0], z, rtol=0, atol=1e-7)
+            exact = layer.weight[:, :3].trace().expand(6)
+            torch.testing.assert_close(found[1], exact, rtol=0, atol=1e-7)
+
+
+def gradients_of(model, direction: str, x: torch.Tensor, context: torch.Tensor):
+    """Outputs and gradients of a fixed loss, in both halves."""
+    jax_model, variables = twin(model)
+    weights, log_weights = normal(*x.shape, seed=5), normal(len(x), seed=6)
+    points = [a.clone().requires_grad_() for a in (x, context)]
+    out, log_det = getattr(model, direction)(*points)
+    loss = (out * weights).sum() + (log_det * log_weights).sum()
+    found = torch.autograd.grad(loss, [*points, *model.parameters()])
+    names = ["x", "context", *(name for name, _ in model.named_parameters())]
+    torch_results = dict(zip(names, (g.numpy() for g in found), strict=True))
+    torch_results |= {"out": out.detach().numpy(), "log_det": log_det.detach().numpy()}
+
+    def total(params, x, context):
+        out, log_det = getattr(jax_model, direction)({**variables, "params": params}, x, context)
+        loss = (out * weights.numpy()).sum() + (log_det * log_weights.numpy()).sum()
+        return loss, (out, log_det)
+
+    gradient = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    (params, *inputs), (out, log_det) = gradient(variables["params"], x.numpy(), context.numpy())
+    jax_results = jax_to_torch({"params": params})
+    jax_results |= {"x": inputs[0], "context": inputs[1], "out": out, "log_det": log_det}
+    return torch_results, {name: np.asarray(array) for name, array in jax_results.items()}
+
+
+@pytest.mark.parametrize("adjoint", [True, False])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_adaptive_solvers_agree(adjoint: bool, direction: str) -> None:
+    model = continuous(rtol=1e-9, atol=1e-9, adjoint=adjoint, context_dim=2)
+    ours, theirs = gradients_of(model, direction, normal(5, 3), normal(5, 2, seed=1))
+    exact = continuous(rtol=1e-12, atol=1e-12, adjoint=False, context_dim=2)
+    points = [a.clone().requires_grad_() for a in (normal(5, 3), normal(5, 2, seed=1))]
+    out, log_det = getattr(exact, direction)(*points)
+    loss = (out * normal(5, 3, seed=5)).sum() + (log_det * normal(5, seed=6)).sum()
+    truth = dict(zip(("x", "context"), torch.autograd.grad(loss, points), strict=True))
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        scale = max(1.0, np.linalg.norm(array))
+        assert np.linalg.norm(array - theirs[name]) < 1e-6 * scale, name
+        if name in truth:
+            assert np.linalg.norm(array - truth[name].numpy()) < 1e-6 * scale, name
+
+
+def test_adjoint_tolerance_is_relative_to_the_gradient() -> None:
+    """A mean over many rows makes every row's gradient small; its relative error must not grow."""
+    x = normal(5, 3).requires_grad_()
+    results = []
+    for adjoint, tolerance in ((True, 1e-6), (False, 1e-12)):
+        model = continuous(rtol=tolerance, atol=tolerance, adjoint=adjoint)
+        z, log_det = model.forward(x)
+        loss = 1e-9 * (z.square().sum() - log_det.sum())
+        results.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+    for found, exact in zip(*results, strict=True):
+        assert (found - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_round_trip_and_tolerance() -> None:
+    exact = continuous(rtol=1e-12, atol=1e-12)
+    x = normal(20, 3)
+    with torch.no_grad():
+        z, log_det = exact.forward(x)
+        errors = []
+        for tolerance in (1e-9, 1e-7, 1e-5):
+            model = continuous(rtol=tolerance, atol=tolerance)
+            found, found_log_det = model.forward(x)
+            error = max((found - z).abs().max(), (found_log_det - log_det).abs().max())
+            assert error < 100 * tolerance
+            errors.append(float(error))
+            if tolerance == 1e-9:
+                back, back_log_det = model.inverse(found)
+                assert (back - x).abs().max() < 1e-7
+                assert (back_log_det + found_log_det).abs().max() < 1e-7
+    assert errors == sorted(errors)
+
+
+def test_a_row_keeps_its_accuracy_among_others() -> None:
+    """One active row among quiet ones: the norm over the whole batch would dilute its error."""
+    exact = continuous(scale=1.5, rtol=1e-12, atol=1e-12)
+    model = continuous(scale=1.5, rtol=1e-5, atol=1e-5)
+    jax_model, variables = twin(model)
+    active = 3 * normal(1, 3, seed=3)
+    with torch.no_grad():
+        z, log_det = exact.forward(active)
+        for num_rows in (1, 1024):
+            rows = torch.cat([active, 0.01 * normal(num_rows - 1, 3)])
+            jax_results = jax_model.forward(variables, rows.numpy())
+            for found in (model.forward(rows), [torch.tensor(np.asarray(a)) for a in jax_results]):
+                assert (found[0][0] - z[0]).norm() < 1e-3
+                assert (found[1][0] - log_det[0]).abs() < 1e-3
+
+
+def test_bad_rows_stay_alone_and_cost_nothing() -> None:
+    model = continuous(context_dim=1)
+    jax_model, variables = twin(model)
+    x, context = normal(5, 3), normal(5, 1, seed=1)
+    x[1], x[2, 0], context[3] = math.nan, math.inf, math.nan
+    good = [0, 4]
+    with torch.no_grad():
+        clean = model.forward(x[good], context[good])
+        results = model.forward(x, context)
+        count = model.count_evaluations(x, context)
+        assert count <= model.count_evaluations(x[good], context[good]) + 12
+    jax_results = jax_model.forward(variables, x.numpy(), context.numpy())
+    for result in (results, [torch.tensor(np.asarray(a)) for a in jax_results]):
+        assert result[1].isnan().tolist() == [False, True, True, True, False]
+        for a, b in zip(result, clean, strict=True):
+            torch.testing.assert_close(a[good], b, rtol=0, atol=1e-3)
+
+
+def test_failure_names_the_tolerance() -> None:
+    model = continuous(max_steps=2)
+    jax_model, variables = twin(model)
+    x = normal(4, 3)
+    message = r"did not reach rtol=1e-05, atol=1e-05 within 2 steps"
+    with pytest.raises(ConvergenceError, match=message):
+        model.forward(x)
+    with pytest.raises(ConvergenceError, match=message):
+        jax_model.forward(variables, x.numpy())
+    assert np.isnan(jax.jit(jax_model.forward)(variables, x.numpy())[1]).all()
+
+
+def test_missing_solver_says_what_to_install(monkeypatch) -> None:
+    x = normal(2, 3)
+    model = continuous()
+    jax_model, variables = twin(model)
+    for module, extra in (("torchdiffeq", "torch"), ("diffrax", "jax")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(
+            ImportError, match=rf"needs {module}: pip install 'twinflows\[{extra}\]'"
+        ):
+            model.forward(x) if extra == "torch" else jax_model.forward(variables, x.numpy())
+
+
+def test_rk4_is_of_fourth_order() -> None:
+    exact = continuous(rtol=1e-12, atol=1e-12)
+    x = normal(10, 3)
+    with torch.no_grad():
+        z = exact.forward(x)[0]
+        errors = [
+            (continuous(solver="rk4", num_steps=n).forward(x)[0] - z).norm().item()
+            for n in (20, 40, 80)
+        ]
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert np.abs(orders - 4).max() < 0.25
+
+
+def test_estimated_trace_is_unbiased() -> None:
+    model = continuous(solver="rk4", num_steps=4, trace="hutchinson")
+    x = normal(3, seed=4)
+    with torch.no_grad():
+        exact = model.forward(x)[1]
+        for probe in ("rademacher", "gaussian"):
+            model.train().probe = probe
+            samples = model.forward(x.expand(10_000, 3))[1]
+            error = samples.std() / 100
+            assert (samples.mean() - exact).abs() < 4 * error
+            assert 0 < error < 0.05
+            other = model.forward(x.expand(10_000, 3))[1]
+            assert not torch.equal(samples, other)
+
+
+def test_a_shared_probe_cancels_in_the_round_trip() -> None:
+    model = continuous(rtol=1e-9, atol=1e-9, trace="hutchinson")
+    jax_model, variables = twin(model)
+    x, noise = normal(5, 3), normal(5, 3, seed=1).sign()
+    with torch.no_grad():
+        z, log_det = model.forward_with_noise(x, noise)
+        back, back_log_det = model.inverse_with_noise(z, noise)
+        assert (log_det - model.forward(x)[1]).abs().max() > 1e-3
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-7)
+    torch.testing.assert_close(back_log_det, -log_det, rtol=0, atol=1e-7)
+    _, twin_log_det = jax_model.forward_with_noise(variables, x.numpy(), noise.numpy())
+    np.testing.assert_allclose(twin_log_det, log_det, rtol=0, atol=1e-6)
+
+
+def test_penalties_of_a_linear_field() -> None:
+    """dx/dt = A x: |df/dx|_F^2 is |A|_F^2; with A = 0, |f|^2 is |b|^2."""
+    x = normal(4, 3)
+    model = continuous(hidden_dims=(), jacobian_norm=0.3, solver="rk4")
+    weight = model.network.layers[0].weight[:, :3].detach()
+    log_det = model.train().forward(x)[1]
+    torch.testing.assert_close(log_det, (weight.trace() - 0.3 * weight.square().sum()).expand(4))
+    torch.testing.assert_close(model.eval().forward(x)[1], weight.trace().expand(4))
+    model = continuous(hidden_dims=(), kinetic_energy=0.5, solver="rk4")
+    model.network.layers[0].weight.data.zero_()
+    log_det = model.train().forward(x)[1]
+    torch.testing.assert_close(
+        log_det, -0.5 * model.network.layers[0].bias.square().sum().expand(4)
+    )
+
+
+def test_trajectory_and_evaluations() -> None:
+    model = continuous(rtol=1e-7, atol=1e-7)
+    jax_model, variables = twin(model)
+    x = normal(6, 3)
+    path = jax_model.trajectory(variables, x.numpy(), [0.0, 0.3, 1.0])
+    with torch.no_grad():
+        torch_path = model.trajectory(x, [0.0, 0.3, 1.0])
+        z = model.forward(x)[0]
+        counts = model.count_evaluations(x), int(jax_model.count_evaluations(variables, x.numpy()))
+    assert torch.equal(torch_path[0], x)
+    torch.testing.assert_close(torch_path[2], z, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(path, torch_path, rtol=0, atol=1e-5)
+    assert abs(counts[0] - counts[1]) <= 0.5 * counts[0]
+    assert continuous(solver="rk4", num_steps=7).count_evaluations(x) == 28
+    fixed = dataclasses.replace(jax_model, solver="rk4", num_steps=7)
+    assert fixed.count_evaluations(variables, x.numpy()) == 28

@@ -1,0 +1,342 @@
+"""Continuous-time flows: the map from one end of a differential equation to the other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flow_bridge import checks
+from flow_bridge.errors import ConvergenceError
+from flow_bridge.ode import missing_solver, solver_message
+from torch_flows.bijectors.base import Bijector, Output, check_input
+from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
+from torch_flows.networks import MLP
+from torch_flows.numerics import first_step, gaussian, is_eager, next_step, rademacher
+from torch_flows.registry import register
+
+Weights = tuple[Any, ...]
+
+
+@register
+class ContinuousBijector(Bijector):
+    """z = x(1), where dx/dt = f(x, t, context) from x(0) = x; log|det| is the integral of tr(df/dx).
+
+    f is a network of (x, t, context). The inverse integrates from t = 1 to 0.
+
+    - ``solver="dopri5"``: adaptive steps (torchdiffeq), bounded by ``max_steps``. The error of every
+      row is controlled by itself: the norm is the largest over rows, so that a row is never diluted
+      by its neighbours. A row with a NaN or an infinity gives NaN and takes no part. The steps are
+      chosen on the host, so this solver cannot be compiled or mapped. Errors of the result are about
+      10 to 100 times the tolerance.
+    - ``solver="rk4"``: ``num_steps`` equal steps of the classical method, the same in both backends.
+    - ``trace="exact"``: in closed form; for one or two hidden layers at the cost of one more product,
+      for others of ``dim`` network passes.
+    - ``trace="hutchinson"``: e^T (df/dx) e in training mode, with one random probe e for every row
+      and solve, which follows from the counter ``noise_step`` in the weights' state and so is the same
+      in both backends; evaluation and the inverse take the exact trace. ``forward_with_noise`` and
+      ``inverse_with_noise`` take the probe as an argument.
+
+    Two penalties keep the dynamics easy to solve: in training mode the log_det is lowered by
+    ``kinetic_energy`` times the integral of |f|^2 and ``jacobian_norm`` times that of |df/dx|_F^2 (with
+    a probe, of its estimate |df/dx e|^2), so that the mean of -log_prob is the regularised loss.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of f.
+        trace: ``"exact"`` or ``"hutchinson"``.
+        solver: ``"dopri5"`` or ``"rk4"``.
+        rtol, atol: tolerances of ``"dopri5"``.
+        adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
+            to the size of the gradient, in constant memory, first derivatives only; ``False``: through
+            its steps. ``"rk4"`` always differentiates its steps.
+        activation: a name in ``networks.ACTIVATIONS``.
+        probe: ``"rademacher"`` or ``"gaussian"``.
+        num_steps: steps of ``"rk4"``.
+        max_steps: the most steps of ``"dopri5"``.
+        kinetic_energy, jacobian_norm: weights of the penalties.
+        context_dim: width of the context, 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ConvergenceError: if the solver fails, outside compiled code; the message names the tolerance.
+        ImportError: without torchdiffeq, for ``"dopri5"``.
+
+    Reference: Chen et al. (2018), arXiv:1806.07366; Grathwohl et al. (2019), FFJORD, arXiv:1810.01367;
+    the penalties: Finlay et al. (2020), arXiv:2002.02798.
+    """
+
+    noise_step: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        trace: str = "exact",
+        solver: str = "dopri5",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        adjoint: bool = True,
+        activation: str = "tanh",
+        probe: str = "rademacher",
+        num_steps: int = 20,
+        max_steps: int = 1000,
+        kinetic_energy: float = 0.0,
+        jacobian_norm: float = 0.0,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        name = "ContinuousBijector"
+        checks.positive_int(name, dim=dim, num_steps=num_steps, max_steps=max_steps)
+        checks.non_negative_int(name, context_dim=context_dim)
+        checks.one_of(name, "trace", trace, ("exact", "hutchinson"))
+        checks.one_of(name, "solver", solver, ("dopri5", "rk4"))
+        checks.one_of(name, "probe", probe, ("rademacher", "gaussian"))
+        checks.positive_number(name, rtol=rtol, atol=atol)
+        checks.non_negative_number(name, kinetic_energy=kinetic_energy, jacobian_norm=jacobian_norm)
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.trace = trace
+        self.solver = solver
+        self.rtol = rtol
+        self.atol = atol
+        self.adjoint = adjoint
+        self.activation = activation
+        self.probe = probe
+        self.num_steps = num_steps
+        self.max_steps = max_steps
+        self.kinetic_energy = kinetic_energy
+        self.jacobian_norm = jacobian_norm
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        self.network = MLP(dim + 1 + context_dim, hidden_dims, dim, activation)
+        if trace == "hutchinson":
+            self.register_buffer("noise_step", first_step(torch.zeros(())))
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        if not self.training:
+            return self._run(x, context, (0.0, 1.0))
+        noise = None
+        if self.trace == "hutchinson":
+            draw = rademacher if self.probe == "rademacher" else gaussian
+            noise = draw(self.noise_step, 0, x.shape)
+            self.noise_step.copy_(next_step(self.noise_step))
+        field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
+        return self._run(x, context, (0.0, 1.0), noise, field)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self._run(z, context, (1.0, 0.0))
+
+    @property
+    def solver_error(self) -> float:
+        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
+        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+
+    def forward_with_noise(self, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Output:
+        """``forward`` in evaluation mode, with the trace estimated from a given probe.
+
+        Args:
+            x: shape ``(*batch, dim)``.
+            noise: the probe, of x's shape, with independent entries of mean 0 and variance 1.
+            context: as for ``forward``.
+        """
+        return self._run(x, check_input(self, "x", x, context), (0.0, 1.0), noise)
+
+    def inverse_with_noise(self, z: Tensor, noise: Tensor, context: Tensor | None = None) -> Output:
+        """``inverse`` with the trace estimated from a given probe, see ``forward_with_noise``."""
+        return self._run(z, check_input(self, "z", z, context), (1.0, 0.0), noise)
+
+    def trajectory(
+        self, x: Tensor, times: Sequence[float], context: Tensor | None = None
+    ) -> Tensor:
+        """The path that starts in x at ``times[0]``, at all the times: ``(len(times), *batch, dim)``.
+
+        From data to latent the times rise from 0 to 1, from latent to data they fall from 1 to 0.
+        """
+        context = check_input(self, "x", x, context)
+        path = [x]
+        for interval in pairwise(times):
+            path.append(self._run(path[-1], context, interval)[0])
+        return torch.stack(path)
+
+    def count_evaluations(self, x: Tensor, context: Tensor | None = None) -> int:
+        """How often ``forward`` evaluates f on these rows, in evaluation mode."""
+        count = 0
+
+        class Counted(_Field):
+            def __call__(self, *args: Any) -> Tensor:
+                nonlocal count
+                count += 1
+                return super().__call__(*args)
+
+        context = check_input(self, "x", x, context)
+        with torch.no_grad():
+            self._run(x, context, (0.0, 1.0), None, Counted(self.activation))
+        return count
+
+    def _run(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        times: tuple[float, float],
+        noise: Tensor | None = None,
+        field: "_Field | None" = None,
+    ) -> Output:
+        rows = x.reshape(-1, self.dim)
+        given = rows.isfinite().all(-1, keepdim=True)
+        if context is not None:
+            context = context.reshape(-1, self.context_dim)
+            given = given & context.isfinite().all(-1, keepdim=True)
+            context = torch.where(given, context, 0)
+        if noise is not None:
+            noise = noise.reshape(-1, self.dim)
+        state = torch.cat([torch.where(given, rows, 0), torch.zeros_like(rows[:, :1])], -1)
+        weights = self._weights(context, noise)
+        field = field or _Field(self.activation)
+        if len(rows):
+            state = self._integrate(field, state, weights, times)
+        state = torch.where(given, state, torch.nan)
+        return state[:, :-1].reshape(x.shape), state[:, -1].reshape(x.shape[:-1])
+
+    def _weights(self, context: Tensor | None, noise: Tensor | None) -> Weights:
+        """What the field needs: the column of t, what the trace needs, the probe, the layers."""
+        layers: list[tuple[Tensor, Tensor]] = [(a.weight, a.bias) for a in self.network.layers]
+        first, bias = layers[0]
+        if context is not None:
+            bias = context @ first[:, self.dim + 1 :].T + bias
+        layers[0] = first[:, : self.dim], bias
+        for_trace = trace_weight(layers) if noise is None else None
+        return first[:, self.dim], for_trace, noise, *(array for layer in layers for array in layer)
+
+    def _integrate(
+        self, field: "_Field", state: Tensor, weights: Weights, times: tuple[float, float]
+    ) -> Tensor:
+        if self.solver == "rk4":
+            return _rk4(field, state, weights, times, self.num_steps)
+        solver = _Dopri5(self.rtol, self.atol, self.max_steps)
+        if self.adjoint and is_eager() and torch.is_grad_enabled():
+            return _Adjoint.apply(solver, field, times, state, *weights)
+        return solver(lambda t, y: field(t, y, weights), state, times, _row_norm)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The rates of x and of log|det|, in one array ``(rows, dim + 1)``."""
+
+    activation: str
+    kinetic_energy: float = 0.0
+    jacobian_norm: float = 0.0
+
+    def __call__(self, t: Tensor | float, state: Tensor, weights: Weights) -> Tensor:
+        time, for_trace, noise, *arrays = weights
+        layers: list[Any] = list(zip(arrays[::2], arrays[1::2], strict=True))
+        layers[0] = layers[0][0], layers[0][1] + t * time
+        dx, slopes = evaluate(layers, self.activation, state[:, :-1])
+        if noise is None:
+            rate = trace(layers, slopes, for_trace)
+        else:
+            pushed = jvp(layers, slopes, noise)
+            rate = (pushed * noise).sum(-1)
+        if self.kinetic_energy:
+            rate = rate - self.kinetic_energy * dx.square().sum(-1)
+        if self.jacobian_norm:
+            matrix = pushed.unsqueeze(-1) if noise is not None else jacobian(layers, slopes)
+            rate = rate - self.jacobian_norm * matrix.square().sum((-2, -1))
+        return torch.cat([dx, rate.expand(dx.shape[:-1]).unsqueeze(-1)], -1)
+
+
+def _rk4(
+    field: _Field, state: Tensor, weights: Weights, times: tuple[float, float], num_steps: int
+) -> Tensor:
+    step = (times[1] - times[0]) / num_steps
+    for i in range(num_steps):
+        t = times[0] + i * step
+        k1 = field(t, state, weights)
+        k2 = field(t + step / 2, state + step / 2 * k1, weights)
+        k3 = field(t + step / 2, state + step / 2 * k2, weights)
+        k4 = field(t + step, state + step * k3, weights)
+        state = state + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return state
+
+
+def _row_norm(state: Tensor) -> Tensor:
+    """The largest root mean square of a row; NaN counts as infinite, so that such a step is refused."""
+    largest = state.square().mean(-1).amax().sqrt()
+    return torch.where(largest.isnan(), torch.inf, largest)
+
+
+def _adjoint_norm(augmented: tuple[Tensor, ...]) -> Tensor:
+    """The norm of the state and of its adjoint; the gradients of the weights only follow them."""
+    return torch.maximum(_row_norm(augmented[0]), _row_norm(augmented[1]))
+
+
+@dataclass(frozen=True)
+class _Dopri5:
+    rtol: float
+    atol: float
+    max_steps: int
+
+    def __call__(
+        self, field: Callable[..., Any], state: Any, times: tuple[float, float], norm: Callable
+    ) -> Any:
+        try:
+            from torchdiffeq import odeint
+        except ImportError as error:
+            raise ImportError(missing_solver("torchdiffeq", "torch")) from error
+        like = state if isinstance(state, Tensor) else state[0]
+        t = torch.tensor(times, dtype=like.dtype, device=like.device)
+        options = {"norm": norm, "max_num_steps": self.max_steps}
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        try:
+            path = odeint(field, state, t, **tolerances, method="dopri5", options=options)
+        except AssertionError as error:
+            message = solver_message(self.rtol, self.atol, self.max_steps)
+            raise ConvergenceError(message) from error
+        return path[-1] if isinstance(state, Tensor) else tuple(part[-1] for part in path)
+
+
+class _Adjoint(torch.autograd.Function):
+    """The solution with gradients from the adjoint equation, integrated back along the path.
+
+    It is linear in the gradient, which is scaled to 1 so that the tolerances are relative to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solver: _Dopri5, field: _Field, times: Any, *arrays: Any) -> Tensor:
+        state, *weights = arrays
+        final = solver(lambda t, y: field(t, y, tuple(weights)), state, times, _row_norm)
+        ctx.solver, ctx.field, ctx.times = solver, field, times
+        ctx.save_for_backward(final, *weights)
+        return final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        final, *weights = ctx.saved_tensors
+        wanted = [i for i in range(len(weights)) if ctx.needs_input_grad[4 + i]]
+        inputs: list[Any] = [None if w is None else w.detach() for w in weights]
+        scale = gradient.abs().amax()
+        scale = torch.where(scale > 0, scale, 1)
+
+        def rates(t: Tensor, augmented: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                state = augmented[0].detach().requires_grad_()
+                for i in wanted:
+                    inputs[i].requires_grad_()
+                rate = ctx.field(t, state, tuple(inputs))
+                wrt = [state, *(inputs[i] for i in wanted)]
+                found = torch.autograd.grad(rate, wrt, -augmented[1], allow_unused=True)
+            pairs = zip(found, wrt, strict=True)
+            return rate.detach(), *(torch.zeros_like(w) if g is None else g for g, w in pairs)
+
+        zeros = [torch.zeros_like(weights[i]) for i in wanted]
+        start = (final, gradient / scale, *zeros)
+        _, adjoint, *found = ctx.solver(rates, start, ctx.times[::-1], _adjoint_norm)
+        gradients: list[Tensor | None] = [None] * len(weights)
+        for i, value in zip(wanted, found, strict=True):
+            gradients[i] = value * scale
+        return None, None, None, adjoint * scale, *gradients
