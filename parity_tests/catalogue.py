@@ -215,10 +215,9 @@ CASES = [
     Case("SplineCoupling-narrow", spline(dim=3, tail_bound=0.7), scale=1.5),
     Case("SplineCoupling-leaky", spline(dim=3, activation="leaky_relu"), smooth=False),
     # autoregressive
-    Case("MaskedAffineAutoregressive", masked(dim=4)),
     Case("MaskedAffineAutoregressive-flow", flow(masked(dim=4), arch("StandardNormal", dim=4)),
          trajectory=True),
-    Case("MaskedAffineAutoregressive-square", masked(dim=3, hidden_dims=[6, 6], order="reverse")),
+    Case("MaskedAffineAutoregressive", masked(dim=3, hidden_dims=[6, 6], order="reverse")),
     Case("MaskedAffineAutoregressive-dim1", masked(dim=1, hidden_dims=[3])),
     Case("MaskedAffineAutoregressive-no-hidden", masked(dim=5, hidden_dims=[], order=[3, 0, 4, 1, 2])),
     Case("MaskedAffineAutoregressive-few-units", masked(dim=11, hidden_dims=[3, 2], order="random:7")),
