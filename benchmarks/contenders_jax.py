@@ -168,6 +168,11 @@ class Twinflows(Contender):
         ]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
 
+    def glow(self, row: Row) -> None:
+        from jax_flows import Glow
+
+        self.init(Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0]))
+
     def init(self, flow: Any) -> None:
         """Fresh weights for a flow; what is not trained stays out of ``params``."""
         self.flow = flow

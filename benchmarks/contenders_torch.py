@@ -27,6 +27,20 @@ def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequentia
     return nn.Sequential(*layers[:-1])
 
 
+def conv_net(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    """The conditioner of images for libraries that take any module; ends in zeros, as theirs and ours."""
+    last = nn.Conv2d(hidden, out_channels, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, hidden, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, 1),
+        nn.ReLU(),
+        last,
+    )
+
+
 class Contender:
     """A library's form of a row: a method named as ``row.model`` builds it, the others run it."""
 
@@ -136,6 +150,11 @@ class Twinflows(Contender):
             for i in range(row.layers)
         ]
         return Flow(Chain(layers), StandardNormal(row.dim))
+
+    def glow(self, row: Row) -> nn.Module:
+        from torch_flows import Glow
+
+        return Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.forward(x)[0]
@@ -249,11 +268,41 @@ class Nflows(Contender):
             layers += [ReversePermutation(row.dim), layer]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
 
+    def glow(self, row: Row) -> nn.Module:
+        from nflows import transforms
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+
+        channels, height, width = row.event_shape
+        levels = row.options["levels"]
+        multi_scale = transforms.MultiscaleCompositeTransform(levels)
+        for _ in range(levels):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            layers = [transforms.SqueezeTransform()]
+            for _ in range(row.layers):
+                layers += [
+                    transforms.ActNorm(channels),
+                    transforms.OneByOneConvolution(channels),
+                    transforms.AffineCouplingTransform(
+                        torch.arange(channels) >= channels // 2,
+                        lambda n_in, n_out: _IgnoresContext(
+                            *conv_net(n_in, row.hidden_dims[0], n_out)
+                        ),
+                    ),
+                ]
+            level = transforms.CompositeTransform(layers)
+            rest = multi_scale.add_transform(level, (channels, height, width))
+            if rest:
+                channels, height, width = rest
+        return Flow(multi_scale, StandardNormal([math.prod(row.event_shape)]))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.transform_to_noise(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow._transform.inverse(z)[0]
+        # the latent of its multi-scale flow is flat
+        flat = z.flatten(1) if self.row.model == "glow" else z
+        return self.flow._transform.inverse(flat)[0]
 
 
 class Normflows(Contender):
@@ -306,11 +355,40 @@ class Normflows(Contender):
         base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
         return normflows.NormalizingFlow(base, layers)
 
+    def glow(self, row: Row) -> nn.Module:
+        import normflows
+
+        channels, height, width = row.event_shape
+        levels = row.options["levels"]
+        bases, flows = [], []
+        for i in range(1, levels + 1):  # from the data inwards; normflows lists them outwards
+            left, size = 2 if i < levels else 1, 2**i
+            inside = channels * 2 ** (i + 1)
+            blocks = [
+                normflows.flows.GlowBlock(inside, row.hidden_dims[0]) for _ in range(row.layers)
+            ]
+            flows.append([*blocks, normflows.flows.Squeeze()])
+            shape = (inside // left, height // size, width // size)
+            bases.append(normflows.distributions.DiagGaussian(shape, trainable=False))
+        merges = [normflows.flows.Merge() for _ in range(levels - 1)]
+        return normflows.MultiscaleFlow(bases[::-1], flows[::-1], merges, class_cond=False)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        arguments = (x, None) if self.row.model == "glow" else (x,)
+        return self.flow.log_prob(*arguments)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.row.model == "glow":
+            return torch.cat([z.flatten(1) for z in self.flow.inverse_and_log_det(x)[0]], 1)
         return self.flow.inverse(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow.forward(z)
+        if self.row.model != "glow":
+            return self.flow.forward(z)
+        shapes = [base.shape for base in self.flow.q0]
+        parts = z.flatten(1).split([math.prod(shape) for shape in shapes], 1)
+        levels = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        return self.flow.forward_and_log_det(levels)[0]
 
     def sample(self, num_samples: int) -> Tensor:
         return self.flow.sample(num_samples)[0]

@@ -21,6 +21,7 @@ class Row:
         options: whatever else the model needs.
         num_samples: how many samples are drawn, ``batch`` if 0.
         tolerance: of the float32 round trip and of the log-density against the autodiff Jacobian.
+        check_dim: what to check at in place of ``dim``, where that is too large for a Jacobian.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     num_samples: int = 0
     tolerance: float = 1e-3
+    check_dim: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -74,12 +76,24 @@ def maf(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: i
     return Row(name, "maf", dim, hidden_dims, layers, batch, conditioner, num_samples=1000)
 
 
+def glow(
+    name: str, shape: tuple[int, int, int], hidden: int, levels: int, steps: int, batch: int
+) -> Row:
+    """Multi-scale flows of (normalisation, 1x1 convolution in LU form, coupling of 3x3, 1x1, 3x3)."""
+    small = (shape[0], 2**levels, 2**levels)
+    options = {"levels": levels}
+    return Row(
+        name, "glow", shape, (hidden, hidden), steps, batch, options=options, check_dim=small
+    )
+
+
 ROWS = {
     row.name: row
     for row in (
         realnvp("realnvp-2", 2, (64,), 8, 512),
         realnvp("realnvp-64", 64, (256, 256), 8, 1024),
         spline("spline-8", 8, (128, 128), 6, 1024, 8),
+        glow("glow", (3, 32, 32), 64, 3, 16, 16),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
     )
 }

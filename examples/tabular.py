@@ -27,6 +27,7 @@ OUTPUT = Path("outputs/tabular")
 NUM_SPLITS = 5
 COMPONENTS = (1, 2, 3, 4, 6, 8)
 NUM_EPOCHS, BATCH_SIZE, PATIENCE = 400, 64, 60
+OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-2)
 
 
 def tables() -> dict[str, np.ndarray]:
@@ -89,9 +90,6 @@ def flow_score(flow: Any, train: np.ndarray, validation: np.ndarray, test: np.nd
         progress=False,
     )
     return float(flow.log_prob(variables, test).mean())
-
-
-OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-2)
 
 
 def models(dim: int) -> dict[str, Any]:

@@ -208,8 +208,8 @@ class Autoregression:
     def parts(self) -> tuple[int, ...]:
         """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
 
-        The last entry is the size of the smallest blocks, about sqrt(dim) / 2: inside a block each
-        unit is computed once per dimension, outside only once.
+        The last entry is the size of the smallest blocks, about sqrt(dim) / 2. The JAX half computes
+        the units of a block anew for each of its dimensions, which costs little at that size.
         """
         block = max(1, round(self.dim**0.5 / 2))
         count = -(-self.dim // block)
