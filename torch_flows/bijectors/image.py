@@ -131,7 +131,7 @@ class Invertible1x1Conv(Bijector):
         return z, self._log_det(x)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        x = lu_solve(self.lu, z.movedim(-3, -1)).movedim(-1, -3)
+        x = lu_solve(self.lu, z.movedim(-3, -1)).movedim(-1, -3).contiguous()
         return x, -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:
