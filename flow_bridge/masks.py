@@ -204,14 +204,12 @@ class Autoregression:
         inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
 
-    @property
-    def parts(self) -> tuple[int, ...]:
+    def parts(self, size: float) -> tuple[int, ...]:
         """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
 
-        The last entry is the size of the smallest blocks, about sqrt(dim) / 2. The JAX half computes
-        the units of a block anew for each of its dimensions, which costs little at that size.
+        The last entry is the length of the smallest blocks, ``size`` times the root of ``dim``.
         """
-        block = max(1, round(self.dim**0.5 / 2))
+        block = max(1, round(size * self.dim**0.5))
         count = -(-self.dim // block)
         if count <= 8:
             return count, block
