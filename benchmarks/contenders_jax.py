@@ -80,7 +80,7 @@ class Contender:
         raise NotImplementedError
 
     def sample(self, params: Any, key: Array) -> Array:
-        """As many samples as the row's batch."""
+        """As many samples as the row asks for."""
         raise NotImplementedError
 
     def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
@@ -172,6 +172,22 @@ class Twinflows(Contender):
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
 
+    def maf(self, row: Row) -> None:
+        from jax_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
+
+        layers = [
+            MaskedAffineAutoregressive(
+                row.dim, row.hidden_dims, (None, "reverse")[i % 2], activation="relu"
+            )
+            for i in range(row.layers)
+        ]
+        self.init(Flow(Chain(layers), StandardNormal(row.dim)))
+
+    def glow(self, row: Row) -> None:
+        from jax_flows import Glow
+
+        self.init(Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0]))
+
     def init(self, flow: Any) -> None:
         """Fresh weights for a flow; what is not trained stays out of ``params``."""
         self.flow = flow
@@ -191,7 +207,7 @@ class Twinflows(Contender):
         return self.flow.inverse(self.variables(params), z)[0]
 
     def sample(self, params: Any, key: Array) -> Array:
-        return self.flow.sample(self.variables(params), key, self.row.batch)
+        return self.flow.sample(self.variables(params), key, self.row.samples)
 
 
 class Flowjax(Contender):
@@ -230,6 +246,20 @@ class Flowjax(Contender):
             )
         )
 
+    def maf(self, row: Row) -> None:
+        from flowjax.distributions import StandardNormal
+        from flowjax.flows import masked_autoregressive_flow
+
+        self.partition(
+            masked_autoregressive_flow(
+                jax.random.key(0),
+                base_dist=StandardNormal(row.event_shape),
+                flow_layers=row.layers,
+                nn_width=row.hidden_dims[0],
+                nn_depth=len(row.hidden_dims),
+            )
+        )
+
     def partition(self, flow: Any) -> None:
         """Trainable arrays apart from everything else, as flowjax's own training loop does."""
         import equinox
@@ -257,7 +287,7 @@ class Flowjax(Contender):
         return jax.vmap(self.flow(params).bijection.transform)(z)
 
     def sample(self, params: Any, key: Array) -> Array:
-        return self.flow(params).sample(key, (self.row.batch,))
+        return self.flow(params).sample(key, (self.row.samples,))
 
 
 class Distrax(Contender):
@@ -325,7 +355,7 @@ class Distrax(Contender):
         return self.flow(params).bijector.forward(z)
 
     def sample(self, params: Any, key: Array) -> Array:
-        return self.flow(params).sample(seed=key, sample_shape=self.row.batch)
+        return self.flow(params).sample(seed=key, sample_shape=self.row.samples)
 
 
 class Bijx(Contender):
@@ -399,7 +429,7 @@ class Bijx(Contender):
         return self.flow(params).bijection.forward(z, jnp.zeros(len(z)))[0]
 
     def sample(self, params: Any, key: Array) -> Array:
-        return self.flow(params).sample((self.row.batch,), rng=key)[0]
+        return self.flow(params).sample((self.row.samples,), rng=key)[0]
 
 
 class Diffrax(Contender):

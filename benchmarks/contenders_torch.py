@@ -36,6 +36,20 @@ def grown(flow: nn.Module, row: Row) -> nn.Module:
     return flow
 
 
+def conv_net(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    """The conditioner of images for libraries that take any module; ends in zeros, as theirs and ours."""
+    last = nn.Conv2d(hidden, out_channels, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, hidden, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, 1),
+        nn.ReLU(),
+        last,
+    )
+
+
 class Contender:
     """A library's form of a row: a method named as ``row.model`` builds it, the others run it."""
 
@@ -82,7 +96,7 @@ class Contender:
         """What is timed for an operation, without arguments."""
         if op in self.optimizers:
             return lambda: self.train_step(self.x, self.optimizers[op])
-        argument = self.row.batch if op == "sample" else self.x
+        argument = self.row.samples if op == "sample" else self.x
         return lambda: torch.no_grad()(getattr(self, op))(argument)
 
     def check(self) -> tuple[float, float]:
@@ -144,6 +158,22 @@ class Twinflows(Contender):
         layers = [InvertibleResidual(row.dim, row.hidden_dims, 0.9) for _ in range(row.layers)]
         return grown(Flow(Chain(layers), StandardNormal(row.dim)), row)
 
+    def maf(self, row: Row) -> nn.Module:
+        from torch_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
+
+        layers = [
+            MaskedAffineAutoregressive(
+                row.dim, row.hidden_dims, (None, "reverse")[i % 2], activation="relu"
+            )
+            for i in range(row.layers)
+        ]
+        return Flow(Chain(layers), StandardNormal(row.dim))
+
+    def glow(self, row: Row) -> nn.Module:
+        from torch_flows import Glow
+
+        return Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0])
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.forward(x)[0]
 
@@ -191,6 +221,11 @@ class Zuko(Contender):
             activation=nn.Tanh,
         )
         return grown(flow, row)
+
+    def maf(self, row: Row) -> nn.Module:
+        from zuko.flows import MAF
+
+        return MAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.flow().log_prob(x)
@@ -248,11 +283,58 @@ class Nflows(Contender):
         ]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
 
+    def maf(self, row: Row) -> nn.Module:
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+        from nflows.transforms import CompositeTransform, ReversePermutation
+        from nflows.transforms.autoregressive import MaskedAffineAutoregressiveTransform
+
+        layers: list[nn.Module] = []
+        for _ in range(row.layers):
+            layer = MaskedAffineAutoregressiveTransform(
+                row.dim,
+                row.hidden_dims[0],
+                num_blocks=len(row.hidden_dims) - 1,
+                use_residual_blocks=False,
+            )
+            layers += [ReversePermutation(row.dim), layer]
+        return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
+
+    def glow(self, row: Row) -> nn.Module:
+        from nflows import transforms
+        from nflows.distributions.normal import StandardNormal
+        from nflows.flows import Flow
+
+        channels, height, width = row.event_shape
+        levels = row.options["levels"]
+        multi_scale = transforms.MultiscaleCompositeTransform(levels)
+        for _ in range(levels):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            layers = [transforms.SqueezeTransform()]
+            for _ in range(row.layers):
+                layers += [
+                    transforms.ActNorm(channels),
+                    transforms.OneByOneConvolution(channels),
+                    transforms.AffineCouplingTransform(
+                        torch.arange(channels) >= channels // 2,
+                        lambda n_in, n_out: _IgnoresContext(
+                            *conv_net(n_in, row.hidden_dims[0], n_out)
+                        ),
+                    ),
+                ]
+            level = transforms.CompositeTransform(layers)
+            rest = multi_scale.add_transform(level, (channels, height, width))
+            if rest:
+                channels, height, width = rest
+        return Flow(multi_scale, StandardNormal([math.prod(row.event_shape)]))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.transform_to_noise(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow._transform.inverse(z)[0]
+        # the latent of its multi-scale flow is flat
+        flat = z.flatten(1) if self.row.model == "glow" else z
+        return self.flow._transform.inverse(flat)[0]
 
 
 class Normflows(Contender):
@@ -309,11 +391,55 @@ class Normflows(Contender):
         base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
         return grown(normflows.NormalizingFlow(base, layers), row)
 
+    def maf(self, row: Row) -> nn.Module:
+        import normflows
+
+        layers: list[nn.Module] = []
+        for _ in range(row.layers):
+            layer = normflows.flows.MaskedAffineAutoregressive(
+                row.dim,
+                row.hidden_dims[0],
+                num_blocks=len(row.hidden_dims) - 1,
+                use_residual_blocks=False,
+            )
+            layers += [normflows.flows.Reverse(layer), normflows.flows.Permute(row.dim, "swap")]
+        base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
+        return normflows.NormalizingFlow(base, layers)
+
+    def glow(self, row: Row) -> nn.Module:
+        import normflows
+
+        channels, height, width = row.event_shape
+        levels = row.options["levels"]
+        bases, flows = [], []
+        for i in range(1, levels + 1):  # from the data inwards; normflows lists them outwards
+            left, size = 2 if i < levels else 1, 2**i
+            inside = channels * 2 ** (i + 1)
+            blocks = [
+                normflows.flows.GlowBlock(inside, row.hidden_dims[0]) for _ in range(row.layers)
+            ]
+            flows.append([*blocks, normflows.flows.Squeeze()])
+            shape = (inside // left, height // size, width // size)
+            bases.append(normflows.distributions.DiagGaussian(shape, trainable=False))
+        merges = [normflows.flows.Merge() for _ in range(levels - 1)]
+        return normflows.MultiscaleFlow(bases[::-1], flows[::-1], merges, class_cond=False)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        arguments = (x, None) if self.row.model == "glow" else (x,)
+        return self.flow.log_prob(*arguments)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.row.model == "glow":
+            return torch.cat([z.flatten(1) for z in self.flow.inverse_and_log_det(x)[0]], 1)
         return self.flow.inverse(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow.forward(z)
+        if self.row.model != "glow":
+            return self.flow.forward(z)
+        shapes = [base.shape for base in self.flow.q0]
+        parts = z.flatten(1).split([math.prod(shape) for shape in shapes], 1)
+        levels = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        return self.flow.forward_and_log_det(levels)[0]
 
     def sample(self, num_samples: int) -> Tensor:
         return self.flow.sample(num_samples)[0]

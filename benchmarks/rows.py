@@ -15,11 +15,13 @@ class Row:
         dim: number of dimensions, or an event shape.
         hidden_dims: widths of the conditioner's hidden layers.
         layers: number of layers.
-        batch: rows of x, and the number of samples drawn.
+        batch: rows of x.
         conditioner: widths of one layer's network from input to output, () if there is no such thing.
             Its matrix products alone are the floor.
         options: whatever else the model needs.
+        num_samples: how many samples are drawn, ``batch`` if 0.
         tolerance: of the float32 round trip and of the log-density against the autodiff Jacobian.
+        check_dim: what to check at in place of ``dim``, where that is too large for a Jacobian.
     """
 
     name: str
@@ -30,7 +32,14 @@ class Row:
     batch: int
     conditioner: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    num_samples: int = 0
     tolerance: float = 1e-3
+    check_dim: tuple[int, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """How many samples are drawn."""
+        return self.num_samples or self.batch
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -56,7 +65,26 @@ def spline(
     conditioner = (dim - free, *hidden_dims, free * (3 * num_bins - 1))
     options = {"num_bins": num_bins, "tail_bound": 5.0}
     # bijx's float32 round trip is off by 2e-3
-    return Row(name, "spline", dim, hidden_dims, layers, batch, conditioner, options, 1e-2)
+    return Row(
+        name, "spline", dim, hidden_dims, layers, batch, conditioner, options, tolerance=1e-2
+    )
+
+
+def maf(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
+    """Masked affine autoregressive maps; 1,000 samples."""
+    conditioner = (dim, *hidden_dims, 2 * dim)
+    return Row(name, "maf", dim, hidden_dims, layers, batch, conditioner, num_samples=1000)
+
+
+def glow(
+    name: str, shape: tuple[int, int, int], hidden: int, levels: int, steps: int, batch: int
+) -> Row:
+    """Multi-scale flows of (normalisation, 1x1 convolution in LU form, coupling of 3x3, 1x1, 3x3)."""
+    small = (shape[0], 2**levels, 2**levels)
+    options = {"levels": levels}
+    return Row(
+        name, "glow", shape, (hidden, hidden), steps, batch, options=options, check_dim=small
+    )
 
 
 def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
@@ -89,5 +117,7 @@ ROWS = {
         continuous("continuous-2", 2, (64, 64), 512),
         continuous("continuous-8", 8, (64, 64), 512),
         residual("residual-2", 2, (64, 64), 8, 512),
+        glow("glow", (3, 32, 32), 64, 3, 16, 16),
+        *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
     )
 }

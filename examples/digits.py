@@ -56,10 +56,10 @@ def train(train_data: tuple[np.ndarray, ...], validation_data: tuple[np.ndarray,
     """Train in JAX; the checkpoint."""
     x, labels = spread(train_data, NOISE_COPIES, 1)
     validation, validation_labels = spread(validation_data, 4, 2)
-    flow = jax_flows.Glow(SHAPE, num_levels=2, num_steps=8, hidden_channels=32, context_dim=LABELS)
-    variables = flow.initialize(
-        flow.init(jax.random.key(0)), x[::NOISE_COPIES], labels[::NOISE_COPIES]
-    )
+    glow = jax_flows.Glow(SHAPE, num_levels=2, num_steps=8, hidden_channels=32, context_dim=LABELS)
+    flow = jax_flows.Flow(jax_flows.Chain([jax_flows.Logit(), glow.bijector]), glow.base)
+    variables = flow.init(jax.random.key(0))
+    variables = flow.initialize(variables, x[::NOISE_COPIES], labels[::NOISE_COPIES])
     steps = NUM_EPOCHS * (len(x) // BATCH_SIZE)
 
     def learning_rate(step: int) -> float:

@@ -1,5 +1,7 @@
 """The exceptions that both halves raise. Bad arguments raise plain ``ValueError`` or ``TypeError``."""
 
+from typing import Any
+
 
 class TwinflowsError(Exception):
     """Base class of the errors below."""
@@ -22,6 +24,8 @@ class NonFiniteError(TwinflowsError, ArithmeticError):
 
     In JAX, ``variables`` holds the last good weights (in PyTorch the flow itself does).
     """
+
+    variables: Any = None
 
 
 class ConvergenceError(TwinflowsError, ArithmeticError):

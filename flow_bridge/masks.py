@@ -183,7 +183,7 @@ class Autoregression:
     order: Order
     context_dim: int
 
-    @cached_property
+    @property
     def generated(self) -> np.ndarray:
         """The dimensions in the order in which they are generated."""
         return autoregressive_order(self.order, self.dim)
@@ -204,12 +204,12 @@ class Autoregression:
         inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
 
-    @cached_property
+    @property
     def parts(self) -> tuple[int, ...]:
         """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
 
-        The last entry is the size of the smallest blocks, about sqrt(dim) / 2: inside a block each
-        unit is computed once per dimension, outside only once.
+        The last entry is the size of the smallest blocks, about sqrt(dim) / 2. The JAX half computes
+        the units of a block anew for each of its dimensions, which costs little at that size.
         """
         block = max(1, round(self.dim**0.5 / 2))
         count = -(-self.dim // block)

@@ -151,11 +151,18 @@ class MaskedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
-        weights = []
-        degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
-        for i, (below, above) in enumerate(pairwise(degrees)):
-            kernel, bias = Linear(len(below), len(above), name=f"layers_{i}")(x)
-            weights.append((jnp.where(above >= below[:, None], kernel, 0), bias))
+        widths = (self.dim + self.context_dim, *self.hidden_dims, self.dim * self.num_parameters)
+        weights = [
+            Linear(in_dim, out_dim, name=f"layers_{i}")(x)
+            for i, (in_dim, out_dim) in enumerate(pairwise(widths))
+        ]
+        # initialisation is about shapes: a checkpoint of unknown origin may ask for any size there
+        if not self.is_initializing():
+            degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
+            weights = [
+                (jnp.where(above >= below[:, None], kernel, 0), bias)
+                for (kernel, bias), (below, above) in zip(weights, pairwise(degrees), strict=True)
+            ]
         h = x if context is None else jnp.concatenate([x, context], -1)
         return _mlp(self.activation, h, weights).reshape(*x.shape, self.num_parameters)
 

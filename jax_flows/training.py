@@ -230,7 +230,7 @@ class _Engine:
         try:
             history = training.train(self, *args, **options)
         except NonFiniteError as error:
-            error.variables = self.variables  # type: ignore[attr-defined]
+            error.variables = self.variables
             raise
         return self.variables, history
 

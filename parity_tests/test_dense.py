@@ -426,6 +426,18 @@ def test_spline_extremes(half: str) -> None:
     assert abs(log_slope + forward_log_slope) < 1e-4
 
 
+@pytest.mark.parametrize("half", HALVES)
+def test_spline_at_its_own_steep_knots(half: str) -> None:
+    """A compiler that rounds a knot differently in two places makes log slopes of these NaN."""
+    parameters = 3 * np.random.default_rng(0).normal(size=(20000, 1, 23)).astype(np.float32)
+    (knots,) = call(half, "splines", "spline_knots", parameters[:, 0], 3.7)
+    parameters = np.repeat(parameters, 7, 1)
+    for inverse in (False, True):
+        x = np.ascontiguousarray(knots[int(inverse), 1:-1].T)
+        for output in spline(half, x, parameters, 3.7, inverse):
+            assert np.isfinite(output).all()
+
+
 def test_spline_gradcheck_at_knots() -> None:
     parameters = torch.randn(2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     knots = torch_splines.spline_knots(parameters, 2.0)

@@ -247,9 +247,8 @@ class PlanarFlow(Flow):
 
 @register
 class MAF(Flow):
-    """Masked affine autoregressive maps with orders 0, 1, 2, ... and reversed by turns; standard
-    normal base. A density is one pass of each network, and so, but for its sequential part, is a
-    sample.
+    """Masked affine autoregressive maps, their orders 0, 1, 2, ... and reversed by turns; standard
+    normal base. A density takes one pass of each network, a sample about two.
 
     Args:
         dim: number of dimensions.
@@ -276,8 +275,8 @@ class MAF(Flow):
 
 @register
 class IAF(Flow):
-    """The maps of ``MAF`` with the directions exchanged: a sample and its density are one pass of each
-    network, the density of given data needs the sequential direction.
+    """The maps of ``MAF`` with the directions exchanged: a sample and its density take one pass of
+    each network, the density of given data about two.
 
     Args:
         dim: number of dimensions.

@@ -53,14 +53,17 @@ def spline_knots(parameters: Array, tail_bound: float) -> Array:
 
 def select_bin(x: Array, knots: Array, inverse: bool) -> tuple[Array, ...]:
     """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
-    num_knots = knots.shape[1]
+    # materialised, or a fusion may round a knot anew and see x on its other side
+    knots = jax.lax.optimization_barrier(knots)
     index = (x >= knots[int(inverse), 1:-1]).sum(0)
-    starts = jnp.arange(3).reshape(3, 1) * num_knots
-    offsets = (starts + jnp.arange(2)).reshape(6, *[1] * x.ndim)
-    table = knots.reshape(3 * num_knots, *x.shape)
-    ends = jnp.take_along_axis(table, index + offsets, 0, mode="promise_in_bounds")
+    columns = knots.reshape(3, knots.shape[1], x.size)
+    ends = jax.vmap(_neighbours, (-1, 0), -1)(columns, index.reshape(x.size)).reshape(6, *x.shape)
     raw = ends[4:]
     return *ends[:4], *(MIN_DERIVATIVE + softplus(raw + DERIVATIVE_OFFSET))
+
+
+def _neighbours(column: Array, index: Array) -> Array:
+    return jax.lax.dynamic_slice_in_dim(column, index, 2, 1)
 
 
 def forward_in_bin(

@@ -53,8 +53,9 @@ class MaskedAutoregressive(Bijector):
         self.network = MaskedMLP(
             dim, self.hidden_dims, num_parameters, self.order, activation, context_dim
         )
-        self._starts = self.network.plan.starts
         generated = torch.tensor(self.network.plan.generated)
+        # on the meta device a checkpoint of unknown origin may ask for any size, and nothing is run
+        self._starts = [] if generated.is_meta else self.network.plan.starts
         self.register_buffer("generated", generated, persistent=False)
         self.register_buffer("position", generated.argsort(), persistent=False)
 
