@@ -157,6 +157,21 @@ class Twinflows(Contender):
         ]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
 
+    def continuous(self, row: Row) -> None:
+        from jax_flows import ContinuousBijector, Flow, StandardNormal
+
+        tolerance = row.options["tolerances"][self.name]
+        bijector = ContinuousBijector(row.dim, row.hidden_dims, rtol=tolerance, atol=tolerance)
+        self.init(Flow(bijector, StandardNormal(row.dim)))
+        self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
+
+    def residual(self, row: Row) -> None:
+        from jax_flows import Chain, Flow, InvertibleResidual, StandardNormal
+
+        layers = [InvertibleResidual(row.dim, row.hidden_dims, 0.9) for _ in range(row.layers)]
+        self.init(Flow(Chain(layers), StandardNormal(row.dim)))
+        self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
+
     def maf(self, row: Row) -> None:
         from jax_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
 
@@ -417,6 +432,60 @@ class Bijx(Contender):
         return self.flow(params).sample((self.row.samples,), rng=key)[0]
 
 
+class Diffrax(Contender):
+    """A continuous flow as one writes it by hand: the trace from the Jacobian of every row."""
+
+    name, requires = "diffrax", "diffrax"
+
+    def continuous(self, row: Row) -> None:
+        layers = init_mlp(jax.random.key(0), row.dim + 1, row.hidden_dims, row.dim)
+        self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, layers)
+
+    def solve(self, params: Any, x: Array, log_det: Array | None, start: float) -> Any:
+        import diffrax
+
+        def velocity(params: Any, t: Array, x: Array) -> Array:
+            x = jnp.concatenate([x, t[None]])
+            for layer in params[:-1]:
+                x = jnp.tanh(x @ layer["w"] + layer["b"])
+            return x @ params[-1]["w"] + params[-1]["b"]
+
+        def field(t: Array, state: Any, params: Any) -> Any:
+            def row(x: Array) -> tuple[Array, Array]:
+                return velocity(params, t, x), jnp.trace(jax.jacfwd(velocity, 2)(params, t, x))
+
+            if log_det is None:
+                return jax.vmap(lambda x: velocity(params, t, x))(state)
+            return jax.vmap(row)(state[0])
+
+        tolerance = self.row.options["tolerances"][self.name]
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Dopri5(),
+            start,
+            1 - start,
+            None,
+            x if log_det is None else (x, log_det),
+            params,
+            stepsize_controller=diffrax.PIDController(tolerance, tolerance),
+        ).ys
+
+    def log_prob(self, params: Any, x: Array) -> Array:
+        z, log_det = (y[-1] for y in self.solve(params, x, jnp.zeros(len(x)), 0.0))
+        constant = self.row.event_shape[0] * math.log(2 * math.pi) / 2
+        return log_det - jnp.square(z).sum(-1) / 2 - constant
+
+    def forward(self, params: Any, x: Array) -> Array:
+        return self.solve(params, x, None, 0.0)[-1]
+
+    def inverse(self, params: Any, z: Array) -> Array:
+        """With the log-determinant, which ours returns too."""
+        return self.solve(params, z, jnp.zeros(len(z)), 1.0)[0][-1]
+
+    def sample(self, params: Any, key: Array) -> Array:
+        return self.solve(params, jax.random.normal(key, self.x.shape), None, 1.0)[-1]
+
+
 class Floor:
     """The conditioners' matrix products alone, layer after layer in a scan; with gradients for ``train``."""
 
@@ -447,4 +516,4 @@ class Floor:
         return lambda: jax.block_until_ready(function(self.weights, self.x))
 
 
-CONTENDERS = (Twinflows, Distrax, Flowjax, Bijx)
+CONTENDERS = (Twinflows, Distrax, Flowjax, Bijx, Diffrax)

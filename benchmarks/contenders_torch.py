@@ -7,6 +7,7 @@ Adam, as their own examples do. A library is imported when it is built, never be
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -25,6 +26,14 @@ def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequentia
     for width_in, width_out in pairwise((in_dim, *hidden_dims, out_dim)):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def grown(flow: nn.Module, row: Row) -> nn.Module:
+    """A flow with larger weights, so that it is some way from the identity."""
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter *= row.options["growth"]
+    return flow
 
 
 def conv_net(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
@@ -140,6 +149,19 @@ class Twinflows(Contender):
         ]
         return Flow(Chain(layers), StandardNormal(row.dim))
 
+    def continuous(self, row: Row) -> nn.Module:
+        from torch_flows import ContinuousBijector, Flow, StandardNormal
+
+        tolerance = row.options["tolerances"][self.name]
+        bijector = ContinuousBijector(row.dim, row.hidden_dims, rtol=tolerance, atol=tolerance)
+        return grown(Flow(bijector, StandardNormal(row.dim)), row)
+
+    def residual(self, row: Row) -> nn.Module:
+        from torch_flows import Chain, Flow, InvertibleResidual, StandardNormal
+
+        layers = [InvertibleResidual(row.dim, row.hidden_dims, 0.9) for _ in range(row.layers)]
+        return grown(Flow(Chain(layers), StandardNormal(row.dim)), row)
+
     def maf(self, row: Row) -> nn.Module:
         from torch_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
 
@@ -189,6 +211,20 @@ class Zuko(Contender):
         ]
         zeros, ones = torch.zeros(row.dim), torch.ones(row.dim)
         return Flow(layers, UnconditionalDistribution(DiagNormal, zeros, ones, buffer=True))
+
+    def continuous(self, row: Row) -> nn.Module:
+        from zuko.flows import CNF
+
+        tolerance = row.options["tolerances"][self.name]
+        flow = CNF(
+            row.dim,
+            freqs=1,
+            atol=tolerance,
+            rtol=tolerance,
+            hidden_features=row.hidden_dims,
+            activation=nn.Tanh,
+        )
+        return grown(flow, row)
 
     def maf(self, row: Row) -> nn.Module:
         from zuko.flows import MAF
@@ -340,6 +376,25 @@ class Normflows(Contender):
         base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
         return normflows.NormalizingFlow(base, layers)
 
+    def residual(self, row: Row) -> nn.Module:
+        import normflows
+
+        widths = [row.dim, *row.hidden_dims, row.dim]
+        layers = [
+            # brute force: the exact Jacobian, as ours; in two dimensions only
+            normflows.flows.Residual(
+                normflows.nets.LipschitzMLP(widths, lipschitz_const=0.9, init_zeros=False),
+                brute_force=True,
+                reduce_memory=False,
+            )
+            for _ in range(row.layers)
+        ]
+        for layer in layers:  # it stops at the root of its tolerance; this gives it our accuracy
+            block = layer.iresblock
+            block._inverse_fixed_point = partial(block._inverse_fixed_point, atol=1e-12, rtol=1e-12)
+        base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
+        return grown(normflows.NormalizingFlow(base, layers), row)
+
     def maf(self, row: Row) -> nn.Module:
         import normflows
 
@@ -427,6 +482,40 @@ class FrEIA(Contender):
         return self.inverse(torch.randn(num_samples, *self.row.event_shape))
 
 
+class Torchflows(Contender):
+    name, requires = "torchflows", "torchflows"
+
+    def continuous(self, row: Row) -> nn.Module:
+        from torchflows.bijections.continuous.ffjord import FFJORD
+        from torchflows.flows import Flow
+
+        tolerance = row.options["tolerances"][self.name]
+        bijection = FFJORD(
+            (row.dim,),
+            nn_kwargs={
+                "hidden_size": row.hidden_dims[0],
+                "n_hidden_layers": len(row.hidden_dims) - 1,
+            },
+            time_derivative_kwargs={"reg_jac_coef": 0.0},
+            solver="dopri5",
+            atol=tolerance,
+            rtol=tolerance,
+        )
+        return grown(Flow(bijection), row)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.bijection.forward(x)[0]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow.bijection.inverse(z)[0]
+
+    def check(self) -> tuple[float, float]:
+        """It knows only an estimate of the log-density, by one probe."""
+        with torch.no_grad():
+            round_trip = (self.inverse(self.forward(self.x)) - self.x).abs().max().item()
+        return round_trip, 0.0
+
+
 class Floor:
     """The conditioners' matrix products alone: once forward, twice more for a training step."""
 
@@ -455,4 +544,4 @@ class Floor:
         return self.train if op.startswith("train") else self.forward
 
 
-CONTENDERS = (Twinflows, FrEIA, Nflows, Normflows, Zuko)
+CONTENDERS = (Twinflows, FrEIA, Nflows, Normflows, Torchflows, Zuko)

@@ -87,12 +87,36 @@ def glow(
     )
 
 
+def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
+    """One differential equation with adaptive steps, weights twice their initial size.
+
+    The tolerances give every contender a round trip of about the same error, 1e-4.
+    """
+    options = {
+        "growth": 2.0,
+        "tolerances": {"twinflows": 1e-5, "zuko": 1e-5, "torchflows": 1e-5, "diffrax": 1e-5},
+    }
+    return Row(name, "continuous", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
+
+
+def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
+    """Invertible residual blocks with the exact log-determinant, Lipschitz constant 0.9.
+
+    The weights are three times their initial size, so that the constant is reached, as in training.
+    """
+    options = {"growth": 3.0}
+    return Row(name, "residual", dim, hidden_dims, layers, batch, options=options)
+
+
 ROWS = {
     row.name: row
     for row in (
         realnvp("realnvp-2", 2, (64,), 8, 512),
         realnvp("realnvp-64", 64, (256, 256), 8, 1024),
         spline("spline-8", 8, (128, 128), 6, 1024, 8),
+        continuous("continuous-2", 2, (64, 64), 512),
+        continuous("continuous-8", 8, (64, 64), 512),
+        residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
     )

@@ -10,8 +10,10 @@ SLOPE_BOUNDS = {"gelu": 1.1290, "silu": 1.0999}
 POWER_STEPS = 5
 """Power iterations in every training step; the vectors start converged and are kept."""
 
-SQUARINGS = 12
-"""The certified norm of an (m, n) matrix is at most min(m, n)^(1 / 2^14) times the true one."""
+SQUARINGS, BLOCK = 12, 3
+"""How often a Gram matrix is squared, and after how many times it is scaled back to norm 1 (before
+float32 could underflow). The certified norm of an (m, n) matrix is then at most
+min(m, n)^(1 / 2^14) times the true one."""
 
 SMALLEST_SHARE = 1 / 64
 """The smallest part of a Newton step that the line search of the inverse tries."""

@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.lipschitz import POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
+from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from flow_bridge.masks import Autoregression, Index, Order
 from jax_flows.derivatives import Layers
 from jax_flows.numerics import matmul_precision, softplus
@@ -346,8 +346,7 @@ class LipschitzMLP:
             else:
                 norm = spectral_bound(kernel)
             bound = target / SLOPE_BOUNDS.get(self.activation, 1.0) if i else target
-            large = norm > bound
-            layers.append((kernel * jnp.where(large, bound / jnp.where(large, norm, 1), 1), bias))
+            layers.append((kernel * (bound / jnp.where(norm > bound, norm, bound)), bias))
         return layers, batch_stats
 
     def _estimate(self, old: Mapping[str, Array], kernel: Array) -> tuple[Array, dict[str, Array]]:
@@ -377,8 +376,8 @@ def spectral_bound(weight: Array) -> Array:
     Smooth wherever the weight is not zero, and the same on every device; no singular value
     decomposition has both.
     """
-    largest = jax.lax.stop_gradient(jnp.abs(weight)).max()
-    scale = jnp.where(largest > 0, largest, 1)
+    tiny = jnp.finfo(weight.dtype).tiny  # makes zero weights harmless, and no difference to others
+    scale = jax.lax.stop_gradient(jnp.abs(weight)).max() + tiny
     weight = weight / scale
     if weight.shape[0] > weight.shape[1]:
         weight = weight.T
@@ -386,13 +385,12 @@ def spectral_bound(weight: Array) -> Array:
 
     def square_up(carry: tuple[Array, Array], share: Array) -> tuple[tuple[Array, Array], None]:
         gram, log_norm = carry
-        square = jnp.square(gram).sum()
-        square = jnp.where(square > 0, square, 1)
-        gram = gram * jax.lax.rsqrt(square)
-        gram = jnp.matmul(gram, gram, precision=matmul_precision())
-        return (gram, log_norm + share * jnp.log(square)), None
+        norm = jnp.sqrt(jnp.square(gram).sum() + tiny)
+        gram = gram / norm
+        for _ in range(BLOCK):
+            gram = jnp.matmul(gram, gram, precision=matmul_precision())
+        return (gram, log_norm + share * jnp.log(norm)), None
 
-    shares = 0.25 * 0.5 ** jnp.arange(SQUARINGS + 1, dtype=weight.dtype)
-    start = gram, jnp.zeros_like(scale)
-    (_, log_norm), _ = jax.lax.scan(square_up, start, shares)
-    return jnp.where(largest > 0, scale * jnp.exp(log_norm), largest)
+    shares = 0.5 ** jnp.arange(1, SQUARINGS + 2, BLOCK, dtype=weight.dtype)
+    (_, log_norm), _ = jax.lax.scan(square_up, (gram, jnp.zeros_like(scale)), shares)
+    return scale * jnp.exp(log_norm)

@@ -156,8 +156,13 @@ def test_spectral_bound(shape: tuple[int, int]) -> None:
     orthogonal = np.linalg.qr(generator.normal(size=(40, 40)))[0]  # every singular value alike
     for bound in (spectral_bound(torch.tensor(orthogonal)), jax_spectral_bound(orthogonal)):
         assert 1 - 1e-13 <= float(bound) <= 1 + 3e-4
-    assert spectral_bound(torch.zeros(shape)) == 0
-    assert jax_spectral_bound(jnp.zeros(shape)) == 0
+    zeros = torch.zeros(shape, requires_grad=True)
+    bound = spectral_bound(zeros)
+    assert bound <= 1e-30
+    assert torch.autograd.grad(bound, zeros)[0].isfinite().all()
+    bound, slope = jax.jit(jax.value_and_grad(jax_spectral_bound))(jnp.zeros(shape))
+    assert bound <= 1e-30
+    assert np.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -89,7 +89,7 @@ def vjp(layers: Layers, slopes: Sequence[Tensor], w: Tensor) -> Tensor:
 
 def jacobian(layers: Layers, slopes: Sequence[Tensor]) -> Tensor:
     """The Jacobian, ``(*batch, out, in)``; without a batch if the network has no hidden layer."""
-    rows = layers[0][0].T
+    rows = layers[0][0].T.contiguous()  # so that its products are one matrix each, not a batch
     for (weight, _), slope in zip(layers[1:], slopes, strict=True):
         rows = (rows * slope.unsqueeze(-2)) @ weight.T
     return rows.mT

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.lipschitz import POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
+from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from flow_bridge.masks import Autoregression, Order
 from torch_flows.derivatives import Layers
 from torch_flows.numerics import softplus
@@ -237,10 +237,7 @@ class LipschitzMLP(nn.Module):
                 weight = weight[:, : self.dim]
             norm = self._estimate(layer, weight) if estimate else spectral_bound(weight)
             bound = target / SLOPE_BOUNDS.get(self.activation, 1.0) if i else target
-            large = norm > bound
-            layers.append(
-                (weight * torch.where(large, bound / torch.where(large, norm, 1), 1), bias)
-            )
+            layers.append((weight * (bound / norm.clamp_min(bound)), bias))
         return layers
 
     def _estimate(self, layer: nn.Linear, weight: Tensor) -> Tensor:
@@ -272,17 +269,17 @@ def spectral_bound(weight: Tensor) -> Tensor:
     Smooth wherever the weight is not zero, and the same on every device; no singular value
     decomposition has both.
     """
-    largest = weight.detach().abs().amax()
-    scale = torch.where(largest > 0, largest, 1)
+    tiny = torch.finfo(
+        weight.dtype
+    ).tiny  # makes zero weights harmless, and no difference to others
+    scale = weight.detach().abs().amax() + tiny
     weight = weight / scale
     if weight.shape[0] > weight.shape[1]:
         weight = weight.T
     gram = weight @ weight.T
     log_norm = torch.zeros_like(scale)
-    for i in range(SQUARINGS + 1):
-        square = gram.square().sum()
-        square = torch.where(square > 0, square, 1)
-        log_norm = log_norm + square.log() / 2 ** (i + 2)
-        gram = gram * square.rsqrt()
-        gram = gram @ gram if i < SQUARINGS else gram
-    return torch.where(largest > 0, scale * log_norm.exp(), largest)
+    for i in range(0, SQUARINGS + 1, BLOCK):
+        norm = (gram.square().sum() + tiny).sqrt()
+        log_norm = log_norm + norm.log() / 2 ** (i + 1)
+        gram = torch.linalg.matrix_power(gram / norm, 2**BLOCK)
+    return scale * log_norm.exp()

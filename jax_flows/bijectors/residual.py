@@ -571,7 +571,7 @@ class InvertibleResidual(Bijector):
 
     def _solve(self, layers: Layers, z: Array) -> Array:
         fixed, target = jax.lax.stop_gradient((layers, z))
-        close = float(jnp.finfo(z.dtype).eps) ** 0.75 * (1 + _norm(target)[..., None])
+        close = float(jnp.finfo(z.dtype).eps) ** 0.6 * (1 + _largest(target))
         given = jnp.isfinite(target).all(-1, keepdims=True)
 
         def unfinished(carry: _Search) -> Array:
@@ -581,7 +581,7 @@ class InvertibleResidual(Bijector):
         def step(carry: _Search) -> _Search:
             i, x, base, direction, fallback, size, share = carry
             newton, residual = self._newton_step(fixed, x, target)
-            now = _norm(residual)[..., None]
+            now = _largest(residual)
             good = now <= (1 - share / 4) * size
             base, direction = jnp.where(good, x, base), jnp.where(good, newton - x, direction)
             fallback = jnp.where(good, x - residual, fallback)
@@ -594,7 +594,8 @@ class InvertibleResidual(Bijector):
 
         size, zeros = jnp.full_like(close, math.inf), jnp.zeros_like(target)
         start = jnp.zeros((), int), target, target, zeros, zeros, size, jnp.ones_like(close)
-        x = jax.lax.while_loop(unfinished, step, start)[2]
+        _, _, base, direction, *_ = jax.lax.while_loop(unfinished, step, start)
+        x = base + direction  # from close to the root, one more step reaches rounding
         for _ in range(_DIFFERENTIABLE_STEPS):
             x, _ = self._newton_step(layers, x, z)
         return x
@@ -605,32 +606,34 @@ class InvertibleResidual(Bijector):
         return x - _solve_plus_identity(jacobian(layers, slopes), residual), residual
 
 
+def _largest(x: Array) -> Array:
+    return jnp.abs(x).max(-1, keepdims=True)
+
+
 def _log_det_plus_identity(matrix: Array) -> Array:
     """log det(I + A) where that is positive; in one and two dimensions from det(I + A) - 1."""
     dim = matrix.shape[-1]
     if dim > 2:
         return jnp.linalg.slogdet(jnp.eye(dim, dtype=matrix.dtype) + matrix)[1]
-    trace = jnp.trace(matrix, 0, -2, -1)
-    return jnp.log1p(trace if dim == 1 else trace + _det2(matrix))
+    if dim == 1:
+        return jnp.log1p(matrix[..., 0, 0])
+    (a, b), (c, d) = _entries(matrix)
+    return jnp.log1p(a + d + (a * d - b * c))
 
 
 def _solve_plus_identity(matrix: Array, vector: Array) -> Array:
     """(I + A)^-1 v; in two dimensions by Cramer's rule."""
     dim = matrix.shape[-1]
-    eye = jnp.eye(dim, dtype=matrix.dtype)
-    matrix = jnp.broadcast_to(eye + matrix, (*vector.shape, dim))
     if dim > 2:
+        eye = jnp.eye(dim, dtype=matrix.dtype)
+        matrix = jnp.broadcast_to(eye + matrix, (*vector.shape, dim))
         return jnp.linalg.solve(matrix, vector[..., None])[..., 0]
     if dim == 1:
-        return vector / matrix[..., 0]
+        return vector / (1 + matrix[..., 0])
     (a, b), (c, d) = _entries(matrix)
+    a, d = 1 + a, 1 + d
     v, w = vector[..., 0], vector[..., 1]
-    return jnp.stack([d * v - b * w, a * w - c * v], -1) / _det2(matrix)[..., None]
-
-
-def _det2(matrix: Array) -> Array:
-    (a, b), (c, d) = _entries(matrix)
-    return a * d - b * c
+    return jnp.stack([d * v - b * w, a * w - c * v], -1) / (a * d - b * c)[..., None]
 
 
 def _entries(matrix: Array) -> list[list[Array]]:

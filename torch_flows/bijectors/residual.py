@@ -502,14 +502,14 @@ class InvertibleResidual(Bijector):
     def _solve(self, layers: Layers, z: Tensor) -> Tensor:
         fixed = [(weight.detach(), bias.detach()) for weight, bias in layers]
         target = z.detach()
-        close = torch.finfo(z.dtype).eps ** 0.75 * (1 + _norm(target).unsqueeze(-1))
+        close = torch.finfo(z.dtype).eps ** 0.6 * (1 + _largest(target))
         given = target.isfinite().all(-1, keepdim=True)
         x = base = target
         size, share = torch.full_like(close, math.inf), torch.ones_like(close)
         direction = fallback = torch.zeros_like(x)
         for _ in range(bridge.newton_steps(self.lipschitz)):
             newton, residual = self._newton_step(fixed, x, target)
-            now = _norm(residual).unsqueeze(-1)
+            now = _largest(residual)
             good = now <= (1 - share / 4) * size
             base, direction = torch.where(good, x, base), torch.where(good, newton - x, direction)
             fallback = torch.where(good, x - residual, fallback)
@@ -520,8 +520,8 @@ class InvertibleResidual(Bijector):
             x = torch.where(lost, fallback, base + share * direction)
             if is_eager() and not ((size > close) & given).any():
                 break
-        x = base
-        for _ in range(_DIFFERENTIABLE_STEPS):
+        x = base + direction  # from close to the root, one more step reaches rounding
+        for _ in range(_DIFFERENTIABLE_STEPS if torch.is_grad_enabled() else 0):
             x, _ = self._newton_step(layers, x, z)
         return x
 
@@ -531,33 +531,35 @@ class InvertibleResidual(Bijector):
         return x - _solve_plus_identity(jacobian(layers, slopes), residual), residual
 
 
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().amax(-1, keepdim=True)
+
+
 def _log_det_plus_identity(matrix: Tensor) -> Tensor:
     """log det(I + A) where that is positive; in one and two dimensions from det(I + A) - 1."""
     dim = matrix.shape[-1]
     if dim > 2:
         eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
         return torch.linalg.slogdet(eye + matrix)[1]
-    trace = matrix.diagonal(0, -2, -1).sum(-1)
-    return (trace if dim == 1 else trace + _det2(matrix)).log1p()
+    if dim == 1:
+        return matrix[..., 0, 0].log1p()
+    (a, b), (c, d) = _entries(matrix)
+    return (a + d + (a * d - b * c)).log1p()
 
 
 def _solve_plus_identity(matrix: Tensor, vector: Tensor) -> Tensor:
     """(I + A)^-1 v; in two dimensions by Cramer's rule."""
     dim = matrix.shape[-1]
-    eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
-    matrix = (eye + matrix).expand(*vector.shape, dim)
     if dim > 2:
+        eye = torch.eye(dim, dtype=matrix.dtype, device=matrix.device)
+        matrix = (eye + matrix).expand(*vector.shape, dim)
         return torch.linalg.solve_ex(matrix, vector.unsqueeze(-1))[0].squeeze(-1)
     if dim == 1:
-        return vector / matrix[..., 0]
+        return vector / (1 + matrix[..., 0])
     (a, b), (c, d) = _entries(matrix)
+    a, d = 1 + a, 1 + d
     v, w = vector[..., 0], vector[..., 1]
-    return torch.stack([d * v - b * w, a * w - c * v], -1) / _det2(matrix).unsqueeze(-1)
-
-
-def _det2(matrix: Tensor) -> Tensor:
-    (a, b), (c, d) = _entries(matrix)
-    return a * d - b * c
+    return torch.stack([d * v - b * w, a * w - c * v], -1) / (a * d - b * c).unsqueeze(-1)
 
 
 def _entries(matrix: Tensor) -> list[list[Tensor]]:
