@@ -188,7 +188,7 @@ class Radial(Bijector):
 
 def _log_of(excess: Array, value: Array) -> Array:
     """log(value), from excess = value - 1 where that does not cancel."""
-    mild = excess > -0.5
+    mild = excess > -0.25
     near = jnp.log1p(jnp.where(mild, excess, 0))
     return jnp.where(mild, near, jnp.log(jnp.where(mild, 1, value)))
 
@@ -340,7 +340,7 @@ def _log_det(a: Array, s: Array, log_s: Array) -> Array:
     """log(s sech(a)^2 + tanh(a)^2), by the form that does not cancel where it stands."""
     t, log_h = jnp.tanh(a), log_sech2(a)
     excess = (s - 1) * jnp.exp(log_h)
-    mild = excess > -0.5
+    mild = excess > -0.25
     log_sh = log_s + log_h
     steep = ~mild & (2 * jnp.log(jnp.maximum(jnp.abs(t), 1e-30)) > log_sh)
     log_t2 = jnp.log(jnp.square(jnp.where(steep, t, 1)))

@@ -162,7 +162,7 @@ class Radial(Bijector):
 
 def _log_of(excess: Tensor, value: Tensor) -> Tensor:
     """log(value), from excess = value - 1 where that does not cancel."""
-    mild = excess > -0.5
+    mild = excess > -0.25
     near = torch.where(mild, excess, 0).log1p()
     return torch.where(mild, near, torch.where(mild, 1, value).log())
 
@@ -293,7 +293,7 @@ def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
     """log(s sech(a)^2 + tanh(a)^2), by the form that does not cancel where it stands."""
     t, log_h = a.tanh(), log_sech2(a)
     excess = (s - 1) * log_h.exp()
-    mild = excess > -0.5
+    mild = excess > -0.25
     log_sh = log_s + log_h
     steep = ~mild & (2 * t.abs().clamp_min(1e-30).log() > log_sh)
     log_t2 = torch.where(steep, t, 1).square().log()
