@@ -3,12 +3,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint docs docs-serve bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
 
-test: $(INSTALLED) lint
+test: $(INSTALLED) lint docs
 	$(BIN)/python -m pytest -n 2 -m "not slow" -q
 
 test-slow: $(INSTALLED)
@@ -18,6 +18,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.run --out outputs/benchmarks.md
@@ -34,4 +40,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench outputs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench outputs site .mypy_cache .pytest_cache .ruff_cache

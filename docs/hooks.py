@@ -64,12 +64,12 @@ def _both_halves(path: Path) -> str:
     documentation = ast.get_docstring(
         ast.parse((ROOT / "torch_flows" / path).read_text(encoding="utf-8"))
     )
-    lines += [documentation or "", "", *_columns("PyTorch", "JAX"), ""]
+    lines += [documentation or "", ""]
     names = {half: _public(ROOT / half / path) for half in ("torch_flows", "jax_flows")}
     order = names["torch_flows"] + [n for n in names["jax_flows"] if n not in names["torch_flows"]]
     for name in order:
         cells = [f"::: {half}.{module}.{name}" if name in names[half] else "" for half in names]
-        lines += [f"## {name}", "", *_columns(*cells), ""]
+        lines += [*_columns(*cells), ""]
     return "\n".join(lines)
 
 

@@ -87,6 +87,12 @@ def architecture(obj: Any) -> Architecture:
     Raises:
         ArchitectureError: if a constructor argument is not kept as an attribute of its name, or is
             not plain data.
+
+    Examples:
+        >>> import torch_flows
+        >>> from flow_bridge import architecture
+        >>> architecture(torch_flows.Planar(dim=2))
+        {'type': 'Planar', 'dim': 2, 'context_dim': 0}
     """
     name = type(obj).__name__
     result: Architecture = {"type": name}

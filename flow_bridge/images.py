@@ -47,6 +47,11 @@ def bits_per_dimension(log_prob: T, event_shape: int | Sequence[int], num_levels
         log_prob: in nats, a number or an array of either framework.
         event_shape: the shape of one image, or its number of dimensions D.
         num_levels: what the data were divided by.
+
+    Examples:
+        >>> from flow_bridge.images import bits_per_dimension
+        >>> bits_per_dimension(0.0, event_shape=(1, 8, 8), num_levels=256)
+        8.0
     """
     checks.positive_int("bits_per_dimension", num_levels=num_levels)
     dim = math.prod(checks.event_shape_of("bits_per_dimension", event_shape))

@@ -150,6 +150,12 @@ def check_parity(
     Raises:
         ArchitectureError: if the other half has no type of that name.
         ValueError: if a JAX flow comes without its variables, or for data of a wrong shape.
+
+    Examples:
+        >>> import numpy as np, torch_flows
+        >>> from flow_bridge import check_parity
+        >>> check_parity(torch_flows.Affine(2), np.zeros((5, 2))).passed
+        True
     """
     import jax_flows
     import torch_flows
@@ -178,6 +184,12 @@ def check_bijector(
     Raises:
         ConversionError: if the two have different names or shapes of parameters.
         ValueError: if ``event_shape`` leaves a length open and no x is given.
+
+    Examples:
+        >>> import jax_flows, torch_flows
+        >>> from flow_bridge import check_bijector
+        >>> check_bijector(torch_flows.Affine(2), jax_flows.Affine(2)).passed
+        True
     """
     from torch_flows.checkpoint import to_numpy
 

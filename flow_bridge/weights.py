@@ -70,6 +70,12 @@ def jax_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     Raises:
         ConversionError: for an array that is not floating point.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> from flow_bridge import jax_to_torch
+        >>> sorted(jax_to_torch(jax_flows.Affine(2).init(jax.random.key(0))))
+        ['log_scale', 'shift']
     """
     state = {}
     for leaf in _leaves(variables):
@@ -91,6 +97,13 @@ def torch_to_jax(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> di
     Raises:
         ConversionError: for a missing, unexpected or misshaped array, or one that is not floating
             point. Nothing is ever left at a random value.
+
+    Examples:
+        >>> import jax_flows, torch_flows
+        >>> from flow_bridge import torch_to_jax
+        >>> state = {k: v.numpy() for k, v in torch_flows.Affine(2).state_dict().items()}
+        >>> sorted(torch_to_jax(state, like=jax_flows.Affine(2).shapes())["params"])
+        ['log_scale', 'shift']
     """
     leaves = list(_leaves(like))
     check_table(

@@ -21,6 +21,13 @@ def save(flow: HasVariables, variables: Variables, path: str | os.PathLike[str])
     Raises:
         CheckpointError: if the weights are not all of one floating-point dtype.
         ConversionError: if the variables are not those of this flow.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> flow = jax_flows.NICE(dim=2)
+        >>> jax_flows.save(flow, flow.init(jax.random.key(0)), "nice.safetensors")
+        >>> jax_flows.load("nice.safetensors")[0] == flow
+        True
     """
     arrays = jax_to_torch(variables)
     torch_to_jax(arrays, flow.shapes())

@@ -89,6 +89,14 @@ class DiagonalNormal(Distribution):
 
     Args:
         dim: number of dimensions, or an event shape.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> base = jax_flows.DiagonalNormal(2)
+        >>> variables = base.init(jax.random.key(0))
+        >>> z = base.sample(variables, jax.random.key(1), (5,), "float32")
+        >>> z.shape, base.log_prob(variables, z).shape
+        ((5, 2), (5,))
     """
 
     dim: int | tuple[int, ...]

@@ -1,8 +1,12 @@
-"""Every python block of the README and of docs/ runs as it stands, page by page, in order."""
+"""Every python block of the README and of docs/ runs as it stands, page by page, in order; so does
+every example in a docstring."""
 
 import builtins
+import doctest
+import importlib
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -41,44 +45,57 @@ def blocks(path: Path) -> list[tuple[str | None, str]]:
 
 
 README = ROOT / "README.md"
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("flow_bridge", "torch_flows", "jax_flows")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "    >>> " in path.read_text(encoding="utf-8")
+]
 PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if blocks(path)]
 
 
-@pytest.fixture
-def own_registries(monkeypatch) -> None:
-    """What a page registers is forgotten after it."""
+@pytest.fixture(autouse=True)
+def as_a_user(tmp_path, monkeypatch) -> Iterator[None]:
+    """An empty folder, float32 in JAX, compiled quickly; what is registered is forgotten after it."""
+    monkeypatch.chdir(tmp_path)
     for registry in (torch_flows.registry.registry, jax_flows.registry.registry):
         monkeypatch.setattr(registry, "types", dict(registry.types))
-
-
-def run(page: Path, folder: Path, monkeypatch, shorter: tuple[str, str] = ("", "")) -> None:
-    """Run a page in float32, as a user has it, in an empty folder.
-
-    A block in a tab sees what its tab and the page defined; one outside tabs sees everything.
-    """
-    monkeypatch.chdir(folder)
     torch.manual_seed(0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(False):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run(page: Path, replaced: str = "", by: str = "") -> None:
+    """Run a page. A block in a tab sees what its tab and the page defined, others see everything."""
     defined: dict[str, object] = {}
     in_tabs: dict[str, dict[str, object]] = {}
-    with jax.enable_x64(False):
-        for tab, source in blocks(page):
-            own = in_tabs.setdefault(tab, {}) if tab else {}
-            names = {"__name__": "page", "__builtins__": builtins, **defined, **own}
-            before = dict(names)
-            exec(compile(source.replace(*shorter), page, "exec"), names)
-            changed = {k: v for k, v in names.items() if k not in before or before[k] is not v}
-            own.update(changed)
-            defined.update(changed)
+    for tab, source in blocks(page):
+        own = in_tabs.setdefault(tab, {}) if tab else {}
+        names = {"__name__": "page", "__builtins__": builtins, **defined, **own}
+        before = dict(names)
+        exec(compile(source.replace(replaced, by), page, "exec"), names)
+        changed = {k: v for k, v in names.items() if k not in before or before[k] is not v}
+        own.update(changed)
+        defined.update(changed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_page_runs(page, tmp_path, monkeypatch, own_registries) -> None:
-    run(page, tmp_path, monkeypatch)
+def test_page_runs(page) -> None:
+    run(page)
 
 
-def test_readme_runs(tmp_path, monkeypatch, capsys, own_registries) -> None:
+def test_readme_runs(capsys) -> None:
     """With one epoch in place of twenty."""
     assert len(blocks(README)) == 3
-    run(README, tmp_path, monkeypatch)
+    run(README, "num_epochs=20", "num_epochs=1")
     assert "the two are one model" in capsys.readouterr().out
-    assert {"moons.safetensors", "parity.html"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"moons.safetensors", "parity.html"} <= {path.name for path in Path.cwd().iterdir()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples(module) -> None:
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted
+    assert not result.failed

@@ -18,6 +18,12 @@ def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         CheckpointError: if the weights are not all of one floating-point dtype.
+
+    Examples:
+        >>> import torch_flows
+        >>> torch_flows.save(torch_flows.NICE(dim=2), "nice.safetensors")
+        >>> torch_flows.load("nice.safetensors").dim
+        2
     """
     arrays = {name: to_numpy(array) for name, array in flow.state_dict().items()}
     checkpoint.write_checkpoint(path, architecture(flow), arrays)

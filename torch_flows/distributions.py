@@ -75,6 +75,13 @@ class DiagonalNormal(Distribution):
 
     Args:
         dim: number of dimensions, or an event shape.
+
+    Examples:
+        >>> import torch_flows
+        >>> base = torch_flows.DiagonalNormal(2)
+        >>> z = base.sample((5,))
+        >>> tuple(z.shape), tuple(base.log_prob(z).shape)
+        ((5, 2), (5,))
     """
 
     def __init__(self, dim: int | Sequence[int]) -> None:

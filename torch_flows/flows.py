@@ -34,6 +34,15 @@ class Flow(nn.Module):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.Flow(torch_flows.Planar(2), torch_flows.StandardNormal(2))
+        >>> tuple(flow.log_prob(torch.zeros(5, 2)).shape)
+        (5,)
+        >>> x, log_prob = flow.sample_and_log_prob((3, 4))
+        >>> tuple(x.shape), tuple(log_prob.shape)
+        ((3, 4, 2), (3, 4))
     """
 
     is_architecture = True
@@ -155,6 +164,12 @@ class RealNVP(Flow):
         context_dim: width of the context, 0 for none.
 
     71,744 trainable parameters at dim 2. Reference: Dinh et al. (2017), arXiv:1605.08803.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.RealNVP(dim=2, num_layers=2, context_dim=3)
+        >>> tuple(flow.log_prob(torch.zeros(5, 2), context=torch.zeros(5, 3)).shape)
+        (5,)
     """
 
     def __init__(
@@ -191,6 +206,12 @@ class NeuralSplineFlow(Flow):
         context_dim: width of the context, 0 for none.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.NeuralSplineFlow(dim=2, hidden_dims=(8,), num_layers=2)
+        >>> tuple(flow.log_prob(torch.zeros(7, 2)).shape)
+        (7,)
     """
 
     def __init__(
@@ -235,6 +256,12 @@ class PlanarFlow(Flow):
         context_dim: width of the context, 0 for none.
 
     160 trainable parameters at dim 2. Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.PlanarFlow(dim=2, num_layers=4)
+        >>> tuple(flow.log_prob(torch.zeros(7, 2)).shape)
+        (7,)
     """
 
     def __init__(self, dim: int, num_layers: int = 32, context_dim: int = 0) -> None:
@@ -257,6 +284,12 @@ class MAF(Flow):
         context_dim: width of the context, 0 for none.
 
     Reference: Papamakarios et al. (2017), arXiv:1705.07057.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.MAF(dim=3, hidden_dims=(8,), num_layers=2)
+        >>> tuple(flow.log_prob(torch.zeros(7, 3)).shape)
+        (7,)
     """
 
     def __init__(
@@ -334,6 +367,12 @@ class Glow(Flow):
     Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
     level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
     scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.Glow(shape=(1, 8, 8), num_levels=2, num_steps=1, hidden_channels=4)
+        >>> tuple(flow.log_prob(torch.zeros(5, 1, 8, 8)).shape)
+        (5,)
     """
 
     def __init__(
@@ -433,6 +472,12 @@ class ResidualFlow(Flow):
         context_dim: width of the context, 0 for none.
 
     Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.ResidualFlow(dim=2, hidden_dims=(8,), num_blocks=2)
+        >>> tuple(flow.log_prob(torch.zeros(7, 2)).shape)
+        (7,)
     """
 
     def __init__(
@@ -532,6 +577,12 @@ class FFJORD(NeuralODE):
     Evaluation takes the exact trace. Arguments as ``NeuralODE``.
 
     Reference: Grathwohl et al. (2019), arXiv:1810.01367.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.FFJORD(dim=2, hidden_dims=(8,), solver="rk4", num_steps=4)
+        >>> tuple(flow.log_prob(torch.zeros(7, 2)).shape)
+        (7,)
     """
 
     _trace = "hutchinson"

@@ -300,6 +300,14 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         ValueError: for an order that is not one.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.MaskedAffineAutoregressive(dim=3, hidden_dims=(8,))
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
     """
 
     dim: int

@@ -286,6 +286,13 @@ class Chain(Bijector):
 
     Raises:
         ValueError: if the list is empty or its members disagree.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> chain = jax_flows.Chain((jax_flows.Affine(2), jax_flows.Tanh()))
+        >>> z, log_det = chain.forward(chain.init(jax.random.key(0)), jax.numpy.zeros((5, 2)))
+        >>> z.shape, log_det.shape
+        ((5, 2), (5,))
     """
 
     bijectors: tuple[Bijector, ...]
@@ -414,6 +421,12 @@ class Invert(Bijector):
 
     Args:
         bijector: the one to turn around.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> log = jax_flows.Invert(jax_flows.Exp())
+        >>> log.forward(log.init(jax.random.key(0)), jax.numpy.ones(2))[0].tolist()
+        [0.0, 0.0]
     """
 
     bijector: Bijector

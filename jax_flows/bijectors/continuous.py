@@ -77,6 +77,14 @@ class ContinuousBijector(Bijector):
 
     Reference: Chen et al. (2018), arXiv:1806.07366; Grathwohl et al. (2019), FFJORD, arXiv:1810.01367;
     the penalties: Finlay et al. (2020), arXiv:2002.02798.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.ContinuousBijector(dim=2, hidden_dims=(8,), solver="rk4", num_steps=4)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 2)))
+        >>> z.shape, log_det.shape
+        ((5, 2), (5,))
     """
 
     dim: int

@@ -182,6 +182,14 @@ class AffineCoupling(Coupling):
         ValueError: for a mask that fixes everything or nothing.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.AffineCoupling(dim=3, mask="odd")
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
     """
 
     dim: int

@@ -166,6 +166,14 @@ class Sigmoid(Elementwise):
 
     Args:
         event_ndim: number of axes of one event, 3 for images.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Sigmoid()
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 2)))
+        >>> z.shape, log_det.shape
+        ((5, 2), (5,))
     """
 
     codomain = Interval(0.0, 1.0)

@@ -39,6 +39,14 @@ class Squeeze(Bijector):
         ValueError: where f does not divide height and width.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Squeeze()
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 1, 4, 4)))
+        >>> z.shape, log_det.shape
+        ((5, 4, 2, 2), (5,))
     """
 
     factor: int = 2
@@ -323,6 +331,12 @@ def dequantize(
         key: the source of randomness, needed where no noise is given.
 
     Reference: Theis et al. (2016), arXiv:1511.01844.
+
+    Examples:
+        >>> import jax.numpy as jnp, jax_flows
+        >>> x = jax_flows.dequantize(jnp.array([0, 255]), 256, noise=jnp.array([0.0, 0.5]))
+        >>> jax_flows.quantize(x, 256).tolist()
+        [0.0, 255.0]
     """
     checks.positive_int("dequantize", num_levels=num_levels)
     if noise is None:

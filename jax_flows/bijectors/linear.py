@@ -185,6 +185,14 @@ class LULinear(Bijector):
 
     Reference: Oliva et al. (2018), arXiv:1801.09819; Kingma and Dhariwal (2018), Glow,
     arXiv:1807.03039.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.LULinear(dim=3)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
     """
 
     dim: int

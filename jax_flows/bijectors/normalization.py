@@ -106,6 +106,14 @@ class ActNorm(Bijector):
     Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
 
     Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.ActNorm(dim=3)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
     """
 
     dim: int | tuple[int, ...]

@@ -54,6 +54,14 @@ class Planar(Bijector):
 
     Reference: Rezende and Mohamed (2015), arXiv:1505.05770; amortised weights as in van den Berg et
     al. (2018), arXiv:1803.05649.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Planar(dim=3)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
     """
 
     dim: int

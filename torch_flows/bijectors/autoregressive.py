@@ -194,6 +194,13 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         ValueError: for an order that is not one.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.MaskedAffineAutoregressive(dim=3, hidden_dims=(8,))
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
     """
 
     def __init__(

@@ -161,6 +161,13 @@ class Chain(Bijector):
 
     Raises:
         ValueError: if the list is empty or its members disagree.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> chain = torch_flows.Chain([torch_flows.Affine(2), torch_flows.Tanh()])
+        >>> z, log_det = chain.forward(torch.zeros(5, 2))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 2), (5,))
     """
 
     bijectors: Sequence[Bijector]
@@ -233,6 +240,12 @@ class Invert(Bijector):
 
     Args:
         bijector: the one to turn around.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> log = torch_flows.Invert(torch_flows.Exp())
+        >>> log.forward(torch.ones(2))[0].tolist()
+        [0.0, 0.0]
     """
 
     def __init__(self, bijector: Bijector) -> None:

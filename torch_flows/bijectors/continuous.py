@@ -68,6 +68,13 @@ class ContinuousBijector(Bijector):
 
     Reference: Chen et al. (2018), arXiv:1806.07366; Grathwohl et al. (2019), FFJORD, arXiv:1810.01367;
     the penalties: Finlay et al. (2020), arXiv:2002.02798.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.ContinuousBijector(dim=2, hidden_dims=(8,), solver="rk4", num_steps=4)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 2))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 2), (5,))
     """
 
     noise_step: Tensor

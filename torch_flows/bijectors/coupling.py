@@ -169,6 +169,13 @@ class AffineCoupling(Coupling):
         ValueError: for a mask that fixes everything or nothing.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.AffineCoupling(dim=3, mask="odd")
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
     """
 
     def __init__(

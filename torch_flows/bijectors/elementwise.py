@@ -142,6 +142,13 @@ class Sigmoid(Elementwise):
 
     Args:
         event_ndim: number of axes of one event, 3 for images.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Sigmoid()
+        >>> z, log_det = bijector.forward(torch.zeros(5, 2))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 2), (5,))
     """
 
     codomain = Interval(0.0, 1.0)

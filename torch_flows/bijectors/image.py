@@ -33,6 +33,13 @@ class Squeeze(Bijector):
         ValueError: where f does not divide height and width.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Squeeze()
+        >>> z, log_det = bijector.forward(torch.zeros(5, 1, 4, 4))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 4, 2, 2), (5,))
     """
 
     def __init__(self, factor: int = 2) -> None:
@@ -250,6 +257,12 @@ def dequantize(
         generator: the source of randomness.
 
     Reference: Theis et al. (2016), arXiv:1511.01844.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> x = torch_flows.dequantize(torch.tensor([0, 255]), 256, noise=torch.tensor([0.0, 0.5]))
+        >>> torch_flows.quantize(x, 256).tolist()
+        [0.0, 255.0]
     """
     checks.positive_int("dequantize", num_levels=num_levels)
     if noise is None:

@@ -157,6 +157,13 @@ class LULinear(Bijector):
 
     Reference: Oliva et al. (2018), arXiv:1801.09819; Kingma and Dhariwal (2018), Glow,
     arXiv:1807.03039.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.LULinear(dim=3)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
     """
 
     def __init__(self, dim: int, bias: bool = True) -> None:

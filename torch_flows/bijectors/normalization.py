@@ -90,6 +90,13 @@ class ActNorm(Bijector):
     Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
 
     Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.ActNorm(dim=3)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
     """
 
     def __init__(self, dim: int | Sequence[int]) -> None:

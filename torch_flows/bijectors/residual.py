@@ -46,6 +46,13 @@ class Planar(Bijector):
 
     Reference: Rezende and Mohamed (2015), arXiv:1505.05770; amortised weights as in van den Berg et
     al. (2018), arXiv:1803.05649.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Planar(dim=3)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
     """
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
