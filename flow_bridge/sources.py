@@ -241,8 +241,10 @@ def source_chunks(
     """The chunks of every epoch."""
     if isinstance(source, Stream):
         return source.chunks(part, max_steps)
+    batch_size = min(batch_size, len(source))
+    part.check(batch_size)
     batches = row_batches(len(source), batch_size, seed)
-    limit = source.steps_within(min(batch_size, len(source)) // part.count, max_steps)
+    limit = source.steps_within(batch_size // part.count, max_steps)
 
     def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
         for (rows,) in array_chunks(batches, part, limit)(epoch, skip):

@@ -1,11 +1,13 @@
 """Training: maximum likelihood on data, and reverse KL to an energy."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from flow_bridge import checks, sources, training
@@ -45,9 +47,9 @@ def fit(
     evaluation mode.
 
     Where ``torch.distributed`` is initialised, its ranks train one model together, from the weights of
-    rank 0 and with the weights of one process: gradients are averaged by ``DistributedDataParallel``.
-    Every rank is given the same array and takes its part of each batch, or an iterable of its own part
-    of the batches. Rank 0 writes the state, all read it.
+    rank 0 and on the trajectory of one process; ``DistributedDataParallel`` averages the gradients.
+    Each is given the same array and takes its part of each batch, or an iterable of its own part of the
+    batches. Rank 0 writes the state, all read it.
 
     Args:
         flow: the flow.
@@ -290,8 +292,12 @@ def distributed(loss: nn.Module) -> nn.Module:
     """The loss of one rank's rows, whose gradients are averaged over the ranks as they appear."""
     from torch.nn.parallel import DistributedDataParallel
 
-    # Buffers agree without a broadcast: what goes into them is synchronised, or the same everywhere.
-    return DistributedDataParallel(loss, broadcast_buffers=False, static_graph=True)
+    for array in loss.state_dict().values():
+        dist.broadcast(array, 0)
+    # From here on buffers agree: what goes into them is synchronised, or the same everywhere.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(loss, broadcast_buffers=False, static_graph=True)
 
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
