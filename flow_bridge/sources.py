@@ -26,7 +26,8 @@ Chunks = Callable[[int, int], Iterable[Chunk]]
 """From an epoch, and how many of its steps to leave out, to the chunks of the others."""
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Part ``index`` of ``count`` equal parts of the rows of every batch, on ``devices`` in all."""
 
     index: int = 0
@@ -61,8 +62,8 @@ class Expected(NamedTuple):
         batch = checks.input_array(self.owner, name, x.shape, dtype, self.event_shape, self.dtype)
         if len(batch) != 1:
             raise ValueError(f"fit expects {name} with one axis of rows, got shape {x.shape}.")
-        context = (arrays[1].shape, arrays[1].dtype.name) if arrays[1:] else (None, None)
-        checks.context_array(self.owner, *context, self.context_dim, batch, dtype)
+        shape, given = (arrays[1].shape, arrays[1].dtype.name) if arrays[1:] else (None, None)
+        checks.context_array(self.owner, shape, given, self.context_dim, batch, dtype)
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,14 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source | 
     return source.subset(kept), source.subset(held_out) if len(held_out) else None
 
 
-def source_chunks(
-    source: Source, batch_size: int, seed: int, part: Part, max_steps: int
-) -> Chunks:
+def sizes(source: Source, batch_size: int) -> dict[str, int | None]:
+    """What a state says of the data: rows and rows per step, unknown of an iterable."""
+    if isinstance(source, Stream):
+        return {"rows": None, "batch_size": None}
+    return {"rows": len(source), "batch_size": batch_size}
+
+
+def source_chunks(source: Source, batch_size: int, seed: int, part: Part, max_steps: int) -> Chunks:
     """The chunks of every epoch."""
     if isinstance(source, Stream):
         return source.chunks(part, max_steps)
@@ -357,7 +363,6 @@ def check_rows(name: str, num_rows: int, finite: np.ndarray) -> None:
 
 def _refuse_row(name: str, row: int) -> None:
     raise ValueError(f"fit got a NaN or an infinity in row {row} of {name}.")
-
 
 
 def _stack(batches: list[Chunk]) -> Chunk:

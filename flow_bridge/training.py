@@ -105,7 +105,7 @@ def train(
     _agree(engine, "other settings or another state file", [fingerprint, len(history.step_losses)])
 
     def save(epoch_steps: int) -> None:
-        if state_path is not None and engine.is_main:
+        if state_path is not None:
             _save_state(engine, state_path, settings, history, best, epoch_steps)
 
     epochs = range(len(history.train_loss), num_epochs)
@@ -151,7 +151,9 @@ def _mean_loss(engine: Engine, validation: Source) -> float:
     return total / num_rows
 
 
-def _in_step(engine: Engine, items: Iterable[Item], chunk: Callable[[Item], Chunk]) -> Iterator[Item]:
+def _in_step(
+    engine: Engine, items: Iterable[Item], chunk: Callable[[Item], Chunk]
+) -> Iterator[Item]:
     """The items, each handed out once all processes are known to have one of the same size.
 
     A process with more of them than another would wait for it forever.
@@ -170,9 +172,7 @@ def _agree(engine: Engine, what: str, values: Sequence[int]) -> None:
         raise ValueError(f"fit trains in {len(everyone)} processes, and one of them has {what}.")
 
 
-def _run_call(
-    engine: Engine, chunk: Chunk, learning_rate: LearningRate, start: int
-) -> list[float]:
+def _run_call(engine: Engine, chunk: Chunk, learning_rate: LearningRate, start: int) -> list[float]:
     good = engine.snapshot()
     steps = range(start, start + len(chunk[0]))
     rates = [learning_rate(s) if callable(learning_rate) else learning_rate for s in steps]
@@ -206,7 +206,8 @@ def _save_state(
         "stopped_early": history.stopped_early,
     }
     arrays = engine.state_arrays(best) | {"step_losses": np.array(history.step_losses)}
-    write_arrays(path, "training state", description, arrays)
+    if engine.is_main:
+        write_arrays(path, "training state", description, arrays)
 
 
 def _load_state(

@@ -101,7 +101,6 @@ def fit(
         )
     loss = _NegativeLogLikelihood(flow)
     engine = _Engine(flow, variables, loss, source, held_out, optimizer, max_grad_norm, mesh)
-    is_array = not isinstance(source, sources.Stream)
     return engine.train(
         sources.source_chunks(
             source, batch_size, seed, engine.part, sources.steps_per_call(state_every)
@@ -115,8 +114,7 @@ def fit(
         state_every=state_every,
         settings={
             "architecture": architecture(flow),
-            "rows": len(source) if is_array else None,
-            "batch_size": batch_size if is_array else None,
+            **sources.sizes(source, batch_size),
             "seed": seed,
         },
     )
@@ -151,7 +149,6 @@ def fit_to_energy(
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
-    given = [] if context is None else [jnp.asarray(context)]
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
@@ -181,7 +178,10 @@ def _source(
 ) -> Source:
     dtype = weight_dtype(variables)
     expected = Expected(
-        type(flow).__name__, flow.event_shape, flow.context_dim, None if dtype is None else dtype.name
+        type(flow).__name__,
+        flow.event_shape,
+        flow.context_dim,
+        None if dtype is None else dtype.name,
     )
     if isinstance(data, np.memmap):
         return sources.host_rows(
@@ -320,18 +320,14 @@ class _Engine:
         for path, array in arrays.items():
             group, name = path.split(".", 1)
             groups[group][name] = array
-        like = self.flow.shapes()
         leaves, structure = jax.tree.flatten(self.optimizer_state)
         slots = [jnp.array(groups["optimizer"][f"p{i}"]) for i in range(len(leaves))]
         self.optimizer_state = self.devices.replicate(jax.tree.unflatten(structure, slots))
-        weights, best = (
-            self.devices.replicate(from_numpy(torch_to_jax(groups[group], like)))
-            if groups[group]
-            else None
-            for group in ("weights", "best")
-        )
-        self.restore(weights)
-        return best
+        self.restore(self._weights(groups["weights"]))
+        return self._weights(groups["best"]) if groups["best"] else None
+
+    def _weights(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return self.devices.replicate(from_numpy(torch_to_jax(arrays, self.flow.shapes())))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -407,9 +403,9 @@ class Devices:
         """Arrays that this and every other process has, on all devices."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
+        sharding = NamedSharding(self.mesh, PartitionSpec())
 
         def put(array: Any) -> Array:
-            sharding = NamedSharding(self.mesh, PartitionSpec())
             array = np.asarray(array)
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

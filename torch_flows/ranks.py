@@ -56,3 +56,27 @@ def own_rows(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int]) -> T
     if num_ranks() == 1 or not shape:
         return draw(shape)
     return draw((shape[0] * num_ranks(), *shape[1:]))[rank() * shape[0] :][: shape[0]]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the ranks hold parts of a tensor, as ``fully_shard`` leaves it."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor; where it is sharded, all ranks must ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor in parts, where another one of its shape is."""
+    if not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

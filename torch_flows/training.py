@@ -17,7 +17,15 @@ from flow_bridge.training import History, LearningRate
 from torch_flows.bijectors.base import check_input, dtype_name
 from torch_flows.checkpoint import from_numpy, to_numpy
 from torch_flows.flows import Flow
-from torch_flows.ranks import gather, mean_over_ranks, num_ranks, rank
+from torch_flows.ranks import (
+    gather,
+    is_sharded,
+    local,
+    mean_over_ranks,
+    num_ranks,
+    rank,
+    sharded_like,
+)
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Data = Tensor | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
@@ -89,7 +97,6 @@ def fit(
     else:
         held_out = _source(flow, "validation", validation, validation_context, num_epochs)
     engine = _Engine(flow, _NegativeLogLikelihood(flow), source, held_out, optimizer, max_grad_norm)
-    is_array = not isinstance(source, sources.Stream)
     return training.train(
         engine,
         sources.source_chunks(
@@ -104,8 +111,7 @@ def fit(
         state_every=state_every,
         settings={
             "architecture": architecture(flow),
-            "rows": len(source) if is_array else None,
-            "batch_size": batch_size if is_array else None,
+            **sources.sizes(source, batch_size),
             "seed": seed,
         },
     )
@@ -220,11 +226,20 @@ class _Engine:
         self.flow, self.max_grad_norm = flow, max_grad_norm
         self.data, self.validation = data, validation
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.sharded = any(is_sharded(p) for p in self.parameters)
+        if self.sharded:  # the others first: no kernel takes both kinds at once
+            self.parameters.sort(key=is_sharded)
         self.sets_rate = optimizer is None
-        self.optimizer = (optimizer or adam)(self.parameters)
+        self.optimizer = (optimizer or adam)(self._groups())
         self.part = Part(rank(), num_ranks(), num_ranks())
         self.is_main = self.part.index == 0
-        self.loss = loss if self.part.count == 1 else distributed(loss)
+        self.loss = loss if self.part.count == 1 else distributed(loss, self.sharded)
+
+    def _groups(self) -> Any:
+        if not self.sharded:
+            return self.parameters
+        kinds = [[p for p in self.parameters if is_sharded(p) == kind] for kind in (False, True)]
+        return [{"params": parameters} for parameters in kinds if parameters]
 
     def gather(self, values: Sequence[int]) -> np.ndarray:
         return gather(values, self.parameters[0].device).cpu().numpy()
@@ -234,17 +249,27 @@ class _Engine:
         losses = []
         for *batch, rate in zip(*self._to_device(chunk), rates, strict=True):
             if self.sets_rate:
-                self.optimizer.param_groups[0]["lr"] = float(rate)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = float(rate)
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(*self._rows(self.data, batch))
             loss.backward()
+            if self.sharded:
+                self._average_gradients()
             if self.max_grad_norm is not None:
                 clip_by_global_norm([p.grad for p in self.parameters], self.max_grad_norm)
             self.optimizer.step()
             losses.append(loss.detach())
         self.flow.eval()
-        finite = torch.stack([p.isfinite().all() for p in self.parameters]).all()
+        finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()
+        finite = mean_over_ranks(finite.double()) == 1
         return mean_over_ranks(torch.stack(losses).double()).cpu().numpy(), bool(finite)
+
+    def _average_gradients(self) -> None:
+        """Of the weights that are not sharded, whose own hooks do it."""
+        for p in self.parameters:
+            if p.grad is not None and not is_sharded(p):
+                p.grad = mean_over_ranks(p.grad)
 
     @torch.no_grad()
     def evaluate(self, block: Chunk, is_part: bool) -> float:
@@ -283,17 +308,28 @@ class _Engine:
                 slots.setdefault(int(index[1:]), {})[name] = from_numpy(array)
             else:
                 groups[group][name] = from_numpy(array)
+        like = self.flow.state_dict()
+        for found in groups.values():
+            found.update({name: sharded_like(a, like[name]) for name, a in found.items()})
+        for i, slot in slots.items():
+            slot.update({name: sharded_like(a, self.parameters[i]) for name, a in slot.items()})
         self.restore(groups["weights"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
         return groups["best"] or None
 
 
-def distributed(loss: nn.Module) -> nn.Module:
-    """The loss of one rank's rows, whose gradients are averaged over the ranks as they appear."""
+def distributed(loss: nn.Module, sharded: bool) -> nn.Module:
+    """The loss of one rank's rows, from rank 0's weights, whose gradients are averaged over the ranks.
+
+    Where weights are sharded already (``fully_shard``), these are left to their own hooks.
+    """
+    for array in loss.state_dict().values():
+        if not is_sharded(array):
+            dist.broadcast(array, 0)
+    if sharded:
+        return loss
     from torch.nn.parallel import DistributedDataParallel
 
-    for array in loss.state_dict().values():
-        dist.broadcast(array, 0)
     # From here on buffers agree: what goes into them is synchronised, or the same everywhere.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -308,5 +344,11 @@ def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 def clip_by_global_norm(gradients: Iterable[Tensor | None], max_norm: float) -> None:
     """Scale all gradients, in place, by max_norm / max(norm, max_norm), norm that of all of them."""
     present = [g for g in gradients if g is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present)))
-    torch._foreach_mul_(present, max_norm / norm.clamp_min(max_norm))
+    parts = [local(g) for g in present]
+    norms = torch.stack(torch._foreach_norm(parts))
+    if any(is_sharded(g) for g in present):
+        sharded = torch.tensor([is_sharded(g) for g in present], device=norms.device)
+        everywhere = (mean_over_ranks(norms.square()) * num_ranks()).sqrt()
+        norms = torch.where(sharded, everywhere, norms)
+    norm = torch.linalg.vector_norm(norms)
+    torch._foreach_mul_(parts, max_norm / norm.clamp_min(max_norm))
