@@ -333,7 +333,8 @@ def parts(epoch):
 done("parts", fit(parts, validation=0))
 done("noise", fit(model="noisy", num_epochs=1))
 from torch.distributed.fsdp import fully_shard
-for epochs in (1, 3):
+fit(num_epochs=1, state_path=folder + "/sharded_state")
+for epochs in (2, 3):
     sharded = torch_flows.load(folder + "/model")
     for module in sharded.modules():
         if isinstance(module, torch_flows.networks.MLP):

@@ -225,10 +225,11 @@ class _Engine:
     ) -> None:
         self.flow, self.max_grad_norm = flow, max_grad_norm
         self.data, self.validation = data, validation
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
-        self.sharded = any(is_sharded(p) for p in self.parameters)
-        if self.sharded:  # the others first: no kernel takes both kinds at once
-            self.parameters.sort(key=is_sharded)
+        trained = [p for p in flow.parameters() if p.requires_grad]
+        # Sharded ones last, in a group of their own: no kernel takes both kinds at once.
+        self.order = sorted(range(len(trained)), key=lambda i: is_sharded(trained[i]))
+        self.parameters = [trained[i] for i in self.order]
+        self.sharded = any(is_sharded(p) for p in trained)
         self.sets_rate = optimizer is None
         self.optimizer = (optimizer or adam)(self._groups())
         self.part = Part(rank(), num_ranks(), num_ranks())
@@ -295,7 +296,8 @@ class _Engine:
     def state_arrays(self, best: dict[str, Tensor] | None) -> dict[str, np.ndarray]:
         groups = {"weights": self.flow.state_dict(), "best": best or {}}
         for i, slots in self.optimizer.state_dict()["state"].items():
-            groups[f"optimizer.p{i}"] = {k: v for k, v in slots.items() if isinstance(v, Tensor)}
+            group = {k: v for k, v in slots.items() if isinstance(v, Tensor)}
+            groups[f"optimizer.p{self.order[i]}"] = group
         return {f"{g}.{name}": to_numpy(a) for g, t in groups.items() for name, a in t.items()}
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
@@ -305,7 +307,7 @@ class _Engine:
             group, name = path.split(".", 1)
             if group == "optimizer":
                 index, name = name.split(".", 1)
-                slots.setdefault(int(index[1:]), {})[name] = from_numpy(array)
+                slots.setdefault(self.order.index(int(index[1:])), {})[name] = from_numpy(array)
             else:
                 groups[group][name] = from_numpy(array)
         like = self.flow.state_dict()
