@@ -18,6 +18,11 @@ Output = tuple[Tensor, Tensor]
 _DTYPE_NAMES = {getattr(torch, name): name for name in checks.FLOAT_DTYPES}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that numpy and JAX have for a dtype."""
+    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
 class Bijector(nn.Module, ABC):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
@@ -134,19 +139,19 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
         if not isinstance(value, Tensor | None):
             raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
     weight = next(owner.parameters(), None)
-    dtype = _DTYPE_NAMES.get(x.dtype, str(x.dtype).removeprefix("torch."))
+    dtype = dtype_name(x.dtype)
     batch = checks.input_array(
         label,
         name,
         x.shape,
         dtype,
         owner.latent_shape if name == "z" else owner.event_shape,
-        None if weight is None else _DTYPE_NAMES[weight.dtype],
+        None if weight is None else dtype_name(weight.dtype),
     )
     if context is None:
         checks.context_array(label, None, None, owner.context_dim, batch, dtype)
         return None
-    context_dtype = _DTYPE_NAMES.get(context.dtype, str(context.dtype).removeprefix("torch."))
+    context_dtype = dtype_name(context.dtype)
     checks.context_array(label, context.shape, context_dtype, owner.context_dim, batch, dtype)
     return context.expand(*batch, owner.context_dim)
 
