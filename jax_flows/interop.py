@@ -9,7 +9,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
-from jax_flows.bijectors.base import Bijector, Output, Variables, context_batch
+from jax_flows.bijectors.base import Bijector, Output, Variables, child, context_batch
 
 if TYPE_CHECKING:
     from jax_flows.flows import Flow
@@ -52,15 +52,15 @@ def numpyro_transform(
     over them. It is a pytree of the variables and the context.
 
     Args:
-        bijector: the bijector.
-        variables: its arrays; for a flow's bijector ``child(variables, "bijector")``.
+        bijector: the bijector; of a flow it is the flow's own.
+        variables: the arrays, of the bijector or of the flow.
         context: shape ``(*batch, context_dim)``; inputs broadcast against its batch.
 
     Raises:
         ImportError: if NumPyro is not installed.
         ValueError, TypeError: for a context that is missing, unexpected, or of a wrong shape or dtype.
     """
-    return _numpyro_classes()[1](bijector, variables, context)
+    return _numpyro_classes()[1](*_bijector_of(bijector, variables), context)
 
 
 def distrax_distribution(flow: "Flow", variables: Variables, context: Array | None = None) -> Any:
@@ -68,13 +68,15 @@ def distrax_distribution(flow: "Flow", variables: Variables, context: Array | No
     return _distrax_classes()[0](flow, variables, context)
 
 
-def distrax_bijector(bijector: Bijector, variables: Variables, context: Array | None = None) -> Any:
+def distrax_bijector(
+    bijector: "Bijector | Flow", variables: Variables, context: Array | None = None
+) -> Any:
     """A bijector as a ``distrax.Bijector``, from data to latent.
 
     ``distrax.Transformed(base, distrax.Inverse(bijector))`` is the flow on any Distrax base. Arguments
     and errors as ``numpyro_transform``.
     """
-    return _distrax_classes()[1](bijector, variables, context)
+    return _distrax_classes()[1](*_bijector_of(bijector, variables), context)
 
 
 @cache
@@ -271,6 +273,12 @@ def __getattr__(name: str) -> Any:
                 if cls.__name__ == name:
                     return cls
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _bijector_of(owner: "Bijector | Flow", variables: Variables) -> tuple[Bijector, Variables]:
+    if isinstance(owner, Bijector):
+        return owner, variables
+    return owner.bijector, child(variables, "bijector")
 
 
 def _log_prob(flow: "Flow", variables: Variables, x: Array, context: Array | None) -> Array:

@@ -176,8 +176,9 @@ def distribution(
     flow: "Flow", context: Tensor | None = None, validate_args: bool | None = None
 ) -> FlowDistribution:
     """A ``FlowDistribution``; a ``PyroFlowDistribution`` in a program that has imported Pyro."""
-    cls = _pyro_class() if "pyro.distributions" in sys.modules else FlowDistribution
-    return cls(flow, context, validate_args)
+    # a compiler cannot trace the making of a class, and Pyro does not run in compiled code
+    with_pyro = "pyro.distributions" in sys.modules and not torch.compiler.is_compiling()
+    return (_pyro_class() if with_pyro else FlowDistribution)(flow, context, validate_args)
 
 
 @cache
