@@ -21,6 +21,11 @@ Output = tuple[Tensor, Tensor]
 _DTYPE_NAMES = {getattr(torch, name): name for name in checks.FLOAT_DTYPES}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that numpy and JAX have for a dtype."""
+    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
 class Bijector(nn.Module, ABC):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
@@ -143,14 +148,14 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
         if not isinstance(value, Tensor | None):
             raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
     weight = next(owner.parameters(), None)
-    dtype = _dtype_name(x)
+    dtype = dtype_name(x.dtype)
     batch = checks.input_array(
         label,
         name,
         x.shape,
         dtype,
         owner.latent_shape if name == "z" else owner.event_shape,
-        None if weight is None else _DTYPE_NAMES[weight.dtype],
+        None if weight is None else dtype_name(weight.dtype),
     )
     _check_context(owner, context, batch, dtype)
     return None if context is None else context.expand(*batch, owner.context_dim)
@@ -163,20 +168,16 @@ def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:
         raise TypeError(f"{label} expects context as an array, got {type(context).__name__}.")
     weight = next(owner.parameters(), context)
     batch = () if context is None else tuple(context.shape[:-1])
-    _check_context(owner, context, batch, "" if weight is None else _dtype_name(weight))
+    _check_context(owner, context, batch, "" if weight is None else dtype_name(weight.dtype))
     return batch
 
 
 def _check_context(owner: Any, context: Tensor | None, batch: tuple[int, ...], dtype: str) -> None:
     shape = None if context is None else context.shape
-    context_dtype = None if context is None else _dtype_name(context)
+    context_dtype = None if context is None else dtype_name(context.dtype)
     checks.context_array(
         type(owner).__name__, shape, context_dtype, owner.context_dim, batch, dtype
     )
-
-
-def _dtype_name(x: Tensor) -> str:
-    return _DTYPE_NAMES.get(x.dtype, str(x.dtype).removeprefix("torch."))
 
 
 @register

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch_flows.bijectors.base import Bijector, Output, check_input
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.networks import MLP
 from torch_flows.numerics import first_step, gaussian, is_eager, next_step, rademacher
+from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
 Weights = tuple[Any, ...]
@@ -123,7 +125,7 @@ class ContinuousBijector(Bijector):
         noise = None
         if self.trace == "hutchinson":
             draw = rademacher if self.probe == "rademacher" else gaussian
-            noise = draw(self.noise_step, 0, x.shape)
+            noise = own_rows(partial(draw, self.noise_step, 0), x.shape)
             self.noise_step.copy_(next_step(self.noise_step))
         field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
         return self._run(x, context, (0.0, 1.0), noise, field)
