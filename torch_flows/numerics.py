@@ -45,9 +45,10 @@ def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def run(self: Any, x: Tensor, *args: Any) -> Any:
-        if not torch.is_autocast_enabled(x.device.type):
+        device = x.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return method(self, x, *args)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return method(self, x, *args)
 
     return run
