@@ -95,7 +95,7 @@ def _write_onnx(
         dynamo=True,
         input_names=inputs,
         output_names=outputs,
-        dynamic_shapes=[{0: "batch"} for _ in inputs],
+        dynamic_shapes=[{0: "batch"}, *[None] * (len(inputs) - 1)],  # the others share its name
         verbose=False,
     )
     assert converted is not None
