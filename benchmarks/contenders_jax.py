@@ -17,7 +17,7 @@ from jax import Array
 from benchmarks.rows import Row
 
 LEARNING_RATE = 1e-5
-OPS = ("log_prob", "train", "sample", "inverse")
+OPS = ("log_prob", "train", "sample", "forward", "inverse")
 
 
 def init_mlp(key: Array, in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> list[Any]:
@@ -61,6 +61,7 @@ class Contender:
         self.optimizer = optax.adam(LEARNING_RATE)
         self.opt_state = self.optimizer.init(self.params)
         self.x = jax.random.normal(jax.random.key(0), (row.batch, *row.event_shape))
+        self.as_sampled = jax.random.normal(jax.random.key(2), (row.samples, *row.event_shape))
         self.step = jax.jit(self.train_step, donate_argnums=(0, 1))
 
     @property
@@ -83,6 +84,10 @@ class Contender:
         """As many samples as the row asks for."""
         raise NotImplementedError
 
+    def evaluations(self) -> int | None:
+        """How often ``log_prob`` evaluates the network of a differential equation."""
+        return None
+
     def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
         """One step of maximum likelihood."""
         grads = jax.grad(lambda params: -self.log_prob(params, x).mean())(params)
@@ -102,7 +107,8 @@ class Contender:
 
             return train
         function = jax.jit(getattr(self, op))
-        argument = jax.random.key(1) if op == "sample" else self.x
+        arguments = {"sample": jax.random.key(1), "forward": self.as_sampled}
+        argument = arguments.get(op, self.x)
         return lambda: function(self.params, argument).block_until_ready()
 
     def check(self) -> tuple[float, float]:
@@ -164,6 +170,12 @@ class Twinflows(Contender):
         bijector = ContinuousBijector(row.dim, row.hidden_dims, rtol=tolerance, atol=tolerance)
         self.init(Flow(bijector, StandardNormal(row.dim)))
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
+
+    def evaluations(self) -> int | None:
+        if self.row.model != "continuous":
+            return None
+        bijector = {"params": self.params["bijector"]}
+        return int(self.flow.bijector.count_evaluations(bijector, self.x))
 
     def residual(self, row: Row) -> None:
         from jax_flows import Chain, Flow, InvertibleResidual, StandardNormal
@@ -468,22 +480,26 @@ class Diffrax(Contender):
             x if log_det is None else (x, log_det),
             params,
             stepsize_controller=diffrax.PIDController(tolerance, tolerance),
-        ).ys
+        )
+
+    def evaluations(self) -> int | None:
+        solution = self.solve(self.params, self.x, jnp.zeros(len(self.x)), 0.0)
+        return 3 + 6 * int(solution.stats["num_steps"])
 
     def log_prob(self, params: Any, x: Array) -> Array:
-        z, log_det = (y[-1] for y in self.solve(params, x, jnp.zeros(len(x)), 0.0))
+        z, log_det = (y[-1] for y in self.solve(params, x, jnp.zeros(len(x)), 0.0).ys)
         constant = self.row.event_shape[0] * math.log(2 * math.pi) / 2
         return log_det - jnp.square(z).sum(-1) / 2 - constant
 
     def forward(self, params: Any, x: Array) -> Array:
-        return self.solve(params, x, None, 0.0)[-1]
+        return self.solve(params, x, None, 0.0).ys[-1]
 
     def inverse(self, params: Any, z: Array) -> Array:
         """With the log-determinant, which ours returns too."""
-        return self.solve(params, z, jnp.zeros(len(z)), 1.0)[0][-1]
+        return self.solve(params, z, jnp.zeros(len(z)), 1.0).ys[0][-1]
 
     def sample(self, params: Any, key: Array) -> Array:
-        return self.solve(params, jax.random.normal(key, self.x.shape), None, 1.0)[-1]
+        return self.solve(params, jax.random.normal(key, self.x.shape), None, 1.0).ys[-1]
 
 
 class Floor:

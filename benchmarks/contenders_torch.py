@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.rows import Row
 
 LEARNING_RATE = 1e-5
-OPS = ("log_prob", "train", "train_default", "sample", "inverse")
+OPS = ("log_prob", "train", "train_default", "sample", "forward", "inverse")
 
 
 def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequential:
@@ -69,6 +69,7 @@ class Contender:
             ),
         }
         self.x = torch.randn(row.batch, *row.event_shape)
+        self.as_sampled = torch.randn(row.samples, *row.event_shape)
 
     @property
     def num_parameters(self) -> int:
@@ -89,6 +90,25 @@ class Contender:
     def sample(self, num_samples: int) -> Tensor:
         return self.flow.sample(num_samples)
 
+    def evaluations(self) -> int | None:
+        """How often ``log_prob`` evaluates the network of a differential equation."""
+        if self.row.model != "continuous":
+            return None
+        count = 0
+
+        def increase(*_: Any) -> None:
+            nonlocal count
+            count += 1
+
+        handle = self.velocity().register_forward_hook(increase)
+        self.job("log_prob")()
+        handle.remove()
+        return count
+
+    def velocity(self) -> nn.Module:
+        """The network of the differential equation."""
+        raise NotImplementedError
+
     def train_step(self, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """One step of maximum likelihood."""
         optimizer.zero_grad()
@@ -99,7 +119,8 @@ class Contender:
         """What is timed for an operation, without arguments."""
         if op in self.optimizers:
             return lambda: self.train_step(self.x, self.optimizers[op])
-        argument = self.row.samples if op == "sample" else self.x
+        arguments = {"sample": self.row.samples, "forward": self.as_sampled}
+        argument = arguments.get(op, self.x)
         return lambda: torch.no_grad()(getattr(self, op))(argument)
 
     def check(self) -> tuple[float, float]:
@@ -153,8 +174,15 @@ class Twinflows(Contender):
         from torch_flows import ContinuousBijector, Flow, StandardNormal
 
         tolerance = row.options["tolerances"][self.name]
-        bijector = ContinuousBijector(row.dim, row.hidden_dims, rtol=tolerance, atol=tolerance)
+        bijector = ContinuousBijector(
+            row.dim, row.hidden_dims, rtol=tolerance, atol=tolerance, adjoint=False
+        )
         return grown(Flow(bijector, StandardNormal(row.dim)), row)
+
+    def evaluations(self) -> int | None:
+        if self.row.model != "continuous":
+            return None
+        return self.flow.bijector.count_evaluations(self.x)
 
     def residual(self, row: Row) -> nn.Module:
         from torch_flows import Chain, Flow, InvertibleResidual, StandardNormal
@@ -226,6 +254,11 @@ class Zuko(Contender):
         )
         return grown(flow, row)
 
+    def velocity(self) -> nn.Module:
+        from zuko.nn import MLP
+
+        return next(module for module in self.flow.modules() if isinstance(module, MLP))
+
     def maf(self, row: Row) -> nn.Module:
         from zuko.flows import MAF
 
@@ -238,7 +271,10 @@ class Zuko(Contender):
         return self.flow().transform(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow().transform.inv(z)
+        inverse = self.flow().transform.inv
+        if self.row.model == "continuous":  # with the log-determinant, which the others compute too
+            return inverse.call_and_ladj(z)[0]
+        return inverse(z)
 
     def sample(self, num_samples: int) -> Tensor:
         return self.flow().sample((num_samples,))
@@ -496,12 +532,16 @@ class Torchflows(Contender):
                 "hidden_size": row.hidden_dims[0],
                 "n_hidden_layers": len(row.hidden_dims) - 1,
             },
-            time_derivative_kwargs={"reg_jac_coef": 0.0},
+            # with fresh noise in every evaluation, its default, the solver sees no smooth function
+            time_derivative_kwargs={"reg_jac_coef": 0.0, "reuse_noise": True},
             solver="dopri5",
             atol=tolerance,
             rtol=tolerance,
         )
         return grown(Flow(bijection), row)
+
+    def velocity(self) -> nn.Module:
+        return self.flow.bijection.f
 
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.bijection.forward(x)[0]

@@ -28,6 +28,7 @@ OPS = {
     "train": "training step",
     "train_default": "the same, others with default Adam",
     "sample": "sampling",
+    "forward": "one pass over as many rows",
     "inverse": "inverse",
 }
 FIRST_CALLS = {
@@ -35,6 +36,7 @@ FIRST_CALLS = {
     "first_log_prob": "first log_prob",
     "first_train": "first step",
 }
+EVALUATIONS = "evaluations"
 PARAMETERS_WITHIN = 0.1
 
 ONE_THREAD = {
@@ -47,7 +49,7 @@ ONE_THREAD = {
 }
 
 Times = dict[str, dict[str, list[float]]]
-"""Seconds of every round, by contender and operation."""
+"""Seconds of every round, by contender and operation, and under ``EVALUATIONS`` a count."""
 
 
 def contenders(framework: str, row: Row, names: Sequence[str] | None = None) -> list[Any]:
@@ -107,9 +109,13 @@ def measure(
     parameters = {contender.name: contender.num_parameters for contender in built}
     for contender in built:
         check(contender, parameters.get(OURS, contender.num_parameters))
+    counts = {contender.name: contender.evaluations() for contender in built}
     if row.products:
         built.append(module.Floor(row))
     times: Times = {contender.name: {} for contender in built}
+    for name, count in counts.items():
+        if count is not None:
+            times[name][EVALUATIONS] = [count]
     for op in module.OPS:
         if op not in ops:
             continue
@@ -154,6 +160,8 @@ def cell(times: Times, name: str, op: str, unit: float) -> str:
     if op not in times[name]:
         return "-"
     own = times[name][op]
+    if op == EVALUATIONS:
+        return str(own[0])
     text = f"{statistics.median(own) * unit:.2f}"
     if name == OURS or op not in times.get(OURS, {}):
         return text
@@ -165,6 +173,7 @@ def table(row: Row, framework: str, parameters: dict[str, int], times: Times) ->
     """The markdown table of one row in one framework."""
     columns = [(op, f"{label} (ms)", 1000.0) for op, label in OPS.items()]
     columns += [(op, f"{label} (s)", 1.0) for op, label in FIRST_CALLS.items()]
+    columns.append((EVALUATIONS, "network evaluations of a log_prob", 1.0))
     columns = [column for column in columns if any(column[0] in t for t in times.values())]
     lines = [
         f"### {row.name} in {framework}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch_flows.numerics import (
     next_step,
     rademacher,
 )
+from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
 Weights = tuple[Any, ...]
@@ -130,7 +132,7 @@ class ContinuousBijector(Bijector):
         noise = None
         if self.trace == "hutchinson":
             draw = rademacher if self.probe == "rademacher" else gaussian
-            noise = draw(self.noise_step, 0, x.shape)
+            noise = own_rows(partial(draw, self.noise_step, 0), x.shape)
             self.noise_step.copy_(next_step(self.noise_step))
         field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
         return self._run(x, context, (0.0, 1.0), noise, field)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch_flows.numerics import (
     random_bits,
     softplus,
 )
+from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
 _TANH_SERIES = tanh_series(17)
@@ -447,7 +449,7 @@ class InvertibleResidual(Bijector):
         layers = self.network.normalized(context, estimate=True)
         if self.log_det == "exact":
             return self._evaluate(layers, x, None)
-        noise = rademacher(self.noise_step, 0, x.shape)
+        noise = own_rows(partial(rademacher, self.noise_step, 0), x.shape)
         stopped = random_bits(self.noise_step, 1, ()) < self.thresholds
         num_terms = self.exact_terms + int(stopped.sum())
         self.noise_step.copy_(next_step(self.noise_step))
