@@ -260,6 +260,7 @@ class _Engine:
             if self.max_grad_norm is not None:
                 clip_by_global_norm([p.grad for p in self.parameters], self.max_grad_norm)
             self.optimizer.step()
+            torch.clear_autocast_cache()  # fit under torch.autocast would keep the old weights
             losses.append(loss.detach())
         self.flow.eval()
         finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()

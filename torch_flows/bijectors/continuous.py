@@ -16,7 +16,14 @@ from flow_bridge.ode import missing_solver, solver_message
 from torch_flows.bijectors.base import Bijector, Output, check_input
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.networks import MLP
-from torch_flows.numerics import first_step, gaussian, is_eager, next_step, rademacher
+from torch_flows.numerics import (
+    first_step,
+    full_precision,
+    gaussian,
+    is_eager,
+    next_step,
+    rademacher,
+)
 from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
@@ -180,6 +187,7 @@ class ContinuousBijector(Bijector):
             self._run(x, context, (0.0, 1.0), None, Counted(self.activation))
         return count
 
+    @full_precision
     def _run(
         self,
         x: Tensor,
@@ -199,7 +207,7 @@ class ContinuousBijector(Bijector):
         state = torch.cat([torch.where(given, rows, 0), torch.zeros_like(rows[:, :1])], -1)
         weights = self._weights(context, noise)
         field = field or _Field(self.activation)
-        if len(rows):
+        if self.solver == "rk4" or rows.shape[0]:  # the first does not ask, so that it exports
             state = self._integrate(field, state, weights, times)
         state = torch.where(given, state, torch.nan)
         return state[:, :-1].reshape(x.shape), state[:, -1].reshape(x.shape[:-1])

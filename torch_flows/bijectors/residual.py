@@ -16,6 +16,7 @@ from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from torch_flows.networks import LipschitzMLP
 from torch_flows.numerics import (
     first_step,
+    full_precision,
     is_eager,
     log_sech2,
     log_softplus,
@@ -65,11 +66,13 @@ class Planar(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(2 * dim + 1, context_dim))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(context)
         a = (w * x).sum(-1) + b
         return x + u_hat * a.tanh().unsqueeze(-1), _log_det(a, s, log_s)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(context)
         a = _solve((w * z).sum(-1) + b, s)
@@ -126,6 +129,7 @@ class Radial(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         center, alpha, s = self._constrained(context)
         offset = x - center
@@ -133,6 +137,7 @@ class Radial(Bijector):
         z = center + offset * ((r + s) / (alpha + r)).unsqueeze(-1)
         return z, self._log_det(r, alpha, s)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         center, alpha, s = self._constrained(context)
         offset = z - center
@@ -230,12 +235,14 @@ class Sylvester(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
         a = _product(inner, _product(q.T, x)) + b
         return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
@@ -435,6 +442,7 @@ class InvertibleResidual(Bijector):
             self.register_buffer("thresholds", thresholds, persistent=False)
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._evaluate(self.network.normalized(context), x, self.eval_terms)
@@ -447,6 +455,7 @@ class InvertibleResidual(Bijector):
         self.noise_step.copy_(next_step(self.noise_step))
         return self._estimate(layers, x, noise, num_terms)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         layers = self.network.normalized(context)
         x = self._solve(layers, z)
@@ -462,6 +471,7 @@ class InvertibleResidual(Bijector):
         x = torch.where(failed.unsqueeze(-1), math.nan, x)
         return x, torch.where(failed, math.nan, -log_det)
 
+    @full_precision
     def forward_with_noise(
         self, x: Tensor, noise: Tensor, num_terms: int, context: Tensor | None = None
     ) -> Output:
@@ -508,7 +518,7 @@ class InvertibleResidual(Bijector):
         given = target.isfinite().all(-1, keepdim=True)
         x = base = target
         size, share = torch.full_like(close, math.inf), torch.ones_like(close)
-        direction = fallback = torch.zeros_like(x)
+        direction, fallback = torch.zeros_like(x), target  # so that a NaN row stays one
         for _ in range(bridge.newton_steps(self.lipschitz)):
             newton, residual = self._newton_step(fixed, x, target)
             now = _largest(residual)
