@@ -271,7 +271,10 @@ class Zuko(Contender):
         return self.flow().transform(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow().transform.inv(z)
+        inverse = self.flow().transform.inv
+        if self.row.model == "continuous":  # with the log-determinant, which the others compute too
+            return inverse.call_and_ladj(z)[0]
+        return inverse(z)
 
     def sample(self, num_samples: int) -> Tensor:
         return self.flow().sample((num_samples,))

@@ -1,5 +1,6 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -103,6 +104,18 @@ def input_array(
     """Check one input and return its batch shape."""
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{owner} expects {name} in floating point, got {dtype}.")
+    batch = batch_of(owner, name, shape, event_shape)
+    if weight_dtype is not None and weight_dtype != dtype:
+        raise TypeError(
+            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two."
+        )
+    return batch
+
+
+def batch_of(
+    owner: str, name: str, shape: tuple[int, ...], event_shape: tuple[int | None, ...]
+) -> tuple[int, ...]:
+    """Check that a shape ends in the event shape, and return what is before it."""
     event_ndim = len(event_shape)
     event = shape[len(shape) - event_ndim :] if len(shape) >= event_ndim else None
     if event is None or any(
@@ -110,10 +123,6 @@ def input_array(
     ):
         raise ValueError(
             f"{owner} expects {name} of shape {describe(event_shape)}, got {tuple(shape)}."
-        )
-    if weight_dtype is not None and weight_dtype != dtype:
-        raise TypeError(
-            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two."
         )
     return shape[: len(shape) - event_ndim]
 
@@ -185,6 +194,17 @@ def common_context_dim(owner: str, dims: Sequence[int]) -> int:
     return used[0] if used else 0
 
 
+def broadcastable(owner: str, shape: tuple[int, ...], larger: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless a batch shape broadcasts to a larger one."""
+    aligned = larger[len(larger) - len(shape) :]
+    if len(shape) > len(larger) or any(
+        s not in (1, a) for s, a in zip(shape, aligned, strict=True)
+    ):
+        raise ValueError(
+            f"{owner} of batch shape {tuple(shape)} does not expand to {tuple(larger)}."
+        )
+
+
 def enough_rows(owner: str, num_rows: int, when: str = "in training mode") -> None:
     """Batch statistics need two rows: the variance of one is 0 / 0."""
     if num_rows < 2:
@@ -224,7 +244,12 @@ def interval(owner: str, **bounds: float) -> None:
 def reparameterized(owner: str, base: str, differentiable: bool) -> None:
     """Raise ``ValueError`` unless gradients through a base's samples reach all of its weights."""
     if not differentiable:
-        raise ValueError(f"{owner} cannot differentiate through the samples of a {base} base.")
+        raise ValueError(not_reparameterized(owner, base))
+
+
+def not_reparameterized(owner: str, base: str) -> str:
+    """What ``reparameterized`` says, for the libraries that raise ``NotImplementedError`` there."""
+    return f"{owner} cannot differentiate through the samples of a {base} base."
 
 
 def instances(owner: str, name: str, values: Iterable[object], cls: type) -> None:
@@ -259,3 +284,13 @@ def non_negative_number(owner: str, **values: float) -> None:
             raise ValueError(
                 f"{owner} expects {name} to be a finite number of at least 0, got {value!r}."
             )
+
+
+def host(owner: str, module: str, package: str) -> Any:
+    """Import a module of an optional package, or raise ``ImportError`` that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{owner} needs {package}: pip install 'twinflows[hosts]'.", name=module
+        ) from error

@@ -38,6 +38,7 @@ from jax_flows.bijectors import (
     quantize,
 )
 from jax_flows.checkpoint import load, save
+from jax_flows.deployment import export
 from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -119,6 +120,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "export",
     "fit",
     "fit_to_energy",
     "load",

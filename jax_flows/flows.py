@@ -9,6 +9,7 @@ import jax
 from jax import Array
 
 from flow_bridge import checks
+from jax_flows import interop
 from jax_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedSplineAutoregressive,
@@ -177,6 +178,15 @@ class Flow(HasVariables):
         z = self.base.sample(base, key, (*shape, *context_batch), weight_dtype(variables))
         x, log_det = self.inverse(variables, z, context)
         return x, self.base.log_prob(base, z) - log_det
+
+    def distribution(
+        self,
+        variables: Variables,
+        context: Array | None = None,
+        validate_args: bool | None = None,
+    ) -> Any:
+        """The flow as a NumPyro ``Distribution``, see ``interop.numpyro_distribution``."""
+        return interop.numpyro_distribution(self, variables, context, validate_args)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from flow_bridge.masks import Autoregression, Index, Order
 from jax_flows.derivatives import Layers
-from jax_flows.numerics import matmul_precision, softplus
+from jax_flows.numerics import conditioner_operands, matmul_precision, softplus
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "leaky_relu": lambda x: jnp.where(x > 0, x, 0.2 * x),
@@ -33,11 +33,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def matmul(x: Array, kernel: Array) -> Array:
     """x W for x of shape ``(*batch, in_dim)`` and W of shape ``(in_dim, out_dim)``."""
     if kernel.shape[0] <= kernel.shape[1]:
-        return jnp.matmul(x, kernel, precision=matmul_precision())
+        x, kernel, options = conditioner_operands(x, kernel)
+        return jnp.matmul(x, kernel, **options)
     # The gradient of a tall kernel is a tall product, at which XLA is 2 to 7 times slower on a CPU
     # than at its transpose; the barrier keeps it from folding the transposition away.
     transposed = jax.lax.optimization_barrier(kernel.T)
-    return jnp.einsum("...i,oi->...o", x, transposed, precision=matmul_precision())
+    x, transposed, options = conditioner_operands(x, transposed)
+    return jnp.einsum("...i,oi->...o", x, transposed, **options)
 
 
 # The backward pass keeps the products and computes the activations anew: less memory, and faster.
@@ -186,10 +188,12 @@ def conv(x: Array, kernel: Array, bias: Array) -> Array:
     if in_dim <= out_dim:
         columns = jnp.concatenate([_shift(x, *offset) for offset in offsets])
         columns = columns.reshape(size**2 * in_dim, -1)
-        out = jnp.matmul(kernel.reshape(-1, out_dim).T, columns, precision=matmul_precision())
+        rows, columns, options = conditioner_operands(kernel.reshape(-1, out_dim).T, columns)
+        out = jnp.matmul(rows, columns, **options)
         return out.reshape(out_dim, *x.shape[1:]) + bias
     rows = kernel.transpose(0, 1, 3, 2).reshape(-1, in_dim)
-    out = jnp.matmul(rows, x.reshape(in_dim, -1), precision=matmul_precision())
+    rows, columns, options = conditioner_operands(rows, x.reshape(in_dim, -1))
+    out = jnp.matmul(rows, columns, **options)
     parts = jnp.split(out.reshape(len(rows), *x.shape[1:]), size**2)
     return sum((_shift(p, *offset) for p, offset in zip(parts, offsets, strict=True)), start=bias)
 

@@ -40,10 +40,23 @@ def sum_event(x: Array, event_ndim: int) -> Array:
     return x.sum(tuple(range(-event_ndim, 0)))
 
 
-def matmul_precision() -> jax.lax.Precision | None:
-    """Full float32 precision, as PyTorch's default, unless the user has stated another for JAX."""
+def matmul_precision() -> jax.lax.Precision:
+    """Full precision, as PyTorch's default, for every product that is not a conditioner's."""
+    return jax.lax.Precision.HIGHEST
+
+
+def conditioner_operands(a: Array, b: Array) -> tuple[Array, Array, dict[str, Any]]:
+    """The factors of a product of a conditioner, and the options of ``jnp.matmul`` that go with them.
+
+    Full precision, unless the user has stated another for JAX. Under
+    ``jax.default_matmul_precision("bfloat16")`` float32 factors are rounded to bfloat16 and their
+    products added up in float32, on every platform (XLA does so only where it is faster).
+    """
     stated = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return None if stated else jax.lax.Precision.HIGHEST
+    if stated == "bfloat16" and a.dtype == jnp.float32:
+        options = {"preferred_element_type": a.dtype}
+        return a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), options
+    return a, b, {"precision": None if stated else matmul_precision()}
 
 
 def random_bits(step: Array, stream: int, shape: Sequence[int]) -> Array:

@@ -38,6 +38,7 @@ from torch_flows.bijectors import (
     quantize,
 )
 from torch_flows.checkpoint import load, save
+from torch_flows.deployment import export
 from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -119,6 +120,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "export",
     "fit",
     "fit_to_energy",
     "load",

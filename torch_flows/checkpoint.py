@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checkpoint
 from flow_bridge.architecture import architecture
 from flow_bridge.weights import DTYPES
+from torch_flows.ranks import whole
 from torch_flows.registry import build
 
 
@@ -61,7 +62,7 @@ def load(
 
 def to_numpy(array: Tensor) -> np.ndarray:
     """A copy as a numpy array, bfloat16 included."""
-    array = array.detach().cpu().contiguous()
+    array = whole(array.detach()).cpu().contiguous()
     if array.dtype == torch.bfloat16:
         return array.view(torch.int16).numpy().view(DTYPES["bfloat16"]).copy()
     return array.numpy().copy()

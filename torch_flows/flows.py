@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from torch_flows import interop
 from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedSplineAutoregressive,
@@ -118,6 +119,12 @@ class Flow(nn.Module):
         z = self.base.sample((*shape, *context_batch), generator)
         x, log_det = self.inverse(z, context)
         return x, self.base.log_prob(z) - log_det
+
+    def distribution(
+        self, context: Tensor | None = None, validate_args: bool | None = None
+    ) -> interop.FlowDistribution:
+        """The flow as a ``torch.distributions.Distribution``, see ``interop.FlowDistribution``."""
+        return interop.distribution(self, context, validate_args)
 
 
 @register

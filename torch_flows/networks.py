@@ -77,7 +77,7 @@ class MLP(nn.Module):
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        return _mlp(self.activation, x, weights)
+        return _mlp(self.activation, x, weights).to(x.dtype)
 
 
 class MaskedMLP(MLP):
@@ -122,7 +122,7 @@ class MaskedMLP(MLP):
             for i, layer in enumerate(self.layers)
         ]
         h = x if context is None else torch.cat([x, context], -1)
-        out = _mlp(self.activation, h, weights)
+        out = _mlp(self.activation, h, weights).to(x.dtype)
         return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))
 
 
@@ -172,11 +172,11 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x. Channels come last in memory inside, which is what convolutions are fast at."""
-        batch = x.shape[:-3]
+        batch, dtype = x.shape[:-3], x.dtype
         x = x.reshape(-1, *x.shape[-3:]).movedim(-3, -1).contiguous().movedim(-1, -3)
         first, second, last = self.layers
         activation = _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])
-        x = last(activation(second(activation(first(x))))).contiguous()
+        x = last(activation(second(activation(first(x))))).contiguous().to(dtype)
         return x.reshape(*batch, *x.shape[-3:])
 
 
@@ -272,7 +272,7 @@ def spectral_bound(weight: Tensor) -> Tensor:
     tiny = torch.finfo(
         weight.dtype
     ).tiny  # makes zero weights harmless, and no difference to others
-    scale = weight.detach().abs().amax() + tiny
+    scale = weight.detach().abs().max() + tiny
     weight = weight / scale
     if weight.shape[0] > weight.shape[1]:
         weight = weight.T

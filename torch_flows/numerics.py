@@ -1,7 +1,9 @@
 """Scalar functions in the form that holds up far from the origin."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,20 @@ def log_sech2(x: Tensor) -> Tensor:
 def sum_event(x: Tensor, event_ndim: int) -> Tensor:
     """Sum over the last ``event_ndim`` axes."""
     return x.sum(tuple(range(-event_ndim, 0)))
+
+
+def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of x that computes in x's dtype under ``torch.autocast``, which is for conditioners."""
+
+    @wraps(method)
+    def run(self: Any, x: Tensor, *args: Any) -> Any:
+        device = x.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return method(self, x, *args)
+        with torch.autocast(device, enabled=False):
+            return method(self, x, *args)
+
+    return run
 
 
 def random_bits(step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:

@@ -1,31 +1,42 @@
 """Training: maximum likelihood on data, and reverse KL to an energy."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from flow_bridge import checks, training
+from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
+from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
-from torch_flows.bijectors.base import check_input
+from torch_flows.bijectors.base import check_input, dtype_name
 from torch_flows.checkpoint import from_numpy, to_numpy
 from torch_flows.flows import Flow
+from torch_flows.ranks import (
+    gather,
+    is_sharded,
+    local,
+    mean_over_ranks,
+    num_ranks,
+    rank,
+    sharded_like,
+)
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-
-_VALIDATION_ROWS = 4096
+Data = Tensor | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 
 
 def fit(
     flow: Flow,
-    data: Tensor | np.ndarray,
+    data: Data,
     *,
     context: Tensor | np.ndarray | None = None,
-    validation: float | Tensor | np.ndarray = 0.1,
+    validation: float | Data = 0.1,
     validation_context: Tensor | np.ndarray | None = None,
     num_epochs: int = 100,
     batch_size: int = 256,
@@ -36,68 +47,71 @@ def fit(
     seed: int = 0,
     progress: bool = True,
     state_path: str | os.PathLike[str] | None = None,
+    state_every: int | None = None,
 ) -> History:
     """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
 
     The flow is trained in place, keeps the weights of the best validation loss, and is left in
     evaluation mode.
 
+    Where ``torch.distributed`` is initialised, its ranks train one model together, from the weights of
+    rank 0 and on the trajectory of one process; ``DistributedDataParallel`` averages the gradients.
+    Each is given the same array and takes its part of each batch, or an iterable of its own part of the
+    batches. Rank 0 writes the state, all read it.
+
     Args:
         flow: the flow.
-        data: shape ``(num_rows, *event_shape)``, of the weights' dtype.
+        data: shape ``(num_rows, *event_shape)``, of the weights' dtype; a ``numpy.memmap`` is read batch
+            by batch. Or an iterable of batches, or a function from the epoch (from 0) to one: each an
+            array, or a pair of x and its context.
         context: shape ``(num_rows, context_dim)``, for a conditional flow.
-        validation: the fraction of rows held out, or the validation data; 0 for none.
-        validation_context: the context of the validation data, where those are given.
+        validation: the fraction of rows held out, or the validation data; 0 for none. An iterable is not
+            split.
+        validation_context: the context of the validation data, where those are given as an array.
         num_epochs: passes over the data.
-        batch_size: rows per step; at most all of them.
+        batch_size: rows per step, of all ranks together; at most all of them. An iterable has its own.
         learning_rate: of Adam; a number, or a function from the step (from 0) to one.
         optimizer: makes another optimiser from the parameters, in place of Adam and its rate.
         max_grad_norm: gradients of a larger global norm are scaled down to it.
         patience: stop after this many epochs without a better validation loss.
-        seed: decides the split and the batches, which are the same in both backends.
+        seed: decides the split and the batches of an array, which are the same in both backends.
         progress: show a progress bar.
         state_path: a file that holds the state after every epoch. If it exists, training goes on
             from there and ends with the same weights as an uninterrupted run.
+        state_every: write the state also within an epoch, after this many steps.
 
     Returns:
         The losses.
 
     Raises:
-        ValueError: for data that are empty, not finite, or of a wrong shape.
+        ValueError: for data that are empty, not finite, or of a wrong shape, and for batches that do not
+            split evenly over the ranks.
         TypeError: for data of another dtype than the weights.
         NonFiniteError: if the loss becomes NaN or infinite; the flow keeps the last good weights.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
     checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    weight = next(flow.parameters())
-    rows = _rows(flow, "data", data, context)
+    source, held_out = _source(flow, "data", data, context, num_epochs), None
     if isinstance(validation, int | float):
-        kept, held_out = training.split_rows(len(rows[0]), validation, seed)
-        validation_rows = [array[held_out] for array in rows]
-        rows = [array[kept] for array in rows]
+        source, held_out = sources.split(source, validation, seed)
     else:
-        validation_rows = _rows(flow, "validation", validation, validation_context)
-
-    def loss(batch: Tensor) -> Tensor:
-        return -flow.log_prob(*(array[batch] for array in rows)).mean()
-
-    def validation_loss() -> float | None:
-        blocks = zip(*(array.split(_VALIDATION_ROWS) for array in validation_rows), strict=True)
-        total = sum(-flow.log_prob(*block).double().sum() for block in blocks)
-        return float(total) / len(validation_rows[0]) if len(validation_rows[0]) else None
-
+        held_out = _source(flow, "validation", validation, validation_context, num_epochs)
+    engine = _Engine(flow, _NegativeLogLikelihood(flow), source, held_out, optimizer, max_grad_norm)
     return training.train(
-        _Engine(flow, loss, validation_loss, optimizer, max_grad_norm, weight.device, None),
-        training.row_batches(len(rows[0]), batch_size, seed),
+        engine,
+        sources.source_chunks(
+            source, batch_size, seed, engine.part, sources.steps_per_call(state_every)
+        ),
         num_epochs,
+        held_out,
         learning_rate=learning_rate,
         patience=patience,
         progress=progress,
         state_path=state_path,
+        state_every=state_every,
         settings={
             "architecture": architecture(flow),
-            "rows": len(rows[0]),
-            "batch_size": batch_size,
+            **sources.sizes(source, batch_size),
             "seed": seed,
         },
     )
@@ -116,6 +130,7 @@ def fit_to_energy(
     seed: int = 0,
     progress: bool = True,
     state_path: str | os.PathLike[str] | None = None,
+    state_every: int | None = None,
 ) -> History:
     """Fit a flow to an unnormalised density exp(-energy) by reverse KL.
 
@@ -129,25 +144,21 @@ def fit_to_energy(
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
-    weight = next(flow.parameters())
-    given = None if context is None else torch.as_tensor(context, device=weight.device)
-
-    def loss(noise: Tensor) -> Tensor:
-        z = flow.base.from_noise(noise)
-        x, log_det = flow.inverse(z, given)
-        return (flow.base.log_prob(z) - log_det + energy(x)).mean()
-
-    num_epochs, batches = training.noise_batches(
+    num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
+    loss = _ReverseKL(flow, energy, context)
+    engine = _Engine(flow, loss, None, None, optimizer, max_grad_norm)
     return training.train(
-        _Engine(flow, loss, lambda: None, optimizer, max_grad_norm, weight.device, weight.dtype),
-        batches,
+        engine,
+        sources.array_chunks(batches, engine.part, sources.steps_per_call(state_every)),
         num_epochs,
+        None,
         learning_rate=learning_rate,
         patience=None,
         progress=progress,
         state_path=state_path,
+        state_every=state_every,
         settings={
             "architecture": architecture(flow),
             "num_steps": num_steps,
@@ -157,14 +168,47 @@ def fit_to_energy(
     )
 
 
-def _rows(flow: Flow, name: str, data: Any, context: Any) -> list[Tensor]:
-    device = next(flow.parameters()).device
-    arrays = [torch.as_tensor(a, device=device) for a in (data, context) if a is not None]
+def _source(flow: Flow, name: str, data: Any, context: Any, num_epochs: int) -> Source:
+    weight = next(flow.parameters())
+    expected = Expected(
+        type(flow).__name__, flow.event_shape, flow.context_dim, dtype_name(weight.dtype)
+    )
+    if isinstance(data, np.memmap):
+        return sources.host_rows(expected, name, data, None if context is None else _host(context))
+    if not sources.is_array(data):
+        return sources.stream(expected, name, data, context, num_epochs, _host)
+    arrays = [torch.as_tensor(a, device=weight.device) for a in (data, context) if a is not None]
     check_input(flow, name, arrays[0], arrays[1] if len(arrays) > 1 else None)
     for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
         finite = array.isfinite().flatten(1).all(1).cpu().numpy()
-        training.check_rows(label, len(arrays[0]), finite)
-    return arrays
+        sources.check_rows(label, len(arrays[0]), finite)
+    return Rows(tuple(arrays))
+
+
+def _host(array: Any) -> np.ndarray:
+    return to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)
+
+
+class _NegativeLogLikelihood(nn.Module):
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return -self.flow.log_prob(*batch).mean()
+
+
+class _ReverseKL(nn.Module):
+    def __init__(self, flow: Flow, energy: Callable[[Tensor], Tensor], context: Any) -> None:
+        super().__init__()
+        self.flow, self.energy = flow, energy
+        weight = next(flow.parameters())
+        self.context = None if context is None else torch.as_tensor(context, device=weight.device)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        z = self.flow.base.from_noise(noise)
+        x, log_det = self.flow.inverse(z, self.context)
+        return (self.flow.base.log_prob(z) - log_det + self.energy(x)).mean()
 
 
 class _Engine:
@@ -173,41 +217,76 @@ class _Engine:
     def __init__(
         self,
         flow: Flow,
-        loss: Callable[[Tensor], Tensor],
-        validation_loss: Callable[[], float | None],
+        loss: nn.Module,
+        data: Source | None,
+        validation: Source | None,
         optimizer: MakeOptimizer | None,
         max_grad_norm: float | None,
-        device: torch.device,
-        batch_dtype: torch.dtype | None,
     ) -> None:
-        self.flow, self.loss, self.validation_loss = flow, loss, validation_loss
-        self.max_grad_norm, self.device, self.batch_dtype = max_grad_norm, device, batch_dtype
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.flow, self.max_grad_norm = flow, max_grad_norm
+        self.data, self.validation = data, validation
+        trained = [p for p in flow.parameters() if p.requires_grad]
+        # Sharded ones last, in a group of their own: no kernel takes both kinds at once.
+        self.order = sorted(range(len(trained)), key=lambda i: is_sharded(trained[i]))
+        self.parameters = [trained[i] for i in self.order]
+        self.sharded = any(is_sharded(p) for p in trained)
         self.sets_rate = optimizer is None
-        self.optimizer = (optimizer or adam)(self.parameters)
+        self.optimizer = (optimizer or adam)(self._groups())
+        self.part = Part(rank(), num_ranks(), num_ranks())
+        self.is_main = self.part.index == 0
+        self.loss = loss if self.part.count == 1 else distributed(loss, self.sharded)
 
-    def run(self, batches: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, bool]:
+    def _groups(self) -> Any:
+        if not self.sharded:
+            return self.parameters
+        kinds = [[p for p in self.parameters if is_sharded(p) == kind] for kind in (False, True)]
+        return [{"params": parameters} for parameters in kinds if parameters]
+
+    def gather(self, values: Sequence[int]) -> np.ndarray:
+        return gather(values, self.parameters[0].device).cpu().numpy()
+
+    def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
         self.flow.train()
         losses = []
-        for batch, rate in zip(
-            torch.as_tensor(batches, device=self.device, dtype=self.batch_dtype), rates, strict=True
-        ):
+        for *batch, rate in zip(*self._to_device(chunk), rates, strict=True):
             if self.sets_rate:
-                self.optimizer.param_groups[0]["lr"] = float(rate)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = float(rate)
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(batch)
+            loss = self.loss(*self._rows(self.data, batch))
             loss.backward()
+            if self.sharded:
+                self._average_gradients()
             if self.max_grad_norm is not None:
                 clip_by_global_norm([p.grad for p in self.parameters], self.max_grad_norm)
             self.optimizer.step()
+            torch.clear_autocast_cache()  # fit under torch.autocast would keep the old weights
             losses.append(loss.detach())
         self.flow.eval()
-        finite = torch.stack([p.isfinite().all() for p in self.parameters]).all()
-        return torch.stack(losses).double().cpu().numpy(), bool(finite)
+        finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()
+        finite = mean_over_ranks(finite.double()) == 1
+        return mean_over_ranks(torch.stack(losses).double()).cpu().numpy(), bool(finite)
+
+    def _average_gradients(self) -> None:
+        """Of the weights that are not sharded, whose own hooks do it."""
+        for p in self.parameters:
+            if p.grad is not None and not is_sharded(p):
+                p.grad = mean_over_ranks(p.grad)
 
     @torch.no_grad()
-    def validate(self) -> float | None:
-        return self.validation_loss()
+    def evaluate(self, block: Chunk, is_part: bool) -> float:
+        batch = self._rows(self.validation, self._to_device(block))
+        total = -self.flow.log_prob(*batch).double().sum()
+        return float(mean_over_ranks(total) * self.part.count if is_part else total)
+
+    def _to_device(self, chunk: Chunk) -> list[Tensor]:
+        weight = self.parameters[0]
+        tensors = [from_numpy(array).to(weight.device) for array in chunk]
+        return [t.to(weight.dtype) if t.is_floating_point() else t for t in tensors]
+
+    @staticmethod
+    def _rows(source: Source | None, batch: list[Tensor]) -> list[Tensor]:
+        return [array[batch[0]] for array in source.arrays] if isinstance(source, Rows) else batch
 
     def snapshot(self) -> dict[str, Tensor]:
         return {name: array.detach().clone() for name, array in self.flow.state_dict().items()}
@@ -218,7 +297,8 @@ class _Engine:
     def state_arrays(self, best: dict[str, Tensor] | None) -> dict[str, np.ndarray]:
         groups = {"weights": self.flow.state_dict(), "best": best or {}}
         for i, slots in self.optimizer.state_dict()["state"].items():
-            groups[f"optimizer.p{i}"] = {k: v for k, v in slots.items() if isinstance(v, Tensor)}
+            group = {k: v for k, v in slots.items() if isinstance(v, Tensor)}
+            groups[f"optimizer.p{self.order[i]}"] = group
         return {f"{g}.{name}": to_numpy(a) for g, t in groups.items() for name, a in t.items()}
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
@@ -228,12 +308,35 @@ class _Engine:
             group, name = path.split(".", 1)
             if group == "optimizer":
                 index, name = name.split(".", 1)
-                slots.setdefault(int(index[1:]), {})[name] = from_numpy(array)
+                slots.setdefault(self.order.index(int(index[1:])), {})[name] = from_numpy(array)
             else:
                 groups[group][name] = from_numpy(array)
+        like = self.flow.state_dict()
+        for found in groups.values():
+            found.update({name: sharded_like(a, like[name]) for name, a in found.items()})
+        for i, slot in slots.items():
+            slot.update({name: sharded_like(a, self.parameters[i]) for name, a in slot.items()})
         self.restore(groups["weights"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
         return groups["best"] or None
+
+
+def distributed(loss: nn.Module, sharded: bool) -> nn.Module:
+    """The loss of one rank's rows, from rank 0's weights, whose gradients are averaged over the ranks.
+
+    Where weights are sharded already (``fully_shard``), these are left to their own hooks.
+    """
+    for array in loss.state_dict().values():
+        if not is_sharded(array):
+            dist.broadcast(array, 0)
+    if sharded:
+        return loss
+    from torch.nn.parallel import DistributedDataParallel
+
+    # From here on buffers agree: what goes into them is synchronised, or the same everywhere.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(loss, broadcast_buffers=False, static_graph=True)
 
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -244,5 +347,11 @@ def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 def clip_by_global_norm(gradients: Iterable[Tensor | None], max_norm: float) -> None:
     """Scale all gradients, in place, by max_norm / max(norm, max_norm), norm that of all of them."""
     present = [g for g in gradients if g is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present)))
-    torch._foreach_mul_(present, max_norm / norm.clamp_min(max_norm))
+    parts = [local(g) for g in present]
+    norms = torch.stack(torch._foreach_norm(parts))
+    if any(is_sharded(g) for g in present):
+        sharded = torch.tensor([is_sharded(g) for g in present], device=norms.device)
+        everywhere = (mean_over_ranks(norms.square()) * num_ranks()).sqrt()
+        norms = torch.where(sharded, everywhere, norms)
+    norm = torch.linalg.vector_norm(norms)
+    torch._foreach_mul_(parts, max_norm / norm.clamp_min(max_norm))

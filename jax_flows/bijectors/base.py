@@ -129,6 +129,12 @@ class Bijector(HasVariables):
         """
         return initialize(self, self, variables, variables, x, context)
 
+    def transform(self, variables: Variables, context: Array | None = None) -> Any:
+        """The bijector as a NumPyro ``Transform``, see ``interop.numpyro_transform``."""
+        from jax_flows import interop
+
+        return interop.numpyro_transform(self, variables, context)
+
     def check_domain(self, x: Array) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
         self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
@@ -225,13 +231,29 @@ def check_input(
         owner.latent_shape if name == "z" else owner.event_shape,
         None if dtype is None else dtype.name,
     )
-    if context is None:
-        checks.context_array(label, None, None, owner.context_dim, batch, x.dtype.name)
-        return jnp.asarray(x), None
+    _check_context(owner, context, batch, x.dtype.name)
+    if context is not None:
+        context = jnp.broadcast_to(context, (*batch, owner.context_dim))
+    return jnp.asarray(x), context
+
+
+def context_batch(owner: Any, variables: Variables, context: Array | None) -> tuple[int, ...]:
+    """Check a context that is given before its input, and return its batch shape."""
+    if not isinstance(context, jax.Array | np.ndarray | None):
+        label = type(owner).__name__
+        raise TypeError(f"{label} expects context as an array, got {type(context).__name__}.")
+    dtype = weight_dtype(variables) or getattr(context, "dtype", None)
+    batch = () if context is None else context.shape[:-1]
+    _check_context(owner, context, batch, "" if dtype is None else dtype.name)
+    return batch
+
+
+def _check_context(owner: Any, context: Array | None, batch: tuple[int, ...], dtype: str) -> None:
+    shape = None if context is None else context.shape
+    context_dtype = None if context is None else context.dtype.name
     checks.context_array(
-        label, context.shape, context.dtype.name, owner.context_dim, batch, x.dtype.name
+        type(owner).__name__, shape, context_dtype, owner.context_dim, batch, dtype
     )
-    return jnp.asarray(x), jnp.broadcast_to(context, (*batch, owner.context_dim))
 
 
 class _Segment(NamedTuple):

@@ -21,7 +21,8 @@ class BatchNorm(Bijector):
     log|det| = sum(log_gamma - log(var + eps) / 2). ``forward_and_update`` uses the mean and the
     biased variance of the batch and moves the running averages towards the mean and the unbiased
     variance; ``forward`` uses the running averages, as ``inverse`` always does. A batch with a NaN
-    or an infinity leaves the running averages as they were.
+    or an infinity leaves the running averages as they were. Of a batch that is sharded over devices
+    these are the statistics of the whole.
 
     Args:
         dim: number of dimensions.

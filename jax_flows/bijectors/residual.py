@@ -601,7 +601,8 @@ class InvertibleResidual(Bijector):
             return i + 1, x, base, direction, fallback, size, share
 
         size, zeros = jnp.full_like(close, math.inf), jnp.zeros_like(target)
-        start = jnp.zeros((), int), target, target, zeros, zeros, size, jnp.ones_like(close)
+        # the fallback starts at z, so that a NaN row stays one
+        start = jnp.zeros((), int), target, target, zeros, target, size, jnp.ones_like(close)
         _, _, base, direction, *_ = jax.lax.while_loop(unfinished, step, start)
         x = base + direction  # from close to the root, one more step reaches rounding
         for _ in range(_DIFFERENTIABLE_STEPS):

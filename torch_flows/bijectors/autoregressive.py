@@ -14,6 +14,7 @@ from flow_bridge.splines import check_spline
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.bijectors.splines import rational_quadratic
 from torch_flows.networks import ACTIVATIONS, MaskedMLP
+from torch_flows.numerics import full_precision
 from torch_flows.registry import register
 
 SCALE_BOUND = 2.0
@@ -65,6 +66,7 @@ class MaskedAutoregressive(Bijector):
         z, log_det = self._transform(x, self.network(x, context))
         return z, log_det.sum(-1)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         rows = z.reshape(-1, self.dim).T[self.generated]
         weights: list[Tensor] = [layer.weight for layer in self.network.layers]

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,17 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from torch_flows.registry import register
 
+if TYPE_CHECKING:
+    from torch_flows.interop import BijectorTransform
+
 Output = tuple[Tensor, Tensor]
 
 _DTYPE_NAMES = {getattr(torch, name): name for name in checks.FLOAT_DTYPES}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that numpy and JAX have for a dtype."""
+    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 class Bijector(nn.Module, ABC):
@@ -87,6 +95,12 @@ class Bijector(nn.Module, ABC):
         """
         initialize(self, self, x, context)
 
+    def transform(self, context: Tensor | None = None, cache_size: int = 0) -> "BijectorTransform":
+        """The bijector as a ``torch.distributions.Transform``, see ``interop.BijectorTransform``."""
+        from torch_flows import interop
+
+        return interop.BijectorTransform(self, context, cache_size)
+
     def check_domain(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
         self.domain.check(type(self).__name__, "x", x.detach().double().cpu().numpy())
@@ -134,21 +148,36 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
         if not isinstance(value, Tensor | None):
             raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
     weight = next(owner.parameters(), None)
-    dtype = _DTYPE_NAMES.get(x.dtype, str(x.dtype).removeprefix("torch."))
+    dtype = dtype_name(x.dtype)
     batch = checks.input_array(
         label,
         name,
         x.shape,
         dtype,
         owner.latent_shape if name == "z" else owner.event_shape,
-        None if weight is None else _DTYPE_NAMES[weight.dtype],
+        None if weight is None else dtype_name(weight.dtype),
     )
-    if context is None:
-        checks.context_array(label, None, None, owner.context_dim, batch, dtype)
-        return None
-    context_dtype = _DTYPE_NAMES.get(context.dtype, str(context.dtype).removeprefix("torch."))
-    checks.context_array(label, context.shape, context_dtype, owner.context_dim, batch, dtype)
-    return context.expand(*batch, owner.context_dim)
+    _check_context(owner, context, batch, dtype)
+    return None if context is None else context.expand(*batch, owner.context_dim)
+
+
+def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:
+    """Check a context that is given before its input, and return its batch shape."""
+    if not isinstance(context, Tensor | None):
+        label = type(owner).__name__
+        raise TypeError(f"{label} expects context as an array, got {type(context).__name__}.")
+    weight = next(owner.parameters(), context)
+    batch = () if context is None else tuple(context.shape[:-1])
+    _check_context(owner, context, batch, "" if weight is None else dtype_name(weight.dtype))
+    return batch
+
+
+def _check_context(owner: Any, context: Tensor | None, batch: tuple[int, ...], dtype: str) -> None:
+    shape = None if context is None else context.shape
+    context_dtype = None if context is None else dtype_name(context.dtype)
+    checks.context_array(
+        type(owner).__name__, shape, context_dtype, owner.context_dim, batch, dtype
+    )
 
 
 @register

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,15 @@ from flow_bridge.ode import missing_solver, solver_message
 from torch_flows.bijectors.base import Bijector, Output, check_input
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.networks import MLP
-from torch_flows.numerics import first_step, gaussian, is_eager, next_step, rademacher
+from torch_flows.numerics import (
+    first_step,
+    full_precision,
+    gaussian,
+    is_eager,
+    next_step,
+    rademacher,
+)
+from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
 Weights = tuple[Any, ...]
@@ -130,7 +139,7 @@ class ContinuousBijector(Bijector):
         noise = None
         if self.trace == "hutchinson":
             draw = rademacher if self.probe == "rademacher" else gaussian
-            noise = draw(self.noise_step, 0, x.shape)
+            noise = own_rows(partial(draw, self.noise_step, 0), x.shape)
             self.noise_step.copy_(next_step(self.noise_step))
         field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
         return self._run(x, context, (0.0, 1.0), noise, field)
@@ -185,6 +194,7 @@ class ContinuousBijector(Bijector):
             self._run(x, context, (0.0, 1.0), None, Counted(self.activation))
         return count
 
+    @full_precision
     def _run(
         self,
         x: Tensor,
@@ -204,7 +214,7 @@ class ContinuousBijector(Bijector):
         state = torch.cat([torch.where(given, rows, 0), torch.zeros_like(rows[:, :1])], -1)
         weights = self._weights(context, noise)
         field = field or _Field(self.activation)
-        if len(rows):
+        if self.solver == "rk4" or rows.shape[0]:  # the first does not ask, so that it exports
             state = self._integrate(field, state, weights, times)
         state = torch.where(given, state, torch.nan)
         return state[:, :-1].reshape(x.shape), state[:, -1].reshape(x.shape[:-1])

@@ -11,7 +11,7 @@ from torch_flows.bijectors.coupling import Partition
 from torch_flows.bijectors.elementwise import Elementwise
 from torch_flows.bijectors.linear import lu_matrix, lu_solve
 from torch_flows.networks import ConvNet
-from torch_flows.numerics import softplus, sum_event
+from torch_flows.numerics import full_precision, softplus, sum_event
 from torch_flows.registry import register
 
 Shape = tuple[int | None, ...]
@@ -133,10 +133,12 @@ class Invertible1x1Conv(Bijector):
         self.event_shape = (channels, None, None)
         self.lu = nn.Parameter(torch.zeros(channels, channels))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         z = torch.matmul(lu_matrix(self.lu), x.flatten(-2)).reshape(x.shape)
         return z, self._log_det(x)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x = lu_solve(self.lu, z.movedim(-3, -1)).movedim(-1, -3).contiguous()
         return x, -self._log_det(z)

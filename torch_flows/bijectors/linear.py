@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from flow_bridge import checks, masks
 from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.numerics import full_precision
 from torch_flows.registry import register
 
 
@@ -111,9 +112,11 @@ class Rotation(Bijector):
         identity = torch.eye(self.dim, dtype=v.dtype, device=v.device)
         return identity - v.T @ torch.linalg.solve_triangular(inverse_t, v, upper=True)
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         return x @ self.matrix().T, x.new_zeros(x.shape[:-1])
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return z @ self.matrix(), z.new_zeros(z.shape[:-1])
 
@@ -180,10 +183,12 @@ class LULinear(Bijector):
         """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
         return torch.linalg.cond(lu_matrix(self.lu))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         z = functional.linear(x, lu_matrix(self.lu), self.shift if self.bias else None)
         return z, self.lu.trace().expand(x.shape[:-1])
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x = lu_solve(self.lu, z - self.shift if self.bias else z)
         return x, -self.lu.trace().expand(z.shape[:-1])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.ranks import mean_over_ranks, num_ranks
 from torch_flows.registry import register
 
 
@@ -18,7 +19,8 @@ class BatchNorm(Bijector):
     log|det| = sum(log_gamma - log(var + eps) / 2). In training mode ``forward`` uses the mean and
     the biased variance of the batch and moves the running averages towards the mean and the unbiased
     variance; otherwise it uses the running averages, as ``inverse`` always does. A batch with a NaN
-    or an infinity leaves the running averages as they were.
+    or an infinity leaves the running averages as they were. In a process group the batch is that of
+    all ranks, so in training mode all of them must call ``forward``, with equally many rows.
 
     Args:
         dim: number of dimensions.
@@ -53,10 +55,11 @@ class BatchNorm(Bijector):
         if not self.training:
             return self._normalize(x, self.running_mean, self.running_var)
         rows = x.reshape(-1, self.dim)
-        checks.enough_rows("BatchNorm", rows.shape[0])
-        mean = rows.mean(0)
-        var = (rows - mean).square().mean(0)
-        self._update(mean.detach(), var.detach() * (rows.shape[0] / (rows.shape[0] - 1)))
+        num_rows = rows.shape[0] * num_ranks()
+        checks.enough_rows("BatchNorm", num_rows)
+        mean = mean_over_ranks(rows.mean(0))
+        var = mean_over_ranks((rows - mean).square().mean(0))
+        self._update(mean.detach(), var.detach() * (num_rows / (num_rows - 1)))
         return self._normalize(x, mean, var)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
@@ -82,7 +85,8 @@ class ActNorm(Bijector):
     log|det| = sum(log_scale) (times height * width). The identity until ``initialize(x)``, called once
     before training, sets scale and shift so that z has mean 0 and (biased) standard deviation 1 in
     every dimension or channel of x; a dimension that is constant up to rounding keeps a finite scale.
-    From then on both are weights like any other, and nothing depends on a batch.
+    From then on both are weights like any other, and nothing depends on a batch. In a process group x
+    is the rows of all ranks: each passes as many.
 
     Args:
         dim: number of dimensions, or ``(channels, height, width)``.
@@ -118,9 +122,9 @@ class ActNorm(Bijector):
 
     def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         channels = x.reshape(-1, len(self.shift), self.num_pixels).movedim(1, 0).flatten(1)
-        mean = channels.mean(1)
-        mean = mean + (channels - mean[:, None]).mean(1)
-        sd = (channels - mean[:, None]).square().mean(1).sqrt()
+        mean = mean_over_ranks(channels.mean(1))
+        mean = mean + mean_over_ranks((channels - mean[:, None]).mean(1))
+        sd = mean_over_ranks((channels - mean[:, None]).square().mean(1)).sqrt()
         eps = torch.finfo(x.dtype).eps
         log_sd = torch.maximum(sd, 4 * eps * mean.abs()).clamp_min(max(1e-6, eps)).log()
         self.log_scale.copy_(log_sd if inverse else -log_sd)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from torch_flows.networks import LipschitzMLP
 from torch_flows.numerics import (
     first_step,
+    full_precision,
     is_eager,
     log_sech2,
     log_softplus,
@@ -23,6 +25,7 @@ from torch_flows.numerics import (
     random_bits,
     softplus,
 )
+from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
 _TANH_SERIES = tanh_series(17)
@@ -70,11 +73,13 @@ class Planar(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(2 * dim + 1, context_dim))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(context)
         a = (w * x).sum(-1) + b
         return x + u_hat * a.tanh().unsqueeze(-1), _log_det(a, s, log_s)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(context)
         a = _solve((w * z).sum(-1) + b, s)
@@ -131,6 +136,7 @@ class Radial(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         center, alpha, s = self._constrained(context)
         offset = x - center
@@ -138,6 +144,7 @@ class Radial(Bijector):
         z = center + offset * ((r + s) / (alpha + r)).unsqueeze(-1)
         return z, self._log_det(r, alpha, s)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         center, alpha, s = self._constrained(context)
         offset = z - center
@@ -235,12 +242,14 @@ class Sylvester(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
         a = _product(inner, _product(q.T, x)) + b
         return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
@@ -440,18 +449,20 @@ class InvertibleResidual(Bijector):
             self.register_buffer("thresholds", thresholds, persistent=False)
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
+    @full_precision
     def _forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._evaluate(self.network.normalized(context), x, self.eval_terms)
         layers = self.network.normalized(context, estimate=True)
         if self.log_det == "exact":
             return self._evaluate(layers, x, None)
-        noise = rademacher(self.noise_step, 0, x.shape)
+        noise = own_rows(partial(rademacher, self.noise_step, 0), x.shape)
         stopped = random_bits(self.noise_step, 1, ()) < self.thresholds
         num_terms = self.exact_terms + int(stopped.sum())
         self.noise_step.copy_(next_step(self.noise_step))
         return self._estimate(layers, x, noise, num_terms)
 
+    @full_precision
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         layers = self.network.normalized(context)
         x = self._solve(layers, z)
@@ -467,6 +478,7 @@ class InvertibleResidual(Bijector):
         x = torch.where(failed.unsqueeze(-1), math.nan, x)
         return x, torch.where(failed, math.nan, -log_det)
 
+    @full_precision
     def forward_with_noise(
         self, x: Tensor, noise: Tensor, num_terms: int, context: Tensor | None = None
     ) -> Output:
@@ -513,7 +525,7 @@ class InvertibleResidual(Bijector):
         given = target.isfinite().all(-1, keepdim=True)
         x = base = target
         size, share = torch.full_like(close, math.inf), torch.ones_like(close)
-        direction = fallback = torch.zeros_like(x)
+        direction, fallback = torch.zeros_like(x), target  # so that a NaN row stays one
         for _ in range(bridge.newton_steps(self.lipschitz)):
             newton, residual = self._newton_step(fixed, x, target)
             now = _largest(residual)

@@ -1,0 +1,373 @@
+"""Where the rows of training come from: arrays, arrays on the host, iterables of batches.
+
+Batches of an array come from one numpy generator per epoch, so both backends see the same ones and a
+run can be resumed at any step. Steps run in calls of up to 200. What one call takes is a ``Chunk``:
+arrays with a leading axis of steps and then one of rows, that are either row numbers, or base noise,
+or x and its context themselves. Where several processes train together, each brings its own part of
+the rows of every step.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flow_bridge import checks
+
+MAX_STEPS_PER_CALL = 200
+MAX_BYTES_PER_CALL = 64 << 20  # of rows that come from the host
+VALIDATION_ROWS = 4096  # in one call
+
+Chunk = tuple[np.ndarray, ...]
+Chunks = Callable[[int, int], Iterable[Chunk]]
+"""From an epoch, and how many of its steps to leave out, to the chunks of the others."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part ``index`` of ``count`` equal parts of the rows of every batch, on ``devices`` in all."""
+
+    index: int = 0
+    count: int = 1
+    devices: int = 1
+
+    def of(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """This part of an array, along its axis of rows."""
+        self.check(array.shape[axis])
+        return np.split(array, self.count, axis)[self.index] if self.count > 1 else array
+
+    def check(self, num_rows: int) -> None:
+        """Raise ``ValueError`` unless a batch of all parts splits evenly over the devices."""
+        if num_rows % self.devices:
+            raise ValueError(
+                f"fit on {self.devices} devices expects batches of a multiple of {self.devices} "
+                f"rows, got {num_rows}."
+            )
+
+
+class Expected(NamedTuple):
+    """What a flow takes: its name, and the shapes and the dtype of its input."""
+
+    owner: str
+    event_shape: tuple[int | None, ...]
+    context_dim: int
+    dtype: str | None
+
+    def check(self, name: str, arrays: Chunk) -> None:
+        """Check shapes and dtypes of x and its context, if there is one."""
+        x, dtype = arrays[0], arrays[0].dtype.name
+        batch = checks.input_array(self.owner, name, x.shape, dtype, self.event_shape, self.dtype)
+        if len(batch) != 1:
+            raise ValueError(f"fit expects {name} with one axis of rows, got shape {x.shape}.")
+        shape, given = (arrays[1].shape, arrays[1].dtype.name) if arrays[1:] else (None, None)
+        checks.context_array(self.owner, shape, given, self.context_dim, batch, dtype)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Arrays in the memory of the device: x, and its context if there is one.
+
+    A chunk holds row numbers, and the device picks the rows.
+    """
+
+    arrays: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def subset(self, rows: np.ndarray) -> "Rows":
+        """The rows of these numbers alone."""
+        return Rows(tuple(array[rows] for array in self.arrays))
+
+    def take(self, rows: np.ndarray) -> Chunk:
+        """What the device needs to pick these rows."""
+        return (rows,)
+
+    def steps_within(self, batch_size: int, max_steps: int) -> int:
+        """How many steps of a batch size go into one call."""
+        return max_steps
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """Arrays that stay where they are, memory-mapped ones above all: x, and its context if any.
+
+    A chunk holds the rows themselves, read when they are needed and checked then.
+    """
+
+    name: str
+    arrays: tuple[np.ndarray, ...]
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def subset(self, rows: np.ndarray) -> "HostRows":
+        """The rows of these numbers alone."""
+        return HostRows(self.name, self.arrays, self.numbers[rows])
+
+    def take(self, rows: np.ndarray) -> Chunk:
+        """The rows of these numbers, an array of any shape."""
+        numbers = self.numbers[rows]
+        taken = tuple(np.asarray(array[numbers]) for array in self.arrays)
+        for label, array in zip((self.name, f"{self.name}'s context"), taken, strict=False):
+            finite = np.isfinite(array).reshape(*rows.shape, -1).all(-1)
+            if not finite.all():
+                _refuse_row(label, int(numbers[~finite][0]))
+        return taken
+
+    def steps_within(self, batch_size: int, max_steps: int) -> int:
+        """How many steps of a batch size go into one call."""
+        row_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays)
+        return _steps_within(batch_size * row_bytes, max_steps)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Batches that an iterable yields: arrays, or pairs of x and its context.
+
+    Args:
+        name: what they are.
+        source: the iterable, or a function from the epoch to one.
+        expected: what the flow takes.
+        to_numpy: turns an array of the half into one of numpy.
+    """
+
+    name: str
+    source: Any
+    expected: Expected
+    to_numpy: Callable[[Any], np.ndarray]
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
+        """The batches of one pass from number ``skip`` on, checked, as numpy arrays."""
+        source = self.source(epoch) if callable(self.source) else self.source
+        seen = skip
+        for batch in islice(source, skip, None):
+            yield self._read(f"batch {seen} of {self.name}", batch)
+            seen += 1
+        if not seen:
+            raise ValueError(f"fit got no batches of {self.name} in epoch {epoch}.")
+
+    def chunks(self, part: Part, max_steps: int) -> Chunks:
+        """Successive batches of one shape; every process brings its own part of them."""
+
+        def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
+            call: list[Chunk] = []
+            for batch in self.batches(epoch, skip):
+                part.check(len(batch[0]) * part.count)
+                limit = _steps_within(sum(array.nbytes for array in batch), max_steps)
+                if call and (len(call) >= limit or len(batch[0]) != len(call[0][0])):
+                    yield _stack(call)
+                    call = []
+                call.append(batch)
+            if call:
+                yield _stack(call)
+
+        return chunks
+
+    def _read(self, what: str, batch: Any) -> Chunk:
+        given = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if not 1 <= len(given) <= 2 or not all(is_array(array) for array in given):
+            names = ", ".join(type(array).__name__ for array in given)
+            raise TypeError(
+                f"fit expects {what} as an array or as a pair of x and its context, got {names}."
+            )
+        arrays = tuple(self.to_numpy(array) for array in given)
+        self.expected.check(what, arrays)
+        for label, array in zip((what, f"{what}'s context"), arrays, strict=False):
+            check_rows(label, len(arrays[0]), np.isfinite(array).reshape(len(array), -1).all(1))
+        return arrays
+
+
+Source = Rows | HostRows | Stream
+
+
+def is_array(data: Any) -> bool:
+    """Whether data are one array, and not an iterable of them."""
+    return hasattr(data, "shape") and hasattr(data, "dtype")
+
+
+def host_rows(expected: Expected, name: str, x: np.ndarray, context: Any) -> HostRows:
+    """Rows that stay on the host, their shapes and dtypes checked."""
+    arrays = (x,) if context is None else (x, context)
+    expected.check(name, arrays)
+    for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
+        check_rows(label, len(x), np.ones(len(array), bool))
+    return HostRows(name, arrays, np.arange(len(x)))
+
+
+def stream(
+    expected: Expected,
+    name: str,
+    source: Any,
+    context: Any,
+    num_epochs: int,
+    to_numpy: Callable[[Any], np.ndarray],
+) -> Stream:
+    """Batches from an iterable or from a function that makes one."""
+    if not (callable(source) or hasattr(source, "__iter__")):
+        raise TypeError(
+            f"fit expects {name} as an array, an iterable of batches or a function from the epoch "
+            f"to one, got {type(source).__name__}."
+        )
+    if context is not None:
+        raise ValueError(f"fit takes the context of {name} from batches that are pairs of both.")
+    if num_epochs > 1 and not callable(source) and iter(source) is source:
+        raise ValueError(
+            f"fit needs {num_epochs} passes over {name}, and a {type(source).__name__} has one: give "
+            "an iterable that starts anew each time, or a function from the epoch to one."
+        )
+    return Stream(name, source, expected, to_numpy)
+
+
+def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source | None]:
+    """What to train on, and a fraction of the rows held out for validation, ``None`` for none."""
+    if isinstance(source, Stream):
+        if fraction != 0:
+            raise ValueError(
+                "fit cannot hold out a fraction of an iterable: give validation data, or "
+                "validation=0."
+            )
+        return source, None
+    kept, held_out = split_rows(len(source), fraction, seed)
+    return source.subset(kept), source.subset(held_out) if len(held_out) else None
+
+
+def sizes(source: Source, batch_size: int) -> dict[str, int | None]:
+    """What a state says of the data: rows and rows per step, unknown of an iterable."""
+    if isinstance(source, Stream):
+        return {"rows": None, "batch_size": None}
+    return {"rows": len(source), "batch_size": batch_size}
+
+
+def source_chunks(source: Source, batch_size: int, seed: int, part: Part, max_steps: int) -> Chunks:
+    """The chunks of every epoch."""
+    if isinstance(source, Stream):
+        return source.chunks(part, max_steps)
+    batch_size = min(batch_size, len(source))
+    part.check(batch_size)
+    batches = row_batches(len(source), batch_size, seed)
+    limit = source.steps_within(batch_size // part.count, max_steps)
+
+    def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
+        for (rows,) in array_chunks(batches, part, limit)(epoch, skip):
+            yield source.take(rows)
+
+    return chunks
+
+
+def array_chunks(batches: Callable[[int], np.ndarray], part: Part, max_steps: int) -> Chunks:
+    """Chunks of an array for each epoch: ``(steps, batch_size, ...)`` row numbers or noise."""
+
+    def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
+        rest = part.of(batches(epoch), 1)[skip:]
+        for call in np.array_split(rest, max(1, math.ceil(len(rest) / max_steps))):
+            if len(call):
+                yield (call,)
+
+    return chunks
+
+
+def validation_blocks(source: Source, part: Part) -> Iterator[tuple[Chunk, bool]]:
+    """Validation data without an axis of steps, and whether they are this process's part of rows.
+
+    The few rows that do not split evenly over the devices come last, to all processes.
+    """
+    if isinstance(source, Stream):
+        for batch in source.batches(0):
+            part.check(len(batch[0]) * part.count)
+            yield batch, True
+        return
+    even = len(source) // part.devices * part.devices
+    size = max(1, VALIDATION_ROWS // part.devices) * part.devices
+    for start in range(0, even, size):
+        rows = np.arange(start, min(start + size, even), dtype=np.int32)
+        yield source.take(part.of(rows, 0)), True
+    if even < len(source):
+        yield source.take(np.arange(even, len(source), dtype=np.int32)), False
+
+
+def steps_per_call(state_every: int | None) -> int:
+    """The most steps in one call."""
+    if state_every is None:
+        return MAX_STEPS_PER_CALL
+    checks.positive_int("fit", state_every=state_every)
+    return min(MAX_STEPS_PER_CALL, state_every)
+
+
+def row_batches(num_rows: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """For each epoch, a permutation of the rows as ``(steps, batch_size)`` indices.
+
+    Rows that do not fill a batch sit that epoch out; other rows do so in the next.
+    """
+    batch_size = min(batch_size, num_rows)
+    steps = num_rows // batch_size
+    dtype = np.int32 if num_rows < 2**31 else np.int64
+
+    def epoch_batches(epoch: int) -> np.ndarray:
+        order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+        return order[: steps * batch_size].reshape(steps, batch_size).astype(dtype)
+
+    return epoch_batches
+
+
+def noise_batches(
+    kind: str, num_steps: int, shape: tuple[int, ...], seed: int
+) -> tuple[int, Callable[[int], np.ndarray]]:
+    """Base noise for ``num_steps`` steps of one batch of ``shape`` each: (epochs, their batches)."""
+
+    def epoch_batches(epoch: int) -> np.ndarray:
+        steps = min(MAX_STEPS_PER_CALL, num_steps - epoch * MAX_STEPS_PER_CALL)
+        generator = np.random.default_rng([seed, epoch])
+        draw = generator.standard_normal if kind == "normal" else generator.random
+        return draw((steps, *shape))
+
+    return math.ceil(num_steps / MAX_STEPS_PER_CALL), epoch_batches
+
+
+def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers for training and for validation, at least one of each.
+
+    Raises:
+        ValueError: if the fraction is not in [0, 1) or there are fewer than 2 rows to split.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fit expects validation as a fraction in [0, 1), got {fraction!r}.")
+    if fraction == 0:
+        return np.arange(num_rows), np.arange(0)
+    if num_rows < 2:
+        raise ValueError("fit needs at least 2 rows to split off validation data.")
+    order = np.random.default_rng([seed]).permutation(num_rows)
+    num_validation = max(1, round(num_rows * fraction))
+    return order[num_validation:], order[:num_validation]
+
+
+def check_rows(name: str, num_rows: int, finite: np.ndarray) -> None:
+    """Raise ``ValueError`` unless there are rows and all of them are finite.
+
+    Args:
+        name: what the rows are.
+        num_rows: how many are expected.
+        finite: for each row, whether all its values are finite.
+    """
+    if len(finite) != num_rows:
+        raise ValueError(f"fit expects {num_rows} rows of {name}, got {len(finite)}.")
+    if num_rows == 0:
+        raise ValueError(f"fit got no rows of {name}.")
+    if not finite.all():
+        _refuse_row(name, int(np.flatnonzero(~finite)[0]))
+
+
+def _refuse_row(name: str, row: int) -> None:
+    raise ValueError(f"fit got a NaN or an infinity in row {row} of {name}.")
+
+
+def _stack(batches: list[Chunk]) -> Chunk:
+    return tuple(np.stack(arrays) for arrays in zip(*batches, strict=True))
+
+
+def _steps_within(batch_bytes: int, max_steps: int) -> int:
+    return max(1, min(max_steps, MAX_BYTES_PER_CALL // max(1, batch_bytes)))
