@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from flow_bridge.architecture import architecture
-from flow_bridge.gates import GATES, ORACLE_RATIO
+from flow_bridge.gates import GATES, ORACLE_RATIO, SMALL_GRADIENT
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 
 Results = dict[str, Any]
@@ -364,9 +364,7 @@ def _error(name: str, a: Any, b: Any, dtype: str) -> float:
     total = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in b.values()))
     worst = 0.0
     for key, array in b.items():
-        # an array whose gradient is a small part of the whole is judged against the whole: where the
-        # truth is 0, sums over 256 rows were 7 eps of the whole apart
-        scale = max(float(np.linalg.norm(array)), 1e-2 * total, 1e-300)
+        scale = max(float(np.linalg.norm(array)), SMALL_GRADIENT * total, 1e-300)
         error = float(np.linalg.norm(a[key].astype(np.float64) - array)) / scale
         worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst / EPS[dtype]
