@@ -37,6 +37,7 @@ class Case:
         draw: draws inputs of a shape; standard normal by default.
         prepare: last touch on random weights, for those that are not free.
         smooth: whether second derivatives exist everywhere that the tests look.
+        slow: whether `make test-slow` alone runs it: a variant of rows that already show its parts.
         trajectory: whether 200 Adam steps are compared (a smooth conditioner, no null directions).
     """
 
@@ -50,6 +51,7 @@ class Case:
     prepare: Callable[[Arrays, np.random.Generator], None] = positive_variances
     smooth: bool = True
     trajectory: bool = False
+    slow: bool = False
 
     def weights(self, seed: int = 0) -> Arrays:
         """Random float64 weights that float32 holds exactly."""
@@ -263,13 +265,13 @@ CASES = [
     Case("Radial-context", arch("Radial", dim=3, context_dim=2)),
     Case("Sylvester", arch("Sylvester", dim=3, rank=2)),
     Case("Sylvester-dim1", arch("Sylvester", dim=1, rank=1)),
-    Case("Sylvester-steep", arch("Sylvester", dim=4, rank=4), scale=10.0),
+    Case("Sylvester-steep", arch("Sylvester", dim=4, rank=4), scale=10.0, slow=True),
     Case("Sylvester-context", arch("Sylvester", dim=3, rank=3, context_dim=2)),
     Case("InvertibleResidual", residual(dim=2)),
     Case("InvertibleResidual-dim1", residual(dim=1, hidden_dims=[5], activation="softplus")),
     Case("InvertibleResidual-context", residual(dim=3, context_dim=2), scale=3.0),
     Case("InvertibleResidual-steep", residual(dim=4, activation="gelu"), scale=10.0),
-    Case("InvertibleResidual-kinks", residual(dim=3, activation="leaky_relu"), smooth=False),
+    Case("InvertibleResidual-kinks", residual(dim=3, activation="leaky_relu"), smooth=False, slow=True),
     Case("InvertibleResidual-series", residual(dim=3, log_det="series", eval_terms=12)),
     # continuous, with fixed steps; test_continuous.py has the adaptive ones
     Case("Continuous", continuous(dim=2)),
@@ -283,7 +285,7 @@ CASES = [
     Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
          smooth=False),
     Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
-                              context_dim=3), smooth=False),
+                              context_dim=3), smooth=False, slow=True),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
     Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
          smooth=False),
@@ -295,22 +297,22 @@ CASES = [
          scale=0.5, smooth=False),
     Case("NeuralSplineFlow-context",
          arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3, tail_bound=3.0,
-              context_dim=2), smooth=False),
+              context_dim=2), smooth=False, slow=True),
     Case("NeuralSplineFlow-autoregressive",
          arch("NeuralSplineFlow", dim=3, hidden_dims=[6], num_layers=2, num_bins=3,
               autoregressive=True), scale=0.5, smooth=False),
     Case("MAF", arch("MAF", dim=3, hidden_dims=[8, 8], num_layers=4), smooth=False),
     Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
-    Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2)),
+    Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2), slow=True),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),
-    Case("RadialFlow-context", arch("RadialFlow", dim=3, num_layers=3, context_dim=2)),
+    Case("RadialFlow-context", arch("RadialFlow", dim=3, num_layers=3, context_dim=2), slow=True),
     Case("SylvesterFlow", arch("SylvesterFlow", dim=3, num_layers=3, rank=2)),
-    Case("SylvesterFlow-context", arch("SylvesterFlow", dim=2, num_layers=3, context_dim=2)),
+    Case("SylvesterFlow-context", arch("SylvesterFlow", dim=2, num_layers=3, context_dim=2), slow=True),
     Case("ResidualFlow", arch("ResidualFlow", dim=2, hidden_dims=[6, 5], num_blocks=3),
          trajectory=True),
     Case("ResidualFlow-context", arch("ResidualFlow", dim=3, hidden_dims=[5], num_blocks=2,
-                                      log_det="series", context_dim=2)),
+                                      log_det="series", context_dim=2), slow=True),
     Case("NeuralODE", arch("NeuralODE", dim=2, hidden_dims=[6, 5], solver="rk4", num_steps=3),
          trajectory=True),
     Case("FFJORD-context", arch("FFJORD", dim=3, hidden_dims=[6, 5], solver="rk4", num_steps=3,
@@ -324,4 +326,8 @@ def cases(condition: Callable[[Case], bool] = lambda case: True) -> Any:
     import pytest
 
     chosen = [case for case in CASES if condition(case)]
-    return pytest.mark.parametrize("case", chosen, ids=[case.name for case in chosen])
+    rows = [
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.slow else ())
+        for case in chosen
+    ]
+    return pytest.mark.parametrize("case", rows)

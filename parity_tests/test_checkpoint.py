@@ -189,7 +189,7 @@ def test_malformed_files_are_refused(name, load, good, tmp_path) -> None:
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"bad\.safetensors: \S.*\S"):
         load(path)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10  # what is refused only after the fact takes minutes
 
 
 @HALVES

@@ -20,6 +20,8 @@ from flow_bridge import cli
 from flow_bridge.checkpoint import read_header
 from torch_flows.checkpoint import to_numpy
 
+pytestmark = pytest.mark.usefixtures("quick_jax")
+
 
 @pytest.fixture
 def run(monkeypatch, capsys):

@@ -61,16 +61,14 @@ PAGES = [
 
 
 @pytest.fixture(autouse=True)
-def as_a_user(tmp_path, monkeypatch) -> Iterator[None]:
-    """An empty folder, float32 in JAX, compiled quickly; what is registered is forgotten after it."""
+def as_a_user(quick_jax, tmp_path, monkeypatch) -> Iterator[None]:
+    """An empty folder, float32 in JAX; what is registered is forgotten after it."""
     monkeypatch.chdir(tmp_path)
     for registry in (torch_flows.registry.registry, jax_flows.registry.registry):
         monkeypatch.setattr(registry, "types", dict(registry.types))
     torch.manual_seed(0)
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(False):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(page: Path, replaced: str = "", by: str = "") -> None:

@@ -27,6 +27,8 @@ from parity_tests.catalogue import Case, arch, cases, coupling, flow
 from parity_tests.test_isolation import BLOCK
 from torch_flows.interop import BijectorTransform, FlowDistribution
 
+pytestmark = pytest.mark.usefixtures("quick_jax")
+
 PAGE = Path(__file__).parent.parent / "docs" / "distributions.md"
 CONDITIONAL = Case("coupling", flow(
     coupling(dim=2, hidden_dims=[], context_dim=3), arch("StandardNormal", dim=2)))  # fmt: skip
@@ -163,6 +165,12 @@ def test_bad_contexts_get_the_same_sentence(shape, kind) -> None:
 
 
 # torch.distributions
+
+
+@pytest.fixture(autouse=True)
+def validation() -> None:
+    """PyTorch's default, which ``torch.compile`` turns off for the rest of the process."""
+    torch.distributions.Distribution.set_default_validate_args(True)
 
 
 def test_torch_shapes_and_expansion() -> None:

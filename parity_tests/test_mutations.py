@@ -20,6 +20,8 @@ from jax_flows.bijectors import coupling, normalization, residual
 from parity_tests.catalogue import Case, arch
 from parity_tests.catalogue import coupling as coupling_row
 
+pytestmark = pytest.mark.usefixtures("quick_jax")
+
 SQUARE = coupling_row(dim=4, hidden_dims=[4, 4])
 COUPLING = coupling.AffineCoupling
 

@@ -5,6 +5,7 @@ import pickle
 
 import jax
 import numpy as np
+import pytest
 import torch
 
 import jax_flows
@@ -50,6 +51,7 @@ def test_backends_agree(case: Case) -> None:
     assert report.architecture == architecture(jax_flows.build(case.architecture))
 
 
+@pytest.mark.usefixtures("quick_jax")
 @cases()
 def test_batch_shapes(case: Case) -> None:
     """Every batch shape gives the rows of the flat batch, in both halves, eager and compiled."""
@@ -175,6 +177,7 @@ class _Direction(torch.nn.Module):
         return getattr(self.model, self.direction)(x, context)
 
 
+@pytest.mark.usefixtures("quick_jax")
 @cases()
 def test_compiles_and_maps(case: Case) -> None:
     """fullgraph compilation and torch.func.vmap give the eager results; so does jax.vmap."""
