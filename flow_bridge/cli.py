@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError, NonFiniteError, TwinflowsError
 
 app = typer.Typer(
@@ -63,9 +64,9 @@ def train(
     model: Annotated[str, typer.Option(help="A named model, such as maf or realnvp.")] = "maf",
     backend: Half = None,
     options: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--set", help="An argument of the model, as NAME=JSON; may be repeated."),
-    ] = [],  # noqa: B006
+    ] = None,
     context_columns: Annotated[
         int, typer.Option(min=0, help="How many of the last columns the density is conditioned on.")
     ] = 0,
@@ -102,10 +103,11 @@ def train(
 
     if out.exists() and not force:
         raise ValueError(f"{out} exists: choose another name, or --force to replace it.")
+    checks.host("train", "matplotlib.figure", "matplotlib", "tables")
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is no folder to write {out.name} to.")
     x, context = _split(read_table(data), context_columns)
-    architecture = describe(model, backend, x.shape[1:], context_columns, options)
+    architecture = describe(model, backend, x.shape[1:], context_columns, options or [])
     built = new_model(architecture, backend, dtype.value, seed)
     scaling = standardized(x, dtype.value) if standardize and x.ndim == 2 else None
     rows = (x if scaling is None else (x - scaling.mean) / scaling.sd).astype(dtype.value)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flow_bridge import checks
 from flow_bridge.training import History
 
 MAX_POINTS = 4000
@@ -15,9 +16,8 @@ def draw_training(path: Path, history: History, data: np.ndarray, samples: np.nd
     Raises:
         ImportError: without matplotlib.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    matplotlib = checks.host("A picture", "matplotlib.figure", "matplotlib", "tables")
+    figure = matplotlib.Figure(figsize=(11, 4.5), layout="constrained")
     losses, points = figure.subplots(1, 2)
     epochs = np.arange(1, len(history.train_loss) + 1)
     losses.plot(epochs, history.train_loss, label="training")

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from flow_bridge import checks
+
 
 def read_table(path: Path) -> np.ndarray:
     """The rows of a file, ``(rows, columns)``; of a ``.npy`` file of any shape with rows, memory-mapped.
@@ -42,9 +44,7 @@ def write_table(path: Path, array: np.ndarray, names: list[str]) -> None:
         return
     if array.ndim > 2:
         raise ValueError(f"{path.suffix} holds rows of numbers: write images to a .npy file.")
-    import pandas
-
-    frame = pandas.DataFrame(array.reshape(len(array), -1), columns=names)
+    frame = _pandas(path).DataFrame(array.reshape(len(array), -1), columns=names)
     if path.suffix == ".csv":
         frame.to_csv(path, index=False)
     else:
@@ -57,22 +57,23 @@ def check_kind(path: Path) -> None:
         raise ValueError(f"{path} is expected to end in {', '.join(_READERS)}.")
 
 
+def _pandas(path: Path) -> Any:
+    return checks.host(str(path), "pandas", "pandas", "tables")
+
+
 def _read_npy(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _read_csv(path: Path) -> np.ndarray:
-    import pandas
-
+    pandas = _pandas(path)
     with path.open() as file:
         has_names = not all(map(_is_number, file.readline().split(",")))
     return _numbers(path, pandas.read_csv(path, header=0 if has_names else None))
 
 
 def _read_parquet(path: Path) -> np.ndarray:
-    import pandas
-
-    return _numbers(path, pandas.read_parquet(path))
+    return _numbers(path, _pandas(path).read_parquet(path))
 
 
 def _numbers(path: Path, frame: Any) -> np.ndarray:
