@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
@@ -109,6 +110,12 @@ class JaxModel:
     def __init__(self, flow: Any, variables: Mapping[str, Any]) -> None:
         self.flow, self.variables = flow, variables
 
+    @cached_property
+    def _compiled(self) -> tuple[Any, Any]:
+        import jax
+
+        return jax.jit(self.flow.log_prob), jax.jit(self.flow.inverse)
+
     @classmethod
     def build(cls, architecture: Architecture, dtype: str, seed: int) -> "JaxModel":
         import jax
@@ -142,18 +149,15 @@ class JaxModel:
         return history
 
     def log_prob(self, x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        import jax
-
-        log_prob = jax.jit(self.flow.log_prob)
+        log_prob, _ = self._compiled
         return np.asarray(log_prob(self.variables, *self._arrays(x, context)), np.float64)
 
     def from_noise(self, noise: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        import jax
-
         base = {name: tree.get("base", {}) for name, tree in self.variables.items()}
         noise_array, context_array = self._arrays(noise, context)
         z = self.flow.base.from_noise(base, noise_array)
-        x, _ = jax.jit(self.flow.inverse)(self.variables, z, context_array)
+        _, inverse = self._compiled
+        x, _ = inverse(self.variables, z, context_array)
         return np.asarray(x, np.float64)
 
     def parts(self) -> tuple[Architecture, Architecture]:
