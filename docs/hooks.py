@@ -8,13 +8,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-BRIDGE = "reference/flow_bridge.md"
+FLOORS = {"flow_bridge": "What both halves stand on.", "twinflows": "What stands on both halves."}
 
 
 def on_config(config: MkDocsConfig) -> None:
     """Put the made pages into the navigation."""
     pages = [{_title(path): _page(path)} for path in _shared_files()]
-    section: list[Any] = ["reference/index.md", *pages, {"flow_bridge": BRIDGE}]
+    floors = [{name: f"reference/{name}.md"} for name in FLOORS]
+    section: list[Any] = ["reference/index.md", *pages, *floors]
     assert config.nav is not None
     config.nav[-1] = {"Reference": section}
 
@@ -22,12 +23,13 @@ def on_config(config: MkDocsConfig) -> None:
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the made pages."""
     contents = {_page(path): _both_halves(path) for path in _shared_files()}
-    modules = sorted(path.stem for path in (ROOT / "flow_bridge").glob("*.py"))
-    bridge = ["# flow_bridge", "", "What both halves share.", ""]
-    for module in modules:
-        if module != "__init__" and _public(ROOT / "flow_bridge" / f"{module}.py"):
-            bridge += [f"::: flow_bridge.{module}", "    options:", "        heading_level: 2", ""]
-    contents[BRIDGE] = "\n".join(bridge)
+    for floor, sentence in FLOORS.items():
+        lines = [f"# {floor}", "", sentence, ""]
+        for path in sorted((ROOT / floor).rglob("*.py")):
+            if path.name != "__init__.py" and _public(path):
+                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                lines += [f"::: {module}", "    options:", "        heading_level: 2", ""]
+        contents[f"reference/{floor}.md"] = "\n".join(lines)
     for uri, content in contents.items():
         files.append(File.generated(config, uri, content=content))
 

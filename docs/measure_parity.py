@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 import jax_flows
 import torch_flows
-from flow_bridge.gates import GATES
-from flow_bridge.parity import Comparison, ParityReport, compare
+from twinflows.parity.limits import GATES
+from twinflows.parity.compare import Comparison, ParityReport, compare
 from parity_tests import conftest  # noqa: F401  (float64 in JAX, one thread)
 from parity_tests.catalogue import CASES, Case
 

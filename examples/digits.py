@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 import jax_flows
 import torch_flows
-from flow_bridge.parity import check_parity
+from twinflows.parity.compare import check_parity
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -19,7 +19,7 @@ from sklearn.datasets import make_circles, make_moons
 
 import jax_flows
 import torch_flows
-from flow_bridge.parity import check_parity
+from twinflows.parity.compare import check_parity
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""What both halves of twinflows share: architectures, weights across frameworks, files, parity."""
+"""What both halves of twinflows share: architectures, weights across frameworks, files."""
 
 from flow_bridge.architecture import architecture
 from flow_bridge.errors import (
@@ -8,7 +8,6 @@ from flow_bridge.errors import (
     NonFiniteError,
     TwinflowsError,
 )
-from flow_bridge.parity import ParityReport, check_bijector, check_parity
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 
 __all__ = [
@@ -16,11 +15,8 @@ __all__ = [
     "CheckpointError",
     "ConversionError",
     "NonFiniteError",
-    "ParityReport",
     "TwinflowsError",
     "architecture",
-    "check_bijector",
-    "check_parity",
     "jax_to_torch",
     "torch_to_jax",
 ]

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import jax_flows
 import torch_flows
-from flow_bridge import cli
+from twinflows.command import cli
 from flow_bridge.checkpoint import read_header
 from torch_flows.checkpoint import to_numpy
 

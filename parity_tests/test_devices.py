@@ -17,7 +17,7 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge import sources
-from flow_bridge.gates import TRAJECTORY
+from twinflows.parity.limits import TRAJECTORY
 from flow_bridge.sources import row_batches
 from flow_bridge.weights import jax_to_torch
 from parity_tests.catalogue import Case, arch, flow

@@ -58,7 +58,7 @@ import random
 import flax, jax, numpy as np, torch
 before = (torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().sum(),
           jax.config.jax_enable_x64, np.random.get_state()[1].sum(), random.getstate())
-import torch_flows, jax_flows, flow_bridge.parity, flow_bridge.cli
+import torch_flows, jax_flows, twinflows.parity.compare, twinflows.command.cli
 after = (torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().sum(),
          jax.config.jax_enable_x64, np.random.get_state()[1].sum(), random.getstate())
 assert before == after

@@ -15,7 +15,7 @@ import jax_flows.networks
 import jax_flows.numerics
 import torch_flows
 from flow_bridge.layouts import find_layout
-from flow_bridge.parity import compare
+from twinflows.parity.compare import compare
 from jax_flows.bijectors import coupling, normalization, residual
 from parity_tests.catalogue import Case, arch
 from parity_tests.catalogue import coupling as coupling_row
@@ -158,7 +158,7 @@ def test_without_a_mutation_all_pass(row: Any) -> None:
 
 
 def test_an_empty_report_is_no_pass() -> None:
-    from flow_bridge.parity import ParityReport
+    from twinflows.parity.compare import ParityReport
 
     assert not ParityReport({"type": "Planar"}).passed
 

@@ -11,8 +11,8 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.architecture import architecture, to_json
-from flow_bridge.gates import GATES
-from flow_bridge.parity import EPS, compare
+from twinflows.parity.limits import GATES
+from twinflows.parity.compare import EPS, compare
 from flow_bridge.weights import DTYPES, jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy as jax_arrays
 from parity_tests.catalogue import Case, cases

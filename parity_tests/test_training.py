@@ -14,7 +14,7 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.errors import CheckpointError, NonFiniteError
-from flow_bridge.gates import TRAJECTORY, TRAJECTORY_STEPS
+from twinflows.parity.limits import TRAJECTORY, TRAJECTORY_STEPS
 from flow_bridge.sources import row_batches
 from flow_bridge.training import History
 from flow_bridge.weights import jax_to_torch, torch_to_jax

@@ -97,9 +97,9 @@ def train(
 ) -> None:
     """Fit a model to data by maximum likelihood and write it as a checkpoint."""
     from flow_bridge.checkpoint import write_checkpoint
-    from flow_bridge.models import describe, draw, new_model, standardized
-    from flow_bridge.picture import draw_training
-    from flow_bridge.tables import read_table
+    from twinflows.sides.models import describe, draw, new_model, standardized
+    from twinflows.command.pictures import draw_training
+    from twinflows.command.tables import read_table
 
     if out.exists() and not force:
         raise ValueError(f"{out} exists: choose another name, or --force to replace it.")
@@ -172,7 +172,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw samples from a checkpoint's model."""
-    from flow_bridge.models import draw, open_model
+    from twinflows.sides.models import draw, open_model
 
     model = open_model(file, backend)
     given = _one_context(context, model.flow.context_dim, num)
@@ -190,8 +190,8 @@ def log_prob(
     as_json: AsJson = False,
 ) -> None:
     """The log-density of rows in nats; a conditional model takes the last columns as context."""
-    from flow_bridge.models import in_blocks, open_model
-    from flow_bridge.tables import read_table
+    from twinflows.sides.models import in_blocks, open_model
+    from twinflows.command.tables import read_table
 
     model = open_model(file, backend)
     x, context = _split(read_table(data), model.flow.context_dim)
@@ -233,8 +233,8 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Load a checkpoint into both frameworks and compare everything that they compute."""
-    from flow_bridge.models import TorchModel, draw
-    from flow_bridge.parity import check_parity
+    from twinflows.sides.models import TorchModel, draw
+    from twinflows.parity.compare import check_parity
 
     model = TorchModel.load(file)
     generator = np.random.default_rng(seed)
@@ -261,7 +261,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert between a checkpoint, a bare torch state_dict (safetensors) and Flax variables."""
-    from flow_bridge.convert import convert_file
+    from twinflows.command.convert import convert_file
 
     convert_file(source, read.value, target, write.value, architecture)
     print(f"{target}: {write.value}")
@@ -295,7 +295,7 @@ def _one_context(text: str | None, context_dim: int, rows: int) -> np.ndarray | 
 
 def _emit(rows: np.ndarray, names: list[str], out: Path | None, summary: Any) -> None:
     """Rows to a file or, as text, to stdout; or a summary to stdout."""
-    from flow_bridge.tables import write_table
+    from twinflows.command.tables import write_table
 
     if out is not None:
         write_table(out, rows, names)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from flow_bridge.architecture import architecture
-from flow_bridge.gates import GATES, ORACLE_RATIO, SMALL_GRADIENT
+from twinflows.parity.limits import GATES, ORACLE_RATIO, SMALL_GRADIENT
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 
 Results = dict[str, Any]
@@ -124,7 +124,7 @@ class ParityReport:
 
     def to_html(self, path: str | Path) -> None:
         """Write one self-contained page: the table, the errors against their limits, per-row errors."""
-        from flow_bridge.report import html_page
+        from twinflows.parity.report import html_page
 
         Path(path).write_text(html_page(self), encoding="utf-8")
 
@@ -153,7 +153,7 @@ def check_parity(
 
     Examples:
         >>> import numpy as np, torch_flows
-        >>> from flow_bridge import check_parity
+        >>> from twinflows import check_parity
         >>> check_parity(torch_flows.Affine(2), np.zeros((5, 2))).passed
         True
     """
@@ -187,7 +187,7 @@ def check_bijector(
 
     Examples:
         >>> import jax_flows, torch_flows
-        >>> from flow_bridge import check_bijector
+        >>> from twinflows import check_bijector
         >>> check_bijector(torch_flows.Affine(2), jax_flows.Affine(2)).passed
         True
     """

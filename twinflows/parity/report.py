@@ -9,7 +9,7 @@ import numpy as np
 from flow_bridge.architecture import to_json
 
 if TYPE_CHECKING:
-    from flow_bridge.parity import Comparison, ParityReport
+    from twinflows.parity.compare import Comparison, ParityReport
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #1d2433; }

@@ -1,0 +1,5 @@
+"""``python -m twinflows``: the command line."""
+
+from twinflows.command.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The parity check, its report and its limits."""

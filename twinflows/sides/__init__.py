@@ -1,0 +1,1 @@
+"""A flow of either half behind one face of numpy arrays."""
