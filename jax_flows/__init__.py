@@ -1,44 +1,42 @@
 """Normalizing flows in JAX: the functional half of twinflows."""
 
 from flow_bridge.images import bits_per_dimension
-from jax_flows.bijectors import (
-    ELU,
-    ActNorm,
-    AdditiveCoupling,
-    Affine,
-    AffineCoupling,
-    BatchNorm,
-    Bijector,
-    Chain,
-    ContinuousBijector,
-    ConvAffineCoupling,
-    Exp,
-    Invert,
-    Invertible1x1Conv,
-    InvertibleResidual,
-    LeakyReLU,
-    Logit,
-    LULinear,
+from jax_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedSplineAutoregressive,
-    Permutation,
-    Planar,
-    Radial,
-    RandomPermutation,
+)
+from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.continuous import ContinuousBijector
+from jax_flows.bijectors.coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    ConvAffineCoupling,
+    SplineCoupling,
+)
+from jax_flows.bijectors.elementwise import (
+    ELU,
+    Affine,
+    Exp,
+    LeakyReLU,
+    Logit,
     Rescale,
-    Rotation,
     Sigmoid,
     Softplus,
-    SplineCoupling,
-    Split,
-    Squeeze,
-    Sylvester,
     Tanh,
-    dequantize,
-    quantize,
 )
+from jax_flows.bijectors.linear import (
+    Invertible1x1Conv,
+    LULinear,
+    Permutation,
+    RandomPermutation,
+    Rotation,
+)
+from jax_flows.bijectors.normalization import ActNorm, BatchNorm
+from jax_flows.bijectors.planar import Planar, Radial, Sylvester
+from jax_flows.bijectors.residual import InvertibleResidual
+from jax_flows.bijectors.shapes import Split, Squeeze
+from jax_flows.bijectors.structure import Chain, Invert
 from jax_flows.checkpoint import load, save
-from jax_flows.deployment import export
 from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -47,21 +45,15 @@ from jax_flows.distributions import (
     StudentT,
     Uniform,
 )
-from jax_flows.flows import (
-    FFJORD,
-    IAF,
-    MAF,
-    NICE,
-    Flow,
-    Glow,
-    NeuralODE,
-    NeuralSplineFlow,
-    PlanarFlow,
-    RadialFlow,
-    RealNVP,
-    ResidualFlow,
-    SylvesterFlow,
-)
+from jax_flows.export import export
+from jax_flows.flows import Flow
+from jax_flows.images import dequantize, quantize
+from jax_flows.models.autoregressive import IAF, MAF
+from jax_flows.models.continuous import FFJORD, NeuralODE
+from jax_flows.models.coupling import NICE, RealNVP
+from jax_flows.models.images import Glow
+from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
+from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.registry import build, register
 from jax_flows.training import fit, fit_to_energy
 

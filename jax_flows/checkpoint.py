@@ -11,8 +11,8 @@ from flow_bridge import checkpoint
 from flow_bridge.architecture import architecture
 from flow_bridge.errors import ConversionError
 from flow_bridge.weights import jax_to_torch, torch_shapes, torch_to_jax
-from jax_flows.bijectors.base import HasVariables, Variables
 from jax_flows.registry import build
+from jax_flows.variables import HasVariables, Variables
 
 
 def save(flow: HasVariables, variables: Variables, path: str | os.PathLike[str]) -> None:

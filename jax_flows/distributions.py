@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
-from jax_flows.bijectors.base import HasVariables, Variables, freeze_lists, weight_dtype
 from jax_flows.numerics import sum_event
 from jax_flows.registry import register
+from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dtype
 
 
 class Distribution(HasVariables):

@@ -9,7 +9,9 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
-from jax_flows.bijectors.base import Bijector, Output, Variables, child, context_batch
+from jax_flows.bijectors.base import Bijector
+from jax_flows.inputs import context_batch
+from jax_flows.variables import Output, Variables, child
 
 if TYPE_CHECKING:
     from jax_flows.flows import Flow

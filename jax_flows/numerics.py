@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+DETACHED_STEPS, DIFFERENTIABLE_STEPS = 6, 2
+
 
 def log1p(x: Array) -> Array:
     """log(1 + x), to a few ULP in both frameworks (XLA's is 128 off near -0.41 in float64)."""
@@ -111,3 +113,12 @@ def _period(dtype: Any) -> float:
 def is_eager(x: Array) -> bool:
     """Whether x is a plain array: where it is not, values cannot be looked at."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def norm(x: Array) -> Array:
+    """|x| over the last axis, without overflow, and with gradient 0 at x = 0."""
+    largest = jax.lax.stop_gradient(jnp.abs(x)).max(-1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    square = jnp.square(x / scale).sum(-1)
+    moving = square > 0
+    return jnp.where(moving, scale[..., 0] * jnp.sqrt(jnp.where(moving, square, 1)), square)

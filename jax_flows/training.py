@@ -20,9 +20,10 @@ from flow_bridge.errors import NonFiniteError
 from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
 from flow_bridge.weights import jax_to_torch, torch_to_jax
-from jax_flows.bijectors.base import Variables, check_input, weight_dtype
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
+from jax_flows.inputs import check_input
+from jax_flows.variables import Variables, weight_dtype
 
 Data = Array | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 

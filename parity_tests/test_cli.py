@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 import jax_flows
 import torch_flows
-from twinflows.command import cli
 from flow_bridge.checkpoint import read_header
 from torch_flows.checkpoint import to_numpy
+from twinflows.command import cli
 
 pytestmark = pytest.mark.usefixtures("quick_jax")
 
@@ -62,10 +62,10 @@ def test_parity(run, checkpoint, tmp_path) -> None:
 
 
 def test_parity_exit_code_and_json(run, checkpoint, monkeypatch) -> None:
-    from jax_flows.bijectors import residual
+    from jax_flows.bijectors import planar
 
-    original = residual._log_det
-    monkeypatch.setattr(residual, "_log_det", lambda *a: -original(*a))
+    original = planar._log_det
+    monkeypatch.setattr(planar, "_log_det", lambda *a: -original(*a))
     code, out, _ = run("parity", checkpoint, "--rows", 5, "--json")
     assert code == 1
     assert json.loads(out)["passed"] is False

@@ -19,7 +19,7 @@ import jax_flows
 import torch_flows
 from flow_bridge.weights import torch_to_jax
 from parity_tests.catalogue import Case, arch
-from torch_flows.deployment import _DECOMPOSITIONS, _trace, _write_onnx
+from torch_flows.export import _DECOMPOSITIONS, _trace, _write_onnx
 
 aten = torch.ops.aten
 

@@ -17,11 +17,11 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge import sources
-from twinflows.parity.limits import TRAJECTORY
 from flow_bridge.sources import row_batches
 from flow_bridge.weights import jax_to_torch
 from parity_tests.catalogue import Case, arch, flow
 from parity_tests.test_training import HALVES, data, distance, fit_half
+from twinflows.parity.limits import TRAJECTORY
 
 # No weight in front of BatchNorm is one that it takes out again: Adam would blow up its rounding errors.
 NORMED = Case("normed", flow(arch("Chain", bijectors=[

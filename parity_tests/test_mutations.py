@@ -15,10 +15,10 @@ import jax_flows.networks
 import jax_flows.numerics
 import torch_flows
 from flow_bridge.layouts import find_layout
-from twinflows.parity.compare import compare
-from jax_flows.bijectors import coupling, normalization, residual
+from jax_flows.bijectors import coupling, normalization, planar
 from parity_tests.catalogue import Case, arch
 from parity_tests.catalogue import coupling as coupling_row
+from twinflows.parity.compare import compare
 
 pytestmark = pytest.mark.usefixtures("quick_jax")
 
@@ -115,13 +115,13 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any], f
         set_attr(normalization.BatchNorm, "_update", biased_update), arch("BatchNorm", dim=3), 1,
     ),
     "planar without its constraint": (
-        set_attr(residual, "softplus", lambda x: jnp.exp(x)), arch("Planar", dim=3), 1,
+        set_attr(planar, "softplus", lambda x: jnp.exp(x)), arch("Planar", dim=3), 1,
     ),
     "two Newton steps": (
-        set_attr(residual, "_DETACHED_STEPS", 0), arch("Planar", dim=3), 3,
+        set_attr(planar, "DETACHED_STEPS", 0), arch("Planar", dim=3), 3,
     ),
     "detached inverse": (
-        set_attr(residual, "_DIFFERENTIABLE_STEPS", 0), arch("Planar", dim=3), 1,
+        set_attr(planar, "DIFFERENTIABLE_STEPS", 0), arch("Planar", dim=3), 1,
     ),
 }  # fmt: skip
 

@@ -123,9 +123,9 @@ def planar_log_det(a: float, v: float) -> mpmath.mpf:
 def test_planar_holds_up_against_mpmath(half: str) -> None:
     """float32 and float64 log-dets within 8 eps of the larger of 1 and their size, far from the origin."""
     from jax_flows import numerics as jax_numerics
-    from jax_flows.bijectors import residual as in_jax
+    from jax_flows.bijectors import planar as in_jax
     from torch_flows import numerics as torch_numerics
-    from torch_flows.bijectors import residual as in_torch
+    from torch_flows.bijectors import planar as in_torch
 
     generator = np.random.default_rng(0)
     a = np.concatenate(
@@ -154,8 +154,8 @@ def test_planar_holds_up_against_mpmath(half: str) -> None:
 @pytest.mark.parametrize("half", ["torch", "jax"])
 def test_planar_inverse_solves_its_equation(half: str) -> None:
     """The residual of a - tanh(a) + s tanh(a) = t is a few eps over 12 decades of s and t."""
-    from jax_flows.bijectors.residual import _solve as solve_jax
-    from torch_flows.bijectors.residual import _solve as solve_torch
+    from jax_flows.bijectors.planar import _solve as solve_jax
+    from torch_flows.bijectors.planar import _solve as solve_torch
 
     generator = np.random.default_rng(1)
     s, t = 10.0 ** generator.uniform(-6, 6, (2, 400))

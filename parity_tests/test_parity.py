@@ -11,12 +11,12 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.architecture import architecture, to_json
-from twinflows.parity.limits import GATES
-from twinflows.parity.compare import EPS, compare
 from flow_bridge.weights import DTYPES, jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy as jax_arrays
 from parity_tests.catalogue import Case, cases
 from torch_flows.checkpoint import to_numpy
+from twinflows.parity.compare import EPS, compare
+from twinflows.parity.limits import GATES
 
 MAX_ARRAYS_SECOND_ORDER = 12  # deep stacks repeat what their parts already showed
 BATCHES = [(), (1,), (7,), (3, 5), (0,)]

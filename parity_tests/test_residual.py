@@ -16,10 +16,10 @@ from flow_bridge import lipschitz
 from flow_bridge.architecture import architecture
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.weights import torch_to_jax
-from jax_flows.bijectors import residual as jax_residual
+from jax_flows.bijectors import planar as jax_planar
 from jax_flows.checkpoint import from_numpy
 from jax_flows.networks import spectral_bound as jax_spectral_bound
-from torch_flows.bijectors import residual
+from torch_flows.bijectors import planar
 from torch_flows.checkpoint import to_numpy
 from torch_flows.networks import spectral_bound
 from torch_flows.numerics import rademacher, random_bits
@@ -70,8 +70,8 @@ def test_radial_root_against_mpmath(dtype: str) -> None:
             p = b - c
             exact.append(float((mpmath.sqrt(p * p + 4 * a * c) - p) / 2))
     roots = [
-        residual._positive_root(*map(torch.from_numpy, (rho, alpha, s))).numpy(),
-        np.asarray(jax_residual._positive_root(*map(jnp.asarray, (rho, alpha, s)))),
+        planar._positive_root(*map(torch.from_numpy, (rho, alpha, s))).numpy(),
+        np.asarray(jax_planar._positive_root(*map(jnp.asarray, (rho, alpha, s)))),
     ]
     for root in roots:
         assert root.dtype == dtype
@@ -98,8 +98,8 @@ def test_sylvester_columns_are_orthonormal() -> None:
         vectors[2] = 0
         vectors[4] = 3 * vectors[0]
         columns = [
-            residual._orthonormal(torch.from_numpy(vectors)).numpy(),
-            np.asarray(jax_residual._orthonormal(jnp.asarray(vectors))),
+            planar._orthonormal(torch.from_numpy(vectors)).numpy(),
+            np.asarray(jax_planar._orthonormal(jnp.asarray(vectors))),
         ]
         product = np.eye(7)
         for v in vectors.astype(np.float64):

@@ -14,13 +14,13 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.errors import CheckpointError, NonFiniteError
-from twinflows.parity.limits import TRAJECTORY, TRAJECTORY_STEPS
 from flow_bridge.sources import row_batches
 from flow_bridge.training import History
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from parity_tests.catalogue import Case, arch, cases, flow, smooth_real_nvp
 from torch_flows.checkpoint import to_numpy
+from twinflows.parity.limits import TRAJECTORY, TRAJECTORY_STEPS
 
 SMALL = Case("small", flow(smooth_real_nvp(2, 2), arch("DiagonalNormal", dim=2)))
 NORMED = Case("normed", flow(arch("Chain", bijectors=[

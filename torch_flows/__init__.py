@@ -1,44 +1,42 @@
 """Normalizing flows in PyTorch: the reference half of twinflows."""
 
 from flow_bridge.images import bits_per_dimension
-from torch_flows.bijectors import (
-    ELU,
-    ActNorm,
-    AdditiveCoupling,
-    Affine,
-    AffineCoupling,
-    BatchNorm,
-    Bijector,
-    Chain,
-    ContinuousBijector,
-    ConvAffineCoupling,
-    Exp,
-    Invert,
-    Invertible1x1Conv,
-    InvertibleResidual,
-    LeakyReLU,
-    Logit,
-    LULinear,
+from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedSplineAutoregressive,
-    Permutation,
-    Planar,
-    Radial,
-    RandomPermutation,
+)
+from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.continuous import ContinuousBijector
+from torch_flows.bijectors.coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    ConvAffineCoupling,
+    SplineCoupling,
+)
+from torch_flows.bijectors.elementwise import (
+    ELU,
+    Affine,
+    Exp,
+    LeakyReLU,
+    Logit,
     Rescale,
-    Rotation,
     Sigmoid,
     Softplus,
-    SplineCoupling,
-    Split,
-    Squeeze,
-    Sylvester,
     Tanh,
-    dequantize,
-    quantize,
 )
+from torch_flows.bijectors.linear import (
+    Invertible1x1Conv,
+    LULinear,
+    Permutation,
+    RandomPermutation,
+    Rotation,
+)
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm
+from torch_flows.bijectors.planar import Planar, Radial, Sylvester
+from torch_flows.bijectors.residual import InvertibleResidual
+from torch_flows.bijectors.shapes import Split, Squeeze
+from torch_flows.bijectors.structure import Chain, Invert
 from torch_flows.checkpoint import load, save
-from torch_flows.deployment import export
 from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -47,21 +45,15 @@ from torch_flows.distributions import (
     StudentT,
     Uniform,
 )
-from torch_flows.flows import (
-    FFJORD,
-    IAF,
-    MAF,
-    NICE,
-    Flow,
-    Glow,
-    NeuralODE,
-    NeuralSplineFlow,
-    PlanarFlow,
-    RadialFlow,
-    RealNVP,
-    ResidualFlow,
-    SylvesterFlow,
-)
+from torch_flows.export import export
+from torch_flows.flows import Flow
+from torch_flows.images import dequantize, quantize
+from torch_flows.models.autoregressive import IAF, MAF
+from torch_flows.models.continuous import FFJORD, NeuralODE
+from torch_flows.models.coupling import NICE, RealNVP
+from torch_flows.models.images import Glow
+from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
+from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.registry import build, register
 from torch_flows.training import fit, fit_to_energy
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checkpoint
 from flow_bridge.architecture import architecture
 from flow_bridge.weights import DTYPES
-from torch_flows.ranks import whole
+from torch_flows.devices import whole
 from torch_flows.registry import build
 
 

@@ -10,7 +10,8 @@ from torch.distributions import Transform, constraints
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
-from torch_flows.bijectors.base import Bijector, context_batch
+from torch_flows.bijectors.base import Bijector
+from torch_flows.inputs import context_batch
 
 if TYPE_CHECKING:
     from torch_flows.flows import Flow

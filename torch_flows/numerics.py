@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DETACHED_STEPS, DIFFERENTIABLE_STEPS = 6, 2
+
 
 def log1p(x: Tensor) -> Tensor:
     """log(1 + x), to a few ULP in both frameworks (XLA's is 128 off near -0.41 in float64)."""
@@ -108,3 +110,12 @@ def is_eager() -> bool:
     """Whether code runs on plain tensors: where it does not, values cannot be looked at."""
     transformed = torch._C._are_functorch_transforms_active()
     return not (torch.compiler.is_compiling() or transformed)
+
+
+def norm(x: Tensor) -> Tensor:
+    """|x| over the last axis, without overflow, and with gradient 0 at x = 0."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1)
+    square = (x / scale).square().sum(-1)
+    moving = square > 0
+    return torch.where(moving, scale.squeeze(-1) * torch.where(moving, square, 1).sqrt(), square)

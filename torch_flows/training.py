@@ -14,10 +14,8 @@ from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
 from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
-from torch_flows.bijectors.base import check_input, dtype_name
 from torch_flows.checkpoint import from_numpy, to_numpy
-from torch_flows.flows import Flow
-from torch_flows.ranks import (
+from torch_flows.devices import (
     gather,
     is_sharded,
     local,
@@ -26,6 +24,8 @@ from torch_flows.ranks import (
     rank,
     sharded_like,
 )
+from torch_flows.flows import Flow
+from torch_flows.inputs import check_input, dtype_name
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Data = Tensor | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]

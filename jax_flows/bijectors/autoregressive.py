@@ -16,11 +16,12 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.masks import Order
 from flow_bridge.splines import check_spline
-from jax_flows.bijectors.base import Bijector, Output, Variables, child, gather
+from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.splines import rational_quadratic
 from jax_flows.networks import ACTIVATIONS, MaskedMLP
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register
+from jax_flows.variables import Output, Variables, child, gather
 
 SCALE_BOUND = 2.0
 """The largest |log scale| of an affine map."""

@@ -14,8 +14,9 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.ode import missing_solver, solver_message
-from jax_flows.bijectors.base import Bijector, Output, Variables, check_input, gather
+from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
+from jax_flows.inputs import check_input
 from jax_flows.networks import MLP
 from jax_flows.numerics import (
     first_step,
@@ -26,6 +27,7 @@ from jax_flows.numerics import (
     rademacher,
 )
 from jax_flows.registry import register
+from jax_flows.variables import Output, Variables, gather
 
 Weights = tuple[Any, ...]
 

@@ -12,10 +12,12 @@ from jax import Array
 from flow_bridge import checks, masks
 from flow_bridge.masks import Index, Mask
 from flow_bridge.splines import check_spline
-from jax_flows.bijectors.base import Bijector, Output, Variables, child, gather
+from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.bijectors.splines import rational_quadratic
-from jax_flows.networks import MLP
+from jax_flows.networks import MLP, ConvNet
+from jax_flows.numerics import sum_event
 from jax_flows.registry import register
+from jax_flows.variables import Output, Variables, child, gather
 
 
 class Partition:
@@ -283,3 +285,83 @@ class SplineCoupling(Coupling):
     def _inverse_transform(self, free: Array, parameters: tuple[Array, ...]) -> Output:
         free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
         return free, log_slope.sum(-1)
+
+
+@register
+@dataclass(frozen=True)
+class ConvAffineCoupling(Bijector):
+    """z_free = x_free * exp(s) + t on channels, (s, t) a ``ConvNet`` of the fixed ones; log|det| = sum(s).
+
+    s ends in tanh, so that each layer scales by a factor between 1/e and e. The network ends in zeros,
+    so that the coupling starts as the identity.
+
+    Args:
+        channels: number of channels, at least 2.
+        hidden_channels: width of the network.
+        mask: which channels stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none; every pixel sees all of it.
+
+    Shapes: x and z ``(*batch, channels, height, width)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803; Kingma and Dhariwal (2018), Glow,
+    arXiv:1807.03039.
+    """
+
+    channels: int
+    hidden_channels: int = 64
+    mask: Mask = "first_half"
+    activation: str = "relu"
+    context_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("ConvAffineCoupling", channels=self.channels)
+        checks.non_negative_int("ConvAffineCoupling", context_dim=self.context_dim)
+        _ = self.network
+
+    @property
+    def event_shape(self) -> Shape:
+        return (self.channels, None, None)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """How the channels are taken apart."""
+        return Partition(self.mask, self.channels, 0, axis=-3)
+
+    @cached_property
+    def network(self) -> ConvNet:
+        """The conditioner."""
+        in_channels = self.partition.num_fixed + self.context_dim
+        out_channels = 2 * self.partition.num_free
+        return ConvNet(
+            in_channels, self.hidden_channels, out_channels, self.activation, parent=None
+        )
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        image = jnp.zeros((self.network.in_channels, 1, 1), dtype)
+        return gather({"network": self.network.init(key, image)})
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        fixed, free = self.partition.split(x)
+        s, t = self._predict(variables, fixed, context)
+        return self.partition.merge(fixed, free * jnp.exp(s) + t), sum_event(s, 3)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        fixed, free = self.partition.split(z)
+        s, t = self._predict(variables, fixed, context)
+        return self.partition.merge(fixed, (free - t) * jnp.exp(-s)), -sum_event(s, 3)
+
+    def _predict(
+        self, variables: Variables, fixed: Array, context: Array | None
+    ) -> tuple[Array, Array]:
+        if context is not None:
+            shape = *context.shape, *fixed.shape[-2:]
+            planes = jnp.broadcast_to(context[..., None, None], shape)
+            fixed = jnp.concatenate([fixed, planes], -3)
+        out = jnp.asarray(self.network.apply(child(variables, "network"), fixed))
+        s, t = jnp.split(out, 2, -3)
+        return jnp.tanh(s), t

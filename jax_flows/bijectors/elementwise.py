@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from flow_bridge import checks
+from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
-from jax_flows.bijectors.base import Bijector, Output, Variables
+from jax_flows.bijectors.base import Bijector
 from jax_flows.numerics import log1p, log_sech2, softplus, sum_event
 from jax_flows.registry import register
+from jax_flows.variables import Output, Variables
 
 
 class Elementwise(Bijector):
@@ -278,3 +279,45 @@ class Affine(Bijector):
         log_scale, shift = variables["params"]["log_scale"], variables["params"]["shift"]
         x = (z - shift) * jnp.exp(-log_scale)
         return x, jnp.broadcast_to(-log_scale.sum(), z.shape[:-1])
+
+
+@register
+@dataclass(frozen=True)
+class Logit(Elementwise):
+    """z = log(y / (1 - y)) with y = alpha + (1 - 2 alpha) x: images on [0, 1) to the real line.
+
+    alpha > 0 keeps z finite at the ends of [0, 1]; the domain then reaches beyond them by
+    alpha / (1 - 2 alpha). log|det| = sum(log(1 - 2 alpha) - log(y) - log(1 - y)).
+
+    Args:
+        alpha: at least 0, below 1/2.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, section 4.1.
+    """
+
+    alpha: float = 0.05
+    event_ndim: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.logit_alpha("Logit", self.alpha)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        margin = self.alpha / (1 - 2 * self.alpha)
+        return Interval(-margin, 1 + margin)
+
+    @property
+    def log_slope(self) -> float:
+        """The constant part of the log-det of one entry."""
+        return images.log_slope(self.alpha)
+
+    def _map(self, x: Array) -> Output:
+        y, rest = (self.alpha + (1 - 2 * self.alpha) * part for part in (x, 1 - x))
+        log_y, log_rest = jnp.log(y), jnp.log(rest)
+        return log_y - log_rest, self.log_slope - log_y - log_rest
+
+    def _inverse_map(self, z: Array) -> Output:
+        x = (jax.nn.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
+        return x, -softplus(z) - softplus(-z) - self.log_slope

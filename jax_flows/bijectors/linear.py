@@ -12,9 +12,10 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks, masks
-from jax_flows.bijectors.base import Bijector, Output, Variables
+from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register
+from jax_flows.variables import Output, Variables
 
 
 class _Reordering(Bijector):
@@ -226,3 +227,46 @@ class LULinear(Bijector):
         params = variables["params"]
         x = lu_solve(params["lu"], z - params["shift"] if self.bias else z)
         return x, jnp.broadcast_to(-jnp.trace(params["lu"]), z.shape[:-1])
+
+
+@register
+@dataclass(frozen=True)
+class Invertible1x1Conv(Bijector):
+    """z[:, h, w] = P L U x[:, h, w] at every pixel; log|det| = height * width * trace(lu).
+
+    The same L, U and P as ``LULinear``: it starts as the reversal of the channels, its log-det is an
+    exact sum of weights and its inverse solves by triangular substitution.
+
+    Args:
+        channels: number of channels.
+
+    Shapes: x and z ``(*batch, channels, height, width)``.
+
+    Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
+    """
+
+    channels: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("Invertible1x1Conv", channels=self.channels)
+
+    @property
+    def event_shape(self) -> Shape:
+        return (self.channels, None, None)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        return {"params": {"lu": jnp.zeros((self.channels, self.channels), dtype)}}
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        matrix = lu_matrix(variables["params"]["lu"])
+        z = jnp.tensordot(matrix, x, (1, x.ndim - 3), precision=matmul_precision())
+        return jnp.moveaxis(z, 0, -3), self._log_det(variables, x)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        x = lu_solve(variables["params"]["lu"], jnp.moveaxis(z, -3, -1))
+        return jnp.moveaxis(x, -1, -3), -self._log_det(variables, z)
+
+    def _log_det(self, variables: Variables, x: Array) -> Array:
+        num_pixels = x.shape[-2] * x.shape[-1]
+        return jnp.broadcast_to(jnp.trace(variables["params"]["lu"]) * num_pixels, x.shape[:-3])

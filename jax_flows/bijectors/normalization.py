@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
-from jax_flows.bijectors.base import Bijector, Output, Variables
+from jax_flows.bijectors.base import Bijector
 from jax_flows.registry import register
+from jax_flows.variables import Output, Variables
 
 
 @register

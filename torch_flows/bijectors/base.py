@@ -1,8 +1,7 @@
-"""What every bijector is, and the ones made of others."""
+"""What every bijector is."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,19 +10,14 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
-from torch_flows.registry import register
+from torch_flows.inputs import check_input
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
 
 Output = tuple[Tensor, Tensor]
 
-_DTYPE_NAMES = {getattr(torch, name): name for name in checks.FLOAT_DTYPES}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name that numpy and JAX have for a dtype."""
-    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+Shape = tuple[int | None, ...]
 
 
 class Bijector(nn.Module, ABC):
@@ -42,7 +36,7 @@ class Bijector(nn.Module, ABC):
     """
 
     is_architecture = True
-    event_shape: tuple[int | None, ...] = (None,)
+    event_shape: Shape = (None,)
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
@@ -53,12 +47,10 @@ class Bijector(nn.Module, ABC):
         count_construction()
 
     @property
-    def latent_shape(self) -> tuple[int | None, ...]:
+    def latent_shape(self) -> Shape:
         return self.map_shape(self.event_shape)
 
-    def map_shape(
-        self, shape: tuple[int | None, ...], inverse: bool = False
-    ) -> tuple[int | None, ...]:
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         """The shape of one z for that of one x, or with ``inverse`` the other way round."""
         return shape
 
@@ -139,167 +131,3 @@ def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
-    """Check an input and its context, and return the context expanded to the input's batch."""
-    label = type(owner).__name__
-    for what, value in ((name, x), ("context", context)):
-        if not isinstance(value, Tensor | None):
-            raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
-    weight = next(owner.parameters(), None)
-    dtype = dtype_name(x.dtype)
-    batch = checks.input_array(
-        label,
-        name,
-        x.shape,
-        dtype,
-        owner.latent_shape if name == "z" else owner.event_shape,
-        None if weight is None else dtype_name(weight.dtype),
-    )
-    _check_context(owner, context, batch, dtype)
-    return None if context is None else context.expand(*batch, owner.context_dim)
-
-
-def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:
-    """Check a context that is given before its input, and return its batch shape."""
-    if not isinstance(context, Tensor | None):
-        label = type(owner).__name__
-        raise TypeError(f"{label} expects context as an array, got {type(context).__name__}.")
-    weight = next(owner.parameters(), context)
-    batch = () if context is None else tuple(context.shape[:-1])
-    _check_context(owner, context, batch, "" if weight is None else dtype_name(weight.dtype))
-    return batch
-
-
-def _check_context(owner: Any, context: Tensor | None, batch: tuple[int, ...], dtype: str) -> None:
-    shape = None if context is None else context.shape
-    context_dtype = None if context is None else dtype_name(context.dtype)
-    checks.context_array(
-        type(owner).__name__, shape, context_dtype, owner.context_dim, batch, dtype
-    )
-
-
-@register
-class Chain(Bijector):
-    """Composition: forward applies ``bijectors`` in order, inverse in reverse; log-dets add up.
-
-    Args:
-        bijectors: at least one, each of the event shape that the one before it makes; those with a
-            ``context_dim`` share it.
-
-    Raises:
-        ValueError: if the list is empty or its members disagree.
-
-    Examples:
-        >>> import torch, torch_flows
-        >>> chain = torch_flows.Chain([torch_flows.Affine(2), torch_flows.Tanh()])
-        >>> z, log_det = chain.forward(torch.zeros(5, 2))
-        >>> tuple(z.shape), tuple(log_det.shape)
-        ((5, 2), (5,))
-    """
-
-    bijectors: Sequence[Bijector]
-
-    def __init__(self, bijectors: Sequence[Bijector]) -> None:
-        super().__init__()
-        if not bijectors:
-            raise ValueError("Chain expects at least one bijector.")
-        checks.instances("Chain", "bijectors", bijectors, Bijector)
-        self.bijectors = nn.ModuleList(bijectors)  # type: ignore[assignment]
-        self.event_shape = checks.chain_event_shape("Chain", bijectors)
-        self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
-        self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
-
-    def map_shape(
-        self, shape: tuple[int | None, ...], inverse: bool = False
-    ) -> tuple[int | None, ...]:
-        for bijector in self.bijectors[:: -1 if inverse else 1]:
-            shape = bijector.map_shape(shape, inverse)
-        return shape
-
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        return self._run(self.bijectors, x, context)
-
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        return self._run(reversed(self.bijectors), z, context, inverse=True)
-
-    def _run(
-        self,
-        bijectors: Iterable[Any],
-        x: Tensor,
-        context: Tensor | None,
-        inverse: bool = False,
-    ) -> Output:
-        log_dets = []
-        # Couplings of the same parts hand them on: x is put together only where that ends.
-        parts: Any = None
-        partition: Any = None
-        fixed = free = x
-        for bijector in bijectors:
-            layer_context = context if bijector.context_dim else None
-            if partition is not None and bijector.parts != parts:
-                x, partition = partition.merge(fixed, free), None
-            if bijector.parts is None:
-                step = bijector._inverse if inverse else bijector._forward
-                x, log_det = step(x, layer_context)
-            else:
-                before, partition, parts = partition, bijector.partition, bijector.parts
-                if before is None:
-                    fixed, free = partition.split(x)
-                elif before.fixed_leads != partition.fixed_leads:
-                    fixed, free = free, fixed
-                free, log_det = bijector._couple(fixed, free, layer_context, inverse)
-            log_dets.append(log_det)
-        if partition is not None:
-            x = partition.merge(fixed, free)
-        return x, torch.stack(log_dets).sum(0)
-
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
-        for bijector in self.bijectors[:: -1 if inverse else 1]:
-            x = bijector._initialize(x, context if bijector.context_dim else None, inverse)
-        return x
-
-
-@register
-class Invert(Bijector):
-    """Swaps the two directions of a bijector.
-
-    Batch statistics inside do not change in training: both directions use the running averages.
-
-    Args:
-        bijector: the one to turn around.
-
-    Examples:
-        >>> import torch, torch_flows
-        >>> log = torch_flows.Invert(torch_flows.Exp())
-        >>> log.forward(torch.ones(2))[0].tolist()
-        [0.0, 0.0]
-    """
-
-    def __init__(self, bijector: Bijector) -> None:
-        super().__init__()
-        checks.instances("Invert", "bijector", [bijector], Bijector)
-        self.bijector = bijector.eval()
-        self.event_shape = bijector.latent_shape
-        self.context_dim = bijector.context_dim
-        self.domain, self.codomain = bijector.codomain, bijector.domain
-
-    def map_shape(
-        self, shape: tuple[int | None, ...], inverse: bool = False
-    ) -> tuple[int | None, ...]:
-        return self.bijector.map_shape(shape, not inverse)
-
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        return self.bijector._inverse(x, context)
-
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        return self.bijector._forward(z, context)
-
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
-        return self.bijector._initialize(x, context, not inverse)
-
-    def train(self, mode: bool = True) -> "Invert":
-        super().train(mode)
-        self.bijector.eval()
-        return self

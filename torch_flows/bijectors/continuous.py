@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.ode import missing_solver, solver_message
-from torch_flows.bijectors.base import Bijector, Output, check_input
+from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
+from torch_flows.devices import own_rows
+from torch_flows.inputs import check_input
 from torch_flows.networks import MLP
 from torch_flows.numerics import (
     first_step,
@@ -24,7 +26,6 @@ from torch_flows.numerics import (
     next_step,
     rademacher,
 )
-from torch_flows.ranks import own_rows
 from torch_flows.registry import register
 
 Weights = tuple[Any, ...]

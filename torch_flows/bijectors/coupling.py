@@ -11,7 +11,8 @@ from flow_bridge.masks import Mask
 from flow_bridge.splines import check_spline
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.bijectors.splines import rational_quadratic
-from torch_flows.networks import MLP
+from torch_flows.networks import MLP, ConvNet
+from torch_flows.numerics import sum_event
 from torch_flows.registry import register
 
 
@@ -269,3 +270,66 @@ class SplineCoupling(Coupling):
     def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
         free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
         return free, log_slope.sum(-1)
+
+
+@register
+class ConvAffineCoupling(Bijector):
+    """z_free = x_free * exp(s) + t on channels, (s, t) a ``ConvNet`` of the fixed ones; log|det| = sum(s).
+
+    s ends in tanh, so that each layer scales by a factor between 1/e and e. The network ends in zeros,
+    so that the coupling starts as the identity.
+
+    Args:
+        channels: number of channels, at least 2.
+        hidden_channels: width of the network.
+        mask: which channels stay fixed, see ``flow_bridge.masks.coupling_mask``.
+        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        context_dim: width of the context, 0 for none; every pixel sees all of it.
+
+    Shapes: x and z ``(*batch, channels, height, width)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803; Kingma and Dhariwal (2018), Glow,
+    arXiv:1807.03039.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int = 64,
+        mask: Mask = "first_half",
+        activation: str = "relu",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        checks.positive_int("ConvAffineCoupling", channels=channels)
+        checks.non_negative_int("ConvAffineCoupling", context_dim=context_dim)
+        self.channels = channels
+        self.hidden_channels = hidden_channels
+        self.mask = mask if isinstance(mask, str) else tuple(mask)
+        self.activation = activation
+        self.context_dim = context_dim
+        self.event_shape = (channels, None, None)
+        self.partition = Partition(self.mask, channels, 0, axis=-3)
+        in_channels = self.partition.num_fixed + context_dim
+        out_channels = 2 * self.partition.num_free
+        self.network = ConvNet(in_channels, hidden_channels, out_channels, activation)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        fixed, free = self.partition.split(x)
+        s, t = self._predict(fixed, context)
+        return self.partition.merge(fixed, torch.addcmul(t, free, s.exp())), sum_event(s, 3)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        fixed, free = self.partition.split(z)
+        s, t = self._predict(fixed, context)
+        return self.partition.merge(fixed, (free - t) * (-s).exp()), -sum_event(s, 3)
+
+    def _predict(self, fixed: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if context is not None:
+            planes = context[..., None, None].expand(*context.shape, *fixed.shape[-2:])
+            fixed = torch.cat([fixed, planes], -3)
+        s, t = self.network(fixed).chunk(2, -3)
+        return s.tanh(), t

@@ -6,7 +6,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from flow_bridge import checks
+from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.numerics import log1p, log_sech2, softplus, sum_event
@@ -232,3 +232,35 @@ class Affine(Bijector):
     def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x = (z - self.shift) * (-self.log_scale).exp()
         return x, -self.log_scale.sum().expand(z.shape[:-1])
+
+
+@register
+class Logit(Elementwise):
+    """z = log(y / (1 - y)) with y = alpha + (1 - 2 alpha) x: images on [0, 1) to the real line.
+
+    alpha > 0 keeps z finite at the ends of [0, 1]; the domain then reaches beyond them by
+    alpha / (1 - 2 alpha). log|det| = sum(log(1 - 2 alpha) - log(y) - log(1 - y)).
+
+    Args:
+        alpha: at least 0, below 1/2.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, section 4.1.
+    """
+
+    def __init__(self, alpha: float = 0.05, event_ndim: int = 3) -> None:
+        super().__init__(event_ndim)
+        checks.logit_alpha("Logit", alpha)
+        self.alpha = alpha
+        margin = alpha / (1 - 2 * alpha)
+        self.domain = Interval(-margin, 1 + margin)
+        self.log_slope = images.log_slope(alpha)
+
+    def _map(self, x: Tensor) -> Output:
+        y, rest = (self.alpha + (1 - 2 * self.alpha) * part for part in (x, 1 - x))
+        log_y, log_rest = y.log(), rest.log()
+        return log_y - log_rest, self.log_slope - log_y - log_rest
+
+    def _inverse_map(self, z: Tensor) -> Output:
+        x = (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+        return x, -softplus(z) - softplus(-z) - self.log_slope

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.ranks import mean_over_ranks, num_ranks
+from torch_flows.devices import mean_over_ranks, num_ranks
 from torch_flows.registry import register
 
 

@@ -97,9 +97,9 @@ def train(
 ) -> None:
     """Fit a model to data by maximum likelihood and write it as a checkpoint."""
     from flow_bridge.checkpoint import write_checkpoint
-    from twinflows.sides.models import describe, draw, new_model, standardized
     from twinflows.command.pictures import draw_training
     from twinflows.command.tables import read_table
+    from twinflows.sides.models import describe, draw, new_model, standardized
 
     if out.exists() and not force:
         raise ValueError(f"{out} exists: choose another name, or --force to replace it.")
@@ -190,8 +190,8 @@ def log_prob(
     as_json: AsJson = False,
 ) -> None:
     """The log-density of rows in nats; a conditional model takes the last columns as context."""
-    from twinflows.sides.models import in_blocks, open_model
     from twinflows.command.tables import read_table
+    from twinflows.sides.models import in_blocks, open_model
 
     model = open_model(file, backend)
     x, context = _split(read_table(data), model.flow.context_dim)
@@ -233,8 +233,8 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Load a checkpoint into both frameworks and compare everything that they compute."""
-    from twinflows.sides.models import TorchModel, draw
     from twinflows.parity.compare import check_parity
+    from twinflows.sides.models import TorchModel, draw
 
     model = TorchModel.load(file)
     generator = np.random.default_rng(seed)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from flow_bridge.architecture import architecture
-from twinflows.parity.limits import GATES, ORACLE_RATIO, SMALL_GRADIENT
 from flow_bridge.weights import jax_to_torch, torch_to_jax
+from twinflows.parity.limits import GATES, ORACLE_RATIO, SMALL_GRADIENT
 
 Results = dict[str, Any]
 

@@ -169,7 +169,7 @@ class JaxModel:
     def _arrays(self, *arrays: np.ndarray | None) -> list[Any]:
         import jax.numpy as jnp
 
-        from jax_flows.bijectors.base import weight_dtype
+        from jax_flows.variables import weight_dtype
 
         dtype = weight_dtype(self.variables)
         return [None if a is None else jnp.asarray(a, dtype) for a in arrays]

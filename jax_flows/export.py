@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import deployment as bridge
-from jax_flows.bijectors.base import HasVariables, Output, Variables, weight_dtype
+from jax_flows.variables import HasVariables, Output, Variables, weight_dtype
 
 
 def export(

@@ -1,0 +1,257 @@
+"""Bijectors made of others."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from flow_bridge import checks
+from flow_bridge.domains import Interval
+from flow_bridge.layouts import stack_name
+from jax_flows.bijectors.base import Bijector, Shape
+from jax_flows.registry import register
+from jax_flows.variables import Output, Variables, child, gather
+
+
+class _Segment(NamedTuple):
+    """A run of a chain: ``repeats`` times the same block of ``period`` bijectors."""
+
+    start: int
+    period: int
+    repeats: int
+
+    def names(self) -> Iterator[tuple[str, range]]:
+        """The key of each of the block's bijectors, and the positions that it stands for."""
+        stop = self.start + self.period * self.repeats
+        for i in range(self.start, self.start + self.period):
+            indices = range(i, stop, self.period)
+            yield (
+                (f"bijectors_{i}" if self.repeats == 1 else stack_name("bijectors", indices)),
+                indices,
+            )
+
+
+def _segments(bijectors: tuple[Bijector, ...]) -> list[_Segment]:
+    def same(a: Bijector, b: Bijector) -> bool:
+        return a == b and a.stackable
+
+    segments, start = [], 0
+    while start < len(bijectors):
+        best = _Segment(start, 1, 1)
+        for period in range(1, (len(bijectors) - start) // 2 + 1):
+            stop = start + period
+            while stop < len(bijectors) and same(bijectors[stop], bijectors[stop - period]):
+                stop += 1
+            repeats = (stop - start) // period
+            if repeats > 1 and repeats * period > best.repeats * best.period:
+                best = _Segment(start, period, repeats)
+        segments.append(best)
+        start += best.period * best.repeats
+    return segments
+
+
+@register
+@dataclass(frozen=True)
+class Chain(Bijector):
+    """Composition: forward applies ``bijectors`` in order, inverse in reverse; log-dets add up.
+
+    Where a block of bijectors repeats, its variables are stacked along a leading axis (under keys
+    like ``bijectors_0:8:2`` for positions 0, 2, 4, 6) and the chain scans over them, so that compile
+    time does not grow with depth.
+
+    Args:
+        bijectors: at least one, each of the event shape that the one before it makes; those with a
+            ``context_dim`` share it.
+
+    Raises:
+        ValueError: if the list is empty or its members disagree.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> chain = jax_flows.Chain((jax_flows.Affine(2), jax_flows.Tanh()))
+        >>> z, log_det = chain.forward(chain.init(jax.random.key(0)), jax.numpy.zeros((5, 2)))
+        >>> z.shape, log_det.shape
+        ((5, 2), (5,))
+    """
+
+    bijectors: tuple[Bijector, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bijectors:
+            raise ValueError("Chain expects at least one bijector.")
+        checks.instances("Chain", "bijectors", self.bijectors, Bijector)
+        _ = self.event_shape, self.context_dim
+
+    @cached_property
+    def event_shape(self) -> Shape:
+        return checks.chain_event_shape("Chain", self.bijectors)
+
+    @property
+    def stackable(self) -> bool:  # type: ignore[override]
+        return all(b.stackable for b in self.bijectors)
+
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            shape = bijector.map_shape(shape, inverse)
+        return shape
+
+    @cached_property
+    def context_dim(self) -> int:  # type: ignore[override]
+        return checks.common_context_dim("Chain", [b.context_dim for b in self.bijectors])
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[0].domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijectors[-1].codomain
+
+    @cached_property
+    def segments(self) -> list[_Segment]:
+        """The runs of equal blocks that the chain scans over."""
+        return _segments(self.bijectors)
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        keys = jax.random.split(key, len(self.bijectors))
+        children = {}
+        for segment in self.segments:
+            for name, indices in segment.names():
+                init = partial(self.bijectors[indices[0]]._init, dtype=dtype)
+                layer_keys = keys[np.array(indices)]
+                children[name] = (
+                    init(keys[indices[0]]) if len(indices) == 1 else jax.lax.map(init, layer_keys)
+                )
+        return gather(children)
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
+            return *bijector._forward(*args), {}
+
+        return self._run(step, variables, x, context)[:2]
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
+            return *bijector._inverse(*args), {}
+
+        return self._run(step, variables, z, context, reverse=True)[:2]
+
+    def _forward_and_update(
+        self, variables: Variables, x: Array, context: Array | None
+    ) -> tuple[Array, Array, Variables]:
+        def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
+            return bijector._forward_and_update(*args)
+
+        return self._run(step, variables, x, context)
+
+    def _initialize(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> tuple[Array, Variables]:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, layer = bijector._initialize(layer, x, context, inverse)
+            return x, jnp.zeros((), x.dtype), layer
+
+        x, _, layers = self._run(step, variables, x, context, inverse)
+        return x, gather(layers)
+
+    def _run(
+        self,
+        step: Callable[..., tuple[Array, Array, Variables]],
+        variables: Variables,
+        x: Array,
+        context: Array | None,
+        reverse: bool = False,
+    ) -> tuple[Array, Array, Variables]:
+        direction = -1 if reverse else 1
+        carry = x, jnp.zeros(x.shape[: x.ndim - len(self.event_shape)], x.dtype)
+        batch_stats: dict[str, Any] = {}
+        for segment in self.segments[::direction]:
+            block = [(name, self.bijectors[i[0]]) for name, i in segment.names()][::direction]
+
+            def run_block(carry: Output, layers: Any, block: Any = block) -> Any:
+                x, log_det = carry
+                stats = {}
+                for name, bijector in block:
+                    layer_context = context if bijector.context_dim else None
+                    x, term, stats[name] = step(bijector, layers[name], x, layer_context)
+                    log_det = log_det + term
+                return (x, log_det), stats
+
+            layers = {name: child(variables, name) for name, _ in block}
+            if segment.repeats == 1:
+                carry, stats = run_block(carry, layers)
+            else:
+                carry, stats = jax.lax.scan(run_block, carry, layers, segment.repeats, reverse)
+            batch_stats |= {name: tree for name, tree in stats.items() if tree}
+        return *carry, batch_stats
+
+
+@register
+@dataclass(frozen=True)
+class Invert(Bijector):
+    """Swaps the two directions of a bijector.
+
+    Batch statistics inside do not change in training: both directions use the running averages.
+
+    Args:
+        bijector: the one to turn around.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> log = jax_flows.Invert(jax_flows.Exp())
+        >>> log.forward(log.init(jax.random.key(0)), jax.numpy.ones(2))[0].tolist()
+        [0.0, 0.0]
+    """
+
+    bijector: Bijector
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.instances("Invert", "bijector", [self.bijector], Bijector)
+
+    @property
+    def event_shape(self) -> Shape:
+        return self.bijector.latent_shape
+
+    @property
+    def context_dim(self) -> int:  # type: ignore[override]
+        return self.bijector.context_dim
+
+    @property
+    def stackable(self) -> bool:  # type: ignore[override]
+        return self.bijector.stackable
+
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        return self.bijector.map_shape(shape, not inverse)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.codomain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.bijector.domain
+
+    def _init(self, key: Array, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector._init(key, dtype)})
+
+    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        return self.bijector._inverse(child(variables, "bijector"), x, context)
+
+    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        return self.bijector._forward(child(variables, "bijector"), z, context)
+
+    def _initialize(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> tuple[Array, Variables]:
+        own = child(variables, "bijector")
+        x, new = self.bijector._initialize(own, x, context, not inverse)
+        return x, gather({"bijector": new})

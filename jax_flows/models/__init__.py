@@ -1,0 +1,1 @@
+"""The named models, one file per family."""

@@ -1,0 +1,346 @@
+"""Planar, radial and Sylvester maps: the identity plus a few directions."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flow_bridge import checks
+from flow_bridge.series import tanh_series
+from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.numerics import (
+    DETACHED_STEPS,
+    DIFFERENTIABLE_STEPS,
+    full_precision,
+    log_sech2,
+    log_softplus,
+    norm,
+    softplus,
+)
+from torch_flows.registry import register
+
+_TANH_SERIES = tanh_series(17)
+
+
+@register
+class Planar(Bijector):
+    """z = x + u_hat tanh(w.x + b), u_hat = u + (m(w.u) - w.u) w / |w|^2, m(v) = -1 + softplus(v).
+
+    With a = w.x + b and s = 1 + w.u_hat = softplus(w.u) > 0, the determinant is
+    s sech(a)^2 + tanh(a)^2, which is positive for every weight. The inverse solves the scalar
+    equation a - tanh(a) + s tanh(a) = w.z + b by monotone Newton steps, to a few eps, and its
+    gradients are those of the exact solution.
+
+    Args:
+        dim: number of dimensions.
+        context_dim: width of the context, 0 for none; (w, u, b) then get a term linear in it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770; amortised weights as in van den Berg et
+    al. (2018), arXiv:1803.05649.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Planar(dim=3)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
+    """
+
+    def __init__(self, dim: int, context_dim: int = 0) -> None:
+        super().__init__()
+        checks.positive_int("Planar", dim=dim)
+        checks.non_negative_int("Planar", context_dim=context_dim)
+        self.dim = dim
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        w = torch.randn(dim)
+        # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
+        self.w = nn.Parameter(w)
+        self.u = nn.Parameter(math.log(math.e - 1) * w / w.square().sum() + 0.01 * torch.randn(dim))
+        self.b = nn.Parameter(torch.randn(()))
+        if context_dim:
+            self.context_weight = nn.Parameter(torch.zeros(2 * dim + 1, context_dim))
+
+    @full_precision
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        w, b, u_hat, s, log_s = self._constrained(context)
+        a = (w * x).sum(-1) + b
+        return x + u_hat * a.tanh().unsqueeze(-1), _log_det(a, s, log_s)
+
+    @full_precision
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        w, b, u_hat, s, log_s = self._constrained(context)
+        a = _solve((w * z).sum(-1) + b, s)
+        return z - u_hat * a.tanh().unsqueeze(-1), -_log_det(a, s, log_s)
+
+    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        w: Tensor = self.w
+        u: Tensor = self.u
+        b: Tensor = self.b
+        if context is not None:
+            offset = context @ self.context_weight.T
+            w, u = w + offset[..., : self.dim], u + offset[..., self.dim : -1]
+            b = b + offset[..., -1]
+        wu = (w * u).sum(-1)
+        norm2 = w.square().sum(-1)
+        moving = norm2 > 0  # at w = 0 the map is a translation: w.u_hat is 0 whatever u is
+        step = (softplus(-wu) - 1) / torch.where(moving, norm2, 1)
+        s = torch.where(moving, softplus(wu), 1)
+        log_s = torch.where(moving, log_softplus(wu), 0)
+        return w, b, u + step.unsqueeze(-1) * w, s, log_s
+
+
+@register
+class Radial(Bijector):
+    """z = c + (x - c) (r + s) / (alpha + r), r = |x - c|: the map x + beta (x - c) / (alpha + r).
+
+    alpha = softplus(raw_alpha) > 0 and s = alpha + beta = softplus(raw_s) > 0, so that the map is
+    invertible for every weight. log|det| = (d - 1) log((r + s) / (alpha + r))
+    + log((r^2 + 2 alpha r + alpha s) / (alpha + r)^2), both of positive terms only. The inverse is in
+    closed form: r is the positive root of r^2 + (s - rho) r - alpha rho, rho = |z - c|.
+
+    Args:
+        dim: number of dimensions.
+        context_dim: width of the context, 0 for none; (c, raw_alpha, raw_s) then get a term linear
+            in it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    def __init__(self, dim: int, context_dim: int = 0) -> None:
+        super().__init__()
+        checks.positive_int("Radial", dim=dim)
+        checks.non_negative_int("Radial", context_dim=context_dim)
+        self.dim = dim
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        # alpha = s = 1 would be the identity
+        start = torch.tensor(math.log(math.e - 1))
+        self.center = nn.Parameter(torch.randn(dim))
+        self.raw_alpha = nn.Parameter(start.clone())
+        self.raw_s = nn.Parameter(start + 0.01 * torch.randn(()))
+        if context_dim:
+            self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
+
+    @full_precision
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        center, alpha, s = self._constrained(context)
+        offset = x - center
+        r = norm(offset)
+        z = center + offset * ((r + s) / (alpha + r)).unsqueeze(-1)
+        return z, self._log_det(r, alpha, s)
+
+    @full_precision
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        center, alpha, s = self._constrained(context)
+        offset = z - center
+        r = _positive_root(norm(offset), alpha, s)
+        x = center + offset * ((alpha + r) / (r + s)).unsqueeze(-1)
+        return x, -self._log_det(r, alpha, s)
+
+    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        center: Tensor = self.center
+        raw_alpha: Tensor = self.raw_alpha
+        raw_s: Tensor = self.raw_s
+        if context is not None:
+            shift = context @ self.context_weight.T
+            center = center + shift[..., : self.dim]
+            raw_alpha, raw_s = raw_alpha + shift[..., -2], raw_s + shift[..., -1]
+        tiny = torch.finfo(center.dtype).tiny
+        return center, softplus(raw_alpha) + tiny, softplus(raw_s) + tiny
+
+    def _log_det(self, r: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+        total = alpha + r
+        excess = (s - alpha) / total
+        tangential = _log_of(excess, (r + s) / total)
+        share = alpha / total
+        radial = _log_of(
+            share * excess, (r / total) * ((r + 2 * alpha) / total) + share * (s / total)
+        )
+        return (self.dim - 1) * tangential + radial
+
+
+def _log_of(excess: Tensor, value: Tensor) -> Tensor:
+    """log(value), from excess = value - 1 where that does not cancel."""
+    mild = excess > -0.25
+    near = torch.where(mild, excess, 0).log1p()
+    return torch.where(mild, near, torch.where(mild, 1, value).log())
+
+
+def _positive_root(rho: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+    """The positive root r of r^2 + (s - rho) r - alpha rho, by the form that does not cancel."""
+    p = s - rho
+    scale = torch.maximum(p.abs(), 2 * alpha.sqrt() * rho.sqrt()).detach()
+    q = scale * ((p / scale).square() + 4 * (alpha / scale) * (rho / scale)).sqrt()
+    rising = p > 0
+    return torch.where(rising, 2 * alpha * rho / torch.where(rising, p + q, 1), (q - p) / 2)
+
+
+@register
+class Sylvester(Bijector):
+    """z = x + Q R tanh(S Q^T x + b): Q has ``rank`` orthonormal columns, R and S are upper triangular.
+
+    Q is a product of Householder reflections. The diagonals of R and S are tanh(p) and tanh(q), so
+    that s_i = 1 + R_ii S_ii = cosh(p_i + q_i) / (cosh(p_i) cosh(q_i)) is positive for every weight;
+    with a = S Q^T x + b, the determinant is the product of s_i sech(a_i)^2 + tanh(a_i)^2. The inverse
+    takes one coordinate of Q^T x after the other, the last first; each solves the equation of
+    ``Planar``, in as many steps and with the same exact gradients.
+
+    Args:
+        dim: number of dimensions.
+        rank: number of columns of Q, at most ``dim``.
+        context_dim: width of the context, 0 for none; (R, S, b) then get a term linear in it, Q does
+            not.
+
+    ``factors`` holds both triangles: R in ``factors[:, 1:]`` on and above the diagonal, the transpose
+    of S in ``factors[:, :-1]`` on and below it.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: if ``rank`` is larger than ``dim``.
+
+    Reference: van den Berg et al. (2018), arXiv:1803.05649.
+    """
+
+    def __init__(self, dim: int, rank: int, context_dim: int = 0) -> None:
+        super().__init__()
+        checks.positive_int("Sylvester", dim=dim, rank=rank)
+        checks.non_negative_int("Sylvester", context_dim=context_dim)
+        checks.at_most("Sylvester", "rank", rank, "dim", dim)
+        self.dim = dim
+        self.rank = rank
+        self.context_dim = context_dim
+        self.event_shape = (dim,)
+        self.householder = nn.Parameter(torch.randn(rank, dim))
+        # R near 0 is near the identity; S starts with 0.76 on its diagonal
+        self.factors = nn.Parameter(0.01 * torch.randn(rank, rank + 1) + torch.eye(rank, rank + 1))
+        self.b = nn.Parameter(torch.randn(rank))
+        if context_dim:
+            self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))
+
+    @full_precision
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        outer, inner, b, s, log_s = self._constrained(context)
+        q = _orthonormal(self.householder)
+        a = _product(inner, _product(q.T, x)) + b
+        return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
+
+    @full_precision
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        outer, inner, b, s, log_s = self._constrained(context)
+        q = _orthonormal(self.householder)
+        y = _product(q.T, z)
+        a = tanh = solved = torch.zeros_like(y + b)
+        for i in reversed(range(self.rank)):
+            now = torch.arange(self.rank, device=z.device) == i
+            r, t = outer[..., i, :], inner[..., i, :]
+            value = y[..., i] - (r * tanh).sum(-1)
+            start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
+            root = _solve(start, s[..., i])
+            a = torch.where(now, root.unsqueeze(-1), a)
+            tanh = torch.where(now, root.tanh().unsqueeze(-1), tanh)
+            value = value - r[..., i] * root.tanh()
+            solved = torch.where(now, value.unsqueeze(-1), solved)
+        return z - _product(q, _product(outer, tanh)), -_log_det(a, s, log_s).sum(-1)
+
+    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        factors: Tensor = self.factors
+        b: Tensor = self.b
+        if context is not None:
+            shift = context @ self.context_weight.T
+            factors = factors + shift[..., : -self.rank].unflatten(-1, factors.shape)
+            b = b + shift[..., -self.rank :]
+        outer, inner = factors[..., 1:].triu(), factors[..., :-1].tril().mT
+        p, q = outer.diagonal(0, -2, -1), inner.diagonal(0, -2, -1)
+        log_s = (log_sech2(p) + log_sech2(q) - log_sech2(p + q)) / 2
+        eye = torch.eye(self.rank, dtype=p.dtype, device=p.device)
+        outer = outer.triu(1) + p.tanh().unsqueeze(-1) * eye
+        inner = inner.triu(1) + q.tanh().unsqueeze(-1) * eye
+        return outer, inner, b, log_s.exp(), log_s
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The matrix, or each row's own one, times each row of the vectors."""
+    if matrix.ndim == 2:
+        return vector @ matrix.mT
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """The first columns of the product of the reflections in ``vectors`` (rank, dim), as (dim, rank).
+
+    A reflection is I - 2 v v^T / |v|^2, or the identity where v = 0; the product is I - V^T T V with
+    T upper triangular, whose inverse is known from the inner products.
+    """
+    rank, dim = vectors.shape
+    length = norm(vectors).unsqueeze(-1)
+    unit = vectors / torch.where(length > 0, length, 1)
+    eye = torch.eye(rank, dim, dtype=vectors.dtype, device=vectors.device)
+    triangle = _product(unit, unit).triu(1) + eye[:, :rank] / 2
+    solution = torch.linalg.solve_triangular(triangle, unit[:, :rank], upper=True)
+    return eye.T - _product(unit.T, solution.T).T
+
+
+def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
+    """log(s sech(a)^2 + tanh(a)^2), by the form that does not cancel where it stands."""
+    t, log_h = a.tanh(), log_sech2(a)
+    excess = (s - 1) * log_h.exp()
+    mild = excess > -0.25
+    log_sh = log_s + log_h
+    steep = ~mild & (2 * t.abs().clamp_min(1e-30).log() > log_sh)
+    log_t2 = torch.where(steep, t, 1).square().log()
+    ratio = t * (torch.where(mild | steep, 0, -log_sh / 2)).exp()
+    return torch.where(
+        mild,
+        torch.where(mild, excess, 0).log1p(),
+        torch.where(
+            steep,
+            log_t2 + torch.where(steep, log_sh - log_t2, 0).exp().log1p(),
+            log_sh + ratio.square().log1p(),
+        ),
+    )
+
+
+def _excess(a: Tensor) -> Tensor:
+    """a - tanh(a), by its series near 0."""
+    small = a.abs() < 0.5
+    near = torch.where(small, a, 0)
+    square = near.square()
+    total = torch.full_like(a, -_TANH_SERIES[-1])
+    for coefficient in reversed(_TANH_SERIES[1:-1]):
+        total = total * square - coefficient
+    return torch.where(small, near * square * total, a - a.tanh())
+
+
+def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    tanh = a.tanh()
+    slope = tanh.square() + s * (1 - tanh) * (1 + tanh)
+    return a - (_excess(a) + s * tanh - t) / slope
+
+
+def _solve(t: Tensor, s: Tensor) -> Tensor:
+    """The root a of a - tanh(a) + s tanh(a) = t.
+
+    The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1): from a start beyond
+    the root (below it for s >= 1) Newton's steps are monotone. The last two steps carry gradients,
+    which makes derivatives up to the third exact at the root.
+    """
+    t, s = torch.broadcast_tensors(t, s)
+    fixed_t, scale = t.detach(), s.detach().clamp_min(torch.finfo(s.dtype).tiny)
+    magnitude = fixed_t.abs()
+    cubic = (5 * magnitude).pow(1 / 3)
+    upper = torch.minimum(magnitude / scale, magnitude + 1)
+    upper = torch.where(cubic <= 1, torch.minimum(upper, cubic), upper)
+    lower = torch.maximum(magnitude / scale, magnitude + 1 - scale)
+    a = torch.where(scale < 1, upper, lower)
+    for _ in range(DETACHED_STEPS):
+        a = _newton_step(a, magnitude, scale)
+    a = torch.copysign(a, fixed_t)
+    for _ in range(DIFFERENTIABLE_STEPS):
+        a = _newton_step(a, t, s)
+    return a

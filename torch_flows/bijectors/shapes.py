@@ -1,0 +1,102 @@
+"""Maps that change the shape of an event."""
+
+import torch
+from torch import Tensor
+
+from flow_bridge import checks, images
+from torch_flows.bijectors.base import Bijector, Output, Shape
+from torch_flows.registry import register
+
+
+@register
+class Squeeze(Bijector):
+    """Trades space for channels: every ``factor`` x ``factor`` block of pixels becomes channels.
+
+    z[c f^2 + i f + j, h, w] = x[c, f h + i, f w + j]; log|det| = 0.
+
+    Args:
+        factor: f, at least 1.
+
+    Shapes: x ``(*batch, channels, height, width)``, z ``(*batch, channels * f^2, height / f,
+    width / f)``.
+
+    Raises:
+        ValueError: where f does not divide height and width.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Squeeze()
+        >>> z, log_det = bijector.forward(torch.zeros(5, 1, 4, 4))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 4, 2, 2), (5,))
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        checks.positive_int("Squeeze", factor=factor)
+        self.factor = factor
+        self.event_shape = (None, None, None)
+
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        return images.squeezed_shape(shape, self.factor, inverse)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        self.map_shape(x.shape[-3:])
+        *batch, channels, height, width = x.shape
+        f = self.factor
+        blocks = x.reshape(*batch, channels, height // f, f, width // f, f)
+        blocks = blocks.movedim((-3, -1), (-4, -3))
+        z = blocks.reshape(*batch, channels * f**2, height // f, width // f)
+        return z, x.new_zeros(batch)
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        self.map_shape(z.shape[-3:], inverse=True)
+        *batch, channels, height, width = z.shape
+        f = self.factor
+        blocks = z.reshape(*batch, channels // f**2, f, f, height, width)
+        blocks = blocks.movedim((-4, -3), (-3, -1))
+        x = blocks.reshape(*batch, channels // f**2, height * f, width * f)
+        return x, z.new_zeros(batch)
+
+
+@register
+class Split(Bijector):
+    """Half of the channels go on through ``bijector``, the others leave to the base as they are.
+
+    z = (bijector(x_first_half), x_second_half), so that z keeps x's shape at every level of a
+    multi-scale flow. What leaves need not be processed any more: that is where such a flow saves.
+
+    Args:
+        bijector: of images ``(channels / 2, height, width)``; it must keep their shape. One that
+            squeezes ends in ``Invert(Squeeze(...))``.
+
+    Shapes: x and z ``(*batch, channels, height, width)``.
+
+    Raises:
+        ValueError: if ``bijector`` is not one of images, or changes their shape.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, section 3.6.
+    """
+
+    def __init__(self, bijector: Bijector) -> None:
+        super().__init__()
+        checks.instances("Split", "bijector", [bijector], Bijector)
+        self.bijector = bijector
+        self.event_shape = images.split_shape(bijector.event_shape, bijector.latent_shape)
+        self.context_dim = bijector.context_dim
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+        inner, outer = x.chunk(2, -3)
+        inner, log_det = self.bijector._forward(inner, context)
+        return torch.cat([inner, outer], -3), log_det
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        inner, outer = z.chunk(2, -3)
+        inner, log_det = self.bijector._inverse(inner, context)
+        return torch.cat([inner, outer], -3), log_det
+
+    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        inner, outer = x.chunk(2, -3)
+        return torch.cat([self.bijector._initialize(inner, context, inverse), outer], -3)

@@ -1,0 +1,81 @@
+"""Models of images."""
+
+from collections.abc import Sequence
+
+from flow_bridge import checks
+from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.coupling import (
+    ConvAffineCoupling,
+)
+from torch_flows.bijectors.linear import Invertible1x1Conv
+from torch_flows.bijectors.normalization import ActNorm
+from torch_flows.bijectors.shapes import Split, Squeeze
+from torch_flows.bijectors.structure import Chain, Invert
+from torch_flows.distributions import StandardNormal
+from torch_flows.flows import Flow
+from torch_flows.registry import register
+
+
+@register
+class Glow(Flow):
+    """A multi-scale flow of images: Squeeze, steps of (ActNorm, Invertible1x1Conv, coupling), Split.
+
+    Every level trades space for channels, runs its steps, and sends half of the channels to the base;
+    the last level keeps all of them. z has the shape of x, each level's part at its own pixels.
+    Standard normal base. Call ``initialize`` with a batch of data before training.
+
+    Args:
+        shape: (channels, height, width); 2^num_levels divides height and width.
+        num_levels: number of levels.
+        num_steps: number of steps of each level.
+        hidden_channels: width of each coupling's ``ConvNet``.
+        context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
+    level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
+    scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.Glow(shape=(1, 8, 8), num_levels=2, num_steps=1, hidden_channels=4)
+        >>> tuple(flow.log_prob(torch.zeros(5, 1, 8, 8)).shape)
+        (5,)
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_levels: int = 3,
+        num_steps: int = 8,
+        hidden_channels: int = 64,
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("Glow", num_levels=num_levels, num_steps=num_steps)
+        shape = checks.image_shape("Glow", shape, 2**num_levels)
+        level = _glow_level(shape, num_levels, num_steps, hidden_channels, context_dim)
+        super().__init__(level, StandardNormal(shape))
+        self.shape = shape
+        self.num_levels = num_levels
+        self.num_steps = num_steps
+        self.hidden_channels = hidden_channels
+
+
+def _glow_level(
+    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+) -> Chain:
+    channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
+    layers: list[Bijector] = [Squeeze()]
+    for _ in range(num_steps):
+        layers += [
+            ActNorm((channels, height, width)),
+            Invertible1x1Conv(channels),
+            ConvAffineCoupling(channels, hidden_channels, context_dim=context_dim),
+        ]
+    if num_levels > 1:
+        rest = (channels // 2, height, width)
+        inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
+        layers.append(Split(inner))
+    return Chain([*layers, Invert(Squeeze())])

@@ -1,0 +1,136 @@
+"""Models made of planar, radial, Sylvester and residual maps."""
+
+from collections.abc import Sequence
+
+from flow_bridge import checks
+from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.normalization import ActNorm
+from torch_flows.bijectors.planar import Planar, Radial, Sylvester
+from torch_flows.bijectors.residual import InvertibleResidual
+from torch_flows.bijectors.structure import Chain
+from torch_flows.distributions import StandardNormal
+from torch_flows.flows import Flow
+from torch_flows.registry import register
+
+
+@register
+class PlanarFlow(Flow):
+    """Planar maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of planar maps.
+        context_dim: width of the context, 0 for none.
+
+    160 trainable parameters at dim 2. Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.PlanarFlow(dim=2, num_layers=4)
+        >>> tuple(flow.log_prob(torch.zeros(7, 2)).shape)
+        (7,)
+    """
+
+    def __init__(self, dim: int, num_layers: int = 32, context_dim: int = 0) -> None:
+        checks.positive_int("PlanarFlow", num_layers=num_layers)
+        layers = [Planar(dim, context_dim) for _ in range(num_layers)]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.num_layers = num_layers
+
+
+@register
+class RadialFlow(Flow):
+    """Radial maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of radial maps.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
+    """
+
+    def __init__(self, dim: int, num_layers: int = 32, context_dim: int = 0) -> None:
+        checks.positive_int("RadialFlow", num_layers=num_layers)
+        layers = [Radial(dim, context_dim) for _ in range(num_layers)]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.num_layers = num_layers
+
+
+@register
+class SylvesterFlow(Flow):
+    """Sylvester maps one after the other; standard normal base.
+
+    Args:
+        dim: number of dimensions.
+        num_layers: number of Sylvester maps.
+        rank: of each map, ``dim`` if not given.
+        context_dim: width of the context, 0 for none.
+
+    Reference: van den Berg et al. (2018), arXiv:1803.05649.
+    """
+
+    def __init__(
+        self, dim: int, num_layers: int = 8, rank: int | None = None, context_dim: int = 0
+    ) -> None:
+        checks.positive_int("SylvesterFlow", num_layers=num_layers)
+        width = dim if rank is None else rank
+        layers = [Sylvester(dim, width, context_dim) for _ in range(num_layers)]
+        super().__init__(Chain(layers), StandardNormal(dim))
+        self.dim = dim
+        self.num_layers = num_layers
+        self.rank = rank
+
+
+@register
+class ResidualFlow(Flow):
+    """(ActNorm, InvertibleResidual) repeated, then ActNorm; standard normal base.
+
+    The ActNorm layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of the hidden layers of each block.
+        num_blocks: number of residual blocks.
+        lipschitz: the bound on each block's Lipschitz constant.
+        log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
+        activation: a name in ``networks.ACTIVATIONS``.
+        context_dim: width of the context, 0 for none.
+
+    Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.ResidualFlow(dim=2, hidden_dims=(8,), num_blocks=2)
+        >>> tuple(flow.log_prob(torch.zeros(7, 2)).shape)
+        (7,)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        num_blocks: int = 8,
+        lipschitz: float = 0.97,
+        log_det: str = "exact",
+        activation: str = "silu",
+        context_dim: int = 0,
+    ) -> None:
+        checks.positive_int("ResidualFlow", num_blocks=num_blocks)
+        layers: list[Bijector] = []
+        for _ in range(num_blocks):
+            layers += [
+                ActNorm(dim),
+                InvertibleResidual(
+                    dim, hidden_dims, lipschitz, log_det, activation, context_dim=context_dim
+                ),
+            ]
+        super().__init__(Chain([*layers, ActNorm(dim)]), StandardNormal(dim))
+        self.dim = dim
+        self.hidden_dims = tuple(hidden_dims)
+        self.num_blocks = num_blocks
+        self.lipschitz = lipschitz
+        self.log_det = log_det
+        self.activation = activation
