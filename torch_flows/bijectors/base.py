@@ -32,6 +32,7 @@ class Bijector(nn.Module, ABC):
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
@@ -40,6 +41,7 @@ class Bijector(nn.Module, ABC):
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
+    adaptive: bool = False
     parts: Any = None
 
     def __init__(self) -> None:
@@ -100,6 +102,10 @@ class Bijector(nn.Module, ABC):
     def check_codomain(self, z: Tensor) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
+
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
 
     @abstractmethod
     def _forward(self, x: Tensor, context: Tensor | None) -> Output: ...
