@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 import jax_flows
@@ -20,6 +19,8 @@ SOLVER = flow(
     arch("Chain", bijectors=[arch("Affine", dim=2), continuous(dim=2, hidden_dims=[4])]),
     arch("StandardNormal", dim=2),
 )
+
+
 @pytest.fixture
 def fresh_traces():
     """JAX keeps traces by function; a mutant's must not outlive it."""

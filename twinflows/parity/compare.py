@@ -57,7 +57,9 @@ class Comparison:
     def __post_init__(self) -> None:
         errors = [self.torch_error, self.jax_error]
         if any((error is None) != (self.oracle is None) for error in errors):
-            raise ValueError(f"{self.quantity}: an oracle has a name and the errors of both halves.")
+            raise ValueError(
+                f"{self.quantity}: an oracle has a name and the errors of both halves."
+            )
         if self.oracle is not None and (self.dtype, self.oracle) != ("float32", "float64"):
             raise ValueError(
                 f"{self.quantity}: {self.oracle} is no oracle of {self.dtype}; what is judged never "
@@ -422,10 +424,8 @@ def _truth(
     def round_trip(source: Any, target: Any, x: np.ndarray, context: np.ndarray | None) -> Any:
         return target.inverse(source.forward(x, context)["z"], context)["x"]
 
-    back = {
-        (a, b): round_trip(sides[a], sides[b], x, context) for a in range(2) for b in range(2)
-    }
-    single = [None if a is None else a.astype(np.float32) for a in (x, context)]
+    back = {(a, b): round_trip(sides[a], sides[b], x, context) for a in range(2) for b in range(2)}
+    single = _cast(x, "float32"), _cast(context, "float32")
     noise = _error("x", round_trip(rough, rough, *single), x, "float32")
     limit = max(GATES["round_trip"].limit(num_layers), _allowance(noise))
     if given is not None:
@@ -463,9 +463,7 @@ def _truth(
     return found
 
 
-def _log_det(
-    side: Any, x: np.ndarray, context: np.ndarray | None
-) -> tuple[np.ndarray, float]:
+def _log_det(side: Any, x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, float]:
     """The log|det| of the autodiff Jacobian, and its condition number: what slogdet itself loses."""
     jacobian = side.jacobian(x, context).reshape(len(x), x[0].size, x[0].size)
     with np.errstate(invalid="ignore"):
@@ -582,7 +580,9 @@ class _TorchSide:
             return self.model.forward(x, context)[0]
 
         arrays = [torch.from_numpy(a.copy()) for a in (x, context) if a is not None]
-        if any(s.adaptive for s in solvers(self.model)):  # steps chosen on the host cannot be mapped
+        if any(
+            s.adaptive for s in solvers(self.model)
+        ):  # steps chosen on the host cannot be mapped
             rows = [torch.func.jacrev(z)(*row) for row in zip(*arrays, strict=True)]
             return torch.stack(rows).detach().numpy()
         return torch.func.vmap(torch.func.jacrev(z))(*arrays).detach().numpy()
