@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
-from torch_flows.inputs import check_input
+from torch_flows.inputs import check_input, check_output
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -68,11 +68,13 @@ class Bijector(nn.Module, ABC):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.map_forward(x, check_input(self, "x", x, context))
+        context = check_input(self, "x", x, context)
+        return check_output(self, x, self.map_forward(x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.map_inverse(z, check_input(self, "z", z, context))
+        context = check_input(self, "z", z, context)
+        return check_output(self, z, self.map_inverse(z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``), layer after layer, in place.
