@@ -93,16 +93,16 @@ class Flow(HasVariables):
         widths = [net_widths(name, net) for net in list_of_nets(self.context_net)]
         return checks.context_width(name, widths, self.bijector.context_dim)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         nets = list_of_nets(self.context_net)
         bijector_key, base_key, *net_keys = jax.random.split(key, 2 + len(nets))
         parts = {
-            "bijector": self.bijector._init(bijector_key, dtype),
-            "base": self.base._init(base_key, dtype),
+            "bijector": self.bijector.init_variables(bijector_key, dtype),
+            "base": self.base.init_variables(base_key, dtype),
         }
         for i, (net, net_key) in enumerate(zip(nets, net_keys, strict=True)):
             parts[f"context_net_{i}"] = (
-                net._init(net_key, dtype)
+                net.init_variables(net_key, dtype)
                 if isinstance(net, Bijector)
                 else net.init(net_key, jnp.zeros(net.in_dim, dtype))
             )
@@ -124,19 +124,19 @@ class Flow(HasVariables):
             TypeError: for a wrong dtype.
         """
         x, context = self._condition(variables, "x", x, context)
-        return self.bijector._forward(child(variables, "bijector"), x, context)
+        return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = self._condition(variables, "z", z, context)
-        return self.bijector._inverse(child(variables, "bijector"), z, context)
+        return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
         x, context = self._condition(variables, "x", x, context)
-        z, log_det, batch_stats = self.bijector._forward_and_update(
+        z, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, context
         )
         parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
@@ -155,7 +155,7 @@ class Flow(HasVariables):
         for i, net in enumerate(list_of_nets(self.context_net)):
             own = child(variables, f"context_net_{i}")
             if isinstance(net, Bijector):
-                context = net._forward(own, context, None)[0]
+                context = net.map_forward(own, context, None)[0]
             else:
                 context = net.apply(own, context)
         return context

@@ -89,11 +89,11 @@ class Flow(nn.Module):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.bijector._forward(x, self._condition("x", x, context))
+        return self.bijector.map_forward(x, self._condition("x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.bijector._inverse(z, self._condition("z", z, context))
+        return self.bijector.map_inverse(z, self._condition("z", z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
@@ -102,7 +102,9 @@ class Flow(nn.Module):
     def embed(self, context: Tensor) -> Tensor:
         """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for net in list_of_nets(self.context_net):
-            context = net._forward(context, None)[0] if isinstance(net, Bijector) else net(context)
+            context = (
+                net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
+            )
         return context
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
