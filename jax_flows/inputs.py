@@ -41,7 +41,7 @@ def check_input(
 def context_batch(owner: Any, variables: Variables, context: Array | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
     dtype = weight_dtype(variables) or getattr(context, "dtype", None)
-    batch = context.shape[:-1] if is_array(context) else ()
+    batch = context.shape[:-1] if context is not None and is_array(context) else ()
     _check_context(owner, context, batch, "" if dtype is None else dtype.name)
     return batch
 

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,7 +118,13 @@ class Bijector(nn.Module, ABC):
 
 
 @torch.no_grad()
-def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None) -> None:
+def initialize(
+    owner: Any,
+    bijector: Bijector,
+    x: Tensor,
+    context: Tensor | None,
+    embed: Callable[[Tensor], Tensor] = lambda context: context,
+) -> None:
     """Initialise a bijector from data, with all of its modules in evaluation mode, or change nothing."""
     label = type(owner).__name__
     context = check_input(owner, "x", x, context)
@@ -126,7 +133,8 @@ def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None
     before = {name: value.clone() for name, value in bijector.state_dict().items()}
     modes = {module: module.training for module in bijector.modules()}
     try:
-        bijector.eval().map_and_initialize(x, context)
+        embedded = None if context is None else embed(context)
+        bijector.eval().map_and_initialize(x, embedded)
         finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
         checks.finite_initialization(label, finite)
     except BaseException:
