@@ -194,6 +194,58 @@ def common_context_dim(owner: str, dims: Sequence[int]) -> int:
     return used[0] if used else 0
 
 
+def context_width(
+    owner: str, widths: Sequence[tuple[int | None, int | None]], context_dim: int
+) -> int:
+    """The width of the context that networks take which, in turn, make one of ``context_dim``.
+
+    Args:
+        widths: of the input and the output of each; ``None`` stands for any.
+    """
+    if widths and context_dim == 0:
+        raise ValueError(f"{owner} has a context_net but no part that takes a context.")
+    for num_in, num_out in reversed(widths):
+        if num_out not in (None, context_dim):
+            raise ValueError(
+                f"{owner} has a context_net that makes {num_out} numbers where {context_dim} are "
+                "expected."
+            )
+        context_dim = context_dim if num_in is None else num_in
+    return context_dim
+
+
+def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
+    """Widths of the input and of the output of a bijector that a context passes through."""
+    shapes = bijector.event_shape, bijector.latent_shape
+    if bijector.context_dim or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(
+            f"{owner} expects a bijector in context_net to be of vectors and to take no context, got "
+            f"a {type(bijector).__name__}."
+        )
+    return shapes[0][0], shapes[1][0]
+
+
+def network_widths(owner: str, net: Any) -> tuple[int, int]:
+    """Widths of the input and of the output of a network that a context passes through."""
+    widths = getattr(net, "in_dim", None), getattr(net, "out_dim", None)
+    if not callable(net) or not all(isinstance(width, int) for width in widths):
+        raise TypeError(
+            f"{owner} expects context_net as networks with in_dim and out_dim, or bijectors, got "
+            f"{type(net).__name__}."
+        )
+    return widths  # type: ignore[return-value]
+
+
+def column_names(owner: str, name: str, names: Sequence[str] | None, dim: Any) -> None:
+    """Raise ``ValueError`` unless names are ``None`` or ``dim`` different strings."""
+    if names is None:
+        return
+    if isinstance(names, str) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{owner} expects {name} as a list of names, got {names!r}.")
+    if len(names) != dim or len(set(names)) != len(names):
+        raise ValueError(f"{owner} expects {name} as {dim} different names, got {list(names)}.")
+
+
 def broadcastable(owner: str, shape: tuple[int, ...], larger: tuple[int, ...]) -> None:
     """Raise ``ValueError`` unless a batch shape broadcasts to a larger one."""
     aligned = larger[len(larger) - len(shape) :]

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,8 @@ class Bijector(HasVariables):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
     A subclass is a frozen dataclass of plain values (its constructor's arguments) that writes
-    ``_init``, ``_forward`` and ``_inverse`` and states ``event_shape``; the public methods check
-    their input first. The arrays come in as ``variables``: ``{"params": ..., "batch_stats": ...}``.
+    ``init_variables``, ``map_forward`` and ``map_inverse`` and states ``event_shape``; the public methods
+    check their input first. The arrays come in as ``variables``: ``{"params": ..., "batch_stats": ...}``.
 
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
@@ -71,17 +72,19 @@ class Bijector(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self._forward(variables, *check_input(self, variables, "x", x, context))
+        return self.map_forward(variables, *check_input(self, variables, "x", x, context))
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self._inverse(variables, *check_input(self, variables, "z", z, context))
+        return self.map_inverse(variables, *check_input(self, variables, "z", z, context))
 
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
-        return self._forward_and_update(variables, *check_input(self, variables, "x", x, context))
+        return self.map_forward_and_update(
+            variables, *check_input(self, variables, "x", x, context)
+        )
 
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
@@ -116,21 +119,23 @@ class Bijector(HasVariables):
         self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
     @abstractmethod
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
 
     @abstractmethod
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output: ...
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output: ...
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
-        return *self._forward(variables, x, context), variables.get("batch_stats", {})
+        return *self.map_forward(variables, x, context), variables.get("batch_stats", {})
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
-        return (self._inverse if inverse else self._forward)(variables, x, context)[0], variables
+        return (self.map_inverse if inverse else self.map_forward)(variables, x, context)[
+            0
+        ], variables
 
 
 def initialize(
@@ -140,13 +145,15 @@ def initialize(
     own: Variables,
     x: Array,
     context: Array | None,
+    embed: Callable[[Variables, Array], Array] = lambda variables, context: context,
 ) -> dict[str, Any]:
     """The variables ``own`` of a bijector, initialised from data; ``variables`` are those of owner."""
     label = type(owner).__name__
     x, context = check_input(owner, variables, "x", x, context)
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
-    new, finite = _initialize(bijector, own, x, context)
+    embedded = None if context is None else embed(variables, context)
+    new, finite = _initialize(bijector, own, x, embedded)
     checks.finite_initialization(label, bool(finite))
     return new
 
@@ -155,6 +162,6 @@ def initialize(
 def _initialize(
     bijector: Bijector, variables: Variables, x: Array, context: Array | None
 ) -> tuple[dict[str, Any], Array]:
-    _, new = bijector._initialize(variables, x, context)
+    _, new = bijector.map_and_initialize(variables, x, context)
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.get("params", {}))]
     return {**variables, **new}, jnp.array(leaves).all()

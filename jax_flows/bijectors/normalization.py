@@ -51,18 +51,18 @@ class BatchNorm(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.dim, dtype)
         return {
             "params": {"log_gamma": zeros, "beta": zeros},
             "batch_stats": {"mean": zeros, "var": jnp.ones(self.dim, dtype)},
         }
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         running = variables["batch_stats"]
         return self._normalize(variables["params"], x, running["mean"], running["var"])
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         rows = x.reshape(-1, self.dim)
@@ -73,7 +73,7 @@ class BatchNorm(Bijector):
         batch_stats = self._update(variables["batch_stats"], new)
         return *self._normalize(variables["params"], x, mean, var), batch_stats
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         params, running = variables["params"], variables["batch_stats"]
         log_scale = params["log_gamma"] - jnp.log(running["var"] + self.eps) / 2
         x = (z - params["beta"]) * jnp.exp(-log_scale) + running["mean"]
@@ -133,19 +133,19 @@ class ActNorm(Bijector):
         """How many numbers share a scale: height * width, or 1."""
         return math.prod(self.event_shape[1:])
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.event_shape[0], dtype)
         return {"params": {"log_scale": zeros, "shift": zeros}}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         log_scale, shift = self._weights(variables)
         return x * jnp.exp(log_scale) + shift, self._log_det(log_scale, x)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         log_scale, shift = self._weights(variables)
         return (z - shift) * jnp.exp(-log_scale), -self._log_det(log_scale, z)
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         channels = jnp.moveaxis(x.reshape(-1, self.event_shape[0], self.num_pixels), 1, 0)
@@ -159,7 +159,7 @@ class ActNorm(Bijector):
             "log_scale": log_sd if inverse else -log_sd,
             "shift": mean if inverse else -mean * jnp.exp(-log_sd),
         }
-        return super()._initialize({**variables, "params": params}, x, context, inverse)
+        return super().map_and_initialize({**variables, "params": params}, x, context, inverse)
 
     def _weights(self, variables: Variables) -> tuple[Array, Array]:
         ones = (1,) * (len(self.event_shape) - 1)
@@ -169,3 +169,64 @@ class ActNorm(Bijector):
     def _log_det(self, log_scale: Array, x: Array) -> Array:
         batch = x.shape[: x.ndim - len(self.event_shape)]
         return jnp.broadcast_to(log_scale.sum() * self.num_pixels, batch)
+
+
+@register
+@dataclass(frozen=True)
+class Standardize(Bijector):
+    """z = (x - loc) / scale with fixed arrays, for images with one of each per channel.
+
+    log|det| = -sum(log(scale)) (times height * width). The identity until ``standardized`` sets
+    ``loc`` and ``scale`` from data. They are no weights: training and ``initialize`` leave them alone.
+
+    Args:
+        dim: number of dimensions, or ``(channels, height, width)``.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Standardize(dim=3)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
+    """
+
+    dim: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.event_shape
+
+    @cached_property
+    def event_shape(self) -> tuple[int, ...]:
+        return checks.vector_or_image("Standardize", self.dim)
+
+    @property
+    def num_pixels(self) -> int:
+        """How many numbers share a scale: height * width, or 1."""
+        return math.prod(self.event_shape[1:])
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        channels = self.event_shape[0]
+        return {
+            "batch_stats": {"loc": jnp.zeros(channels, dtype), "scale": jnp.ones(channels, dtype)}
+        }
+
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        loc, scale = self._arrays(variables)
+        return (x - loc) / scale, -self._log_det(scale, x)
+
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        loc, scale = self._arrays(variables)
+        return z * scale + loc, self._log_det(scale, z)
+
+    def _arrays(self, variables: Variables) -> tuple[Array, Array]:
+        ones = (1,) * (len(self.event_shape) - 1)
+        fixed = variables["batch_stats"]
+        return fixed["loc"].reshape(-1, *ones), fixed["scale"].reshape(-1, *ones)
+
+    def _log_det(self, scale: Array, x: Array) -> Array:
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return jnp.broadcast_to(jnp.log(scale).sum() * self.num_pixels, batch)

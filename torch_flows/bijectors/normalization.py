@@ -51,7 +51,7 @@ class BatchNorm(Bijector):
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._normalize(x, self.running_mean, self.running_var)
         rows = x.reshape(-1, self.dim)
@@ -62,7 +62,7 @@ class BatchNorm(Bijector):
         self._update(mean.detach(), var.detach() * (num_rows / (num_rows - 1)))
         return self._normalize(x, mean, var)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         log_scale = self.log_gamma - (self.running_var + self.eps).log() / 2
         x = (z - self.beta) * (-log_scale).exp() + self.running_mean
         return x, -log_scale.sum().expand(z.shape[:-1])
@@ -112,15 +112,17 @@ class ActNorm(Bijector):
         self.log_scale = nn.Parameter(torch.zeros(shape[0]))
         self.shift = nn.Parameter(torch.zeros(shape[0]))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         log_scale, shift = self._weights()
         return torch.addcmul(shift, x, log_scale.exp()), self._log_det(x)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         log_scale, shift = self._weights()
         return (z - shift) * (-log_scale).exp(), -self._log_det(z)
 
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(
+        self, x: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Tensor:
         channels = x.reshape(-1, len(self.shift), self.num_pixels).movedim(1, 0).flatten(1)
         mean = mean_over_ranks(channels.mean(1))
         mean = mean + mean_over_ranks((channels - mean[:, None]).mean(1))
@@ -129,7 +131,7 @@ class ActNorm(Bijector):
         log_sd = torch.maximum(sd, 4 * eps * mean.abs()).clamp_min(max(1e-6, eps)).log()
         self.log_scale.copy_(log_sd if inverse else -log_sd)
         self.shift.copy_(mean if inverse else -mean * (-log_sd).exp())
-        return super()._initialize(x, context, inverse)
+        return super().map_and_initialize(x, context, inverse)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         ones = (1,) * (len(self.event_shape) - 1)
@@ -138,3 +140,52 @@ class ActNorm(Bijector):
     def _log_det(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.event_shape)]
         return (self.log_scale.sum() * self.num_pixels).expand(batch)
+
+
+@register
+class Standardize(Bijector):
+    """z = (x - loc) / scale with fixed arrays, for images with one of each per channel.
+
+    log|det| = -sum(log(scale)) (times height * width). The identity until ``standardized`` sets
+    ``loc`` and ``scale`` from data. They are no weights: training and ``initialize`` leave them alone.
+
+    Args:
+        dim: number of dimensions, or ``(channels, height, width)``.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Standardize(dim=3)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int | Sequence[int]) -> None:
+        super().__init__()
+        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        shape = checks.vector_or_image("Standardize", dim)
+        self.event_shape = shape
+        self.num_pixels = math.prod(shape[1:])
+        self.register_buffer("loc", torch.zeros(shape[0]))
+        self.register_buffer("scale", torch.ones(shape[0]))
+
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        loc, scale = self._arrays()
+        return (x - loc) / scale, -self._log_det(x)
+
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        loc, scale = self._arrays()
+        return torch.addcmul(loc, z, scale), self._log_det(z)
+
+    def _arrays(self) -> tuple[Tensor, Tensor]:
+        ones = (1,) * (len(self.event_shape) - 1)
+        return self.loc.reshape(-1, *ones), self.scale.reshape(-1, *ones)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return (self.scale.log().sum() * self.num_pixels).expand(batch)
