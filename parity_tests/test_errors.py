@@ -11,8 +11,6 @@ import torch
 import jax_flows
 import torch_flows
 
-pytestmark = pytest.mark.usefixtures("quick_jax")
-
 X = np.zeros((4, 3), np.float32)
 C = np.zeros((4, 2), np.float32)
 
