@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -150,13 +151,15 @@ def initialize(
     own: Variables,
     x: Array,
     context: Array | None,
+    embed: Callable[[Variables, Array], Array] = lambda variables, context: context,
 ) -> dict[str, Any]:
     """The variables ``own`` of a bijector, initialised from data; ``variables`` are those of owner."""
     label = type(owner).__name__
     x, context = check_input(owner, variables, "x", x, context)
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
-    new, finite = _initialize(bijector, own, x, context)
+    embedded = None if context is None else embed(variables, context)
+    new, finite = _initialize(bijector, own, x, embedded)
     checks.finite_initialization(label, bool(finite))
     return new
 

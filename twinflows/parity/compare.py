@@ -677,12 +677,8 @@ class _JaxSide:
     def train(self, x: np.ndarray, context: np.ndarray | None) -> Results:
         import jax
 
-        owner = getattr(self.model, "bijector", self.model)
-        variables = {
-            name: tree.get("bijector", {}) if owner is not self.model else tree
-            for name, tree in self.variables.items()
-        }
-        _, log_det, stats = jax.jit(owner.forward_and_update)(variables, x, context)
+        update = jax.jit(self.model.forward_and_update)
+        _, log_det, stats = update(self.variables, x, context)
         arrays = jax_to_torch({"batch_stats": stats})
         return {
             "log_det": np.asarray(log_det),
