@@ -13,7 +13,6 @@ from parity_tests.catalogue import Case, arch, continuous, flow
 from torch_flows.bijectors import continuous as torch_continuous
 from twinflows.parity.compare import Comparison, ParityReport, compare
 
-pytestmark = pytest.mark.usefixtures("quick_jax")
 
 SOLVER = flow(
     arch("Chain", bijectors=[arch("Affine", dim=2), continuous(dim=2, hidden_dims=[4])]),
@@ -55,13 +54,13 @@ def half_an_interval(patch: pytest.MonkeyPatch) -> None:
 def wrong_neighbour(patch: pytest.MonkeyPatch) -> None:
     """A log-det that is off by a millionth, far below what the solver beside it leaves."""
     for cls in (torch_flows.Affine, jax_flows.Affine):
-        original = cls._forward
+        original = cls.map_forward
 
         def wrong(*args: Any, f: Callable[..., Any] = original) -> Any:
             z, log_det = f(*args)
             return z, log_det + 1e-6
 
-        patch.setattr(cls, "_forward", wrong)
+        patch.setattr(cls, "map_forward", wrong)
 
 
 @pytest.mark.usefixtures("fresh_traces")

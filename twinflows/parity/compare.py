@@ -476,8 +476,12 @@ def _check_parts(
     sides: tuple[Any, Any], x: np.ndarray, context: np.ndarray | None
 ) -> list[Comparison]:
     """``_truth`` of each solver with finer steps, and of the layers between them as they are."""
+    import torch
+
     found: list[Comparison] = []
     parts = split(sides[0].model, sides[1].model, sides[0].weights)
+    if context is not None and hasattr(sides[0].model, "embed"):
+        context = sides[0].model.embed(torch.from_numpy(context)).detach().numpy()
     for part in parts:
         label = f"{part.label}: " if len(parts) > 1 else ""
         own_context = context if part.torch_model.context_dim else None
