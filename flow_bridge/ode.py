@@ -4,6 +4,10 @@ REFINEMENT = 8
 """How many times the steps of a solver that is judged against itself."""
 
 
+STEP_SHARE = 1 / 4
+"""The part of the tolerance that one adaptive step may leave; their sum is then within 10 tolerances."""
+
+
 def refine(tolerance: float) -> float:
     """A tolerance that takes about so many times the steps of a method of fifth order."""
     return max(1e-4 * tolerance, min(tolerance, 1e-13))

@@ -430,7 +430,8 @@ def _truth(
     limit = max(GATES["round_trip"].limit(num_layers), _allowance(noise))
     if given is not None:
         own = round_trip(given, given, x, context)
-        limit = max(limit, _error("x", own, back[0, 0], "float64") / REFINED_RATIO)
+        steps = _error("x", own, back[0, 0], "float64") / REFINED_RATIO
+        limit = max(limit, steps, tolerance(sides[0].model))
     found = [
         Comparison(
             f"{label}round trip {_NAMES[a]} to {_NAMES[b]}",
@@ -450,7 +451,7 @@ def _truth(
         own_log_det = given.forward(x, context)["log_det"]
         steps = _error("log_det", own_log_det, log_dets[0], "float64")
         steps += _error("log_det", _log_det(given, x, context)[0], exact[0], "float64")
-        limit = max(limit, steps / REFINED_RATIO)
+        limit = max(limit, steps / REFINED_RATIO, tolerance(sides[0].model))
     found += [
         Comparison(
             f"{label}{name} log_det, autodiff",
