@@ -329,3 +329,8 @@ def _digest(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
         digest.update(array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes())
     return digest.hexdigest()
+
+
+def model_digest(description: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 that a checkpoint of a model carries: of its architecture and weights."""
+    return _digest("model", to_json(description), arrays)

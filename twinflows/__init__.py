@@ -1,5 +1,6 @@
 """What stands on both halves: the parity check, the command line, tools for inference."""
 
-from twinflows.parity.compare import ParityReport, check_bijector, check_parity
+from twinflows.parity.compare import check_bijector, check_parity
+from twinflows.parity.report import ParityReport
 
 __all__ = ["ParityReport", "check_bijector", "check_parity"]

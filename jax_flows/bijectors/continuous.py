@@ -349,10 +349,11 @@ class _Dopri5:
             import diffrax
         except ImportError as error:
             raise ImportError(missing_solver("diffrax", "jax")) from error
+        dtype = jax.tree.leaves(state)[0].dtype
         return diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             diffrax.Dopri5(),
-            *times,
+            *(jnp.asarray(t, dtype) for t in times),
             dt0=None,
             y0=state,
             args=weights,
