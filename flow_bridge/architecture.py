@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flow_bridge.errors import ArchitectureError
@@ -16,7 +17,17 @@ from flow_bridge.errors import ArchitectureError
 Architecture = dict[str, Any]
 T = TypeVar("T", bound=type)
 
-_budget: ContextVar[list[int] | None] = ContextVar("twinflows_budget", default=None)
+
+
+@dataclass
+class _Budget:
+    """What may still be built."""
+
+    layers: int
+    entries: int
+
+
+_budget: ContextVar[_Budget | None] = ContextVar("twinflows_budget", default=None)
 
 
 class Registry:
@@ -61,7 +72,7 @@ class Registry:
                 f"first, with {self.package}.register."
             )
         cls = self.types[name]
-        known = _argument_names(cls)
+        known = argument_names(cls)
         arguments = {
             key: self._value(value) for key, value in architecture.items() if key != "type"
         }
@@ -77,8 +88,19 @@ class Registry:
         if isinstance(value, Mapping):
             return self.build(dict(value))
         if isinstance(value, list | tuple):
-            return tuple(self._value(item) for item in value)
+            return tuple(
+                self._value(item) if isinstance(item, Mapping | list | tuple) else item
+                for item in value
+            )
         return value
+
+    def knows(self, architecture: Any) -> bool:
+        """Whether every type in an architecture is registered."""
+        if isinstance(architecture, list):
+            return all(self.knows(item) for item in architecture)
+        if not isinstance(architecture, Mapping):
+            return True
+        return architecture["type"] in self.types and self.knows(list(architecture.values()))
 
 
 def architecture(obj: Any) -> Architecture:
@@ -86,7 +108,7 @@ def architecture(obj: Any) -> Architecture:
 
     Raises:
         ArchitectureError: if a constructor argument is not kept as an attribute of its name, or is
-            not plain data.
+            not plain data, and for an object that was changed into what no arguments build.
 
     Examples:
         >>> import torch_flows
@@ -96,11 +118,11 @@ def architecture(obj: Any) -> Architecture:
     """
     name = type(obj).__name__
     result: Architecture = {"type": name}
-    for argument in _argument_names(type(obj)):
+    for argument in argument_names(type(obj)):
         if not hasattr(obj, argument):
             raise ArchitectureError(f"{name} does not keep its argument {argument!r}.")
         result[argument] = _plain(getattr(obj, argument), f"{name}.{argument}")
-    return result
+    return obj.confirm(result) if hasattr(obj, "confirm") else result
 
 
 def to_json(value: Architecture) -> str:
@@ -109,9 +131,14 @@ def to_json(value: Architecture) -> str:
 
 
 @contextmanager
-def construction_budget(limit: int) -> Iterator[None]:
-    """Let at most ``limit`` bijectors be built inside: a small file must not ask for a huge model."""
-    token = _budget.set([limit])
+def construction_budget(*, layers: int, entries: int) -> Iterator[None]:
+    """Let no more be built inside: a small file must not ask for a huge model.
+
+    Args:
+        layers: of bijectors, distributions and layers of networks, all together.
+        entries: of the fixed arrays that follow from constructor arguments, all together.
+    """
+    token = _budget.set(_Budget(layers, entries))
     try:
         yield
     finally:
@@ -119,15 +146,29 @@ def construction_budget(limit: int) -> Iterator[None]:
 
 
 def count_construction(layers: int = 1) -> None:
-    """Called by every bijector and network as it is built."""
+    """Called by everything that is built, before it builds its parts."""
     budget = _budget.get()
     if budget is not None:
-        budget[0] -= layers
-        if budget[0] < 0:
-            raise ArchitectureError("the architecture asks for more layers than its file can hold.")
+        budget.layers -= layers
+        if budget.layers < 0:
+            raise ArchitectureError(
+                "the architecture asks for more layers than a file of this size may."
+            )
 
 
-def _argument_names(cls: Callable[..., Any]) -> list[str]:
+def count_entries(entries: int) -> None:
+    """Called with the size of every fixed array before it is made (a mask, an order, a table)."""
+    budget = _budget.get()
+    if budget is not None:
+        budget.entries -= entries
+        if budget.entries < 0:
+            raise ArchitectureError(
+                "the architecture asks for larger masks, orders or tables than a file of this size may."
+            )
+
+
+def argument_names(cls: Callable[..., Any]) -> list[str]:
+    """The names of a constructor's arguments."""
     parameters = inspect.signature(cls).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from flow_bridge.architecture import count_entries
+
 SLOPE_BOUNDS = {"gelu": 1.1290, "silu": 1.0999}
 """The largest slope of each activation, rounded up; 1 for those not listed."""
 
@@ -61,6 +63,7 @@ def stop_probability(owner: str, value: float | None, lipschitz: float) -> float
 def roulette_thresholds(stop: float) -> np.ndarray:
     """Integers t: the number of t[j] above a uniform 32-bit integer is geometric, P(N >= j) = q^j."""
     length = math.ceil(32 * math.log(2) / -math.log1p(-stop))
+    count_entries(length)
     survival = np.exp(np.arange(1, length + 1) * np.log1p(-stop))
     return np.floor(survival * 2**32).astype(np.int64)
 
