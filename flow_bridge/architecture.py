@@ -18,7 +18,6 @@ Architecture = dict[str, Any]
 T = TypeVar("T", bound=type)
 
 
-
 @dataclass
 class _Budget:
     """What may still be built."""
@@ -81,6 +80,8 @@ class Registry:
             raise ArchitectureError(f"{name} has no argument {unknown[0]!r}; it has {known}.")
         try:
             return cls(**arguments)
+        except ArchitectureError:
+            raise
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArchitectureError(f"{name} cannot be built: {error}") from error
 
@@ -100,7 +101,7 @@ class Registry:
             return all(self.knows(item) for item in architecture)
         if not isinstance(architecture, Mapping):
             return True
-        return architecture["type"] in self.types and self.knows(list(architecture.values()))
+        return architecture.get("type") in self.types and self.knows(list(architecture.values()))
 
 
 def architecture(obj: Any) -> Architecture:
@@ -116,13 +117,18 @@ def architecture(obj: Any) -> Architecture:
         >>> architecture(torch_flows.Planar(dim=2))
         {'type': 'Planar', 'dim': 2, 'context_dim': 0}
     """
+    described = _described(obj)
+    return obj.confirm(described) if hasattr(obj, "confirm") else described
+
+
+def _described(obj: Any) -> Architecture:
     name = type(obj).__name__
     result: Architecture = {"type": name}
     for argument in argument_names(type(obj)):
         if not hasattr(obj, argument):
             raise ArchitectureError(f"{name} does not keep its argument {argument!r}.")
         result[argument] = _plain(getattr(obj, argument), f"{name}.{argument}")
-    return obj.confirm(result) if hasattr(obj, "confirm") else result
+    return result
 
 
 def to_json(value: Architecture) -> str:
@@ -179,7 +185,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if hasattr(value, "is_architecture"):
-        return architecture(value)
+        return _described(value)
     raise ArchitectureError(
         f"{where} is a {type(value).__name__}, which is not plain data; "
         "use numbers, strings, lists or registered classes."

@@ -39,14 +39,16 @@ MAX_METADATA_BYTES = 1 << 20
 MAX_TENSORS = 100_000
 MAX_RANK = 8
 MAX_NESTING = 128  # of lists and objects in an architecture
-BASE_LAYERS, BYTES_PER_LAYER = 1000, 2048
+BASE_LAYERS, BYTES_PER_LAYER = 800, 4096
 """An architecture may ask for so many layers, and one more for so many bytes of its file."""
-BASE_ENTRIES, ENTRIES_PER_VALUE = 1 << 21, 8
+BASE_ENTRIES, ENTRIES_PER_VALUE = 1 << 19, 8
 """It may ask for so many entries of fixed arrays, and for so many more for each number in its file."""
 
 _WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STATE_DTYPES = {"BOOL": "bool"} | {  # in optimiser states
-    f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+    f"{kind[0].upper()}{bits}": f"{kind}{bits}"
+    for kind in ("int", "uint")
+    for bits in (8, 16, 32, 64)
 }
 _DTYPE_NAMES = _WEIGHT_DTYPES | _STATE_DTYPES
 _NUMPY_DTYPES = DTYPES | {name: np.dtype(name) for name in _STATE_DTYPES.values()}
@@ -143,7 +145,11 @@ def write_checkpoint(
     if len(dtypes) > 1 or not set(dtypes) <= DTYPES.keys():
         raise CheckpointError(f"a checkpoint holds one float dtype, got {' and '.join(dtypes)}.")
     write_arrays(
-        target, MODEL, architecture, arrays, lambda header: check_model(header, expected_shapes)
+        target,
+        MODEL,
+        architecture,
+        arrays,
+        lambda header: check_model(header, expected_shapes, writing=True),
     )
 
 
@@ -185,13 +191,23 @@ def read_checkpoint(
     return header.model().description, arrays
 
 
-def check_model(header: Header, expected_shapes: Callable[[Architecture], Shapes]) -> None:
-    """Raise unless a header's tensors are those of its architecture, within what a file may ask for."""
+def check_model(
+    header: Header, expected_shapes: Callable[[Architecture], Shapes], writing: bool = False
+) -> None:
+    """Raise unless a header's tensors are those of its architecture, within what a file may ask for.
+
+    Args:
+        header: what the file says.
+        expected_shapes: the table of names and shapes that an architecture must come with.
+        writing: allow a little less than a reader does, so that the other half, which may build more
+            on its way, reads what this one writes.
+    """
     model = header.model()
     _check_nesting(model.description)
+    layers = BASE_LAYERS + header.num_bytes // BYTES_PER_LAYER
+    entries = BASE_ENTRIES + ENTRIES_PER_VALUE * header.num_values
     with construction_budget(
-        layers=BASE_LAYERS + header.num_bytes // BYTES_PER_LAYER,
-        entries=BASE_ENTRIES + ENTRIES_PER_VALUE * header.num_values,
+        layers=layers if writing else layers * 3 // 2, entries=entries if writing else entries * 4
     ):
         expected = expected_shapes(model.description)
     check_table({name: info.shape for name, info in model.tensors.items()}, expected)
@@ -211,7 +227,7 @@ def write_arrays(
     kind: str,
     description: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
-    check: Callable[[Header], None],
+    check: Callable[[Header], None] = lambda header: None,
 ) -> None:
     """Write named arrays with a JSON description, which ``read_arrays`` with this check will read.
 
@@ -229,13 +245,14 @@ def write_arrays(
 
 def read_arrays(
     source: Readable,
-    kinds: tuple[str, ...],
-    check: Callable[[Header], None],
+    kinds: str | tuple[str, ...],
+    check: Callable[[Header], None] = lambda header: None,
     *,
     allow_non_finite: bool = False,
 ) -> tuple[Header, dict[str, np.ndarray]]:
     """Read a file of ``write_arrays``; ``check`` sees the header before any data is touched."""
     with refusals(source), _open(source) as file:
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
         return _read_arrays(file, kinds, check, allow_non_finite)
 
 
@@ -327,7 +344,7 @@ def _pack(kind: str, description: Mapping[str, Any], arrays: Mapping[str, np.nda
         "twinflows.format_version": FORMAT_VERSION,
         "twinflows.kind": kind,
         "twinflows.description": text,
-        "twinflows.sha256": _digest(kind, text, contiguous),
+        "twinflows.sha256": digest(kind, text, contiguous),
     }
     return safetensors.numpy.save(contiguous, metadata=metadata)
 
@@ -345,14 +362,14 @@ def _read_arrays(
     file.seek(start)
     data = file.read()
     arrays = {
-        name: np.frombuffer(
-            data, _NUMPY_DTYPES[info.dtype], prod(info.shape), info.start
-        ).reshape(info.shape)
+        name: np.frombuffer(data, _NUMPY_DTYPES[info.dtype], prod(info.shape), info.start).reshape(
+            info.shape
+        )
         if prod(info.shape)
         else np.zeros(info.shape, _NUMPY_DTYPES[info.dtype])
         for name, info in header.tensors.items()
     }
-    if _digest(header.kind, to_json(header.description), arrays) != header.sha256:
+    if digest(header.kind, to_json(header.description), arrays) != header.sha256:
         raise CheckpointError("the contents do not match their SHA-256.")
     for name, array in arrays.items():
         if array.dtype == bool and array.size and array.view(np.uint8).max() > 1:
@@ -409,7 +426,6 @@ def _foreign(begin: bytes, size: int, length: int) -> str:
             f"this is not a safetensors file, or not all of one: its header claims {length} bytes."
         )
     return "this is not a safetensors file: its header is not a JSON object."
-
 
 
 def _tensor_table(fields: dict[str, Any], num_bytes: int) -> dict[str, TensorInfo]:
@@ -490,10 +506,11 @@ def _check_nesting(value: Mapping[str, Any] | list[Any], depth: int = 1) -> None
             _check_nesting(item, depth + 1)
 
 
-def _digest(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(f"{kind}\n{text}\n".encode())
+def digest(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of a file's kind, description and arrays."""
+    sha = hashlib.sha256(f"{kind}\n{text}\n".encode())
     for name in sorted(arrays):
         array = arrays[name]
-        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
-        digest.update(array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes())
-    return digest.hexdigest()
+        sha.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        sha.update(array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes())
+    return sha.hexdigest()

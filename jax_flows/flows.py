@@ -81,6 +81,14 @@ class Flow(HasVariables):
             }
         )
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return gather(
+            {
+                "bijector": self.bijector.variable_shapes(dtype),
+                "base": self.base.variable_shapes(dtype),
+            }
+        )
+
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 

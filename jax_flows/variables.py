@@ -3,7 +3,7 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -27,10 +27,21 @@ class HasVariables(ABC):
 
     def shapes(self) -> dict[str, Any]:
         """The variables' shapes and types, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        dtype = jnp.dtype(jnp.result_type(float))
+        return {"params": {}, "batch_stats": {}, **self.variable_shapes(dtype)}
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of what ``init_variables`` makes. What has parts puts them together from theirs:
+        a trace of the whole takes seconds for some hundred parts."""
+        return jax.eval_shape(partial(self.init_variables, dtype=dtype), _key_shape())
 
     @abstractmethod
     def init_variables(self, key: Array, dtype: Any) -> Variables: ...
+
+
+@cache
+def _key_shape() -> Any:
+    return jax.eval_shape(jax.random.key, 0)
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -56,6 +67,11 @@ def gather(children: Mapping[str, Variables]) -> dict[str, Any]:
         collection: {name: v[collection] for name, v in children.items() if v.get(collection)}
         for collection in ("params", "batch_stats")
     }
+
+
+def stacked_shapes(shapes: Variables, count: int) -> Variables:
+    """The shapes of the variables of ``count`` equal parts, stacked along a leading axis."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype), dict(shapes))
 
 
 def weight_dtype(variables: Variables) -> Any:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from torch_flows.numerics import sum_event
-from torch_flows.registry import register
+from torch_flows.registry import Buildable, register
 
 
-class Distribution(nn.Module, ABC):
+class Distribution(Buildable, ABC):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
 
     Attributes:
@@ -22,7 +22,6 @@ class Distribution(nn.Module, ABC):
         reparameterized: whether gradients through samples reach every weight.
     """
 
-    is_architecture = True
     noise = "normal"
     reparameterized = True
     device_anchor: Tensor

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_bridge import checks
+from flow_bridge.architecture import Architecture
+from flow_bridge.architecture import architecture as describe
+from flow_bridge.errors import ArchitectureError
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, initialize
 from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input
-from torch_flows.registry import register
+from torch_flows.registry import Buildable, register
 
 
 @register
-class Flow(nn.Module):
+class Flow(Buildable):
     """The density of x whose latent z = bijector(x) has the base density.
 
     log p(x) = log p_base(z) + log|det dz/dx|.
@@ -35,8 +38,6 @@ class Flow(nn.Module):
         >>> tuple(x.shape), tuple(log_prob.shape)
         ((3, 4, 2), (3, 4))
     """
-
-    is_architecture = True
 
     def __init__(self, bijector: Bijector, base: Distribution) -> None:
         super().__init__()
@@ -69,6 +70,15 @@ class Flow(nn.Module):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.bijector.map_inverse(z, check_input(self, "z", z, context))
+
+    def confirm(self, architecture: Architecture) -> Architecture:
+        """As ``Buildable.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
+        try:
+            return super().confirm(architecture)
+        except ArchitectureError:
+            if type(self) is Flow:
+                raise
+        return {"type": "Flow", "bijector": describe(self.bijector), "base": describe(self.base)}
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""

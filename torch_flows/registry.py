@@ -1,7 +1,77 @@
 """The types that ``build`` and ``load`` know."""
 
-from flow_bridge.architecture import Registry
+from typing import Any
+
+import torch
+from torch import nn
+
+from flow_bridge.architecture import Architecture, Registry, argument_names
+from flow_bridge.errors import ArchitectureError
 
 registry = Registry("torch_flows")
 register = registry.register
 build = registry.build
+
+
+class Buildable(nn.Module):
+    """A module that an architecture describes, as long as it is what its arguments build."""
+
+    is_architecture = True
+
+    def confirm(self, architecture: Architecture) -> Architecture:
+        """The architecture, if it builds a module like this one.
+
+        Raises:
+            ArchitectureError: naming what differs, a layer that was replaced for instance.
+        """
+        if registry.knows(architecture):
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                expected = build(architecture)
+            if changed := difference(self, expected, type(self).__name__):
+                raise ArchitectureError(f"{changed}: it was changed after it was built.")
+        return architecture
+
+
+def difference(module: nn.Module, expected: nn.Module, name: str) -> str:
+    """What of a module's structure, arguments and shapes is not as expected, "" if nothing."""
+    # fully_shard puts a class of its own before the module's
+    own = [
+        cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed")
+    ]
+    if own[0] is not type(expected):
+        return (
+            f"{name} is a {own[0].__name__}, where its arguments make a {type(expected).__name__}"
+        )
+    for argument in argument_names(own[0]):
+        found, value = (getattr(m, argument, None) for m in (module, expected))
+        if _is_plain(found) and _is_plain(value) and found != value:
+            return f"{name}.{argument} is {found!r:.60}, where its arguments make it {value!r:.60}"
+    for kind in ("_parameters", "_buffers"):
+        found, value = (_shapes(getattr(m, kind)) for m in (module, expected))
+        if found != value:
+            return f"{name} has {_words(found, value)}, where its arguments make {_words(value, found)}"
+    parts, like = module._modules, expected._modules
+    if parts.keys() != like.keys():
+        return f"{name} has parts {', '.join(parts)}, where its arguments make {', '.join(like)}"
+    for key, part in parts.items():
+        twin = like[key]
+        if part is not None and twin is not None:
+            changed = difference(part, twin, f"{name}.{key}")
+            if changed:
+                return changed
+    return ""
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    return {k: None if a is None else tuple(a.shape) for k, a in arrays.items()}
+
+
+def _words(shapes: dict[str, Any], other: dict[str, Any]) -> str:
+    own = [f"{k} {v}" for k, v in shapes.items() if k not in other or other[k] != v]
+    return ", ".join(own) or "none"

@@ -95,6 +95,8 @@ class InvertibleResidual(Bijector):
         if self.eval_terms is not None:
             checks.positive_int(name, eval_terms=self.eval_terms)
         _ = self._stop, self.network.mlp
+        if self.log_det == "series":
+            bridge.roulette_length(self._stop)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

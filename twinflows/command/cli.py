@@ -97,6 +97,7 @@ def train(
 ) -> None:
     """Fit a model to data by maximum likelihood and write it as a checkpoint."""
     from flow_bridge.checkpoint import write_checkpoint
+    from twinflows.command.convert import expected_shapes
     from twinflows.command.pictures import draw_training
     from twinflows.command.tables import read_table
     from twinflows.sides.models import describe, draw, new_model, standardized
@@ -130,7 +131,7 @@ def train(
         offset = float(np.log(scaling.sd).sum())
     for losses in (history.train_loss, history.validation_loss):
         losses[:] = [loss + offset for loss in losses]
-    write_checkpoint(out, architecture, arrays)
+    write_checkpoint(out, architecture, arrays, expected_shapes)
     picture = picture or out.with_suffix(".png")
     samples = draw(built, min(len(x), 4000), np.random.default_rng(seed), context)
     if scaling is not None:

@@ -29,15 +29,15 @@ def convert_file(
         CheckpointError: if the source is a checkpoint and something is wrong with it.
     """
     if source_form == "twinflows":
-        architecture, arrays = read_checkpoint(source, _shapes)
+        architecture, arrays = read_checkpoint(source, expected_shapes)
     else:
         if architecture_file is None:
             raise ConversionError(f"a {source_form} file carries no architecture: name one.")
         architecture = json.loads(architecture_file.read_text())
         arrays = _read_state(source) if source_form == "torch" else _read_flax(source)
-        check_table({name: a.shape for name, a in arrays.items()}, _shapes(architecture))
+        check_table({name: a.shape for name, a in arrays.items()}, expected_shapes(architecture))
     if target_form == "twinflows":
-        write_checkpoint(target, architecture, arrays)
+        write_checkpoint(target, architecture, arrays, expected_shapes)
     elif target_form == "torch":
         from safetensors.numpy import save_file
 
@@ -76,14 +76,10 @@ def _like(architecture: Architecture) -> Mapping[str, Any]:
     return jax_flows.build(architecture).shapes()
 
 
-def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The expected table, from whichever half is installed."""
     try:
-        import torch
-
-        import torch_flows
+        from torch_flows import checkpoint
     except ImportError:
         return torch_shapes(_like(architecture))
-    with torch.device("meta"):
-        state = torch_flows.build(architecture).state_dict()
-    return {name: tuple(array.shape) for name, array in state.items()}
+    return dict(checkpoint.expected_shapes(architecture))
