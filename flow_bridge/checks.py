@@ -269,6 +269,13 @@ def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> N
         )
 
 
+def momentum(owner: str, value: float) -> None:
+    """Raise ``ValueError`` unless a share of running averages is above 0 and at most 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        raise ValueError(f"{owner} expects momentum above 0 and at most 1, got {value!r}.")
+
+
 def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a number strictly between the bounds."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -33,8 +33,8 @@ def log_softplus(x: Array) -> Array:
 
 
 def log_sech2(x: Array) -> Array:
-    """log(1 - tanh(x)^2) = 2 log 2 - 2 |x| - 2 log(1 + e^(-2 |x|))."""
-    return 2 * (math.log(2) - x - softplus(-2 * x))
+    """log(1 - tanh(x)^2) = 2 log 2 - 2 log(e^x + e^-x)."""
+    return 2 * (math.log(2) - jnp.logaddexp(x, -x))
 
 
 def sum_event(x: Array, event_ndim: int) -> Array:

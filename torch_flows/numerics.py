@@ -33,8 +33,8 @@ def log_softplus(x: Tensor) -> Tensor:
 
 
 def log_sech2(x: Tensor) -> Tensor:
-    """log(1 - tanh(x)^2) = 2 log 2 - 2 |x| - 2 log(1 + e^(-2 |x|))."""
-    return 2 * (math.log(2) - x - softplus(-2 * x))
+    """log(1 - tanh(x)^2) = 2 log 2 - 2 log(e^x + e^-x)."""
+    return 2 * (math.log(2) - torch.logaddexp(x, -x))
 
 
 def sum_event(x: Tensor, event_ndim: int) -> Tensor:

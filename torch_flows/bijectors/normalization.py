@@ -41,7 +41,8 @@ class BatchNorm(Bijector):
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         checks.positive_int("BatchNorm", dim=dim)
-        checks.positive_number("BatchNorm", eps=eps, momentum=momentum)
+        checks.positive_number("BatchNorm", eps=eps)
+        checks.momentum("BatchNorm", momentum)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
