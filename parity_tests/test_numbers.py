@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 
 import jax_flows
 import torch_flows
+from flow_bridge.domains import Interval
 from flow_bridge.series import student_t_constant
-from flow_bridge.weights import torch_to_jax
+from flow_bridge.weights import DTYPES, torch_to_jax
 from parity_tests.catalogue import Case
 
 Arrays = tuple[np.ndarray, ...]
@@ -124,7 +126,7 @@ def test_tanh_at_the_ends() -> None:
         z, log_det = run(half, "forward", [[-np.inf], [np.inf], [-50.0], [50.0]])
         assert z.ravel().tolist() == [-1, 1, -1, 1]
         np.testing.assert_allclose(
-            log_det, [-np.inf, -np.inf, 2 * np.log(2) - 100] + [2 * np.log(2) - 100]
+            log_det, [-np.inf, -np.inf, 2 * np.log(2) - 100, 2 * np.log(2) - 100]
         )
 
 
@@ -146,7 +148,7 @@ def test_tanh_at_the_ends() -> None:
 def test_arguments(build: Callable[[Any], Any], message: str) -> None:
     sentences = []
     for module in (torch_flows, jax_flows):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=r"\w+ (expects|takes) ") as error:
             build(module)
         sentences.append(str(error.value))
     assert message in sentences[0]
@@ -205,3 +207,105 @@ def test_products_state_their_precision(architecture: dict[str, Any]) -> None:
     assert found
     highest = (jax.lax.Precision.HIGHEST,) * 2
     assert [e for e in found if e.params["precision"] != highest] == []
+
+
+def logit_normal(module: Any) -> Any:
+    return module.Flow(module.Logit(alpha=0.0, event_ndim=1), module.StandardNormal(1))
+
+
+def squashed(module: Any) -> Any:
+    parts = [module.Invert(module.Tanh()), module.Affine(1)]
+    return module.Flow(module.Chain(parts), module.StandardNormal(1))
+
+
+def shifted(module: Any) -> Any:
+    """The domain of its second member shows in values only."""
+    parts = [module.Affine(1), module.Invert(module.Exp())]
+    inverted = module.Invert(module.Invert(module.Chain(parts)))
+    return module.Flow(inverted, module.StandardNormal(1))
+
+
+def scores(make: Callable[[Any], Any], x: Any) -> list[np.ndarray]:
+    """log_prob of both halves, the second one compiled, and their gradients in x."""
+    x = np.asarray(x, np.float32)
+    flow, twin = make(torch_flows).eval(), make(jax_flows)
+    weights = {k: np.zeros(v.shape, np.float32) for k, v in flow.state_dict().items()}
+    flow.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    variables = torch_to_jax(weights, twin.shapes())
+    given = torch.from_numpy(x).requires_grad_()
+    log_prob = flow.log_prob(given)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), given)
+
+    def value(x: Any) -> Any:
+        log_prob = twin.log_prob(variables, x)
+        return log_prob.sum(), log_prob
+
+    twin_gradient, twin_log_prob = jax.jit(jax.grad(value, has_aux=True))(x)
+    arrays = log_prob.detach().numpy(), twin_log_prob, gradient.numpy(), twin_gradient
+    return [np.asarray(array) for array in arrays]
+
+
+def test_log_prob_outside_the_domain() -> None:
+    """-inf at the ends and beyond, with the gradient 0; NaN of NaN; the density inside."""
+    outside = [[0.0], [1.0], [1.5], [-np.inf], [np.inf]]
+    for make in (logit_normal, shifted):
+        x = np.array([*outside, [np.nan], [0.3]])
+        if make is shifted:
+            x = np.array([[0.0], [-1.0], [-np.inf], [np.inf], [np.nan], [0.3]])
+        a, b, gradient, twin_gradient = scores(make, x)
+        slope = 1 / (0.3 * 0.7) if make is logit_normal else 1 / 0.3
+        z = np.log(0.3 / 0.7) if make is logit_normal else np.log(0.3)
+        right = [-np.inf] * (len(x) - 2) + [
+            np.nan,
+            np.log(slope) - z**2 / 2 - np.log(2 * np.pi) / 2,
+        ]
+        for found in (a, b):
+            np.testing.assert_allclose(found, right, rtol=1e-5)
+        if make is logit_normal:
+            assert gradient[:5].tolist() == twin_gradient[:5].tolist() == [[0.0]] * 5
+    everywhere = [[-np.inf, 0.0], [np.inf, -np.inf], [np.nan, np.inf], [1.0, 2.0]]
+    a, b, *_ = scores(lambda m: m.Flow(m.Planar(2), m.StandardNormal(2)), everywhere)
+    for found in (a, b):
+        assert found[:2].tolist() == [-np.inf] * 2
+        assert np.isnan(found[2])
+        assert np.isfinite(found[3])
+
+
+@pytest.mark.parametrize("log_scale", [-np.log(3.0), -np.log(10.0)])
+def test_own_samples_have_a_density(log_scale: float) -> None:
+    """0.3 % and 0.8 % of the float32 samples rounded to the ends of (-1, 1), and were scored NaN."""
+    flow, twin = squashed(torch_flows), squashed(jax_flows)
+    flow.bijector.bijectors[1].log_scale.data.fill_(log_scale)
+    variables = torch_to_jax(
+        {name: value.numpy() for name, value in flow.state_dict().items()}, twin.shapes()
+    )
+    x, log_prob = flow.sample_and_log_prob(20_000, generator=torch.Generator().manual_seed(0))
+    twin_x, twin_log_prob = twin.sample_and_log_prob(variables, jax.random.key(0), 20_000)
+    for samples, density in (
+        (x.detach().numpy(), log_prob.detach().numpy()),
+        (twin_x, twin_log_prob),
+    ):
+        assert abs(samples).max() < 1
+        assert np.isfinite(density).all()
+        assert np.isfinite(
+            flow.log_prob(torch.from_numpy(np.array(samples))).detach().numpy()
+        ).all()
+        assert np.isfinite(twin.log_prob(variables, np.array(samples))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "ends", [(0, 1), (-0.1, np.inf), (-np.inf, 1 / 3), (-1 / 3, 0), (0, np.inf)]
+)
+def test_ends_of_an_interval(dtype: str, ends: tuple[float, float]) -> None:
+    interval = Interval(*ends)
+    kind = DTYPES[dtype]
+    low, high = interval.ends(dtype)
+    assert interval.low < low < interval.middle < high < interval.high
+    for end, towards in ((low, -np.inf), (high, np.inf)):
+        assert float(kind.type(end)) == end
+        with np.errstate(over="ignore"):
+            beyond = float(np.nextafter(kind.type(end), kind.type(towards)))
+        assert not interval.low < beyond < interval.high or abs(end) == float(
+            ml_dtypes.finfo(kind).tiny
+        )
