@@ -137,7 +137,7 @@ class Chain(Bijector):
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> Array:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
-            found = bijector.outside(*args, inverse)
+            found = bijector.outside(*args, inverse=inverse)
             output = (bijector.map_inverse if inverse else bijector.map_forward)(*args)
             return output[0], found.astype(output[1].dtype), {}
 
