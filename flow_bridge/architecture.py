@@ -117,14 +117,15 @@ def architecture(obj: Any) -> Architecture:
         >>> architecture(torch_flows.Planar(dim=2))
         {'type': 'Planar', 'dim': 2, 'context_dim': 0}
     """
-    described = _described(obj)
+    described = describe(obj, type(obj))
     return obj.confirm(described) if hasattr(obj, "confirm") else described
 
 
-def _described(obj: Any) -> Architecture:
-    name = type(obj).__name__
+def describe(obj: Any, cls: type) -> Architecture:
+    """The arguments that would build an object as one of a class, read from its attributes."""
+    name = cls.__name__
     result: Architecture = {"type": name}
-    for argument in argument_names(type(obj)):
+    for argument in argument_names(cls):
         if not hasattr(obj, argument):
             raise ArchitectureError(f"{name} does not keep its argument {argument!r}.")
         result[argument] = _plain(getattr(obj, argument), f"{name}.{argument}")
@@ -185,7 +186,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if hasattr(value, "is_architecture"):
-        return _described(value)
+        return describe(value, type(value))
     raise ArchitectureError(
         f"{where} is a {type(value).__name__}, which is not plain data; "
         "use numbers, strings, lists or registered classes."

@@ -69,6 +69,12 @@ def gather(children: Mapping[str, Variables]) -> dict[str, Any]:
     }
 
 
+def network_shapes(network: Any, in_shape: tuple[int, ...], dtype: Any) -> Variables:
+    """The shapes of the variables of a Flax network that takes inputs of a shape."""
+    x = jax.ShapeDtypeStruct(in_shape, dtype)
+    return jax.eval_shape(network.init, _key_shape(), x)
+
+
 def stacked_shapes(shapes: Variables, count: int) -> Variables:
     """The shapes of the variables of ``count`` equal parts, stacked along a leading axis."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype), dict(shapes))

@@ -24,25 +24,33 @@ class Buildable(nn.Module):
         Raises:
             ArchitectureError: naming what differs, a layer that was replaced for instance.
         """
+        self.compare(architecture, type(self))
+        return architecture
+
+    def compare(self, architecture: Architecture, cls: type) -> None:
+        """Raise ``ArchitectureError`` unless this is what an architecture builds, taken as a ``cls``."""
         if registry.knows(architecture):
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 expected = build(architecture)
-            if changed := difference(self, expected, type(self).__name__):
+            if changed := difference(self, expected, type(self).__name__, cls):
                 raise ArchitectureError(f"{changed}: it was changed after it was built.")
-        return architecture
 
 
-def difference(module: nn.Module, expected: nn.Module, name: str) -> str:
-    """What of a module's structure, arguments and shapes is not as expected, "" if nothing."""
-    # fully_shard puts a class of its own before the module's
-    own = [
-        cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed")
-    ]
-    if own[0] is not type(expected):
-        return (
-            f"{name} is a {own[0].__name__}, where its arguments make a {type(expected).__name__}"
-        )
-    for argument in argument_names(own[0]):
+def difference(module: nn.Module, expected: nn.Module, name: str, cls: type | None = None) -> str:
+    """What of a module's structure, arguments and shapes is not as expected, "" if nothing.
+
+    Args:
+        module, expected: the one and the other.
+        name: of the module, for what is returned.
+        cls: what to take the module for, its own class if not given.
+    """
+    if cls is None or cls is type(module):
+        # fully_shard puts a class of its own before the module's
+        mro = type(module).__mro__
+        cls = next(c for c in mro if not c.__module__.startswith("torch.distributed"))
+    if cls is not type(expected):
+        return f"{name} is a {cls.__name__}, where its arguments make a {type(expected).__name__}"
+    for argument in argument_names(cls):
         found, value = (getattr(m, argument, None) for m in (module, expected))
         if _is_plain(found) and _is_plain(value) and found != value:
             return f"{name}.{argument} is {found!r:.60}, where its arguments make it {value!r:.60}"
@@ -55,10 +63,11 @@ def difference(module: nn.Module, expected: nn.Module, name: str) -> str:
         return f"{name} has parts {', '.join(parts)}, where its arguments make {', '.join(like)}"
     for key, part in parts.items():
         twin = like[key]
-        if part is not None and twin is not None:
-            changed = difference(part, twin, f"{name}.{key}")
-            if changed:
-                return changed
+        if part is None or twin is None:
+            if part is not twin:
+                return f"{name}.{key} is {part}, where its arguments make it {twin}"
+        elif changed := difference(part, twin, f"{name}.{key}"):
+            return changed
     return ""
 
 
