@@ -11,9 +11,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -60,20 +58,14 @@ class Expected(NamedTuple):
     context_dim: int
     dtype: str | None
 
-    def check(
-        self,
-        name: str,
-        arrays: Sequence[Any],
-        dtype_name: Callable[[Any], str] = attrgetter("name"),
-    ) -> None:
-        """Check shapes and dtypes of x and its context, if there is one."""
-        shape, dtype = tuple(arrays[0].shape), dtype_name(arrays[0].dtype)
+    def check(self, name: str, given: Sequence[tuple[tuple[int, ...], str]]) -> None:
+        """Check shape and dtype of x and, if there is one, of its context."""
+        shape, dtype = given[0]
         batch = checks.input_array(self.owner, name, shape, dtype, self.event_shape, self.dtype)
         if len(batch) != 1:
             raise ValueError(f"fit expects {name} with one axis of rows, got shape {shape}.")
-        context = None if len(arrays) == 1 else tuple(arrays[1].shape)
-        given = None if len(arrays) == 1 else dtype_name(arrays[1].dtype)
-        checks.context_array(self.owner, context, given, self.context_dim, batch, dtype)
+        context, context_dtype = given[1] if len(given) > 1 else (None, None)
+        checks.context_array(self.owner, context, context_dtype, self.context_dim, batch, dtype)
 
 
 @dataclass(frozen=True)
@@ -198,7 +190,7 @@ class Stream:
             )
         labels = what, f"{what}'s context"
         arrays = tuple(map(self.to_numpy, labels, given))
-        self.expected.check(what, arrays)
+        self.expected.check(what, described(arrays))
         for label, array in zip(labels, arrays, strict=False):
             check_rows(label, len(arrays[0]), np.isfinite(array).reshape(len(array), -1).all(1))
         return arrays
@@ -238,9 +230,21 @@ def is_array(data: Any) -> bool:
     return hasattr(data, "to_numpy") or (hasattr(data, "shape") and hasattr(data, "dtype"))
 
 
-def is_fraction(validation: Any) -> bool:
-    """Whether ``validation`` is a number, and no data."""
-    return isinstance(validation, numbers.Real)
+def described(arrays: Iterable[np.ndarray]) -> list[tuple[tuple[int, ...], str]]:
+    """Shapes and names of dtypes."""
+    return [(array.shape, array.dtype.name) for array in arrays]
+
+
+def is_fraction(validation: Any, validation_context: Any) -> TypeGuard[float]:
+    """Whether ``validation`` is a number, and no data.
+
+    Raises:
+        ValueError: for a context of validation data that are not given.
+    """
+    fraction = isinstance(validation, numbers.Real)
+    if fraction and validation_context is not None:
+        raise ValueError("fit takes a validation_context with validation data only.")
+    return fraction
 
 
 def host_array(name: str, data: Any, dtype: str | None) -> np.ndarray:
@@ -272,7 +276,7 @@ def _native(array: np.ndarray) -> np.ndarray:
 def host_rows(expected: Expected, name: str, x: np.ndarray, context: np.ndarray | None) -> HostRows:
     """Rows that stay on the host, their shapes and dtypes checked."""
     arrays = (x,) if context is None else (x, context)
-    expected.check(name, arrays)
+    expected.check(name, described(arrays))
     for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
         check_rows(label, len(x), np.ones(len(array), bool))
     return HostRows(name, arrays, np.arange(len(x)))
@@ -311,7 +315,7 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source | 
                 "validation=0."
             )
         return source, None
-    kept, held_out = split_rows(len(source), float(fraction), seed)
+    kept, held_out = split_rows(len(source), fraction, seed)
     return source.subset(kept), source.subset(held_out) if len(held_out) else None
 
 
@@ -346,7 +350,9 @@ def with_statistics(source: Source, batch_size: int, part: Part) -> Source:
     """
     if isinstance(source, Stream):
         return replace(source, min_rows=math.ceil(2 / part.count), head=Head())
-    checks.enough_rows("fit of a flow with batch statistics", min(batch_size, len(source)), "per step")
+    checks.enough_rows(
+        "fit of a flow with batch statistics", min(batch_size, len(source)), "per step"
+    )
     return source
 
 
@@ -439,7 +445,7 @@ def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, n
     Raises:
         ValueError: if the fraction is not in [0, 1), or leaves no row to train on.
     """
-    if not 0 <= fraction < 1:
+    if isinstance(fraction, bool) or not 0 <= fraction < 1:
         raise ValueError(f"fit expects validation as a fraction in [0, 1), got {fraction!r}.")
     if fraction == 0:
         return np.arange(num_rows), np.arange(0)

@@ -27,7 +27,7 @@ LearningRate = float | Callable[[int], float]
 Item = TypeVar("Item")
 
 DEFAULT_RATE = 1e-3
-FAR_LOSS = 10.0  # nats per dimension: the latent of the first batch is more than 4 away from the origin
+FAR_LOSS = 10.0  # nats per dimension: a standard normal has them 4.3 away from its mean
 
 
 @dataclass
@@ -88,8 +88,6 @@ class Engine(Protocol):
 
 def check_options(
     owner: str,
-    *,
-    batch_size: int,
     learning_rate: LearningRate | None,
     optimizer: object,
     max_grad_norm: float | None,
@@ -102,7 +100,6 @@ def check_options(
     Raises:
         ValueError: for one that makes no sense, and for an optimiser beside a learning rate.
     """
-    checks.positive_int(owner, batch_size=batch_size)
     checks.non_negative_int(owner, seed=seed)
     for name, value in {"patience": patience, "state_every": state_every}.items():
         if value is not None:
@@ -126,13 +123,13 @@ def check_weights(owner: str, flow: str, num_weights: int) -> None:
         raise ValueError(f"{owner} got a {flow} without weights to train.")
 
 
-def check_energy(energy: object, expected: tuple[int, ...], shape: tuple[int, ...] | None) -> None:
-    """Raise ``ValueError`` unless an energy of ``expected[0]`` rows gave one number for each."""
-    if shape != expected[:1]:
-        got = "no array" if shape is None else f"shape {shape}"
+def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:
+    """Raise ``ValueError`` unless the energy of a batch of events is one number for each."""
+    got = None if shape is None else tuple(shape)
+    if got != events[:1]:
         raise ValueError(
-            f"fit_to_energy expects an energy of x of shape {expected} to be of shape {expected[:1]}, "
-            f"got {got}: vmap the energy of one event."
+            f"fit_to_energy expects the energy of x of shape {events} to be of shape {events[:1]}, got "
+            f"{'a number' if got is None else got}: vmap the energy of one event."
         )
 
 
@@ -148,7 +145,7 @@ def train(
     state_path: str | os.PathLike[str] | None,
     state_every: int | None,
     settings: Mapping[str, Any],
-    event_size: int | None = None,
+    event_shape: Sequence[int | None] = (),
     epoch_length: int | None = None,
 ) -> History:
     """Run the epochs and leave the best weights in the engine (the last without validation data).
@@ -157,8 +154,7 @@ def train(
     data those of the last call that was completed.
 
     Args:
-        event_size: numbers in one event, to say when a first loss shows that data are far off; ``None``
-            to say nothing.
+        event_shape: of the data, to say when the first loss shows that they are far off.
         epoch_length: steps of every epoch but the last one, which may be a part; ``None`` if all are whole.
 
     Raises:
@@ -198,8 +194,8 @@ def train(
                 for chunk in _in_step(engine, chunks(epoch, skip), lambda chunk: chunk):
                     stale = True
                     losses = _run_call(engine, chunk, learning_rate, history)
-                    if not history.step_losses and event_size is not None:
-                        _warn_of_far_data(losses[0] / event_size)
+                    if not history.step_losses:
+                        _warn_of_far_data(losses[0], event_shape)
                     history.step_losses += losses
                     unsaved += len(losses)
                     if state_every is not None and unsaved >= state_every:
@@ -303,12 +299,13 @@ def _rates(learning_rate: LearningRate, steps: range) -> np.ndarray:
     return rates
 
 
-def _warn_of_far_data(loss: float) -> None:
-    if loss > FAR_LOSS:
+def _warn_of_far_data(loss: float, event_shape: Sequence[int | None]) -> None:
+    sizes = [size for size in event_shape if size is not None]
+    if sizes and loss > FAR_LOSS * math.prod(sizes):
         warnings.warn(
-            f"the first loss is {loss:.3g} nats per dimension: the data are far from where the flow "
-            "starts. Standardise them, as standardized(flow, x) does.",
-            stacklevel=3,
+            f"the first loss is {loss / math.prod(sizes):.3g} nats per dimension: the data are far from "
+            "where the flow starts. Standardise them, as standardized(flow, x) does.",
+            stacklevel=1,
         )
 
 

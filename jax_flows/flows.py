@@ -9,7 +9,7 @@ from jax import Array
 
 from flow_bridge import checks
 from jax_flows import interop
-from jax_flows.bijectors.base import Bijector, initialize
+from jax_flows.bijectors.base import Bijector, initialize, set_statistics
 from jax_flows.distributions import Distribution
 from jax_flows.inputs import check_input
 from jax_flows.registry import register
@@ -111,6 +111,19 @@ class Flow(HasVariables):
         own = child(variables, "bijector")
         own = initialize(self, self.bijector, variables, own, x, context)
         return {**variables, **gather({"bijector": own, "base": child(variables, "base")})}
+
+    def set_statistics(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None = None,
+        weights: Array | None = None,
+    ) -> dict[str, Any]:
+        """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
+        x, context = check_input(self, variables, "x", x, context)
+        own = set_statistics(self.bijector, child(variables, "bijector"), x, context, weights)
+        stats = {**variables["batch_stats"], "bijector": own["batch_stats"]}
+        return {**variables, "batch_stats": stats} if own["batch_stats"] else dict(variables)
 
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.

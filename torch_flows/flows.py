@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, initialize
+from torch_flows.bijectors.base import Bijector, Output, initialize, set_statistics
 from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input
 from torch_flows.registry import register
@@ -73,6 +73,12 @@ class Flow(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
         initialize(self, self.bijector, x, context)
+
+    def set_statistics(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
+        set_statistics(self.bijector, x, check_input(self, "x", x, context), weights)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.

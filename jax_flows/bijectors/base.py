@@ -30,12 +30,15 @@ class Bijector(HasVariables):
         event_shape: the shape of one x; ``None`` stands for any length.
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
+        has_batch_statistics: whether training mode normalises with statistics of the batch, which
+            ``map_and_set_statistics`` replaces for evaluation.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
     """
 
     context_dim: int = 0
+    has_batch_statistics: bool = False
     stackable: bool = True
     domain: Interval = REALS
     codomain: Interval = REALS
@@ -103,6 +106,32 @@ class Bijector(HasVariables):
         """
         return initialize(self, self, variables, variables, x, context)
 
+    def set_statistics(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None = None,
+        weights: Array | None = None,
+    ) -> dict[str, Any]:
+        """New variables, with the statistics of evaluation (``BatchNorm``) those of x, layer after layer.
+
+        Each layer's are those of x as the layers before it map it in evaluation, with their new ones:
+        the density in evaluation is then that of training mode with x as one batch. ``fit`` does it
+        where an epoch ends; a loop of one's own should too.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            x: a batch of data, a good sample of the whole.
+            context: as in ``forward``.
+            weights: how much each row counts, shape ``(*batch,)``; all the same if not given.
+
+        Raises:
+            ValueError, TypeError: as in ``forward``.
+        """
+        return set_statistics(
+            self, variables, *check_input(self, variables, "x", x, context), weights
+        )
+
     def transform(self, variables: Variables, context: Array | None = None) -> Any:
         """The bijector as a NumPyro ``Transform``, see ``interop.numpyro_transform``."""
         from jax_flows import interop
@@ -136,6 +165,12 @@ class Bijector(HasVariables):
             0
         ], variables
 
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        """The statistics of evaluation as those of x on its way forward; returns what comes out, too."""
+        return self.map_forward(variables, x, context)[0], variables.get("batch_stats", {})
+
 
 def initialize(
     owner: Any,
@@ -162,3 +197,13 @@ def _initialize(
     _, new = bijector.map_and_initialize(variables, x, context)
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.get("params", {}))]
     return {**variables, **new}, jnp.array(leaves).all()
+
+
+def set_statistics(
+    bijector: Bijector, variables: Variables, x: Array, context: Array | None, weights: Array | None
+) -> dict[str, Any]:
+    """The variables of a bijector with its batch statistics set from checked input."""
+    if not bijector.has_batch_statistics:
+        return dict(variables)
+    _, batch_stats = bijector.map_and_set_statistics(variables, x, context, weights)
+    return {**variables, "batch_stats": batch_stats}

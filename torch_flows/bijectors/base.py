@@ -2,6 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,8 @@ class Bijector(nn.Module, ABC):
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        has_batch_statistics: whether training mode normalises with statistics of the batch, which
+            ``map_and_set_statistics`` replaces for evaluation.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
@@ -40,6 +44,7 @@ class Bijector(nn.Module, ABC):
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
+    has_batch_statistics: bool = False
     parts: Any = None
 
     def __init__(self) -> None:
@@ -87,6 +92,25 @@ class Bijector(nn.Module, ABC):
         """
         initialize(self, self, x, context)
 
+    def set_statistics(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Set the statistics of evaluation (``BatchNorm``) to those of x, layer after layer, in place.
+
+        Each layer's are those of x as the layers before it map it in evaluation, with their new ones:
+        the density in evaluation is then that of training mode with x as one batch. ``fit`` does it
+        where an epoch ends; a loop of one's own should too.
+
+        Args:
+            x: a batch of data, a good sample of the whole.
+            context: as in ``forward``.
+            weights: how much each row counts, shape ``(*batch,)``; all the same if not given.
+
+        Raises:
+            ValueError, TypeError: as in ``forward``.
+        """
+        set_statistics(self, x, check_input(self, "x", x, context), weights)
+
     def transform(self, context: Tensor | None = None, cache_size: int = 0) -> "BijectorTransform":
         """The bijector as a ``torch.distributions.Transform``, see ``interop.BijectorTransform``."""
         from torch_flows import interop
@@ -113,6 +137,12 @@ class Bijector(nn.Module, ABC):
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
         return (self.map_inverse if inverse else self.map_forward)(x, context)[0]
 
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        """Set the statistics of evaluation to those of x on its way forward; returns what comes out."""
+        return self.map_forward(x, context)[0]
+
 
 @torch.no_grad()
 def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None) -> None:
@@ -122,14 +152,33 @@ def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
     before = {name: value.clone() for name, value in bijector.state_dict().items()}
-    modes = {module: module.training for module in bijector.modules()}
     try:
-        bijector.eval().map_and_initialize(x, context)
+        with evaluation(bijector):
+            bijector.map_and_initialize(x, context)
         finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
         checks.finite_initialization(label, finite)
     except BaseException:
         bijector.load_state_dict(before)
         raise
+
+
+@torch.no_grad()
+def set_statistics(
+    bijector: Bijector, x: Tensor, context: Tensor | None, weights: Tensor | None
+) -> None:
+    """Set a bijector's batch statistics from checked input."""
+    if bijector.has_batch_statistics:
+        with evaluation(bijector):
+            bijector.map_and_set_statistics(x, context, weights)
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, for all of a module's parts; each then has its own mode again."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for part, mode in modes.items():
+            part.training = mode
