@@ -153,15 +153,18 @@ class Stream:
         head = self.head if epoch == 0 else None
         if head is not None:
             head.clear()
-        read = (self._read(f"batch {i} of {self.name}", batch) for i, batch in enumerate(source))
-        seen = -1
-        for seen, batch in enumerate(batch for batch in read if len(batch[0]) >= self.min_rows):
+        number, used = -1, 0
+        for number, given in enumerate(source):
+            batch = self._read(f"batch {number} of {self.name}", given)
+            if len(batch[0]) < self.min_rows:
+                continue
             if head is not None:
                 head.add(batch)
-            if seen >= skip:
+            used += 1
+            if used > skip:
                 yield batch
-        if seen < 0:
-            rows = "" if self.min_rows < 2 else f" with at least {self.min_rows} rows"
+        if not used:
+            rows = "" if number < 0 else f" with at least {self.min_rows} rows"
             raise ValueError(f"fit got no batches of {self.name}{rows} in epoch {epoch}.")
 
     def chunks(self, part: Part, max_steps: int) -> Chunks:

@@ -205,7 +205,8 @@ def fit_to_energy(
 
 def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> dict[str, Any]:
     checks.instances(owner, "flow", [flow], Flow)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, arrays))):
+    leaves = [*jax.tree.leaves(variables), *arrays]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise TypeError(
             f"{owner} reads its losses and cannot run inside jax.vmap, jax.jit or jax.grad: call it for "
             f"one set of variables after the other, {owner}(flow, jax.tree.map(lambda leaf: leaf[i], "
@@ -330,8 +331,9 @@ def _set_statistics(flow: Flow) -> Callable[..., dict[str, Any]]:
     def set_statistics(
         variables: Variables, batch: list[Array], data: list[Array], counts: Array
     ) -> dict[str, Any]:
-        x, *context = _rows(data, batch)
-        return flow.set_statistics(variables, x, *context[:1] or [None], counts.astype(x.dtype))
+        x, *contexts = _rows(data, batch)
+        context = contexts[0] if contexts else None
+        return flow.set_statistics(variables, x, context, counts.astype(x.dtype))
 
     return set_statistics
 

@@ -184,8 +184,13 @@ def test_early_stopping_keeps_the_best(half: str) -> None:
 @HALVES
 def test_non_finite_loss_names_the_step_and_keeps_the_last_good_weights(half: str) -> None:
     case = Case("affine", flow(arch("Affine", dim=2), arch("StandardNormal", dim=2)))
-    with pytest.raises(NonFiniteError, match=r"not finite at step 10; the weights are those after"):
-        fit_half(half, case, data(100), learning_rate=lambda s: 1e-3 if s < 9 else 1e300)
+    late = {"learning_rate": lambda step: 1e-3 if step < 9 else 1e300}
+    with pytest.raises(
+        NonFiniteError, match=r"at step 10; the weights are those of epoch 3, the best"
+    ):
+        fit_half(half, case, data(100), **late)
+    with pytest.raises(NonFiniteError, match=r"at step 10; the weights are those after 9 steps"):
+        fit_half(half, case, data(100), validation=0, **late)
     if half == "jax":
         model = jax_flows.build(case.architecture)
         variables = from_numpy(torch_to_jax(case.weights(), model.shapes()))
