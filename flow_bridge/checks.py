@@ -1,8 +1,11 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
 import importlib
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from flow_bridge.architecture import count_construction
 from flow_bridge.errors import NonFiniteError
@@ -28,17 +31,28 @@ def non_negative_int(owner: str, **values: int) -> None:
             )
 
 
+SMALLEST, LARGEST = 2.0**-126, 3.4e38
+"""What float32 holds: a constant beyond it would be 0 or infinite there."""
+
+
 def positive_number(owner: str, **values: float) -> None:
-    """Raise ``ValueError`` unless every value is a finite number above 0."""
+    """Raise ``ValueError`` unless every value is a number above 0 that float32 holds."""
     for name, value in values.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < float("inf")
-        ):
+        if not _is_number(value) or not SMALLEST <= value <= LARGEST:
             raise ValueError(
-                f"{owner} expects {name} to be a finite number above 0, got {value!r}."
+                f"{owner} expects {name} to be a number above 0 that float32 holds, got {value!r}."
             )
+
+
+def boolean(owner: str, **values: bool) -> None:
+    """Raise ``ValueError`` unless every value is ``True`` or ``False``."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{owner} expects {name} to be True or False, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
@@ -93,6 +107,62 @@ def describe(shape: Sequence[int | None], batch: str = "*batch") -> str:
     return f"({', '.join([batch, *('dim' if d is None else str(d) for d in shape)])})"
 
 
+def not_a_tensor(owner: str, name: str, kind: str) -> str:
+    """What PyTorch's half says to ``name`` of a type that is no tensor, and how to make it one."""
+    convert = {
+        "ndarray": f"torch.from_numpy({name})",
+        "ArrayImpl": f"torch.from_numpy(numpy.array({name}))",
+        "DataFrame": f"torch.from_numpy({name}.to_numpy())",
+        "Series": f"torch.from_numpy({name}.to_numpy())",
+        "MaskedArray": f"torch.from_numpy({name}.filled())",
+    }.get(kind, f"torch.tensor({name})")
+    hint = "" if kind == "NoneType" else f": {convert}"
+    return f"{owner} expects {name} as a torch.Tensor, got {kind}{hint}."
+
+
+def not_an_array(owner: str, name: str, kind: str) -> str:
+    """What JAX's half says to ``name`` of a type that is no array, and how to make it one."""
+    convert = {
+        "Tensor": f"{name}.numpy()",
+        "DataFrame": f"{name}.to_numpy()",
+        "Series": f"{name}.to_numpy()",
+        "MaskedArray": f"{name}.filled()",
+    }.get(kind, f"jax.numpy.array({name})")
+    hint = "" if kind == "NoneType" else f": {convert}"
+    return f"{owner} expects {name} as an array, got {kind}{hint}."
+
+
+def no_float64(owner: str, name: str) -> str:
+    """What JAX's half says to float64 while JAX would round it."""
+    return (
+        f"{owner} got {name} in float64, which JAX rounds to float32 unless "
+        f'jax.config.update("jax_enable_x64", True): {name}.astype("float32").'
+    )
+
+
+def one_dtype(owner: str, dtypes: Iterable[str]) -> None:
+    """Raise ``TypeError`` unless all weights are of one dtype."""
+    names = sorted(dtypes)
+    if len(names) > 1:
+        raise TypeError(f"{owner} has weights of several dtypes: {' and '.join(names)}.")
+
+
+def sample_shape(owner: str, name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """How many samples, an integer or a shape, as a shape."""
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    try:
+        if any(isinstance(size, bool | np.bool_) for size in sizes):
+            raise TypeError
+        sizes = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        sizes = (-1,)
+    if min(sizes, default=0) < 0:
+        raise ValueError(
+            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {shape!r}."
+        )
+    return sizes
+
+
 def input_array(
     owner: str,
     name: str,
@@ -100,14 +170,16 @@ def input_array(
     dtype: str,
     event_shape: tuple[int | None, ...],
     weight_dtype: str | None,
+    cast: str = '.astype("{}")',
 ) -> tuple[int, ...]:
-    """Check one input and return its batch shape."""
+    """Check one input and return its batch shape; ``cast`` is how its half converts an array."""
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{owner} expects {name} in floating point, got {dtype}.")
     batch = batch_of(owner, name, shape, event_shape)
     if weight_dtype is not None and weight_dtype != dtype:
         raise TypeError(
-            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two."
+            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two, "
+            f"as with {cast.format(weight_dtype)}."
         )
     return batch
 
@@ -194,6 +266,59 @@ def common_context_dim(owner: str, dims: Sequence[int]) -> int:
     return used[0] if used else 0
 
 
+def context_width(
+    owner: str, widths: Sequence[tuple[int | None, int | None]], context_dim: int
+) -> int:
+    """The width of the context that networks take which, in turn, make one of ``context_dim``.
+
+    Args:
+        widths: of the input and the output of each; ``None`` stands for any.
+    """
+    if widths and context_dim == 0:
+        raise ValueError(f"{owner} has a context_net but no part that takes a context.")
+    for num_in, num_out in reversed(widths):
+        if num_out not in (None, context_dim):
+            raise ValueError(
+                f"{owner} has a context_net that makes {num_out} numbers where {context_dim} are "
+                "expected."
+            )
+        context_dim = context_dim if num_in is None else num_in
+    return context_dim
+
+
+def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
+    """Widths of the input and of the output of a bijector that a context passes through."""
+    shapes = bijector.event_shape, bijector.latent_shape
+    taken = bijector.context_dim or bijector.has_batch_statistics
+    if taken or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(
+            f"{owner} expects a bijector in context_net to be of vectors, to take no context and to use "
+            f"no batch statistics, got a {type(bijector).__name__}."
+        )
+    return shapes[0][0], shapes[1][0]
+
+
+def network_widths(owner: str, net: Any) -> tuple[int, int]:
+    """Widths of the input and of the output of a network that a context passes through."""
+    widths = getattr(net, "in_dim", None), getattr(net, "out_dim", None)
+    if not callable(net) or not all(isinstance(width, int) for width in widths):
+        raise TypeError(
+            f"{owner} expects context_net as networks with in_dim and out_dim, or bijectors, got "
+            f"{type(net).__name__}."
+        )
+    return widths  # type: ignore[return-value]
+
+
+def column_names(owner: str, name: str, names: Sequence[str] | None, dim: Any) -> None:
+    """Raise ``ValueError`` unless names are ``None`` or ``dim`` different strings."""
+    if names is None:
+        return
+    if isinstance(names, str) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{owner} expects {name} as a list of names, got {names!r}.")
+    if len(names) != dim or len(set(names)) != len(names):
+        raise ValueError(f"{owner} expects {name} as {dim} different names, got {list(names)}.")
+
+
 def broadcastable(owner: str, shape: tuple[int, ...], larger: tuple[int, ...]) -> None:
     """Raise ``ValueError`` unless a batch shape broadcasts to a larger one."""
     aligned = larger[len(larger) - len(shape) :]
@@ -221,7 +346,7 @@ def finite_initialization(owner: str, finite: bool) -> None:
 
 def logit_alpha(owner: str, alpha: float) -> None:
     """Raise ``ValueError`` unless alpha is a number of at least 0 and below 1/2."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 0.5:
+    if not _is_number(alpha) or not 0 <= alpha < 0.5:
         raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
@@ -234,10 +359,11 @@ def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None
 def interval(owner: str, **bounds: float) -> None:
     """Raise ``ValueError`` unless the two bounds are finite numbers in increasing order."""
     (low_name, low), (high_name, high) = bounds.items()
-    numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in (low, high))
-    if not numbers or not -float("inf") < low < high < float("inf"):
+    numbers = _is_number(low) and _is_number(high)
+    if not numbers or not -LARGEST / 2 <= low < high <= LARGEST / 2:
         raise ValueError(
-            f"{owner} expects finite {low_name} < {high_name}, got {low!r} and {high!r}."
+            f"{owner} expects {low_name} < {high_name}, apart by no more than float32 holds, got "
+            f"{low!r} and {high!r}."
         )
 
 
@@ -269,20 +395,24 @@ def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> N
         )
 
 
+def momentum(owner: str, value: float) -> None:
+    """Raise ``ValueError`` unless a share of running averages is above 0 and at most 1."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{owner} expects momentum above 0 and at most 1, got {value!r}.")
+
+
 def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a number strictly between the bounds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low < value < high:
+    if not _is_number(value) or not low < value < high:
         raise ValueError(f"{owner} expects {name} between {low} and {high}, got {value!r}.")
 
 
 def non_negative_number(owner: str, **values: float) -> None:
     """Raise ``ValueError`` unless every value is a finite number of at least 0."""
     for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < float("inf"):
+        if not _is_number(value) or not 0 <= value <= LARGEST:
             raise ValueError(
-                f"{owner} expects {name} to be a finite number of at least 0, got {value!r}."
+                f"{owner} expects {name} to be a number of at least 0 that float32 holds, got {value!r}."
             )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.series import student_t_constant
+from jax_flows.inputs import check_array
 from jax_flows.numerics import sum_event
 from jax_flows.registry import register
 from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dtype
@@ -18,6 +20,8 @@ from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dt
 
 class Distribution(HasVariables):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
+
+    A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
 
     Attributes:
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
@@ -45,21 +49,40 @@ class Distribution(HasVariables):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
-    @abstractmethod
     def log_prob(self, variables: Variables, z: Array) -> Array:
-        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``."""
+        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
-    @abstractmethod
+        Raises:
+            ValueError: for a wrong shape.
+            TypeError: for a wrong dtype.
+        """
+        check_array(self, variables, "z", z, self.event_shape)
+        return self.log_density(variables, jnp.asarray(z))
+
     def from_noise(self, variables: Variables, noise: Array) -> Array:
-        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights."""
+        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
+
+        Errors as ``log_prob``.
+        """
+        check_array(self, variables, "noise", noise, self.noise_shape)
+        return self.map_noise(variables, jnp.asarray(noise))
 
     def sample(
-        self, variables: Variables, key: Array, shape: Sequence[int], dtype: Any = None
+        self, variables: Variables, key: Array, shape: int | Sequence[int], dtype: Any = None
     ) -> Array:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype unless one is given."""
+        shape = checks.sample_shape(type(self).__name__, "shape", shape)
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform
         dtype = dtype or weight_dtype(variables) or jnp.result_type(float)
-        return self.from_noise(variables, draw(key, (*shape, *self.noise_shape), dtype))
+        return self.map_noise(variables, draw(key, (*shape, *self.noise_shape), dtype))
+
+    @abstractmethod
+    def log_density(self, variables: Variables, z: Array) -> Array:
+        """``log_prob`` of what has been checked."""
+
+    @abstractmethod
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
+        """``from_noise`` of what has been checked."""
 
 
 @register
@@ -73,12 +96,12 @@ class StandardNormal(Distribution):
 
     dim: int | tuple[int, ...]
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return -sum_event(jnp.square(z), event_ndim) / 2 - constant
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         return noise
 
 
@@ -105,7 +128,7 @@ class DiagonalNormal(Distribution):
         zeros = jnp.zeros(self.event_shape, dtype)
         return {"params": {"loc": zeros, "log_scale": zeros}}
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         loc, log_scale = variables["params"]["loc"], variables["params"]["log_scale"]
         standard = (z - loc) * jnp.exp(-log_scale)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
@@ -113,7 +136,7 @@ class DiagonalNormal(Distribution):
             -sum_event(jnp.square(standard), len(self.event_shape)) / 2 - log_scale.sum() - constant
         )
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         loc, log_scale = variables["params"]["loc"], variables["params"]["log_scale"]
         return loc + jnp.exp(log_scale) * noise
 
@@ -141,7 +164,7 @@ class Uniform(Distribution):
         super().__post_init__()
         checks.interval("Uniform", low=self.low, high=self.high)
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         axes = tuple(range(-len(self.event_shape), 0))
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
         density = jnp.asarray(
@@ -150,7 +173,7 @@ class Uniform(Distribution):
         log_prob = jnp.where(inside, density, -math.inf)
         return jnp.where(jnp.isnan(z).any(axes), math.nan, log_prob)
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         return self.low + (self.high - self.low) * noise
 
 
@@ -191,7 +214,7 @@ class GaussianMixture(Distribution):
             }
         }
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         params, event_ndim = variables["params"], len(self.event_shape)
         log_scale = params["log_scale"]
         standard = (jnp.expand_dims(z, -event_ndim - 1) - params["loc"]) * jnp.exp(-log_scale)
@@ -200,7 +223,7 @@ class GaussianMixture(Distribution):
         log_weights = jax.nn.log_softmax(params["logits"])
         return jax.nn.logsumexp(log_prob + log_weights, -1) - constant
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         params = variables["params"]
         ends = jnp.cumsum(jax.nn.softmax(params["logits"]))[:-1]
         component = (jax.scipy.special.ndtr(noise[..., :1]) >= ends).sum(-1)
@@ -235,25 +258,34 @@ class StudentT(Distribution):
     def noise_shape(self) -> tuple[int, ...]:
         return (2, *self.event_shape)
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
-        df = self.df
-        log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
-        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
-        event_ndim = len(self.event_shape)
-        return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
+    def log_density(self, variables: Variables, z: Array) -> Array:
+        df, event_ndim = self.df, len(self.event_shape)
+        x = z / math.sqrt(df)
+        far = jnp.abs(x) > 1
+        square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
+        share = (df + 1) / df / 2 * _ratio(jnp.log1p, square)
+        falloff = jnp.where(
+            far,
+            (df + 1) * (jnp.log(jnp.abs(far_x)) + jnp.log1p(1 / jnp.square(far_x)) / 2),
+            jnp.square(jnp.where(far, 0, z)) * share,
+        )
+        constant = math.prod(self.event_shape) * student_t_constant(df)
+        return constant - sum_event(falloff, event_ndim)
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         u, v = jnp.moveaxis(noise, -len(self.event_shape) - 1, 0)
-        radius = jnp.sqrt(self.df * jnp.expm1(-2 / self.df * jnp.log1p(-u)))
+        energy = -jnp.log1p(-u)
+        exponent = energy / self.df
+        # radius^2 = df (e^(2 exponent) - 1); beyond its dtype, the largest number of that
+        largest = float(jnp.finfo(noise.dtype).max)
+        growth = jnp.exp(jnp.minimum(exponent, math.log(largest)))
+        share = _ratio(lambda x: -jnp.expm1(-x), 2 * exponent)
+        radius = jnp.minimum(growth * jnp.sqrt(2 * energy * share), largest)
         return radius * jnp.cos(2 * math.pi * v)
 
 
-def _log1p_square(x: Array) -> Array:
-    """log(1 + x^2), where x^2 may overflow."""
-    far = jnp.abs(x) > 1
-    near_square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
-    return jnp.where(
-        far,
-        2 * jnp.log(jnp.abs(far_x)) + jnp.log1p(1 / jnp.square(far_x)),
-        jnp.log1p(near_square),
-    )
+def _ratio(function: Callable[[Array], Array], x: Array) -> Array:
+    """function(x) / x for x >= 0, where the function starts as the identity."""
+    apart = x > jnp.finfo(x.dtype).eps
+    safe = jnp.where(apart, x, 1)
+    return jnp.where(apart, function(safe) / safe, 1)

@@ -31,7 +31,7 @@ from torch_flows.bijectors.linear import (
     RandomPermutation,
     Rotation,
 )
-from torch_flows.bijectors.normalization import ActNorm, BatchNorm
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm, Standardize
 from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
 from torch_flows.bijectors.shapes import Split, Squeeze
@@ -46,7 +46,7 @@ from torch_flows.distributions import (
     Uniform,
 )
 from torch_flows.export import export
-from torch_flows.flows import Flow
+from torch_flows.flows import Flow, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.models.autoregressive import IAF, MAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
@@ -104,6 +104,7 @@ __all__ = [
     "Split",
     "Squeeze",
     "StandardNormal",
+    "Standardize",
     "StudentT",
     "Sylvester",
     "SylvesterFlow",
@@ -119,4 +120,5 @@ __all__ = [
     "quantize",
     "register",
     "save",
+    "standardized",
 ]

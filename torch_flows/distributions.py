@@ -2,18 +2,22 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.series import student_t_constant
+from torch_flows.inputs import check_array
 from torch_flows.numerics import sum_event
 from torch_flows.registry import register
 
 
 class Distribution(nn.Module, ABC):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
+
+    A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
 
     Attributes:
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
@@ -34,22 +38,43 @@ class Distribution(nn.Module, ABC):
         self.noise_shape = self.event_shape
         self.register_buffer("device_anchor", torch.zeros(()), persistent=False)
 
-    @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``."""
+        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
-    @abstractmethod
+        Raises:
+            ValueError: for a wrong shape.
+            TypeError: for a wrong dtype.
+        """
+        check_array(self, "z", z, self.event_shape)
+        return self.log_density(z)
+
     def from_noise(self, noise: Tensor) -> Tensor:
-        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights."""
+        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
-    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        Errors as ``log_prob``.
+        """
+        check_array(self, "noise", noise, self.noise_shape)
+        return self.map_noise(noise)
+
+    def sample(
+        self, shape: int | Sequence[int], generator: torch.Generator | None = None
+    ) -> Tensor:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype and on their device."""
+        shape = checks.sample_shape(type(self).__name__, "shape", shape)
         draw = torch.randn if self.noise == "normal" else torch.rand
         like = self.device_anchor
         noise = draw(
             (*shape, *self.noise_shape), generator=generator, dtype=like.dtype, device=like.device
         )
-        return self.from_noise(noise)
+        return self.map_noise(noise)
+
+    @abstractmethod
+    def log_density(self, z: Tensor) -> Tensor:
+        """``log_prob`` of what has been checked."""
+
+    @abstractmethod
+    def map_noise(self, noise: Tensor) -> Tensor:
+        """``from_noise`` of what has been checked."""
 
 
 @register
@@ -60,12 +85,12 @@ class StandardNormal(Distribution):
         dim: number of dimensions, or an event shape.
     """
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return -0.5 * sum_event(z.square(), event_ndim) - constant
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         return noise
 
 
@@ -89,7 +114,7 @@ class DiagonalNormal(Distribution):
         self.loc = nn.Parameter(torch.zeros(self.event_shape))
         self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         standard = (z - self.loc) * (-self.log_scale).exp()
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return (
@@ -98,7 +123,7 @@ class DiagonalNormal(Distribution):
             - constant
         )
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         return self.loc + self.log_scale.exp() * noise
 
 
@@ -122,14 +147,14 @@ class Uniform(Distribution):
         self.low = low
         self.high = high
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         axes = tuple(range(-len(self.event_shape), 0))
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
         density = z.new_tensor(-math.prod(self.event_shape) * math.log(self.high - self.low))
         log_prob = torch.where(inside, density, -math.inf)
         return torch.where(z.isnan().any(axes), math.nan, log_prob)
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * noise
 
 
@@ -157,14 +182,14 @@ class GaussianMixture(Distribution):
         self.loc = nn.Parameter(torch.randn(num_components, *self.event_shape))
         self.log_scale = nn.Parameter(torch.zeros(num_components, *self.event_shape))
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         standard = (z.unsqueeze(-event_ndim - 1) - self.loc) * (-self.log_scale).exp()
         log_prob = -sum_event(standard.square() / 2 + self.log_scale, event_ndim)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return (log_prob + self.logits.log_softmax(-1)).logsumexp(-1) - constant
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         ends = self.logits.softmax(-1).cumsum(-1)[:-1]
         component = (torch.special.ndtr(noise[..., :1]) >= ends).sum(-1)
         normal = noise[..., 1:].unflatten(-1, self.event_shape)
@@ -192,23 +217,34 @@ class StudentT(Distribution):
         self.df = df
         self.noise_shape = (2, *self.event_shape)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        df = self.df
-        log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
-        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
-        event_ndim = len(self.event_shape)
-        return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
+    def log_density(self, z: Tensor) -> Tensor:
+        df, event_ndim = self.df, len(self.event_shape)
+        x = z / math.sqrt(df)
+        far = x.abs() > 1
+        square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
+        share = (df + 1) / df / 2 * _ratio(torch.log1p, square)
+        falloff = torch.where(
+            far,
+            (df + 1) * (far_x.abs().log() + far_x.square().reciprocal().log1p() / 2),
+            torch.where(far, 0, z).square() * share,
+        )
+        constant = math.prod(self.event_shape) * student_t_constant(df)
+        return constant - sum_event(falloff, event_ndim)
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         u, v = noise.unbind(-len(self.event_shape) - 1)
-        radius = (self.df * (-2 / self.df * (-u).log1p()).expm1()).sqrt()
+        energy = -(-u).log1p()
+        exponent = energy / self.df
+        # radius^2 = df (e^(2 exponent) - 1); beyond its dtype, the largest number of that
+        largest = torch.finfo(noise.dtype).max
+        growth = exponent.clamp_max(math.log(largest)).exp()
+        share = _ratio(lambda x: -(-x).expm1(), 2 * exponent)
+        radius = (growth * (2 * energy * share).sqrt()).clamp_max(largest)
         return radius * (2 * math.pi * v).cos()
 
 
-def _log1p_square(x: Tensor) -> Tensor:
-    """log(1 + x^2), where x^2 may overflow."""
-    far = x.abs() > 1
-    near_square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
-    return torch.where(
-        far, 2 * far_x.abs().log() + far_x.square().reciprocal().log1p(), near_square.log1p()
-    )
+def _ratio(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) / x for x >= 0, where the function starts as the identity."""
+    apart = x > torch.finfo(x.dtype).eps
+    safe = torch.where(apart, x, 1)
+    return torch.where(apart, function(safe) / safe, 1)

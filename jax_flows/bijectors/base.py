@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from jax_flows.inputs import check_input
+from jax_flows.numerics import beyond
 from jax_flows.variables import HasVariables, Output, Variables, freeze_lists
 
 Shape = tuple[int | None, ...]
@@ -34,7 +36,9 @@ class Bijector(HasVariables):
             ``map_and_set_statistics`` replaces for evaluation.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite.
+            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
+            what its other members ask for depends on its weights, see ``outside``.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
     """
 
     context_dim: int = 0
@@ -42,6 +46,7 @@ class Bijector(HasVariables):
     stackable: bool = True
     domain: Interval = REALS
     codomain: Interval = REALS
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         count_construction()
@@ -128,9 +133,9 @@ class Bijector(HasVariables):
         Raises:
             ValueError, TypeError: as in ``forward``.
         """
-        return set_statistics(
-            self, variables, *check_input(self, variables, "x", x, context), weights
-        )
+        x, context = check_input(self, variables, "x", x, context)
+        _, batch_stats = self.map_and_set_statistics(variables, x, context, weights)
+        return {**variables, "batch_stats": batch_stats}
 
     def transform(self, variables: Variables, context: Array | None = None) -> Any:
         """The bijector as a NumPyro ``Transform``, see ``interop.numpyro_transform``."""
@@ -145,6 +150,25 @@ class Bijector(HasVariables):
     def check_codomain(self, z: Array) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
+
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
+        return (self.codomain if inverse else self.domain) != REALS
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+
+        With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
+        what each of its members gets.
+        """
+        ndim = len(self.latent_shape if inverse else self.event_shape)
+        return beyond(x, self.codomain if inverse else self.domain, ndim)
 
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
@@ -179,13 +203,15 @@ def initialize(
     own: Variables,
     x: Array,
     context: Array | None,
+    embed: Callable[[Variables, Array], Array] = lambda variables, context: context,
 ) -> dict[str, Any]:
     """The variables ``own`` of a bijector, initialised from data; ``variables`` are those of owner."""
     label = type(owner).__name__
     x, context = check_input(owner, variables, "x", x, context)
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
-    new, finite = _initialize(bijector, own, x, context)
+    embedded = None if context is None else embed(variables, context)
+    new, finite = _initialize(bijector, own, x, embedded)
     checks.finite_initialization(label, bool(finite))
     return new
 
@@ -197,13 +223,3 @@ def _initialize(
     _, new = bijector.map_and_initialize(variables, x, context)
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.get("params", {}))]
     return {**variables, **new}, jnp.array(leaves).all()
-
-
-def set_statistics(
-    bijector: Bijector, variables: Variables, x: Array, context: Array | None, weights: Array | None
-) -> dict[str, Any]:
-    """The variables of a bijector with its batch statistics set from checked input."""
-    if not bijector.has_batch_statistics:
-        return dict(variables)
-    _, batch_stats = bijector.map_and_set_statistics(variables, x, context, weights)
-    return {**variables, "batch_stats": batch_stats}

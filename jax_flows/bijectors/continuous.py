@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
-from flow_bridge.ode import missing_solver, solver_message
+from flow_bridge.ode import REFINEMENT, missing_solver, refine, solver_message
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input
@@ -60,7 +60,7 @@ class ContinuousBijector(Bijector):
         hidden_dims: widths of the hidden layers of f.
         trace: ``"exact"`` or ``"hutchinson"``.
         solver: ``"dopri5"`` or ``"rk4"``.
-        rtol, atol: tolerances of ``"dopri5"``.
+        rtol, atol: tolerances of ``"dopri5"``, between 0 and 1.
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
             to the size of the gradient, in constant memory, first derivatives only; ``False``: through
             its steps. ``"rk4"`` always differentiates its steps.
@@ -113,7 +113,9 @@ class ContinuousBijector(Bijector):
         checks.one_of(name, "trace", self.trace, ("exact", "hutchinson"))
         checks.one_of(name, "solver", self.solver, ("dopri5", "rk4"))
         checks.one_of(name, "probe", self.probe, ("rademacher", "gaussian"))
-        checks.positive_number(name, rtol=self.rtol, atol=self.atol)
+        checks.open_interval(name, "rtol", self.rtol, 0, 1)
+        checks.open_interval(name, "atol", self.atol, 0, 1)
+        checks.boolean(name, adjoint=self.adjoint)
         penalties = {"kinetic_energy": self.kinetic_energy, "jacobian_norm": self.jacobian_norm}
         checks.non_negative_number(name, **penalties)
         _ = self.network
@@ -154,9 +156,14 @@ class ContinuousBijector(Bijector):
         return self._run(variables, z, context, (1.0, 0.0))
 
     @property
-    def solver_error(self) -> float:
-        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
-        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+    def adaptive(self) -> bool:  # type: ignore[override]
+        return self.solver == "dopri5"
+
+    def refined(self) -> dict[str, Any]:
+        if self.solver == "rk4":
+            return {"num_steps": REFINEMENT * self.num_steps}
+        tolerances = {"rtol": refine(self.rtol), "atol": refine(self.atol)}
+        return tolerances | {"max_steps": REFINEMENT * self.max_steps}
 
     def forward_with_noise(
         self, variables: Variables, x: Array, noise: Array, context: Array | None = None

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
-from torch_flows.inputs import check_input
+from torch_flows.inputs import check_input, check_output
+from torch_flows.numerics import beyond
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -33,9 +34,11 @@ class Bijector(nn.Module, ABC):
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite.
+            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
+            what its other members ask for depends on its weights, see ``outside``.
         has_batch_statistics: whether training mode normalises with statistics of the batch, which
             ``map_and_set_statistics`` replaces for evaluation.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
@@ -45,6 +48,7 @@ class Bijector(nn.Module, ABC):
     domain: Interval = REALS
     codomain: Interval = REALS
     has_batch_statistics: bool = False
+    adaptive: bool = False
     parts: Any = None
 
     def __init__(self) -> None:
@@ -73,11 +77,13 @@ class Bijector(nn.Module, ABC):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.map_forward(x, check_input(self, "x", x, context))
+        context = check_input(self, "x", x, context)
+        return check_output(self, x, self.map_forward(x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.map_inverse(z, check_input(self, "z", z, context))
+        context = check_input(self, "z", z, context)
+        return check_output(self, z, self.map_inverse(z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``), layer after layer, in place.
@@ -109,7 +115,9 @@ class Bijector(nn.Module, ABC):
         Raises:
             ValueError, TypeError: as in ``forward``.
         """
-        set_statistics(self, x, check_input(self, "x", x, context), weights)
+        context = check_input(self, "x", x, context)
+        with torch.no_grad(), evaluation(self):
+            self.map_and_set_statistics(x, context, weights)
 
     def transform(self, context: Tensor | None = None, cache_size: int = 0) -> "BijectorTransform":
         """The bijector as a ``torch.distributions.Transform``, see ``interop.BijectorTransform``."""
@@ -124,6 +132,23 @@ class Bijector(nn.Module, ABC):
     def check_codomain(self, z: Tensor) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
+
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
+        return (self.codomain if inverse else self.domain) != REALS
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+
+        With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
+        what each of its members gets.
+        """
+        ndim = len(self.latent_shape if inverse else self.event_shape)
+        return beyond(x, self.codomain if inverse else self.domain, ndim)
 
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...
@@ -145,7 +170,13 @@ class Bijector(nn.Module, ABC):
 
 
 @torch.no_grad()
-def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None) -> None:
+def initialize(
+    owner: Any,
+    bijector: Bijector,
+    x: Tensor,
+    context: Tensor | None,
+    embed: Callable[[Tensor], Tensor] = lambda context: context,
+) -> None:
     """Initialise a bijector from data, with all of its modules in evaluation mode, or change nothing."""
     label = type(owner).__name__
     context = check_input(owner, "x", x, context)
@@ -153,23 +184,14 @@ def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None
     checks.enough_rows(label, rows, "to be initialised from data")
     before = {name: value.clone() for name, value in bijector.state_dict().items()}
     try:
+        embedded = None if context is None else embed(context)
         with evaluation(bijector):
-            bijector.map_and_initialize(x, context)
+            bijector.map_and_initialize(x, embedded)
         finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
         checks.finite_initialization(label, finite)
     except BaseException:
         bijector.load_state_dict(before)
         raise
-
-
-@torch.no_grad()
-def set_statistics(
-    bijector: Bijector, x: Tensor, context: Tensor | None, weights: Tensor | None
-) -> None:
-    """Set a bijector's batch statistics from checked input."""
-    if bijector.has_batch_statistics:
-        with evaluation(bijector):
-            bijector.map_and_set_statistics(x, context, weights)
 
 
 @contextmanager
