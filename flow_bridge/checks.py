@@ -369,9 +369,16 @@ def instances(owner: str, name: str, values: Iterable[object], cls: type) -> Non
     """Raise ``TypeError`` unless every value is an instance of the class."""
     for value in values:
         if not isinstance(value, cls):
-            raise TypeError(
-                f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
-            )
+            kind = "list" if isinstance(value, tuple) else type(value).__name__
+            raise TypeError(f"{owner} expects {name} of type {cls.__name__}, got {kind}.")
+
+
+def shared_part(owner: str, kind: str, first: str, second: str) -> str:
+    """What PyTorch's half says to one part with weights in two places."""
+    return (
+        f"{owner} got one {kind} as {first!r} and as {second!r}, which would tie their weights: "
+        f"build one for each place, as in [{kind}(...) for _ in range(8)]."
+    )
 
 
 def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:

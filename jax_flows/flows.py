@@ -64,7 +64,7 @@ class Flow(HasVariables):
 
     bijector: Bijector
     base: Distribution
-    context_net: Any = None
+    context_net: Any | Sequence[Any] | None = None
     columns: Sequence[str] | None = None
     context_columns: Sequence[str] | None = None
 

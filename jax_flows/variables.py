@@ -1,7 +1,7 @@
 """Arrays apart from what uses them: Flax-style nested dicts."""
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from flow_bridge.arguments import PlainArguments
+
 Variables = Mapping[str, Any]
 
 
 Output = tuple[Array, Array]
 
 
-class HasVariables(ABC):
+class HasVariables(metaclass=PlainArguments):
     """What owns arrays: its ``init`` makes them, its other methods take them as ``variables``."""
 
     is_architecture = True

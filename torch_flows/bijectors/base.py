@@ -1,17 +1,18 @@
 """What every bijector is."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from torch_flows.inputs import check_input, check_output
+from torch_flows.variables import HasVariables
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -21,7 +22,7 @@ Output = tuple[Tensor, Tensor]
 Shape = tuple[int | None, ...]
 
 
-class Bijector(nn.Module, ABC):
+class Bijector(HasVariables):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
     A subclass writes ``map_forward`` and ``map_inverse``, keeps its constructor's arguments as attributes
@@ -36,7 +37,6 @@ class Bijector(nn.Module, ABC):
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
-    is_architecture = True
     event_shape: Shape = (None,)
     context_dim: int = 0
     domain: Interval = REALS
