@@ -2,7 +2,7 @@
 
 import importlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -371,6 +371,16 @@ def instances(owner: str, name: str, values: Iterable[object], cls: type) -> Non
         if not isinstance(value, cls):
             kind = "list" if isinstance(value, tuple) else type(value).__name__
             raise TypeError(f"{owner} expects {name} of type {cls.__name__}, got {kind}.")
+
+
+def overridden(owner: str, methods: Mapping[str, object], names: Iterable[str]) -> None:
+    """Raise ``TypeError`` if a class writes a public method that other modules go around."""
+    for name in names:
+        if name in methods:
+            raise TypeError(
+                f"{owner} writes {name}, which checks its input and calls map_{name}: write map_{name}, "
+                "which chains call too."
+            )
 
 
 def shared_part(owner: str, kind: str, first: str, second: str) -> str:

@@ -61,6 +61,61 @@ def test_parts_of_several_dtypes_are_refused() -> None:
         flow.log_prob(torch.zeros(3, 2))
 
 
+def test_a_chain_honours_what_a_subclass_overrides() -> None:
+    class Shifted(torch_flows.AffineCoupling):
+        def map_forward(self, x: Any, context: Any) -> Any:
+            z, log_det = super().map_forward(x, context)
+            return z + 1, log_det
+
+        def map_inverse(self, z: Any, context: Any) -> Any:
+            return super().map_inverse(z - 1, context)
+
+    class JaxShifted(jax_flows.AffineCoupling):
+        def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
+            z, log_det = super().map_forward(variables, x, context)
+            return z + 1, log_det
+
+    x = torch.randn(3, 2)
+    coupling = Shifted(2)
+    chain = torch_flows.Chain([coupling])
+    assert torch.equal(coupling.forward(x)[0], chain.forward(x)[0])
+    assert torch.equal(coupling.inverse(x)[0], chain.inverse(x)[0])
+    twin = JaxShifted(2)
+    variables = twin.init(KEY, "float32")
+    inside = jax_flows.Chain([twin]).forward(
+        {"params": {"bijectors_0": variables["params"]}}, x.numpy()
+    )
+    np.testing.assert_array_equal(inside[0], twin.forward(variables, x.numpy())[0])
+
+
+def test_public_methods_are_not_for_overriding() -> None:
+    for half in (torch_flows, jax_flows):
+        with pytest.raises(TypeError, match=r"writes forward, .* write map_forward, which chains"):
+            type("Mine", (half.Affine,), {"forward": None})
+
+
+def test_one_module_in_two_places_is_refused() -> None:
+    planar = torch_flows.Planar(2)
+    for parts in (
+        [planar] * 2,
+        [planar, torch_flows.Invert(planar)],
+        [planar, torch_flows.Chain([torch_flows.Tanh(), planar])],
+    ):
+        with pytest.raises(ValueError, match="Chain got one Planar as"):
+            torch_flows.Chain(parts)
+    torch_flows.Chain([torch_flows.Tanh()] * 2)  # nothing to tie
+
+
+def test_flows_are_built_in_evaluation_mode() -> None:
+    flow = torch_flows.RealNVP(2, 4, num_layers=2)
+    assert not any(module.training for module in flow.modules())
+    x, log_prob = flow.sample_and_log_prob(500)
+    torch.testing.assert_close(flow.log_prob(x), log_prob)
+    norm = torch_flows.BatchNorm(2).train()
+    torch_flows.Chain([norm])
+    assert norm.training  # a part keeps the mode that its owner gave it
+
+
 def test_how_many_samples() -> None:
     flow = torch_flows.Flow(torch_flows.Affine(2), torch_flows.StandardNormal(2))
     twin = jax_flows.Flow(jax_flows.Affine(2), jax_flows.StandardNormal(2))

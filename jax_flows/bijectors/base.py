@@ -41,6 +41,10 @@ class Bijector(HasVariables):
     domain: Interval = REALS
     codomain: Interval = REALS
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checks.overridden(cls.__name__, vars(cls), ("forward", "inverse", "forward_and_update"))
+
     def __post_init__(self) -> None:
         count_construction()
         freeze_lists(self)

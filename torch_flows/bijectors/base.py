@@ -35,6 +35,8 @@ class Bijector(HasVariables):
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
+        couples: whether a chain may call ``couple`` in place of ``map_forward`` and ``map_inverse``: no
+            subclass has overridden these since ``couple`` was written.
     """
 
     event_shape: Shape = (None,)
@@ -42,6 +44,12 @@ class Bijector(HasVariables):
     domain: Interval = REALS
     codomain: Interval = REALS
     parts: Any = None
+    couples: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checks.overridden(cls.__name__, vars(cls), ("forward", "inverse"))
+        cls.couples = has_plain_coupling(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,6 +123,15 @@ class Bijector(HasVariables):
     ) -> Tensor:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
         return (self.map_inverse if inverse else self.map_forward)(x, context)[0]
+
+
+def has_plain_coupling(cls: type) -> bool:
+    """Whether ``map_forward`` and ``map_inverse`` are those that were written with ``couple``."""
+    owner = next((base for base in cls.__mro__ if "couple" in vars(base)), None)
+    if owner is None:
+        return False
+    names = ("map_forward", "map_inverse")
+    return all(getattr(cls, name) is vars(owner).get(name) for name in names)
 
 
 @torch.no_grad()
