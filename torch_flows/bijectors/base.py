@@ -34,6 +34,7 @@ class Bijector(HasVariables):
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
         couples: whether a chain may call ``couple`` in place of ``map_forward`` and ``map_inverse``: no
             subclass has overridden these since ``couple`` was written.
@@ -43,6 +44,7 @@ class Bijector(HasVariables):
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
+    adaptive: bool = False
     parts: Any = None
     couples: bool = False
 
@@ -111,6 +113,10 @@ class Bijector(HasVariables):
     def check_codomain(self, z: Tensor) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
+
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
 
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...
