@@ -121,6 +121,14 @@ def not_an_array(owner: str, name: str, kind: str) -> str:
     return f"{owner} expects {name} as an array, got {kind}{hint}."
 
 
+def no_variables(owner: str, kind: str) -> str:
+    """What JAX's half says to something else in place of variables."""
+    return (
+        f"{owner} expects variables as init, fit and load return them, nested mappings of arrays, "
+        f"got {kind}."
+    )
+
+
 def no_float64(owner: str, name: str) -> str:
     """What JAX's half says to float64 while JAX would round it."""
     return (

@@ -26,6 +26,7 @@ from jax_flows.variables import (
     child,
     freeze_lists,
     gather,
+    kept,
     weight_dtype,
 )
 
@@ -108,6 +109,7 @@ class Flow(HasVariables):
             )
         return gather(parts)
 
+    @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 
@@ -126,11 +128,13 @@ class Flow(HasVariables):
         x, context = self._condition(variables, "x", x, context)
         return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
+    @kept
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = self._condition(variables, "z", z, context)
         return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
+    @kept
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
@@ -150,6 +154,7 @@ class Flow(HasVariables):
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
         return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
 
+    @kept
     def embed(self, variables: Variables, context: Array) -> Array:
         """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for i, net in enumerate(list_of_nets(self.context_net)):
@@ -160,6 +165,7 @@ class Flow(HasVariables):
                 context = net.apply(own, context)
         return context
 
+    @kept
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
@@ -168,6 +174,7 @@ class Flow(HasVariables):
         z, log_det = self.forward(variables, x, context)
         return self.base.log_prob(child(variables, "base"), z) + log_det
 
+    @kept
     def log_prob_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Variables]:
@@ -175,6 +182,7 @@ class Flow(HasVariables):
         z, log_det, batch_stats = self.forward_and_update(variables, x, context)
         return self.base.log_prob(child(variables, "base"), z) + log_det, batch_stats
 
+    @kept
     def sample(
         self,
         variables: Variables,
@@ -192,6 +200,7 @@ class Flow(HasVariables):
         """
         return self.sample_and_log_prob(variables, key, num_samples, context)[0]
 
+    @kept
     def sample_and_log_prob(
         self,
         variables: Variables,

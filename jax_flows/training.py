@@ -23,7 +23,7 @@ from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
 from jax_flows.inputs import check_input
-from jax_flows.variables import Variables, weight_dtype
+from jax_flows.variables import Variables, own_variables, weight_dtype
 
 Data = Array | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 
@@ -93,6 +93,7 @@ def fit(
         CheckpointError: if ``state_path`` holds the state of another run.
     """
     checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
+    variables = own_variables(flow, variables)
     source, held_out = _source(flow, variables, "data", data, context, num_epochs), None
     if isinstance(validation, int | float):
         source, held_out = sources.split(source, validation, seed)
@@ -150,6 +151,7 @@ def fit_to_energy(
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
+    variables = own_variables(flow, variables)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
@@ -257,7 +259,6 @@ class _Engine:
             self.devices.replicate(list(source.arrays)) if isinstance(source, Rows) else []
             for source in (data, validation)
         )
-        variables = {"params": {}, "batch_stats": {}, **variables}
         optimizer_state = self.optimizer.init(variables["params"])
         self.variables, self.optimizer_state = self.devices.replicate(
             self.devices.of_first((variables, optimizer_state))

@@ -14,9 +14,8 @@ import jax_flows
 import torch_flows
 from flow_bridge.architecture import Architecture, architecture, to_json
 from jax_flows.registry import registry as jax_registry
+from parity_tests.catalogue import CASES
 from torch_flows.registry import registry as torch_registry
-
-from .catalogue import CASES
 
 OTHERS: list[Any] = [
     0, 1, -1, 2.5, math.nan, math.inf, -math.inf, True, None, "even", "", (), [1, 0], (2.5,), [None], {},

@@ -10,6 +10,7 @@ import torch
 
 import jax_flows
 import torch_flows
+from parity_tests.sentences import same
 
 X = np.zeros((4, 3), np.float32)
 C = np.zeros((4, 2), np.float32)
@@ -238,21 +239,6 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
         None,
     ),
 }  # fmt: skip
-
-
-def same(sentence: str) -> str:
-    """A sentence without what names its half."""
-    for own, common in (
-        ("torch_flows", "X"),
-        ("jax_flows", "X"),
-        ("a torch.Tensor", "an array"),
-        ("torch.tensor(", "array("),
-        ("jax.numpy.array(", "array("),
-        (".to(torch.float32)", ".astype(float32)"),
-        ('.astype("float32")', ".astype(float32)"),
-    ):
-        sentence = sentence.replace(own, common)
-    return sentence
 
 
 @pytest.mark.parametrize("name", BAD)
