@@ -136,10 +136,12 @@ class Chain(Bijector):
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> Array:
-        def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
-            found = bijector.outside(*args, inverse=inverse)
-            output = (bijector.map_inverse if inverse else bijector.map_forward)(*args)
-            return output[0], found.astype(output[1].dtype), {}
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            found = bijector.outside(layer, x, context, inverse)
+            move = bijector.map_inverse if inverse else bijector.map_forward
+            return move(layer, x, context)[0], found.astype(x.dtype), {}
 
         segments = self.segments[:: -1 if inverse else 1]
         while len(segments) > 1 and not any(
