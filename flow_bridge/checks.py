@@ -297,10 +297,11 @@ def context_width(
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape
-    if bijector.context_dim or any(len(shape) != 1 for shape in shapes):
+    taken = bijector.context_dim or bijector.has_batch_statistics
+    if taken or any(len(shape) != 1 for shape in shapes):
         raise ValueError(
-            f"{owner} expects a bijector in context_net to be of vectors and to take no context, got "
-            f"a {type(bijector).__name__}."
+            f"{owner} expects a bijector in context_net to be of vectors, to take no context and to use "
+            f"no batch statistics, got a {type(bijector).__name__}."
         )
     return shapes[0][0], shapes[1][0]
 

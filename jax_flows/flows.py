@@ -168,6 +168,20 @@ class Flow(HasVariables):
                 context = net.apply(own, context)
         return context
 
+    def set_statistics(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None = None,
+        weights: Array | None = None,
+    ) -> dict[str, Any]:
+        """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
+        x, context = self._condition(variables, "x", x, context)
+        own = child(variables, "bijector")
+        _, batch_stats = self.bijector.map_and_set_statistics(own, x, context, weights)
+        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": gather(parts)["batch_stats"]}
+
     @kept
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.

@@ -12,7 +12,7 @@ from flow_bridge import checks
 from flow_bridge.domains import REALS
 from flow_bridge.standardization import location_and_scale
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, initialize
+from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
@@ -110,6 +110,14 @@ class Flow(HasVariables):
                 net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
             )
         return context
+
+    def set_statistics(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
+        with torch.no_grad(), evaluation(self):
+            condition = self._condition("x", x, context)
+            self.bijector.map_and_set_statistics(x, condition, weights)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.

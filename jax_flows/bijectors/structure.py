@@ -96,6 +96,10 @@ class Chain(Bijector):
     def stackable(self) -> bool:  # type: ignore[override]
         return all(b.stackable for b in self.bijectors)
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return any(b.has_batch_statistics for b in self.bijectors)
+
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
@@ -181,6 +185,18 @@ class Chain(Bijector):
 
         x, _, layers = self._run(step, variables, x, context, inverse)
         return x, gather(layers)
+
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, batch_stats = bijector.map_and_set_statistics(layer, x, context, weights)
+            return x, jnp.zeros((), x.dtype), batch_stats
+
+        x, _, batch_stats = self._run(step, variables, x, context)
+        return x, batch_stats
 
     def _run(
         self,

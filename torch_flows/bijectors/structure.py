@@ -42,6 +42,10 @@ class Chain(Bijector):
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
         self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return any(b.has_batch_statistics for b in self.bijectors)
+
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
@@ -106,6 +110,14 @@ class Chain(Bijector):
     ) -> Tensor:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             x = bijector.map_and_initialize(x, context if bijector.context_dim else None, inverse)
+        return x
+
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        for bijector in self.bijectors:
+            layer_context = context if bijector.context_dim else None
+            x = bijector.map_and_set_statistics(x, layer_context, weights)
         return x
 
 
