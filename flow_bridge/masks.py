@@ -9,7 +9,7 @@ import numpy as np
 
 from flow_bridge.architecture import count_entries
 
-Mask = str | Sequence[int]
+Mask = str | Sequence[int] | Sequence[bool]
 Index = slice | np.ndarray
 Order = str | Sequence[int] | None
 

@@ -20,11 +20,12 @@ from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
 from torch_flows.numerics import beyond
-from torch_flows.registry import Buildable, register
+from torch_flows.registry import register
+from torch_flows.variables import HasVariables
 
 
 @register
-class Flow(Buildable):
+class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
     log p(x) = log p_base(z) + log|det dz/dx|.
