@@ -338,12 +338,13 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Load a checkpoint into both frameworks and compare everything that they compute."""
-    from twinflows.command.models import draw, open_model
+    from twinflows.command.models import draw, noise_shape, open_model
     from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
 
     check_outputs([html], [file], force)
     model = open_model(file, "torch")
+    noise_shape(model, rows)
     generator = np.random.default_rng(seed)
     width = model.flow.context_dim
     context = generator.standard_normal((rows, width)) if width else None

@@ -77,7 +77,7 @@ def describe(
             base_options[name.removeprefix("base.")] = value
         else:
             described[name] = value
-    named = package.build(described)
+    named = _outline(described, backend)
     described_base = architecture(named.base)
     if base is not None:
         bases = {n: c for n, c in types.items() if issubclass(c, package.Distribution)}
@@ -105,17 +105,24 @@ def new_model(architecture: Architecture, backend: str | None, dtype: str, seed:
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays, in PyTorch's layout, from whichever half is installed."""
-    try:
+    flow = _outline(architecture, None)
+    if half(None) is TorchModel:
+        return {name: tuple(array.shape) for name, array in flow.state_dict().items()}
+    return torch_shapes(flow.shapes())
+
+
+def _outline(architecture: Architecture, backend: str | None) -> Any:
+    """The flow without its weights."""
+    if half(backend) is TorchModel:
         import torch
 
-        import torch_flows
-    except ImportError:
-        import jax_flows
+        import torch_flows  # says what is missing where there is no torch
 
-        return torch_shapes(jax_flows.build(architecture).shapes())
-    with torch.device("meta"):
-        state = torch_flows.build(architecture).state_dict()
-    return {name: tuple(array.shape) for name, array in state.items()}
+        with torch.device("meta"):
+            return torch_flows.build(architecture)
+    import jax_flows
+
+    return jax_flows.build(architecture)
 
 
 def check_memory(what: str, num_bytes: int) -> None:
@@ -138,11 +145,20 @@ def draw(
     Raises:
         ValueError: if the machine's memory cannot hold them.
     """
-    base = model.flow.base
-    shape = num_samples, *(1 if size is None else size for size in base.noise_shape)
-    check_memory(f"drawing {num_samples:,} samples", 16 * math.prod(shape))
+    base, shape = model.flow.base, noise_shape(model, num_samples)
     noise = generator.random(shape) if base.noise == "uniform" else generator.normal(size=shape)
     return in_blocks(model.from_noise, noise, context)
+
+
+def noise_shape(model: Model, num_samples: int) -> tuple[int, ...]:
+    """The shape of the noise for samples, where the machine's memory can hold them.
+
+    Raises:
+        ValueError: where it cannot.
+    """
+    shape = num_samples, *(1 if size is None else size for size in model.flow.base.noise_shape)
+    check_memory(f"drawing {num_samples:,} samples", 16 * math.prod(shape))
+    return shape
 
 
 def in_blocks(
