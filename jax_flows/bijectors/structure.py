@@ -96,6 +96,10 @@ class Chain(Bijector):
     def stackable(self) -> bool:  # type: ignore[override]
         return all(b.stackable for b in self.bijectors)
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return any(b.has_batch_statistics for b in self.bijectors)
+
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
@@ -130,6 +134,26 @@ class Chain(Bijector):
                 )
         return gather(children)
 
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            found = bijector.outside(layer, x, context, inverse)
+            move = bijector.map_inverse if inverse else bijector.map_forward
+            return move(layer, x, context)[0], found.astype(x.dtype), {}
+
+        segments = self.segments[:: -1 if inverse else 1]
+        while len(segments) > 1 and not any(
+            self.bijectors[indices[0]].is_bounded(inverse) for _, indices in segments[-1].names()
+        ):
+            segments.pop()
+        return self._run(step, variables, x, context, inverse, segments)[1] > 0
+
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
             return *bijector.map_forward(*args), {}
@@ -162,6 +186,18 @@ class Chain(Bijector):
         x, _, layers = self._run(step, variables, x, context, inverse)
         return x, gather(layers)
 
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, batch_stats = bijector.map_and_set_statistics(layer, x, context, weights)
+            return x, jnp.zeros((), x.dtype), batch_stats
+
+        x, _, batch_stats = self._run(step, variables, x, context)
+        return x, batch_stats
+
     def _run(
         self,
         step: Callable[..., tuple[Array, Array, Variables]],
@@ -169,11 +205,12 @@ class Chain(Bijector):
         x: Array,
         context: Array | None,
         reverse: bool = False,
+        segments: list[_Segment] | None = None,
     ) -> tuple[Array, Array, Variables]:
         direction = -1 if reverse else 1
         carry = x, jnp.zeros(x.shape[: x.ndim - len(self.event_shape)], x.dtype)
         batch_stats: dict[str, Any] = {}
-        for segment in self.segments[::direction]:
+        for segment in segments or self.segments[::direction]:
             block = [(name, self.bijectors[i[0]]) for name, i in segment.names()][::direction]
 
             def run_block(carry: Output, layers: Any, block: Any = block) -> Any:
@@ -199,7 +236,8 @@ class Chain(Bijector):
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
 
-    Batch statistics inside do not change in training: both directions use the running averages.
+    The bijector is put in evaluation mode and stays there: in training both directions use the running
+    averages, which do not change.
 
     Args:
         bijector: the one to turn around.
@@ -242,6 +280,14 @@ class Invert(Bijector):
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return self.bijector.is_bounded(not inverse)
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        return self.bijector.outside(child(variables, "bijector"), x, context, not inverse)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         return self.bijector.map_inverse(child(variables, "bijector"), x, context)
