@@ -476,7 +476,6 @@ def test_sample_needs_its_context(run, checkpoint) -> None:
 def test_the_commands_of_the_documentation(run, tmp_path, monkeypatch) -> None:
     page = (Path(__file__).parents[1] / "docs/command-line.md").read_text()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     count = 0
     for language, block in re.findall(r"^```(python|sh)\n(.*?)^```", page, re.M | re.S):
         if language == "python":
