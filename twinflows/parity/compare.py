@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from flow_bridge.architecture import architecture
-from flow_bridge.checkpoint import model_digest
+from flow_bridge.architecture import architecture, to_json
+from flow_bridge.checkpoint import digest
 from flow_bridge.weights import jax_to_torch
 from twinflows.parity import attempts
 from twinflows.parity.errors import (
@@ -59,6 +59,7 @@ def check_parity(
     variables: Mapping[str, Any] | None = None,
     context: Any = None,
     twin: Any = None,
+    source: str = "given",
 ) -> ParityReport:
     """Compare a model in the two frameworks: with its own twin, or two models that were given.
 
@@ -72,6 +73,7 @@ def check_parity(
         context: shape ``(*batch, context_dim)``, for a conditional model.
         twin: a second model of either half, or a pair of a JAX model and its variables. Of two models
             of one half the second (for two JAX ones the first) is converted to the other.
+        source: where x comes from, for the report.
 
     Returns:
         The report; ``report.passed`` is the verdict.
@@ -99,7 +101,9 @@ def check_parity(
     if second is None:
         torch_model = torch_flows.build(architecture(flow)) if _is_jax(flow) else flow
         jax_model = flow if _is_jax(flow) else jax_flows.build(architecture(flow))
-        report = compare(torch_model, jax_model, first_arrays, x, context, thorough=True)
+        report = compare(
+            torch_model, jax_model, first_arrays, x, context, thorough=True, source=source
+        )
         report.subject = _subject(report.subject, model=(flow, first_arrays))
         return report
     second_arrays = _arrays(second, variables if own is None else own)
@@ -114,7 +118,9 @@ def check_parity(
             models, arrays = (torch_flows.build(pair[0]), second), (first_arrays, second_arrays)
         else:
             models, arrays = (second, flow), (second_arrays, first_arrays)
-        report = compare(*models, arrays[0], x, context, jax_arrays=arrays[1], thorough=True)
+        report = compare(
+            *models, arrays[0], x, context, jax_arrays=arrays[1], thorough=True, source=source
+        )
     else:
         report = ParityReport(pair[0], environment=_environment())
     report.findings = found + [text for text in report.findings if "argument" not in text]
@@ -373,7 +379,7 @@ def _subject(
 ) -> dict[str, str]:
     """What was judged, and when."""
     digests = {
-        f"sha256 of the {role}": model_digest(architecture(model), arrays)
+        f"sha256 of the {role}": digest("model", to_json(architecture(model)), arrays)
         for role, (model, arrays) in models.items()
     }
     return {**digests, **inputs, "date": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -26,7 +26,7 @@ class Side(Protocol):
     """
 
     flow: Any
-    half: str
+    backend: str
 
     @classmethod
     def build(cls, architecture: Architecture, dtype: str, seed: int) -> "Side":
@@ -71,7 +71,7 @@ class Side(Protocol):
         """``z``, ``log_det`` and the new ``batch statistics`` in training mode; changes nothing."""
 
 
-def side(backend: str | None) -> type[Side]:
+def half(backend: str | None) -> type[Side]:
     """The class of the named half, or of the one that is installed."""
     if backend is None:
         backend = next((b for b, package in BACKENDS.items() if find_spec(package)), "torch")

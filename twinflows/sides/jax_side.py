@@ -25,7 +25,7 @@ class JaxSide:
     Every method has one program for each dtype and shape, made when it is first needed.
     """
 
-    half = "jax"
+    backend = "jax"
 
     def __init__(self, flow: Any, variables: Mapping[str, Any]) -> None:
         self.flow, self.variables = flow, variables

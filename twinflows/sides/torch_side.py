@@ -20,7 +20,7 @@ from twinflows.sides.base import INITIAL_ROWS, Results, cotangents, first
 class TorchSide:
     """A flow or bijector of ``torch_flows``; see ``Side``."""
 
-    half = "torch"
+    backend = "torch"
 
     def __init__(self, flow: Any) -> None:
         self.flow = flow
