@@ -1,6 +1,8 @@
 """The verdict cannot be talked round: each of these was once called one model."""
 
 import html
+import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -261,7 +263,8 @@ def test_the_report_says_what_it_judged(tmp_path) -> None:
         assert html.escape(value) in page
         assert value in str(report) or value in (raised[0].reason, "viewport")
     assert set(report.to_dict()["subject"]) == set(report.subject)
-    assert "NaN" not in report.to_json()
+    report.comparisons.append(Comparison("z", "float64", math.inf, 64))
+    assert json.loads(report.to_json(), parse_constant=pytest.fail)["comparisons"][-1]["error"] is None
 
 
 def test_a_slope_that_a_float32_row_hides_is_not_excused() -> None:

@@ -149,6 +149,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         allowed[name] = np.maximum(np.where(np.isfinite(movement), movement, 0), noise)
         allowed[name] = np.maximum(allowed[name], trial.steps.get(name, 0) / EPS["float64"])
         judged[name] = ~finite | (np.isfinite(movement) & (movement <= MAX_CONDITIONING))
+        if name not in KINDS:
+            judged[name] &= found.regular
         limit = gate(KINDS.get(name, "gradients"), trial.num_layers)
         report.comparisons += _worst(
             f"{name}, probes",
@@ -161,7 +163,7 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         )
     if not solvers(model):
         _probe_truth(trial, found, runs, allowed, judged, report)
-    left = len(x) - int(np.sum(np.logical_and.reduce(list(judged.values()))))
+    left = len(x) - int(np.sum(np.logical_and.reduce([judged[n] for n in judged if n in KINDS])))
     if left:
         report.notes.append(
             f"{left} of {len(x)} probes are too ill-conditioned for some quantity to be judged."
@@ -355,7 +357,7 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
     z = cast(cast(runs[0]["z"], "float32"), "float64")
     for batch in SHAPES:
         index = np.arange(math.prod(batch)) % size
-        own = None if trial.context is None else trial.context[index].reshape(*batch, -1)
+        own = None if trial.context is None else trial.context[index].reshape(*batch, trial.context.shape[1])
         worst, gap = (0.0, "z"), 0.0
         for half, side, flat in zip(NAMES, trial.sides, runs, strict=True):
             x = trial.x[index].reshape(*batch, *trial.x.shape[1:])
