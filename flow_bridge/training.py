@@ -123,6 +123,12 @@ def check_weights(owner: str, flow: str, num_weights: int) -> None:
         raise ValueError(f"{owner} got a {flow} without weights to train.")
 
 
+def check_callable(owner: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless an argument is a function."""
+    if not callable(value):
+        raise TypeError(f"{owner} expects {name} as a function, got {type(value).__name__}.")
+
+
 def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:
     """Raise ``ValueError`` unless the energy of a batch of events is one number for each."""
     got = None if shape is None else tuple(shape)

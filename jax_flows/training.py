@@ -176,6 +176,7 @@ def fit_to_energy(
         "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
     )
     variables = _trainable("fit_to_energy", flow, variables, context)
+    training.check_callable("fit_to_energy", "energy", energy)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
@@ -238,8 +239,7 @@ def _source(
     ]
     expected.check(name, sources.described(arrays))
     for label, array in zip(labels, arrays, strict=False):
-        finite = np.isfinite(array).reshape(len(array), -1).all(1)
-        sources.check_rows(label, len(arrays[0]), finite)
+        sources.check_rows(label, len(arrays[0]), sources.finite_rows(array))
     return Rows(tuple(arrays))
 
 
@@ -385,11 +385,13 @@ class _Engine:
         )
 
     def train(self, *args: Any, **options: Any) -> tuple[dict[str, Any], History]:
+        start = self.variables
         try:
             history = training.train(self, *args, **options)
         except BaseException as error:
             error.variables = self.devices.own(self.variables)  # type: ignore[attr-defined]
-            error.add_note("The weights so far are the attribute `variables` of this exception.")
+            if self.variables is not start:
+                error.add_note("The weights so far are the attribute `variables` of this exception.")
             raise
         return self.devices.own(self.variables), history
 

@@ -168,6 +168,7 @@ def fit_to_energy(
         "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
     )
     flow = _trainable("fit_to_energy", flow)
+    training.check_callable("fit_to_energy", "energy", energy)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
@@ -299,6 +300,7 @@ class _Engine:
         self.parameters = [trained[i] for i in self.order]
         self.sharded = any(is_sharded(p) for p in trained)
         self.sets_rate = optimizer is None
+        training.check_callable("fit", "optimizer", optimizer or adam)
         self.optimizer = (optimizer or adam)(self._groups())
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is closure.empty
