@@ -7,7 +7,6 @@ from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from flow_bridge.training import History, LearningRate
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
-from jax_flows.variables import Variables, weight_dtype
+from jax_flows.variables import Variables, own_variables, weight_dtype
 
 Data = Array | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 
@@ -106,9 +105,18 @@ def fit(
         NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
-    checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit", learning_rate, optimizer, max_grad_norm, patience, seed, state_every
+    seed, learning_rate, max_grad_norm, num_epochs, batch_size, patience, state_every = (
+        training.check_options(
+            "fit",
+            optimizer,
+            seed=seed,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            patience=patience,
+            state_every=state_every,
+        )
     )
     variables = _trainable("fit", flow, variables, data, context)
     source = _source(flow, variables, "data", data, context, num_epochs)
@@ -171,9 +179,15 @@ def fit_to_energy(
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
-    checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
+    seed, learning_rate, max_grad_norm, num_steps, batch_size, state_every = training.check_options(
+        "fit_to_energy",
+        optimizer,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        state_every=state_every,
     )
     variables = _trainable("fit_to_energy", flow, variables, context)
     training.check_callable("fit_to_energy", "energy", energy)
@@ -213,8 +227,9 @@ def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> di
             f"one set of variables after the other, {owner}(flow, jax.tree.map(lambda leaf: leaf[i], "
             "variables), ...), which all share one program."
         )
-    training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(variables["params"])))
-    return {"params": {}, "batch_stats": {}, **flax.core.unfreeze(dict(variables))}
+    own = own_variables(flow, variables)
+    training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(own["params"])))
+    return own
 
 
 def _source(
@@ -391,7 +406,9 @@ class _Engine:
         except BaseException as error:
             error.variables = self.devices.own(self.variables)  # type: ignore[attr-defined]
             if self.variables is not start:
-                error.add_note("The weights so far are the attribute `variables` of this exception.")
+                error.add_note(
+                    "The weights so far are the attribute `variables` of this exception."
+                )
             raise
         return self.devices.own(self.variables), history
 
