@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-Mask = str | Sequence[int]
+Mask = str | Sequence[int] | Sequence[bool]
 Index = slice | np.ndarray
 Order = str | Sequence[int] | None
 

@@ -195,7 +195,7 @@ class Stream:
         arrays = tuple(map(self.to_numpy, labels, given))
         self.expected.check(what, described(arrays))
         for label, array in zip(labels, arrays, strict=False):
-            check_rows(label, len(arrays[0]), np.isfinite(array).reshape(len(array), -1).all(1))
+            check_rows(label, len(arrays[0]), np.isfinite(array).all(tuple(range(1, array.ndim))))
         return arrays
 
 

@@ -29,6 +29,7 @@ from jax_flows.variables import (
     child,
     freeze_lists,
     gather,
+    kept,
     weight_dtype,
 )
 
@@ -67,7 +68,7 @@ class Flow(HasVariables):
 
     bijector: Bijector
     base: Distribution
-    context_net: Any = None
+    context_net: Any | Sequence[Any] | None = None
     columns: Sequence[str] | None = None
     context_columns: Sequence[str] | None = None
 
@@ -111,6 +112,7 @@ class Flow(HasVariables):
             )
         return gather(parts)
 
+    @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 
@@ -129,11 +131,13 @@ class Flow(HasVariables):
         x, context = self._condition(variables, "x", x, context)
         return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
+    @kept
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = self._condition(variables, "z", z, context)
         return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
+    @kept
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
@@ -153,6 +157,7 @@ class Flow(HasVariables):
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
         return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
 
+    @kept
     def embed(self, variables: Variables, context: Array) -> Array:
         """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for i, net in enumerate(list_of_nets(self.context_net)):
@@ -177,6 +182,7 @@ class Flow(HasVariables):
         parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
         return {**variables, "batch_stats": gather(parts)["batch_stats"]}
 
+    @kept
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
@@ -190,6 +196,7 @@ class Flow(HasVariables):
         log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
         return jnp.where(outside, -math.inf, log_prob)
 
+    @kept
     def log_prob_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Variables]:
@@ -201,6 +208,7 @@ class Flow(HasVariables):
         log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
         return jnp.where(outside, -math.inf, log_prob), batch_stats
 
+    @kept
     def sample(
         self,
         variables: Variables,
@@ -220,6 +228,7 @@ class Flow(HasVariables):
         """
         return self.sample_and_log_prob(variables, key, num_samples, context)[0]
 
+    @kept
     def sample_and_log_prob(
         self,
         variables: Variables,

@@ -7,7 +7,6 @@ from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from flow_bridge.training import History, LearningRate
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
-from jax_flows.variables import Variables, weight_dtype
+from jax_flows.variables import Variables, own_variables, weight_dtype
 
 Data = Array | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 
@@ -212,8 +211,9 @@ def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> di
             f"one set of variables after the other, {owner}(flow, jax.tree.map(lambda leaf: leaf[i], "
             "variables), ...), which all share one program."
         )
-    training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(variables["params"])))
-    return {"params": {}, "batch_stats": {}, **flax.core.unfreeze(dict(variables))}
+    own = own_variables(flow, variables)
+    training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(own["params"])))
+    return own
 
 
 def _source(
@@ -238,7 +238,7 @@ def _source(
     ]
     expected.check(name, sources.described(arrays))
     for label, array in zip(labels, arrays, strict=False):
-        finite = np.isfinite(array).reshape(len(array), -1).all(1)
+        finite = np.isfinite(array).all(tuple(range(1, array.ndim)))
         sources.check_rows(label, len(arrays[0]), finite)
     return Rows(tuple(arrays))
 

@@ -19,10 +19,11 @@ from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
 from torch_flows.numerics import beyond
 from torch_flows.registry import register
+from torch_flows.variables import HasVariables
 
 
 @register
-class Flow(nn.Module):
+class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
     log p(x) = log p_base(z) + log|det dz/dx|.
@@ -49,8 +50,6 @@ class Flow(nn.Module):
         >>> tuple(x.shape), tuple(log_prob.shape)
         ((3, 4, 2), (3, 4))
     """
-
-    is_architecture = True
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from jax_flows.inputs import check_input
 from jax_flows.numerics import beyond
-from jax_flows.variables import HasVariables, Output, Variables, freeze_lists
+from jax_flows.variables import HasVariables, Output, Variables, freeze_lists, kept
 
 Shape = tuple[int | None, ...]
 
@@ -48,6 +48,10 @@ class Bijector(HasVariables):
     codomain: Interval = REALS
     adaptive: bool = False
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checks.overridden(cls.__name__, vars(cls), ("forward", "inverse", "forward_and_update"))
+
     def __post_init__(self) -> None:
         count_construction()
         freeze_lists(self)
@@ -64,6 +68,7 @@ class Bijector(HasVariables):
         """The shape of one z for that of one x, or with ``inverse`` the other way round."""
         return shape
 
+    @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 
@@ -81,10 +86,12 @@ class Bijector(HasVariables):
         """
         return self.map_forward(variables, *check_input(self, variables, "x", x, context))
 
+    @kept
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.map_inverse(variables, *check_input(self, variables, "z", z, context))
 
+    @kept
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:

@@ -236,7 +236,8 @@ class Chain(Bijector):
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
 
-    Batch statistics inside do not change in training: both directions use the running averages.
+    The bijector is put in evaluation mode and stays there: in training both directions use the running
+    averages, which do not change.
 
     Args:
         bijector: the one to turn around.

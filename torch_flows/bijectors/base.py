@@ -1,7 +1,7 @@
 """What every bijector is."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from torch_flows.inputs import check_input, check_output
 from torch_flows.numerics import beyond
+from torch_flows.variables import HasVariables
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -23,7 +24,7 @@ Output = tuple[Tensor, Tensor]
 Shape = tuple[int | None, ...]
 
 
-class Bijector(nn.Module, ABC):
+class Bijector(HasVariables):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
     A subclass writes ``map_forward`` and ``map_inverse``, keeps its constructor's arguments as attributes
@@ -40,9 +41,10 @@ class Bijector(nn.Module, ABC):
             ``map_and_set_statistics`` replaces for evaluation.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
+        couples: whether a chain may call ``couple`` in place of ``map_forward`` and ``map_inverse``: no
+            subclass has overridden these since ``couple`` was written.
     """
 
-    is_architecture = True
     event_shape: Shape = (None,)
     context_dim: int = 0
     domain: Interval = REALS
@@ -50,6 +52,12 @@ class Bijector(nn.Module, ABC):
     has_batch_statistics: bool = False
     adaptive: bool = False
     parts: Any = None
+    couples: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checks.overridden(cls.__name__, vars(cls), ("forward", "inverse"))
+        cls.couples = has_plain_coupling(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,6 +175,15 @@ class Bijector(nn.Module, ABC):
     ) -> Tensor:
         """Set the statistics of evaluation to those of x on its way forward; returns what comes out."""
         return self.map_forward(x, context)[0]
+
+
+def has_plain_coupling(cls: type) -> bool:
+    """Whether ``map_forward`` and ``map_inverse`` are those that were written with ``couple``."""
+    owner = next((base for base in cls.__mro__ if "couple" in vars(base)), None)
+    if owner is None:
+        return False
+    names = ("map_forward", "map_inverse")
+    return all(getattr(cls, name) is vars(owner).get(name) for name in names)
 
 
 @torch.no_grad()

@@ -18,11 +18,11 @@ class BatchNorm(Bijector):
 
     log|det| = sum(log_gamma - log(var + eps) / 2). In training mode ``forward`` uses the mean and
     the biased variance of the batch and moves the running averages towards the mean and the unbiased
-    variance; otherwise it uses the running averages, as ``inverse`` always does. A batch with a NaN
-    or an infinity leaves the running averages as they were. They lag behind the weights: ``fit`` sets
-    them to the mean and the biased variance of the training data where an epoch ends, and
-    ``set_statistics`` does so for a loop of one's own. In a process group the batch is that of
-    all ranks, so in training mode all of them must call ``forward``, with equally many rows.
+    variance; in evaluation mode, in which it is built, it uses the running averages, as ``inverse``
+    always does. A batch with a NaN or an infinity leaves the running averages as they were. They lag
+    behind the weights: ``fit`` sets them to the mean and the biased variance of the training data where
+    an epoch ends, and ``set_statistics`` does so for a loop of one's own. In a process group the batch
+    is that of all ranks, so in training mode all of them must call ``forward``, with equally many rows.
 
     Args:
         dim: number of dimensions.

@@ -87,13 +87,14 @@ class Chain(Bijector):
         fixed = free = x
         for bijector in bijectors:
             layer_context = context if bijector.context_dim else None
-            if partition is not None and bijector.parts != parts:
+            own_parts = bijector.parts if bijector.couples else None
+            if partition is not None and own_parts != parts:
                 x, partition = partition.merge(fixed, free), None
-            if bijector.parts is None:
+            if own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
             else:
-                before, partition, parts = partition, bijector.partition, bijector.parts
+                before, partition, parts = partition, bijector.partition, own_parts
                 if before is None:
                     fixed, free = partition.split(x)
                 elif before.fixed_leads != partition.fixed_leads:
@@ -124,7 +125,8 @@ class Chain(Bijector):
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
 
-    Batch statistics inside do not change in training: both directions use the running averages.
+    The bijector is put in evaluation mode and stays there: in training both directions use the running
+    averages, which do not change.
 
     Args:
         bijector: the one to turn around.
