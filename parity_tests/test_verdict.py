@@ -264,7 +264,9 @@ def test_the_report_says_what_it_judged(tmp_path) -> None:
         assert value in str(report) or value in (raised[0].reason, "viewport")
     assert set(report.to_dict()["subject"]) == set(report.subject)
     report.comparisons.append(Comparison("z", "float64", math.inf, 64))
-    assert json.loads(report.to_json(), parse_constant=pytest.fail)["comparisons"][-1]["error"] is None
+    assert (
+        json.loads(report.to_json(), parse_constant=pytest.fail)["comparisons"][-1]["error"] is None
+    )
 
 
 def test_a_slope_that_a_float32_row_hides_is_not_excused() -> None:

@@ -357,7 +357,11 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
     z = cast(cast(runs[0]["z"], "float32"), "float64")
     for batch in SHAPES:
         index = np.arange(math.prod(batch)) % size
-        own = None if trial.context is None else trial.context[index].reshape(*batch, trial.context.shape[1])
+        own = (
+            None
+            if trial.context is None
+            else trial.context[index].reshape(*batch, trial.context.shape[1])
+        )
         worst, gap = (0.0, "z"), 0.0
         for half, side, flat in zip(NAMES, trial.sides, runs, strict=True):
             x = trial.x[index].reshape(*batch, *trial.x.shape[1:])
