@@ -1,7 +1,7 @@
 """A flow is a bijector and a base distribution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else net.init(net_key, jnp.zeros(net.in_dim, dtype))
             )
-        return gather(parts)
+        return self.join(parts)
 
     @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
@@ -146,8 +146,16 @@ class Flow(HasVariables):
         z, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, context
         )
-        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return z, log_det, gather(parts)["batch_stats"]
+        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return z, log_det, self.join(parts)["batch_stats"]
+
+    @kept
+    def steps(
+        self, variables: Variables, x: Array, context: Array | None = None, inverse: bool = False
+    ) -> list[Output]:
+        """Every intermediate value and the log-det of its step, see ``Bijector.steps``."""
+        x, context = self._condition(variables, "z" if inverse else "x", x, context)
+        return self.bijector.map_steps(child(variables, "bijector"), x, context, inverse)
 
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
@@ -155,7 +163,7 @@ class Flow(HasVariables):
         """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
         own = child(variables, "bijector")
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
-        return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
+        return {**variables, **self.join(self.split(variables) | {"bijector": own})}
 
     @kept
     def embed(self, variables: Variables, context: Array) -> Array:
@@ -179,8 +187,8 @@ class Flow(HasVariables):
         x, context = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")
         _, batch_stats = self.bijector.map_and_set_statistics(own, x, context, weights)
-        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return {**variables, "batch_stats": gather(parts)["batch_stats"]}
+        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": self.join(parts)["batch_stats"]}
 
     @kept
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
@@ -272,9 +280,14 @@ class Flow(HasVariables):
         embedded = self.embed(variables, context)
         return x, jnp.broadcast_to(embedded, (*expanded.shape[:-1], embedded.shape[-1]))
 
-    def _parts_of(self, variables: Variables) -> dict[str, Variables]:
+    def split(self, variables: Variables) -> dict[str, Variables]:
+        """The variables of each part, by its name: ``"bijector"``, ``"base"``, ``"context_net_0"``, ..."""
         nets = [f"context_net_{i}" for i in range(len(self.context_net or ()))]
         return {name: child(variables, name) for name in ("bijector", "base", *nets)}
+
+    def join(self, parts: Mapping[str, Variables]) -> dict[str, Any]:
+        """The flow's variables from those of its parts, as ``split`` returns them."""
+        return gather(parts, lists=True)
 
 
 def standardized(

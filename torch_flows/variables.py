@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from flow_bridge.arguments import PlainArguments, changed_arguments
+from flow_bridge.arguments import PlainArguments, plain_arguments
 from flow_bridge.checks import shared_part
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class HasVariables(nn.Module, metaclass=_BuiltInEvaluation):
     is_architecture = True
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in changed_arguments(self))
+        return ", ".join(f"{name}={value!r}" for name, value in plain_arguments(self))
 
 
 def _evaluate(module: nn.Module) -> None:

@@ -100,6 +100,19 @@ class Bijector(HasVariables):
             variables, *check_input(self, variables, "x", x, context)
         )
 
+    @kept
+    def steps(
+        self, variables: Variables, x: Array, context: Array | None = None, inverse: bool = False
+    ) -> list[Output]:
+        """Every intermediate value and the log-det of its step, in the order in which they come about.
+
+        A chain has a step for each of its members, any other bijector one; the last value is that of
+        ``forward``, the log-dets add up to its. With ``inverse`` x is a latent z, and the last value that
+        of ``inverse``. Arguments and errors as ``forward``.
+        """
+        x, context = check_input(self, variables, "z" if inverse else "x", x, context)
+        return self.map_steps(variables, x, context, inverse)
+
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> dict[str, Any]:
@@ -187,6 +200,12 @@ class Bijector(HasVariables):
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         return *self.map_forward(variables, x, context), variables.get("batch_stats", {})
+
+    def map_steps(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> list[Output]:
+        """``steps`` of what has been checked."""
+        return [(self.map_inverse if inverse else self.map_forward)(variables, x, context)]
 
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
