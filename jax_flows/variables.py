@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
@@ -18,6 +19,8 @@ from flow_bridge.layouts import part_name
 from flow_bridge.weights import check_found
 
 Variables = Mapping[str, Any]
+
+AnyArray = Array | np.ndarray
 
 
 Output = tuple[Array, Array]

@@ -36,7 +36,7 @@ class _Segment(NamedTuple):
             )
 
 
-def _segments(bijectors: tuple[Bijector, ...]) -> list[_Segment]:
+def _segments(bijectors: Sequence[Bijector]) -> list[_Segment]:
     def same(a: Bijector, b: Bijector) -> bool:
         return a == b and a.stackable
 
@@ -79,7 +79,7 @@ class Chain(Bijector):
         ((5, 2), (5,))
     """
 
-    bijectors: tuple[Bijector, ...]
+    bijectors: Sequence[Bijector]
 
     def __post_init__(self) -> None:
         super().__post_init__()
