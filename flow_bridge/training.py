@@ -19,9 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from flow_bridge import checks
-from flow_bridge.checkpoint import read_arrays, write_arrays
-from flow_bridge.errors import CheckpointError, NonFiniteError
+from flow_bridge.arguments import plain
+from flow_bridge.errors import NonFiniteError
 from flow_bridge.sources import Chunk, Chunks, Part, Source, validation_blocks
+from flow_bridge.training_state import Group, load_state, save_state
 
 LearningRate = float | Callable[[int], float]
 Item = TypeVar("Item")
@@ -82,45 +83,58 @@ class Engine(Protocol):
     def state_arrays(self, best: Any) -> dict[str, np.ndarray]:
         """Weights, best weights and optimiser state by name."""
 
+    def state_groups(self) -> list[Group]:
+        """What ``load_state_arrays`` takes."""
+
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Take over what ``state_arrays`` gave, and return the best weights."""
 
 
 def check_options(
     owner: str,
-    learning_rate: LearningRate | None,
     optimizer: object,
-    max_grad_norm: float | None,
-    patience: int | None,
+    *,
     seed: int,
-    state_every: int | None,
-) -> LearningRate:
-    """Check the arguments that both halves have in common, and return the learning rate.
+    learning_rate: LearningRate | None,
+    max_grad_norm: float | None,
+    **counts: int | None,
+) -> list[Any]:
+    """The arguments that both halves have in common, as plain numbers and in the order given.
 
     Raises:
         ValueError: for one that makes no sense, and for an optimiser beside a learning rate.
     """
-    checks.non_negative_int(owner, seed=seed)
-    for name, value in {"patience": patience, "state_every": state_every}.items():
-        if value is not None:
-            checks.positive_int(owner, **{name: value})
-    if max_grad_norm is not None:
-        checks.positive_number(owner, max_grad_norm=max_grad_norm)
-    if learning_rate is None:
-        return DEFAULT_RATE
-    if optimizer is not None:
+    if optimizer is not None and learning_rate is not None:
         raise ValueError(
             f"{owner} takes learning_rate or optimizer, not both: an optimizer has its own rate."
         )
-    if not callable(learning_rate):
-        checks.positive_number(owner, learning_rate=learning_rate)
-    return learning_rate
+    seed = plain(owner, "seed", int, seed)
+    checks.non_negative_int(owner, seed=seed)
+    positive: dict[str, Any] = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
+    for name, value in positive.items():
+        if value is not None and not (name == "learning_rate" and callable(value)):
+            positive[name] = plain(owner, name, float, value)
+            checks.positive_number(owner, **{name: positive[name]})
+    if learning_rate is None:
+        positive["learning_rate"] = DEFAULT_RATE
+    for name, count in counts.items():
+        if count is not None or name not in ("patience", "state_every"):
+            count = plain(owner, name, int, count)
+            checks.positive_int(owner, **{name: count})
+            counts[name] = count
+    return [seed, *positive.values(), *counts.values()]
 
 
 def check_weights(owner: str, flow: str, num_weights: int) -> None:
     """Raise ``ValueError`` unless there is something to train."""
     if num_weights == 0:
         raise ValueError(f"{owner} got a {flow} without weights to train.")
+
+
+def check_callable(owner: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless an argument is a function."""
+    if not callable(value):
+        raise TypeError(f"{owner} expects {name} as a function, got {type(value).__name__}.")
 
 
 def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:
@@ -164,7 +178,9 @@ def train(
     """
     history, best, skip, stale = History(), None, 0, False
     if state_path is not None and Path(state_path).exists():
-        history, best, skip = _load_state(engine, state_path, settings)
+        made, arrays = load_state(state_path, settings, engine.state_groups())
+        skip, history = made.pop("epoch_steps"), History(**made)
+        best = engine.load_state_arrays(arrays)
         if epoch_length is not None:
             complete, skip = divmod(len(history.step_losses), epoch_length)
             del history.train_loss[complete:]
@@ -180,7 +196,10 @@ def train(
     def save(epoch_steps: int) -> None:
         if state_path is not None:
             settle()
-            _save_state(engine, state_path, settings, history, best, epoch_steps)
+            arrays = engine.state_arrays(best)  # of all processes
+            if engine.is_main:
+                made = {"epoch_steps": epoch_steps, **vars(history)}
+                save_state(state_path, settings, made, arrays)
 
     epochs = range(len(history.train_loss), num_epochs)
     silent = not (progress and engine.is_main)
@@ -307,41 +326,3 @@ def _warn_of_far_data(loss: float, event_shape: Sequence[int | None]) -> None:
             "where the flow starts. Standardise them, as standardized(flow, x) does.",
             stacklevel=1,
         )
-
-
-def _save_state(
-    engine: Engine,
-    path: str | os.PathLike[str],
-    settings: Mapping[str, Any],
-    history: History,
-    best: Any,
-    epoch_steps: int,
-) -> None:
-    description = {
-        "settings": dict(settings),
-        "epoch_steps": epoch_steps,
-        "train_loss": history.train_loss,
-        "validation_loss": history.validation_loss,
-        "best_epoch": history.best_epoch,
-        "stopped_early": history.stopped_early,
-    }
-    arrays = engine.state_arrays(best) | {"step_losses": np.array(history.step_losses)}
-    if engine.is_main:
-        write_arrays(path, "training state", description, arrays)
-
-
-def _load_state(
-    engine: Engine, path: str | os.PathLike[str], settings: Mapping[str, Any]
-) -> tuple[History, Any, int]:
-    header, arrays = read_arrays(path, "training state")
-    description = header.description
-    stored, epoch_steps = description.pop("settings"), description.pop("epoch_steps", 0)
-    for name, value in settings.items():
-        if stored.get(name) != value:
-            raise CheckpointError(
-                f"{os.fspath(path)} is the state of another run: its {name} is "
-                f"{stored.get(name)!r}, here it is {value!r}."
-            )
-    step_losses = arrays.pop("step_losses").tolist()
-    history = History(**description, step_losses=step_losses)
-    return history, engine.load_state_arrays(arrays), epoch_steps

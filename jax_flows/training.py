@@ -1,6 +1,7 @@
 """Training: maximum likelihood on data, and reverse KL to an energy."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -17,8 +18,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
+from flow_bridge.checkpoint import TensorInfo
 from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
+from flow_bridge.training_state import (
+    Group,
+    fingerprint,
+    probe_energy,
+    probe_rate,
+    run_settings,
+    weight_groups,
+)
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
@@ -105,9 +115,18 @@ def fit(
         NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
-    checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit", learning_rate, optimizer, max_grad_norm, patience, seed, state_every
+    seed, learning_rate, max_grad_norm, num_epochs, batch_size, patience, state_every = (
+        training.check_options(
+            "fit",
+            optimizer,
+            seed=seed,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            patience=patience,
+            state_every=state_every,
+        )
     )
     variables = _trainable("fit", flow, variables, data, context)
     source = _source(flow, variables, "data", data, context, num_epochs)
@@ -133,11 +152,21 @@ def fit(
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings={
-            "architecture": architecture(flow),
-            **sources.sizes(source, batch_size),
-            "seed": seed,
-        },
+        settings=run_settings(
+            "jax_flows",
+            architecture(flow),
+            seed,
+            max_grad_norm,
+            state_path,
+            sources.sizes(source, batch_size),
+            loss=lambda: "negative log-likelihood",
+            data=lambda: fingerprint(source, 0, np.asarray),
+            context=lambda: fingerprint(source, 1, np.asarray),
+            validation_data=lambda: fingerprint(held_out, 0, np.asarray),
+            validation_context=lambda: fingerprint(held_out, 1, np.asarray),
+            optimizer=engine.describe_optimizer,
+            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
+        ),
         event_shape=flow.event_shape,
     )
 
@@ -170,11 +199,18 @@ def fit_to_energy(
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
-    checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
+    seed, learning_rate, max_grad_norm, num_steps, batch_size, state_every = training.check_options(
+        "fit_to_energy",
+        optimizer,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        state_every=state_every,
     )
     variables = _trainable("fit_to_energy", flow, variables, context)
+    training.check_callable("fit_to_energy", "energy", energy)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
@@ -193,11 +229,19 @@ def fit_to_energy(
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings={
-            "architecture": architecture(flow),
-            "batch_size": batch_size,
-            "seed": seed,
-        },
+        settings=run_settings(
+            "jax_flows",
+            architecture(flow),
+            seed,
+            max_grad_norm,
+            state_path,
+            {"batch_size": batch_size},
+            loss=lambda: "reverse KL",
+            energy=lambda: probe_energy(jax.jit(energy), _points(flow, variables, batch_size)),
+            context=lambda: None if context is None else np.asarray(context).tolist(),
+            optimizer=engine.describe_optimizer,
+            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
+        ),
         epoch_length=sources.MAX_STEPS_PER_CALL,
     )
 
@@ -214,6 +258,13 @@ def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> di
     own = own_variables(flow, variables)
     training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(own["params"])))
     return own
+
+
+def _points(flow: Flow, variables: Variables, num_rows: int) -> Array:
+    """Where the energies of two runs are compared."""
+    points = np.random.default_rng(0).standard_normal((num_rows, *flow.base.event_shape))
+    shape = (num_rows, *(size or 1 for size in flow.event_shape))
+    return jnp.asarray(points.reshape(shape), weight_dtype(variables))
 
 
 def _source(
@@ -238,8 +289,7 @@ def _source(
     ]
     expected.check(name, sources.described(arrays))
     for label, array in zip(labels, arrays, strict=False):
-        finite = np.isfinite(array).all(tuple(range(1, array.ndim)))
-        sources.check_rows(label, len(arrays[0]), finite)
+        sources.check_rows(label, len(arrays[0]), sources.finite_rows(array))
     return Rows(tuple(arrays))
 
 
@@ -385,11 +435,15 @@ class _Engine:
         )
 
     def train(self, *args: Any, **options: Any) -> tuple[dict[str, Any], History]:
+        start = self.variables
         try:
             history = training.train(self, *args, **options)
         except BaseException as error:
             error.variables = self.devices.own(self.variables)  # type: ignore[attr-defined]
-            error.add_note("The weights so far are the attribute `variables` of this exception.")
+            if self.variables is not start:
+                error.add_note(
+                    "The weights so far are the attribute `variables` of this exception."
+                )
             raise
         return self.devices.own(self.variables), history
 
@@ -443,30 +497,97 @@ class _Engine:
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.variables = snapshot
 
+    def describe_optimizer(self) -> list[Any]:
+        """The types of the optimiser's state, and what it makes of some gradients."""
+        return [_type_names(self.optimizer_state), _probe_optimizer(self.optimizer.value)]
+
     def state_arrays(self, best: dict[str, Any] | None) -> dict[str, np.ndarray]:
         groups = {
             "weights": jax_to_torch(self.variables),
             "best": jax_to_torch(best or {}),
             "optimizer": {
-                f"p{i}": np.asarray(leaf)
-                for i, leaf in enumerate(jax.tree.leaves(self.optimizer_state))
+                name: np.asarray(_key_data(leaf))
+                for name, leaf in _named_leaves(self.optimizer_state).items()
             },
         }
         return {f"{g}.{name}": array for g, tree in groups.items() for name, array in tree.items()}
+
+    def state_groups(self) -> list[Group]:
+        weights = {
+            name: TensorInfo(array.dtype.name, array.shape)
+            for name, array in jax_to_torch(self.variables).items()
+        }
+        leaves = {
+            f"optimizer.{name}": TensorInfo(_key_data(leaf).dtype.name, _key_data(leaf).shape)
+            for name, leaf in _named_leaves(self.optimizer_state).items()
+        }
+        return [*weight_groups(weights), Group(leaves)]
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         groups: dict[str, dict[str, np.ndarray]] = {"weights": {}, "best": {}, "optimizer": {}}
         for path, array in arrays.items():
             group, name = path.split(".", 1)
             groups[group][name] = array
-        leaves, structure = jax.tree.flatten(self.optimizer_state)
-        slots = [jnp.array(groups["optimizer"][f"p{i}"]) for i in range(len(leaves))]
+        structure = jax.tree.structure(self.optimizer_state)
+        slots = [
+            _like_key(jnp.array(groups["optimizer"][name]), leaf)
+            for name, leaf in _named_leaves(self.optimizer_state).items()
+        ]
         self.optimizer_state = self.devices.replicate(jax.tree.unflatten(structure, slots))
         self.restore(self._weights(groups["weights"]))
         return self._weights(groups["best"]) if groups["best"] else None
 
     def _weights(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.devices.replicate(from_numpy(torch_to_jax(arrays, self.flow.shapes())))
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their number and their place in it."""
+    leaves = {}
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(tree)[0]):
+        place = re.sub(
+            r"[^A-Za-z0-9_.]", "_", jax.tree_util.keystr(path, simple=True, separator=".")
+        )
+        leaves[f"p{i}.{place}"[:400]] = leaf
+    return leaves
+
+
+def _key_data(leaf: Any) -> Any:
+    """A leaf as an array: of a random key what it is made of."""
+    is_key = jax.dtypes.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else jnp.asarray(leaf)
+
+
+def _like_key(array: Array, leaf: Any) -> Array:
+    """The reverse of ``_key_data``, for a leaf like the given one."""
+    is_key = jax.dtypes.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+
+
+def _type_names(state: Any) -> str:
+    """``"(ScaleByAdamState(*, *, *), EmptyState())"``: the types that a state is made of."""
+    if isinstance(state, tuple):
+        name = type(state).__name__ if hasattr(state, "_fields") else ""
+        return f"{name}({', '.join(map(_type_names, state))})"
+    return "*" if isinstance(state, Mapping) or hasattr(state, "shape") else type(state).__name__
+
+
+def _probe_optimizer(optimizer: optax.GradientTransformation) -> list[float] | None:
+    """The updates that an optimiser makes of two gradients; ``None`` if it needs a model of its own."""
+    parameters = {"w": jnp.array([0.5, -2.0])}
+    extended = optax.with_extra_args_support(optimizer)
+    updates = []
+    try:
+        state = extended.init(parameters)
+        for scale in (1.0, 0.3):
+            gradient = jax.tree.map(lambda w, scale=scale: scale * w, parameters)
+            update, state = extended.update(
+                gradient, state, parameters, value=jnp.array(scale), grad=gradient
+            )
+            updates += np.asarray(update["w"], np.float64).tolist()
+    except Exception:  # one that is made for the parameters of this flow alone
+        return None
+    return updates
 
 
 @lru_cache(NUM_PROGRAMS)

@@ -146,7 +146,7 @@ def small(**arguments: Any) -> Any:
             lambda v: {"params": v["params"]},
             "whole variables, .*: 'batch_stats' is missing, got 'par",
         ),
-        (lambda v: v["params"], "whole variables, .*: 'batch_stats' is missing, got 'bijector'"),
+        (lambda v: v["params"], "whole variables, .*: 'params' is missing, got 'bijector'"),
         (lambda v: None, "expects variables as init, fit and load return them, .* got NoneType"),
         (lambda v: {**v, "params": 3.0}, "what is no array|'params' is missing"),
         (

@@ -146,7 +146,7 @@ def train(
     from flow_bridge.checkpoint import write_checkpoint
     from flow_bridge.standardization import location_and_scale
     from twinflows.command.columns import choose, take
-    from twinflows.command.models import describe, draw, new_model
+    from twinflows.command.models import describe, draw, expected_shapes, new_model
     from twinflows.command.outputs import check_outputs
     from twinflows.command.pictures import check_picture, draw_training
     from twinflows.command.tables import read_table
@@ -206,7 +206,7 @@ def train(
     if not math.isfinite(history.train_loss[kept]):
         raise NonFiniteError(f"training ended with a loss of {history.train_loss[kept]}.")
     arrays = built.arrays()
-    write_checkpoint(out, architecture(built.flow), arrays)
+    write_checkpoint(out, architecture(built.flow), arrays, expected_shapes)
     if drawing is not None:
         samples = draw(built, min(len(x), 4000), np.random.default_rng(seed), contexts_cast)
         draw_training(drawing, history, x, samples, names)

@@ -40,7 +40,7 @@ def convert_file(
         arrays = _read_state(source) if source_form == "torch" else _read_flax(source)
         check_table({name: a.shape for name, a in arrays.items()}, expected_shapes(architecture))
     if target_form == "twinflows":
-        write_checkpoint(target, architecture, arrays)
+        write_checkpoint(target, architecture, arrays, expected_shapes)
         return
     if target_form == "torch":
         contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
@@ -58,7 +58,7 @@ def _read_architecture(path: Path) -> Architecture:
     with path.open("rb") as file:
         is_json = file.read(64).lstrip().startswith(b"{")
     if not is_json:
-        return read_header(path).description
+        return read_header(path).model().description
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
