@@ -16,6 +16,7 @@ import torch_flows
 from flow_bridge.domains import Interval
 from flow_bridge.series import student_t_constant
 from flow_bridge.weights import DTYPES, torch_to_jax
+from jax_flows.numerics import divide
 from parity_tests.catalogue import Case
 
 Arrays = tuple[np.ndarray, ...]
@@ -309,3 +310,30 @@ def test_ends_of_an_interval(dtype: str, ends: tuple[float, float]) -> None:
         assert not interval.low < beyond < interval.high or abs(end) == float(
             ml_dtypes.finfo(kind).tiny
         )
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e20, 1e30])
+def test_radial_gradients_far_out(size: float) -> None:
+    """From 2e19 on, JAX's gradient was 2 where the map is a translation: the square of r overflowed."""
+    weights = {"center": [0.0, 0.0], "raw_alpha": 0.3, "raw_s": -1.0}
+    run = both(arch("Radial", dim=2), weights)
+    exact = both(arch("Radial", dim=2), weights, "float64")
+    for method in ("forward", "inverse"):
+        x = [[size, -size]]
+        right = exact("torch", method, x, gradient=True)[0]
+        for half in HALVES:
+            found = run(half, method, x, gradient=True)[0]
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_quotients() -> None:
+    """As JAX's own where that is right, to the second derivative, compiled and mapped."""
+    a, b = jnp.array([1.5, -2.0]), jnp.array([0.7, -3.0])
+
+    def derivatives(quotient: Any) -> Any:
+        total = jax.hessian(lambda a, b: quotient(a, b).sum(), (0, 1))
+        return jax.jit(total)(a, b), jax.vmap(jax.grad(quotient, (0, 1)))(a, b)
+
+    ours, theirs = derivatives(divide), derivatives(jnp.divide)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
