@@ -30,6 +30,7 @@ from jax_flows.variables import (
     freeze_lists,
     gather,
     kept,
+    network_shapes,
     weight_dtype,
 )
 
@@ -109,6 +110,19 @@ class Flow(HasVariables):
                 net.init_variables(net_key, dtype)
                 if isinstance(net, Bijector)
                 else net.init(net_key, jnp.zeros(net.in_dim, dtype))
+            )
+        return gather(parts)
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        parts = {
+            "bijector": self.bijector.variable_shapes(dtype),
+            "base": self.base.variable_shapes(dtype),
+        }
+        for i, net in enumerate(list_of_nets(self.context_net)):
+            parts[f"context_net_{i}"] = (
+                net.variable_shapes(dtype)
+                if isinstance(net, Bijector)
+                else network_shapes(net, (net.in_dim,), dtype)
             )
         return gather(parts)
 

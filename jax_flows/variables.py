@@ -3,7 +3,7 @@
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import MethodType
 from typing import Any, TypeVar, cast
 
@@ -57,10 +57,21 @@ class HasVariables(metaclass=PlainArguments):
 
     def shapes(self) -> dict[str, Any]:
         """The variables' shapes and types, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        dtype = jnp.dtype(jnp.result_type(float))
+        return {"params": {}, "batch_stats": {}, **self.variable_shapes(dtype)}
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of what ``init_variables`` makes. What has parts puts them together from theirs:
+        a trace of the whole takes seconds for some hundred parts."""
+        return jax.eval_shape(partial(self.init_variables, dtype=dtype), _key_shape())
 
     @abstractmethod
     def init_variables(self, key: Array, dtype: Any) -> Variables: ...
+
+
+@cache
+def _key_shape() -> Any:
+    return jax.eval_shape(jax.random.key, 0)
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -120,6 +131,17 @@ def gather(children: Mapping[str, Variables]) -> dict[str, Any]:
         collection: {name: v[collection] for name, v in children.items() if v.get(collection)}
         for collection in ("params", "batch_stats")
     }
+
+
+def network_shapes(network: Any, in_shape: tuple[int, ...], dtype: Any) -> Variables:
+    """The shapes of the variables of a Flax network that takes inputs of a shape."""
+    x = jax.ShapeDtypeStruct(in_shape, dtype)
+    return jax.eval_shape(network.init, _key_shape(), x)
+
+
+def stacked_shapes(shapes: Variables, count: int) -> Variables:
+    """The shapes of the variables of ``count`` equal parts, stacked along a leading axis."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype), dict(shapes))
 
 
 def weight_dtype(variables: Variables) -> Any:

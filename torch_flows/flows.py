@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.architecture import Architecture, describe
 from flow_bridge.domains import REALS
+from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import location_and_scale
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
@@ -98,6 +100,17 @@ class Flow(HasVariables):
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         context = self._condition("z", z, context)
         return check_output(self, z, self.bijector.map_inverse(z, context))
+
+    def confirm(self, architecture: Architecture) -> Architecture:
+        """As ``Buildable.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
+        try:
+            return super().confirm(architecture)
+        except ArchitectureError:
+            if type(self) is Flow:
+                raise
+        architecture = describe(self, Flow)
+        self.compare(architecture, Flow)
+        return architecture
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""

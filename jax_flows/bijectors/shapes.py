@@ -119,6 +119,9 @@ class Split(Bijector):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector.variable_shapes(dtype)})
+
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         inner, outer = jnp.split(x, 2, -3)
         inner, log_det = self.bijector.map_forward(child(variables, "bijector"), inner, context)

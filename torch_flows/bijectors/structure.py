@@ -167,6 +167,6 @@ class Invert(Bijector):
         return self.bijector.map_and_initialize(x, context, not inverse)
 
     def train(self, mode: bool = True) -> "Invert":
-        super().train(mode)
+        self.training = mode
         self.bijector.eval()
         return self
