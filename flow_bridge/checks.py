@@ -207,6 +207,12 @@ def batch_of(
     return shape[: len(shape) - event_ndim]
 
 
+def probe_array(owner: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless a probe has the shape of the input that it is for."""
+    if tuple(shape) != tuple(expected):
+        raise ValueError(f"{owner} expects noise of shape {tuple(expected)}, got {tuple(shape)}.")
+
+
 def context_array(
     owner: str,
     shape: tuple[int, ...] | None,

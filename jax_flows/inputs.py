@@ -39,6 +39,12 @@ def check_input(
     return jnp.asarray(x), context
 
 
+def check_probe(owner: Any, variables: Variables, noise: Array, x: Array) -> None:
+    """Check that a probe is an array of x's shape and dtype."""
+    check_array(owner, variables, "noise", noise, (None,))
+    checks.probe_array(type(owner).__name__, noise.shape, x.shape)
+
+
 def context_batch(owner: Any, variables: Variables, context: Array | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
     check_variables(owner, variables)

@@ -1,7 +1,8 @@
 """Scalar functions in the form that holds up far from the origin."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
@@ -88,6 +89,17 @@ def conditioner_operands(a: Array, b: Array) -> tuple[Array, Array, dict[str, An
         options = {"preferred_element_type": a.dtype}
         return a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), options
     return a, b, {"precision": None if stated else matmul_precision()}
+
+
+def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A map of x that computes in float32 where x has fewer bits, and returns x's dtype."""
+
+    @wraps(method)
+    def run(self: Any, variables: Any, x: Array, *args: Any) -> Any:
+        output, log_det, *rest = method(self, variables, at_least_float32(x), *args)
+        return output.astype(x.dtype), log_det.astype(x.dtype), *rest
+
+    return run
 
 
 def random_bits(step: Array, stream: int, shape: Sequence[int]) -> Array:

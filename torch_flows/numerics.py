@@ -76,6 +76,17 @@ def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A map of x that computes in float32 where x has fewer bits, and returns x's dtype."""
+
+    @wraps(method)
+    def run(self: Any, x: Tensor, *args: Any) -> Any:
+        output, log_det = method(self, at_least_float32(x), *args)
+        return output.to(x.dtype), log_det.to(x.dtype)
+
+    return run
+
+
 def random_bits(step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
     """32 random bits for every entry, as a function of a counter: the same bits in both frameworks.
 
