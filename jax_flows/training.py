@@ -62,9 +62,10 @@ def fit(
 ) -> tuple[dict[str, Any], History]:
     """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
 
-    Up to 200 steps run in one compiled call, without a round trip to the host. Its program serves any
-    number of steps, and numbers of rows up to the next power of two; batches of another length compile
-    once more. The programs of the last 16 flows, optimisers and energies are kept.
+    Up to 200 steps run in one compiled call, without a round trip to the host. Its program serves
+    numbers of steps and rows up to the next power of two, above 4,096 rows up to an eighth more; batches
+    of another length compile once more. The programs of the last 16 flows, optimisers and energies are
+    kept.
 
     An exception that ends training (``KeyboardInterrupt``, what an iterable raises) has the attribute
     ``variables``: the best ones so far, or without validation data those of the last completed call.
@@ -395,8 +396,9 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
 
 
 def _round_up(length: int) -> int:
-    """To the next power of two, of large numbers to a multiple of one: few programs for all lengths."""
-    step = 1 << min(14, max(0, length - 1).bit_length())
+    """To the next power of two, above 4096 by an eighth or less: few programs for all lengths."""
+    bits = max(0, length - 1).bit_length()
+    step = 1 << (bits if bits <= 12 else bits - 4)
     return -(-length // step) * step
 
 
