@@ -38,17 +38,18 @@ def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Ten
     return None if context is None else context.expand(*batch, owner.context_dim)
 
 
-def check_probe(owner: Any, noise: Tensor, x: Tensor) -> None:
-    """Check that a probe is an array of x's shape and dtype."""
-    check_array(owner, "noise", noise, (None,))
-    checks.probe_array(type(owner).__name__, noise.shape, x.shape)
-
-
 def check_output(owner: Any, x: Tensor, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return an output as it is, unless weights of another dtype than x have changed its dtype."""
     if output[0].dtype != x.dtype or output[1].dtype != x.dtype:
         checks.one_dtype(type(owner).__name__, {dtype_name(p.dtype) for p in owner.parameters()})
     return output
+
+
+def check_probe(owner: Any, noise: Tensor, x: Tensor) -> Tensor:
+    """Check the probe of an estimate, which has the shape and the dtype of x, and return it."""
+    check_array(owner, "noise", noise, owner.event_shape)
+    checks.probe_array(type(owner).__name__, noise.shape, x.shape)
+    return noise
 
 
 def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:

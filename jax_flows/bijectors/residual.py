@@ -1,6 +1,7 @@
 """Residual maps: the identity plus something small enough to stay invertible."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from jax_flows.numerics import (
     random_bits,
 )
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, child, gather
+from jax_flows.variables import AnyArray, Output, Variables, child, gather
 
 _Search = tuple[Array, Array, Array, Array, Array, Array, Array]
 
@@ -79,7 +80,7 @@ class InvertibleResidual(Bijector):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     lipschitz: float = 0.97
     log_det: str = "exact"
     activation: str = "silu"
@@ -107,7 +108,7 @@ class InvertibleResidual(Bijector):
     @property
     def network(self) -> LipschitzMLP:
         """The network g."""
-        widths = (self.dim, self.hidden_dims)
+        widths = (self.dim, tuple(self.hidden_dims))
         return LipschitzMLP(*widths, self.activation, self.lipschitz, self.context_dim)
 
     @property
@@ -161,10 +162,10 @@ class InvertibleResidual(Bijector):
     def forward_with_noise(
         self,
         variables: Variables,
-        x: Array,
-        noise: Array,
+        x: AnyArray,
+        noise: AnyArray,
         num_terms: int | Array,
-        context: Array | None = None,
+        context: AnyArray | None = None,
     ) -> Output:
         """``forward`` in evaluation mode, with the estimate of the log-det that training uses.
 
@@ -178,7 +179,7 @@ class InvertibleResidual(Bijector):
             context: as for ``forward``.
         """
         x, context = check_input(self, variables, "x", x, context)
-        check_probe(self, variables, noise, x)
+        noise = check_probe(self, variables, noise, x)
         if not isinstance(num_terms, jax.Array):
             checks.positive_int("InvertibleResidual", num_terms=num_terms)
         return self._map_with_noise(variables, x, noise, num_terms, context)

@@ -159,7 +159,7 @@ class InvertibleResidual(Bijector):
             context: as for ``forward``.
         """
         context = check_input(self, "x", x, context)
-        check_probe(self, noise, x)
+        noise = check_probe(self, noise, x)
         checks.positive_int("InvertibleResidual", num_terms=num_terms)
         return self._map_with_noise(x, noise, num_terms, context)
 
