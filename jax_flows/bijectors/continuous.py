@@ -16,7 +16,7 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.ode import NO_FORWARD_MODE, REFINEMENT, missing_solver, refine, solver_message
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
-from jax_flows.inputs import check_input
+from jax_flows.inputs import check_input, check_probe
 from jax_flows.networks import MLP
 from jax_flows.numerics import (
     first_step,
@@ -27,7 +27,7 @@ from jax_flows.numerics import (
     rademacher,
 )
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, gather
+from jax_flows.variables import AnyArray, Output, Variables, gather
 
 Weights = tuple[Any, ...]
 
@@ -90,7 +90,7 @@ class ContinuousBijector(Bijector):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     trace: str = "exact"
     solver: str = "dopri5"
     rtol: float = 1e-5
@@ -127,7 +127,7 @@ class ContinuousBijector(Bijector):
     @property
     def network(self) -> MLP:
         """The network f of (x, t, context)."""
-        widths = (self.dim + 1 + self.context_dim, self.hidden_dims, self.dim)
+        widths = (self.dim + 1 + self.context_dim, tuple(self.hidden_dims), self.dim)
         return MLP(*widths, self.activation, parent=None)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
@@ -166,7 +166,7 @@ class ContinuousBijector(Bijector):
         return tolerances | {"max_steps": REFINEMENT * self.max_steps}
 
     def forward_with_noise(
-        self, variables: Variables, x: Array, noise: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, noise: AnyArray, context: AnyArray | None = None
     ) -> Output:
         """``forward`` in evaluation mode, with the trace estimated from a given probe.
 
@@ -177,21 +177,23 @@ class ContinuousBijector(Bijector):
             context: as for ``forward``.
         """
         x, context = check_input(self, variables, "x", x, context)
+        noise = check_probe(self, variables, noise, x)
         return self._run(variables, x, context, (0.0, 1.0), noise)
 
     def inverse_with_noise(
-        self, variables: Variables, z: Array, noise: Array, context: Array | None = None
+        self, variables: Variables, z: AnyArray, noise: AnyArray, context: AnyArray | None = None
     ) -> Output:
         """``inverse`` with the trace estimated from a given probe, see ``forward_with_noise``."""
         z, context = check_input(self, variables, "z", z, context)
+        noise = check_probe(self, variables, noise, z)
         return self._run(variables, z, context, (1.0, 0.0), noise)
 
     def trajectory(
         self,
         variables: Variables,
-        x: Array,
+        x: AnyArray,
         times: Sequence[float],
-        context: Array | None = None,
+        context: AnyArray | None = None,
     ) -> Array:
         """The path that starts in x at ``times[0]``, at all the times: ``(len(times), *batch, dim)``.
 
@@ -204,7 +206,7 @@ class ContinuousBijector(Bijector):
         return jnp.stack(path)
 
     def count_evaluations(
-        self, variables: Variables, x: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> int | Array:
         """How often ``forward`` evaluates f on these rows, in evaluation mode."""
         x, context = check_input(self, variables, "x", x, context)

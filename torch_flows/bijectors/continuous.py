@@ -15,7 +15,7 @@ from flow_bridge.ode import HOST_STEPS, REFINEMENT, missing_solver, refine, solv
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.devices import own_rows
-from torch_flows.inputs import check_input
+from torch_flows.inputs import check_input, check_probe
 from torch_flows.networks import MLP
 from torch_flows.numerics import (
     first_step,
@@ -167,11 +167,13 @@ class ContinuousBijector(Bijector):
             noise: the probe, of x's shape, with independent entries of mean 0 and variance 1.
             context: as for ``forward``.
         """
-        return self._run(x, check_input(self, "x", x, context), (0.0, 1.0), noise)
+        context = check_input(self, "x", x, context)
+        return self._run(x, context, (0.0, 1.0), check_probe(self, noise, x))
 
     def inverse_with_noise(self, z: Tensor, noise: Tensor, context: Tensor | None = None) -> Output:
         """``inverse`` with the trace estimated from a given probe, see ``forward_with_noise``."""
-        return self._run(z, check_input(self, "z", z, context), (1.0, 0.0), noise)
+        context = check_input(self, "z", z, context)
+        return self._run(z, context, (1.0, 0.0), check_probe(self, noise, z))
 
     def trajectory(
         self, x: Tensor, times: Sequence[float], context: Tensor | None = None
