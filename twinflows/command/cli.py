@@ -4,9 +4,11 @@ Exit codes: 0 for success, 1 where a parity check fails, training diverges or so
 2 for bad input. Results go to stdout, progress, warnings and errors to stderr.
 """
 
+import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -336,6 +338,10 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 @app.command()
 def parity(
     file: File,
+    second: Annotated[
+        Path | None,
+        typer.Argument(help="Another checkpoint: is it the same model? It is opened in JAX."),
+    ] = None,
     rows: Annotated[
         int, typer.Option(min=1, help="Rows to compare on, drawn from the model.")
     ] = 256,
@@ -344,19 +350,32 @@ def parity(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Load a checkpoint into both frameworks and compare everything that they compute."""
+    """Compare everything that a checkpoint computes in both frameworks, or two checkpoints."""
     from twinflows.command.models import draw, noise_shape, open_model
     from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
 
-    check_outputs([html], [file], force)
+    check_outputs([html], [file, second], force)
     model = open_model(file, "torch")
+    twin: Any = None if second is None else open_model(second, "jax")
     noise_shape(model, rows)
     generator = np.random.default_rng(seed)
     width = model.flow.context_dim
     context = generator.standard_normal((rows, width)) if width else None
     x = draw(model, rows, generator, context)
-    report = check_parity(model.flow, x, context=context)
+    report = check_parity(
+        model.flow,
+        x,
+        context=context,
+        twin=None if twin is None else (twin.flow, twin.variables),
+        source=f"drawn from the model with seed {seed}",
+    )
+    files = {"file": file} if second is None else {"first file": file, "second file": second}
+    report.subject = (
+        {name: f"{path}, sha256 {_sha256(path)}" for name, path in files.items()}
+        | report.subject
+        | {"command": shlex.join(["twinflows", *sys.argv[1:]])}
+    )
     if html is not None:
         with replacing(html) as temporary:
             report.to_html(temporary)
@@ -386,6 +405,11 @@ def convert(
     check_outputs([target], [source, architecture], force)
     convert_file(source, read.value, target, write.value, architecture)
     print(f"{target}: {write.value}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_batches(arrays: Any, rows: int, validation: float, batch_size: int) -> None:
