@@ -27,6 +27,7 @@ from twinflows.sides.base import Results
 
 REPEATS = 50
 _NUDGE = 2.0**-36
+_WHOLE = {"gradient in x": "gradients", "gradient in z": "inverse gradients"}
 
 
 class Trial(NamedTuple):
@@ -147,7 +148,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         noise = np.where(np.isfinite(noise), np.minimum(noise, MAX_CONDITIONING), 0)
         finite = np.isfinite(runs[0][name].reshape(len(x), -1)).all(-1)
         allowed[name] = np.maximum(np.where(np.isfinite(movement), movement, 0), noise)
-        allowed[name] = np.maximum(allowed[name], trial.steps.get(name, 0) / EPS["float64"])
+        steps = trial.steps.get(_WHOLE.get(name, name), 0) / EPS["float64"]
+        allowed[name] = np.maximum(allowed[name], steps)
         judged[name] = ~finite | (np.isfinite(movement) & (movement <= MAX_CONDITIONING))
         if name not in KINDS:
             judged[name] &= found.regular
@@ -223,7 +225,7 @@ def _nudged_side(side: Any) -> Any:
     """The side with every weight moved a little, each by an amount of its own."""
     generator = np.random.default_rng(0)
     weights = {
-        name: array * (1 + _NUDGE * generator.standard_normal(array.shape))
+        name: np.asarray(array * (1 + _NUDGE * generator.standard_normal(array.shape)))
         for name, array in side.arrays().items()
     }
     return type(side).holding(side.flow, weights, "float64")
@@ -248,6 +250,7 @@ def _worst(
     limit: Limit,
     allowed: np.ndarray,
     rows: np.ndarray,
+    why: str = BY_MOVING,
 ) -> list[Comparison]:
     """The row that comes closest to its own limit, of those that are judged."""
     if not rows.any():
@@ -255,7 +258,7 @@ def _worst(
     errors = np.broadcast_to(row_errors(a, b) / EPS["float64"], len(rows))
     limits = np.where(rows, np.maximum(limit.value, allowed), 1)
     worst = int(np.argmax(np.where(rows, errors / limits, -1)))
-    own = limit.raised(float(limits[worst]), BY_MOVING)
+    own = limit.raised(float(limits[worst]), why)
     return [
         Comparison(
             quantity,
