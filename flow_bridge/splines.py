@@ -18,5 +18,10 @@ def check_spline(owner: str, num_bins: int, tail_bound: float) -> None:
     """Raise ``ValueError`` for bins that do not fit or a bound that is not positive."""
     checks.positive_int(owner, num_bins=num_bins)
     checks.positive_number(owner, tail_bound=tail_bound)
+    if not 1e-15 <= tail_bound <= 1e15:
+        raise ValueError(
+            f"{owner} expects tail_bound from 1e-15 to 1e15, whose squares float32 holds, got "
+            f"{tail_bound!r}."
+        )
     if num_bins * MIN_SIZE >= 1:
         raise ValueError(f"{owner} expects num_bins below {1 / MIN_SIZE:.0f}, got {num_bins}.")

@@ -34,9 +34,9 @@ class Partition(nn.Module):
             if isinstance(index, slice):
                 self._slices[name] = index
             else:
-                self.register_buffer(name, torch.from_numpy(index), persistent=False)
+                self.register_buffer(name, torch.as_tensor(index), persistent=False)
         if self.layout == "mixed":
-            self.register_buffer("order", torch.from_numpy(partition.order), persistent=False)
+            self.register_buffer("order", torch.as_tensor(partition.order), persistent=False)
 
     def index(self, name: str) -> slice | Tensor:
         """Positions of the ``"fixed"`` or ``"free"`` dimensions or of a conditioner's ``"inputs"``."""
