@@ -42,7 +42,7 @@ class Distribution(HasVariables):
     def noise_shape(self) -> tuple[int, ...]:
         return self.event_shape
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
     @abstractmethod
@@ -101,7 +101,7 @@ class DiagonalNormal(Distribution):
 
     dim: int | tuple[int, ...]
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.event_shape, dtype)
         return {"params": {"loc": zeros, "log_scale": zeros}}
 
@@ -181,7 +181,7 @@ class GaussianMixture(Distribution):
     def noise_shape(self) -> tuple[int, ...]:
         return (math.prod(self.event_shape) + 1,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         shape = (self.num_components, *self.event_shape)
         return {
             "params": {

@@ -72,12 +72,12 @@ class Flow(HasVariables):
     def context_dim(self) -> int:
         return self.bijector.context_dim
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         bijector_key, base_key = jax.random.split(key)
         return gather(
             {
-                "bijector": self.bijector._init(bijector_key, dtype),
-                "base": self.base._init(base_key, dtype),
+                "bijector": self.bijector.init_variables(bijector_key, dtype),
+                "base": self.base.init_variables(base_key, dtype),
             }
         )
 
@@ -97,12 +97,12 @@ class Flow(HasVariables):
             TypeError: for a wrong dtype.
         """
         x, context = check_input(self, variables, "x", x, context)
-        return self.bijector._forward(child(variables, "bijector"), x, context)
+        return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = check_input(self, variables, "z", z, context)
-        return self.bijector._inverse(child(variables, "bijector"), z, context)
+        return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
@@ -125,7 +125,7 @@ class Flow(HasVariables):
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
         x, context = check_input(self, variables, "x", x, context)
-        z, log_det, batch_stats = self.bijector._forward_and_update(
+        z, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, context
         )
         log_prob = self.base.log_prob(child(variables, "base"), z) + log_det

@@ -30,12 +30,12 @@ class HasVariables(ABC):
         return jax.eval_shape(self.init, jax.random.key(0))
 
     @abstractmethod
-    def _init(self, key: Array, dtype: Any) -> Variables: ...
+    def init_variables(self, key: Array, dtype: Any) -> Variables: ...
 
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _init(owner: HasVariables, key: Array, dtype: Any) -> dict[str, Any]:
-    return {"params": {}, "batch_stats": {}, **owner._init(key, dtype)}
+    return {"params": {}, "batch_stats": {}, **owner.init_variables(key, dtype)}
 
 
 def freeze_lists(instance: Any) -> None:

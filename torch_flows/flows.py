@@ -64,11 +64,11 @@ class Flow(nn.Module):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.bijector._forward(x, check_input(self, "x", x, context))
+        return self.bijector.map_forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.bijector._inverse(z, check_input(self, "z", z, context))
+        return self.bijector.map_inverse(z, check_input(self, "z", z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""

@@ -74,16 +74,16 @@ class MaskedAutoregressive(Bijector):
             parent=None,
         )
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         inputs = [jnp.zeros(n, dtype) for n in (self.dim, self.context_dim) if n]
         return gather({"network": self.network.init(key, *inputs)})
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         parameters = self.network.apply(child(variables, "network"), x, context)
         z, log_det = self._transform(x, jnp.asarray(parameters))
         return z, log_det.sum(-1)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return _implicit_inverse(self, variables, z, context)
 
     def _explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
@@ -271,7 +271,7 @@ def _implicit_inverse_jvp(
         lambda z: bijector._explicit_inverse(variables, z, context), z
     )
     _, (dz_weights, d_log_det) = jax.jvp(
-        lambda variables, context: bijector._forward(variables, x, context),
+        lambda variables, context: bijector.map_forward(variables, x, context),
         (variables, context),
         (d_variables, d_context),
     )

@@ -23,7 +23,7 @@ class Bijector(HasVariables):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
     A subclass is a frozen dataclass of plain values (its constructor's arguments) that writes
-    ``_init``, ``_forward`` and ``_inverse`` and states ``event_shape``; the public methods check
+    ``init_variables``, ``map_forward`` and ``map_inverse`` and states ``event_shape``; the public methods check
     their input first. The arrays come in as ``variables``: ``{"params": ..., "batch_stats": ...}``.
 
     Attributes:
@@ -71,17 +71,17 @@ class Bijector(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self._forward(variables, *check_input(self, variables, "x", x, context))
+        return self.map_forward(variables, *check_input(self, variables, "x", x, context))
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self._inverse(variables, *check_input(self, variables, "z", z, context))
+        return self.map_inverse(variables, *check_input(self, variables, "z", z, context))
 
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
-        return self._forward_and_update(variables, *check_input(self, variables, "x", x, context))
+        return self.map_forward_and_update(variables, *check_input(self, variables, "x", x, context))
 
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
@@ -116,21 +116,21 @@ class Bijector(HasVariables):
         self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
     @abstractmethod
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
 
     @abstractmethod
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output: ...
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output: ...
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
-        return *self._forward(variables, x, context), variables.get("batch_stats", {})
+        return *self.map_forward(variables, x, context), variables.get("batch_stats", {})
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
-        return (self._inverse if inverse else self._forward)(variables, x, context)[0], variables
+        return (self.map_inverse if inverse else self.map_forward)(variables, x, context)[0], variables
 
 
 def initialize(
@@ -155,6 +155,6 @@ def initialize(
 def _initialize(
     bijector: Bijector, variables: Variables, x: Array, context: Array | None
 ) -> tuple[dict[str, Any], Array]:
-    _, new = bijector._initialize(variables, x, context)
+    _, new = bijector.map_and_initialize(variables, x, context)
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.get("params", {}))]
     return {**variables, **new}, jnp.array(leaves).all()

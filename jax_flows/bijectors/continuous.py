@@ -128,7 +128,7 @@ class ContinuousBijector(Bijector):
         widths = (self.dim + 1 + self.context_dim, self.hidden_dims, self.dim)
         return MLP(*widths, self.activation, parent=None)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)
         point = jnp.zeros(self.dim + 1 + self.context_dim, dtype)
         variables = gather({"network": self.network.init(network_key, point)})
@@ -136,10 +136,10 @@ class ContinuousBijector(Bijector):
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
         return variables
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         return self._run(variables, x, context, (0.0, 1.0))
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         noise, batch_stats = None, variables.get("batch_stats", {})
@@ -150,7 +150,7 @@ class ContinuousBijector(Bijector):
         field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
         return *self._run(variables, x, context, (0.0, 1.0), noise, field), batch_stats
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return self._run(variables, z, context, (1.0, 0.0))
 
     @property

@@ -82,7 +82,7 @@ class Coupling(Bijector):
     def networks(self) -> dict[str, MLP]:
         """The conditioner's networks by name."""
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         keys = jax.random.split(key, len(self.networks))
         return gather(
             {
@@ -94,12 +94,12 @@ class Coupling(Bijector):
     def _apply(self, name: str, variables: Variables, inputs: Array, *args: Any) -> Array:
         return jnp.asarray(self.networks[name].apply(child(variables, name), inputs, *args))
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(x)
         free, log_det = self._transform(free, self._condition(variables, fixed, context))
         return self.partition.merge(fixed, free), log_det
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(z)
         free, log_det = self._inverse_transform(free, self._condition(variables, fixed, context))
         return self.partition.merge(fixed, free), log_det
@@ -341,16 +341,16 @@ class ConvAffineCoupling(Bijector):
             in_channels, self.hidden_channels, out_channels, self.activation, parent=None
         )
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         image = jnp.zeros((self.network.in_channels, 1, 1), dtype)
         return gather({"network": self.network.init(key, image)})
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(x)
         s, t = self._predict(variables, fixed, context)
         return self.partition.merge(fixed, free * jnp.exp(s) + t), sum_event(s, 3)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(z)
         s, t = self._predict(variables, fixed, context)
         return self.partition.merge(fixed, (free - t) * jnp.exp(-s)), -sum_event(s, 3)

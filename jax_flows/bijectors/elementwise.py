@@ -30,22 +30,22 @@ class Elementwise(Bijector):
     def event_shape(self) -> tuple[None, ...]:
         return (None,) * self.event_ndim
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        z, log_slope = self._map(x)
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        z, log_slope = self.map_entries(x)
         return z, sum_event(log_slope, self.event_ndim)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        x, log_slope = self._inverse_map(z)
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        x, log_slope = self.map_entries_inverse(z)
         return x, sum_event(log_slope, self.event_ndim)
 
     @abstractmethod
-    def _map(self, x: Array) -> Output: ...
+    def map_entries(self, x: Array) -> Output: ...
 
     @abstractmethod
-    def _inverse_map(self, z: Array) -> Output: ...
+    def map_entries_inverse(self, z: Array) -> Output: ...
 
 
 def _nan_or_zero(x: Array) -> Array:
@@ -70,11 +70,11 @@ class LeakyReLU(Elementwise):
         super().__post_init__()
         checks.positive_number("LeakyReLU", negative_slope=self.negative_slope)
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         log_slope = jnp.where(x < 0, math.log(self.negative_slope), _nan_or_zero(x))
         return jnp.where(x < 0, self.negative_slope * x, x), log_slope
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         log_slope = jnp.where(z < 0, -math.log(self.negative_slope), _nan_or_zero(z))
         return jnp.where(z < 0, z / self.negative_slope, z), log_slope
 
@@ -104,12 +104,12 @@ class ELU(Elementwise):
     def codomain(self) -> Interval:  # type: ignore[override]
         return Interval(-self.alpha, math.inf)
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         low = x < 0
         z = jnp.where(low, self.alpha * jnp.expm1(jnp.where(low, x, 0)), x)
         return z, jnp.where(low, x + math.log(self.alpha), _nan_or_zero(x))
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         low, near = z < 0, z > -self.alpha / 4
         # next to -alpha the sum is exact, where z / alpha would round
         log_sum = jnp.log(jnp.where(near, self.alpha, z + self.alpha) / self.alpha)
@@ -130,10 +130,10 @@ class Softplus(Elementwise):
     codomain = POSITIVE
     event_ndim: int = 1
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         return softplus(x), -softplus(-x)
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         log_slope = -jnp.log(-jnp.expm1(-z))
         return z - log_slope, log_slope
 
@@ -150,10 +150,10 @@ class Exp(Elementwise):
     codomain = POSITIVE
     event_ndim: int = 1
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         return jnp.exp(x), x
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         x = jnp.log(z)
         return x, -x
 
@@ -180,10 +180,10 @@ class Sigmoid(Elementwise):
     codomain = Interval(0.0, 1.0)
     event_ndim: int = 1
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         return jax.nn.sigmoid(x), -softplus(x) - softplus(-x)
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         log_z, log_rest = jnp.log(z), log1p(-z)
         return log_z - log_rest, -log_z - log_rest
 
@@ -202,12 +202,12 @@ class Tanh(Elementwise):
     codomain = Interval(-1.0, 1.0)
     event_ndim: int = 1
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         z, near = jnp.tanh(x), jnp.abs(x) < 0.3
         log_near = log1p(-jnp.square(jnp.where(near, z, 0)))
         return z, jnp.where(near, log_near, log_sech2(x))
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         above, below, near = log1p(z), log1p(-z), jnp.abs(z) < 0.3
         log_near = log1p(-jnp.square(jnp.where(near, z, 0)))
         return (above - below) / 2, jnp.where(near, -log_near, -above - below)
@@ -234,14 +234,14 @@ class Rescale(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {"params": {"log_scale": jnp.zeros(self.dim, dtype)}}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         log_scale = variables["params"]["log_scale"]
         return x * jnp.exp(log_scale), jnp.broadcast_to(log_scale.sum(), x.shape[:-1])
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         log_scale = variables["params"]["log_scale"]
         return z * jnp.exp(-log_scale), jnp.broadcast_to(-log_scale.sum(), z.shape[:-1])
 
@@ -267,15 +267,15 @@ class Affine(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.dim, dtype)
         return {"params": {"log_scale": zeros, "shift": zeros}}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         log_scale, shift = variables["params"]["log_scale"], variables["params"]["shift"]
         return x * jnp.exp(log_scale) + shift, jnp.broadcast_to(log_scale.sum(), x.shape[:-1])
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         log_scale, shift = variables["params"]["log_scale"], variables["params"]["shift"]
         x = (z - shift) * jnp.exp(-log_scale)
         return x, jnp.broadcast_to(-log_scale.sum(), z.shape[:-1])
@@ -313,11 +313,11 @@ class Logit(Elementwise):
         """The constant part of the log-det of one entry."""
         return images.log_slope(self.alpha)
 
-    def _map(self, x: Array) -> Output:
+    def map_entries(self, x: Array) -> Output:
         y, rest = (self.alpha + (1 - 2 * self.alpha) * part for part in (x, 1 - x))
         log_y, log_rest = jnp.log(y), jnp.log(rest)
         return log_y - log_rest, self.log_slope - log_y - log_rest
 
-    def _inverse_map(self, z: Array) -> Output:
+    def map_entries_inverse(self, z: Array) -> Output:
         x = (jax.nn.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
         return x, -softplus(z) - softplus(-z) - self.log_slope

@@ -29,13 +29,13 @@ class _Reordering(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (len(self.order),)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         return x[..., self.order], jnp.zeros(x.shape[:-1], x.dtype)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return z[..., np.argsort(self.order)], jnp.zeros(z.shape[:-1], z.dtype)
 
 
@@ -121,7 +121,7 @@ class Rotation(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         shape = (max(2, self.dim - self.dim % 2), self.dim)
         return {"params": {"vectors": jax.random.normal(key, shape, dtype)}}
 
@@ -139,11 +139,11 @@ class Rotation(Bijector):
         solved = jax.scipy.linalg.solve_triangular(inverse_t, v)
         return identity - jnp.matmul(v.T, solved, precision=matmul_precision())
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         z = jnp.matmul(x, self.matrix(variables).T, precision=matmul_precision())
         return z, jnp.zeros(x.shape[:-1], x.dtype)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x = jnp.matmul(z, self.matrix(variables), precision=matmul_precision())
         return x, jnp.zeros(z.shape[:-1], z.dtype)
 
@@ -207,7 +207,7 @@ class LULinear(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         params = {"lu": jnp.zeros((self.dim, self.dim), dtype)}
         if self.bias:
             params["shift"] = jnp.zeros(self.dim, dtype)
@@ -217,13 +217,13 @@ class LULinear(Bijector):
         """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
         return jnp.linalg.cond(lu_matrix(variables["params"]["lu"]))
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         params = variables["params"]
         z = jnp.matmul(x, lu_matrix(params["lu"]).T, precision=matmul_precision())
         log_det = jnp.broadcast_to(jnp.trace(params["lu"]), x.shape[:-1])
         return z + params["shift"] if self.bias else z, log_det
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         params = variables["params"]
         x = lu_solve(params["lu"], z - params["shift"] if self.bias else z)
         return x, jnp.broadcast_to(-jnp.trace(params["lu"]), z.shape[:-1])
@@ -255,15 +255,15 @@ class Invertible1x1Conv(Bijector):
     def event_shape(self) -> Shape:
         return (self.channels, None, None)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {"params": {"lu": jnp.zeros((self.channels, self.channels), dtype)}}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         matrix = lu_matrix(variables["params"]["lu"])
         z = jnp.tensordot(matrix, x, (1, x.ndim - 3), precision=matmul_precision())
         return jnp.moveaxis(z, 0, -3), self._log_det(variables, x)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x = lu_solve(variables["params"]["lu"], jnp.moveaxis(z, -3, -1))
         return jnp.moveaxis(x, -1, -3), -self._log_det(variables, z)
 

@@ -51,18 +51,18 @@ class BatchNorm(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.dim, dtype)
         return {
             "params": {"log_gamma": zeros, "beta": zeros},
             "batch_stats": {"mean": zeros, "var": jnp.ones(self.dim, dtype)},
         }
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         running = variables["batch_stats"]
         return self._normalize(variables["params"], x, running["mean"], running["var"])
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         rows = x.reshape(-1, self.dim)
@@ -73,7 +73,7 @@ class BatchNorm(Bijector):
         batch_stats = self._update(variables["batch_stats"], new)
         return *self._normalize(variables["params"], x, mean, var), batch_stats
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         params, running = variables["params"], variables["batch_stats"]
         log_scale = params["log_gamma"] - jnp.log(running["var"] + self.eps) / 2
         x = (z - params["beta"]) * jnp.exp(-log_scale) + running["mean"]
@@ -133,19 +133,19 @@ class ActNorm(Bijector):
         """How many numbers share a scale: height * width, or 1."""
         return math.prod(self.event_shape[1:])
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.event_shape[0], dtype)
         return {"params": {"log_scale": zeros, "shift": zeros}}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         log_scale, shift = self._weights(variables)
         return x * jnp.exp(log_scale) + shift, self._log_det(log_scale, x)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         log_scale, shift = self._weights(variables)
         return (z - shift) * jnp.exp(-log_scale), -self._log_det(log_scale, z)
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         channels = jnp.moveaxis(x.reshape(-1, self.event_shape[0], self.num_pixels), 1, 0)
@@ -159,7 +159,7 @@ class ActNorm(Bijector):
             "log_scale": log_sd if inverse else -log_sd,
             "shift": mean if inverse else -mean * jnp.exp(-log_sd),
         }
-        return super()._initialize({**variables, "params": params}, x, context, inverse)
+        return super().map_and_initialize({**variables, "params": params}, x, context, inverse)
 
     def _weights(self, variables: Variables) -> tuple[Array, Array]:
         ones = (1,) * (len(self.event_shape) - 1)

@@ -69,7 +69,7 @@ class Planar(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         w_key, u_key, b_key = jax.random.split(key, 3)
         w = jax.random.normal(w_key, (self.dim,), dtype)
         # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
@@ -83,12 +83,12 @@ class Planar(Bijector):
             params["context_weight"] = jnp.zeros((2 * self.dim + 1, self.context_dim), dtype)
         return {"params": params}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(variables["params"], context)
         a = (w * x).sum(-1) + b
         return x + u_hat * jnp.tanh(a)[..., None], _log_det(a, s, log_s)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(variables["params"], context)
         a = _solve((w * z).sum(-1) + b, s)
         return z - u_hat * jnp.tanh(a)[..., None], -_log_det(a, s, log_s)
@@ -140,7 +140,7 @@ class Radial(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         center_key, s_key = jax.random.split(key)
         # alpha = s = 1 would be the identity
         start = jnp.asarray(math.log(math.e - 1), dtype)
@@ -153,14 +153,14 @@ class Radial(Bijector):
             params["context_weight"] = jnp.zeros((self.dim + 2, self.context_dim), dtype)
         return {"params": params}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         center, alpha, s = self._constrained(variables["params"], context)
         offset = x - center
         r = norm(offset)
         z = center + offset * ((r + s) / (alpha + r))[..., None]
         return z, self._log_det(r, alpha, s)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         center, alpha, s = self._constrained(variables["params"], context)
         offset = z - center
         r = _positive_root(norm(offset), alpha, s)
@@ -246,7 +246,7 @@ class Sylvester(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         householder_key, factors_key, b_key = jax.random.split(key, 3)
         shape = (self.rank, self.rank + 1)
         params = {
@@ -261,13 +261,13 @@ class Sylvester(Bijector):
             params["context_weight"] = jnp.zeros((rows, self.context_dim), dtype)
         return {"params": params}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(variables["params"], context)
         q = _orthonormal(variables["params"]["householder"])
         a = _product(inner, _product(q.T, x)) + b
         return x + _product(q, _product(outer, jnp.tanh(a))), _log_det(a, s, log_s).sum(-1)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(variables["params"], context)
         q = _orthonormal(variables["params"]["householder"])
         y = _product(q.T, z)

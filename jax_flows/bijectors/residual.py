@@ -110,18 +110,18 @@ class InvertibleResidual(Bijector):
     def _stop(self) -> float:
         return bridge.stop_probability("InvertibleResidual", self.stop_probability, self.lipschitz)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)
         variables = gather({"network": self.network.init(network_key, dtype)})
         if self.log_det == "series":
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
         return variables
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         return self._evaluate(layers, x, self.eval_terms)
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         layers, new = self.network.normalized(child(variables, "network"), context, estimate=True)
@@ -136,7 +136,7 @@ class InvertibleResidual(Bijector):
         batch_stats["noise_step"] = next_step(step)
         return *self._estimate(layers, x, noise, num_terms), batch_stats
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         x = self._solve(layers, z)
         image, log_det = self._evaluate(layers, x, self.eval_terms)

@@ -55,10 +55,10 @@ class Squeeze(Bijector):
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         return images.squeezed_shape(shape, self.factor, inverse)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         self.map_shape(x.shape[-3:])
         *batch, channels, height, width = x.shape
         f = self.factor
@@ -67,7 +67,7 @@ class Squeeze(Bijector):
         z = blocks.reshape(*batch, channels * f**2, height // f, width // f)
         return z, jnp.zeros(batch, x.dtype)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         self.map_shape(z.shape[-3:], inverse=True)
         *batch, channels, height, width = z.shape
         f = self.factor
@@ -112,33 +112,33 @@ class Split(Bijector):
     def context_dim(self) -> int:  # type: ignore[override]
         return self.bijector.context_dim
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
-        return gather({"bijector": self.bijector._init(key, dtype)})
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector.init_variables(key, dtype)})
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         inner, outer = jnp.split(x, 2, -3)
-        inner, log_det = self.bijector._forward(child(variables, "bijector"), inner, context)
+        inner, log_det = self.bijector.map_forward(child(variables, "bijector"), inner, context)
         return jnp.concatenate([inner, outer], -3), log_det
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         inner, outer = jnp.split(z, 2, -3)
-        inner, log_det = self.bijector._inverse(child(variables, "bijector"), inner, context)
+        inner, log_det = self.bijector.map_inverse(child(variables, "bijector"), inner, context)
         return jnp.concatenate([inner, outer], -3), log_det
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         inner, outer = jnp.split(x, 2, -3)
-        inner, log_det, batch_stats = self.bijector._forward_and_update(
+        inner, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), inner, context
         )
         batch_stats = {"bijector": batch_stats} if batch_stats else {}
         return jnp.concatenate([inner, outer], -3), log_det, batch_stats
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         inner, outer = jnp.split(x, 2, -3)
         own = child(variables, "bijector")
-        inner, new = self.bijector._initialize(own, inner, context, inverse)
+        inner, new = self.bijector.map_and_initialize(own, inner, context, inverse)
         return jnp.concatenate([inner, outer], -3), gather({"bijector": new})

@@ -118,45 +118,45 @@ class Chain(Bijector):
         """The runs of equal blocks that the chain scans over."""
         return _segments(self.bijectors)
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
         keys = jax.random.split(key, len(self.bijectors))
         children = {}
         for segment in self.segments:
             for name, indices in segment.names():
-                init = partial(self.bijectors[indices[0]]._init, dtype=dtype)
+                init = partial(self.bijectors[indices[0]].init_variables, dtype=dtype)
                 layer_keys = keys[np.array(indices)]
                 children[name] = (
                     init(keys[indices[0]]) if len(indices) == 1 else jax.lax.map(init, layer_keys)
                 )
         return gather(children)
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
-            return *bijector._forward(*args), {}
+            return *bijector.map_forward(*args), {}
 
         return self._run(step, variables, x, context)[:2]
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
-            return *bijector._inverse(*args), {}
+            return *bijector.map_inverse(*args), {}
 
         return self._run(step, variables, z, context, reverse=True)[:2]
 
-    def _forward_and_update(
+    def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
-            return bijector._forward_and_update(*args)
+            return bijector.map_forward_and_update(*args)
 
         return self._run(step, variables, x, context)
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         def step(
             bijector: Bijector, layer: Variables, x: Array, context: Array | None
         ) -> tuple[Array, Array, Variables]:
-            x, layer = bijector._initialize(layer, x, context, inverse)
+            x, layer = bijector.map_and_initialize(layer, x, context, inverse)
             return x, jnp.zeros((), x.dtype), layer
 
         x, _, layers = self._run(step, variables, x, context, inverse)
@@ -240,18 +240,18 @@ class Invert(Bijector):
     def codomain(self) -> Interval:  # type: ignore[override]
         return self.bijector.domain
 
-    def _init(self, key: Array, dtype: Any) -> Variables:
-        return gather({"bijector": self.bijector._init(key, dtype)})
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector.init_variables(key, dtype)})
 
-    def _forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        return self.bijector._inverse(child(variables, "bijector"), x, context)
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        return self.bijector.map_inverse(child(variables, "bijector"), x, context)
 
-    def _inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        return self.bijector._forward(child(variables, "bijector"), z, context)
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        return self.bijector.map_forward(child(variables, "bijector"), z, context)
 
-    def _initialize(
+    def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         own = child(variables, "bijector")
-        x, new = self.bijector._initialize(own, x, context, not inverse)
+        x, new = self.bijector.map_and_initialize(own, x, context, not inverse)
         return x, gather({"bijector": new})

@@ -62,12 +62,12 @@ class MaskedAutoregressive(Bijector):
         self.register_buffer("generated", generated, persistent=False)
         self.register_buffer("position", generated.argsort(), persistent=False)
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         z, log_det = self._transform(x, self.network(x, context))
         return z, log_det.sum(-1)
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         rows = z.reshape(-1, self.dim).T[self.generated]
         weights: list[Tensor] = [layer.weight for layer in self.network.layers]
         sums: list[Tensor] = [layer.bias.unsqueeze(-1) for layer in self.network.layers]

@@ -23,7 +23,7 @@ Shape = tuple[int | None, ...]
 class Bijector(nn.Module, ABC):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
-    A subclass writes ``_forward`` and ``_inverse``, keeps its constructor's arguments as attributes
+    A subclass writes ``map_forward`` and ``map_inverse``, keeps its constructor's arguments as attributes
     of the same names, and states ``event_shape``; the public methods check their input first.
 
     Attributes:
@@ -68,11 +68,11 @@ class Bijector(nn.Module, ABC):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self._forward(x, check_input(self, "x", x, context))
+        return self.map_forward(x, check_input(self, "x", x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self._inverse(z, check_input(self, "z", z, context))
+        return self.map_inverse(z, check_input(self, "z", z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``), layer after layer, in place.
@@ -102,14 +102,14 @@ class Bijector(nn.Module, ABC):
         self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
 
     @abstractmethod
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output: ...
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...
 
     @abstractmethod
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
 
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
-        return (self._inverse if inverse else self._forward)(x, context)[0]
+        return (self.map_inverse if inverse else self.map_forward)(x, context)[0]
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def initialize(owner: Any, bijector: Bijector, x: Tensor, context: Tensor | None
     before = {name: value.clone() for name, value in bijector.state_dict().items()}
     modes = {module: module.training for module in bijector.modules()}
     try:
-        bijector.eval()._initialize(x, context)
+        bijector.eval().map_and_initialize(x, context)
         finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
         checks.finite_initialization(label, finite)
     except BaseException:

@@ -134,7 +134,7 @@ class ContinuousBijector(Bijector):
         if trace == "hutchinson":
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._run(x, context, (0.0, 1.0))
         noise = None
@@ -145,7 +145,7 @@ class ContinuousBijector(Bijector):
         field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
         return self._run(x, context, (0.0, 1.0), noise, field)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self._run(z, context, (1.0, 0.0))
 
     @property

@@ -76,17 +76,17 @@ class Coupling(Bijector):
         self.partition = Partition(self.mask, dim, context_dim)
         self.parts = masks.Partition(self.mask, dim).parts
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(x)
-        free, log_det = self._couple(fixed, free, context)
+        free, log_det = self.couple(fixed, free, context)
         return self.partition.merge(fixed, free), log_det
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(z)
-        free, log_det = self._couple(fixed, free, context, inverse=True)
+        free, log_det = self.couple(fixed, free, context, inverse=True)
         return self.partition.merge(fixed, free), log_det
 
-    def _couple(
+    def couple(
         self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Output:
         parameters = self._condition(fixed, context)
@@ -317,12 +317,12 @@ class ConvAffineCoupling(Bijector):
         out_channels = 2 * self.partition.num_free
         self.network = ConvNet(in_channels, hidden_channels, out_channels, activation)
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(x)
         s, t = self._predict(fixed, context)
         return self.partition.merge(fixed, torch.addcmul(t, free, s.exp())), sum_event(s, 3)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(z)
         s, t = self._predict(fixed, context)
         return self.partition.merge(fixed, (free - t) * (-s).exp()), -sum_event(s, 3)

@@ -22,19 +22,19 @@ class Elementwise(Bijector):
         self.event_ndim = event_ndim
         self.event_shape = (None,) * event_ndim
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        z, log_slope = self._map(x)
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        z, log_slope = self.map_entries(x)
         return z, sum_event(log_slope, self.event_ndim)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        x, log_slope = self._inverse_map(z)
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        x, log_slope = self.map_entries_inverse(z)
         return x, sum_event(log_slope, self.event_ndim)
 
     @abstractmethod
-    def _map(self, x: Tensor) -> Output: ...
+    def map_entries(self, x: Tensor) -> Output: ...
 
     @abstractmethod
-    def _inverse_map(self, z: Tensor) -> Output: ...
+    def map_entries_inverse(self, z: Tensor) -> Output: ...
 
 
 def _nan_or_zero(x: Tensor) -> Tensor:
@@ -56,11 +56,11 @@ class LeakyReLU(Elementwise):
         checks.positive_number("LeakyReLU", negative_slope=negative_slope)
         self.negative_slope = negative_slope
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         log_slope = torch.where(x < 0, math.log(self.negative_slope), _nan_or_zero(x))
         return torch.where(x < 0, self.negative_slope * x, x), log_slope
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         log_slope = torch.where(z < 0, -math.log(self.negative_slope), _nan_or_zero(z))
         return torch.where(z < 0, z / self.negative_slope, z), log_slope
 
@@ -84,12 +84,12 @@ class ELU(Elementwise):
         self.alpha = alpha
         self.codomain = Interval(-alpha, math.inf)
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         low = x < 0
         z = torch.where(low, self.alpha * torch.where(low, x, 0).expm1(), x)
         return z, torch.where(low, x + math.log(self.alpha), _nan_or_zero(x))
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         low, near = z < 0, z > -self.alpha / 4
         # next to -alpha the sum is exact, where z / alpha would round
         log_sum = (torch.where(near, self.alpha, z + self.alpha) / self.alpha).log()
@@ -108,10 +108,10 @@ class Softplus(Elementwise):
 
     codomain = POSITIVE
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         return softplus(x), -softplus(-x)
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         log_slope = -(-(-z).expm1()).log()
         return z - log_slope, log_slope
 
@@ -126,10 +126,10 @@ class Exp(Elementwise):
 
     codomain = POSITIVE
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         return x.exp(), x
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         x = z.log()
         return x, -x
 
@@ -153,10 +153,10 @@ class Sigmoid(Elementwise):
 
     codomain = Interval(0.0, 1.0)
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         return x.sigmoid(), -softplus(x) - softplus(-x)
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         log_z, log_rest = z.log(), log1p(-z)
         return log_z - log_rest, -log_z - log_rest
 
@@ -173,12 +173,12 @@ class Tanh(Elementwise):
 
     codomain = Interval(-1.0, 1.0)
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         z, near = x.tanh(), x.abs() < 0.3
         log_near = log1p(-torch.where(near, z, 0).square())
         return z, torch.where(near, log_near, log_sech2(x))
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         above, below, near = log1p(z), log1p(-z), z.abs() < 0.3
         log_near = log1p(-torch.where(near, z, 0).square())
         return (above - below) / 2, torch.where(near, -log_near, -above - below)
@@ -201,10 +201,10 @@ class Rescale(Bijector):
         self.event_shape = (dim,)
         self.log_scale = nn.Parameter(torch.zeros(dim))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[:-1])
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return z * (-self.log_scale).exp(), -self.log_scale.sum().expand(z.shape[:-1])
 
 
@@ -226,10 +226,10 @@ class Affine(Bijector):
         self.log_scale = nn.Parameter(torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return x * self.log_scale.exp() + self.shift, self.log_scale.sum().expand(x.shape[:-1])
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x = (z - self.shift) * (-self.log_scale).exp()
         return x, -self.log_scale.sum().expand(z.shape[:-1])
 
@@ -256,11 +256,11 @@ class Logit(Elementwise):
         self.domain = Interval(-margin, 1 + margin)
         self.log_slope = images.log_slope(alpha)
 
-    def _map(self, x: Tensor) -> Output:
+    def map_entries(self, x: Tensor) -> Output:
         y, rest = (self.alpha + (1 - 2 * self.alpha) * part for part in (x, 1 - x))
         log_y, log_rest = y.log(), rest.log()
         return log_y - log_rest, self.log_slope - log_y - log_rest
 
-    def _inverse_map(self, z: Tensor) -> Output:
+    def map_entries_inverse(self, z: Tensor) -> Output:
         x = (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
         return x, -softplus(z) - softplus(-z) - self.log_slope

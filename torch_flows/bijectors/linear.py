@@ -26,10 +26,10 @@ class _Reordering(Bijector):
         inverse_order = torch.from_numpy(np.argsort(order))
         self.register_buffer("inverse_order", inverse_order, persistent=False)
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return z.index_select(-1, self.inverse_order), z.new_zeros(z.shape[:-1])
 
 
@@ -113,11 +113,11 @@ class Rotation(Bijector):
         return identity - v.T @ torch.linalg.solve_triangular(inverse_t, v, upper=True)
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return x @ self.matrix().T, x.new_zeros(x.shape[:-1])
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return z @ self.matrix(), z.new_zeros(z.shape[:-1])
 
 
@@ -184,12 +184,12 @@ class LULinear(Bijector):
         return torch.linalg.cond(lu_matrix(self.lu))
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         z = functional.linear(x, lu_matrix(self.lu), self.shift if self.bias else None)
         return z, self.lu.trace().expand(x.shape[:-1])
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x = lu_solve(self.lu, z - self.shift if self.bias else z)
         return x, -self.lu.trace().expand(z.shape[:-1])
 
@@ -217,12 +217,12 @@ class Invertible1x1Conv(Bijector):
         self.lu = nn.Parameter(torch.zeros(channels, channels))
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         z = torch.matmul(lu_matrix(self.lu), x.flatten(-2)).reshape(x.shape)
         return z, self._log_det(x)
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x = lu_solve(self.lu, z.movedim(-3, -1)).movedim(-1, -3).contiguous()
         return x, -self._log_det(z)
 

@@ -51,7 +51,7 @@ class BatchNorm(Bijector):
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._normalize(x, self.running_mean, self.running_var)
         rows = x.reshape(-1, self.dim)
@@ -62,7 +62,7 @@ class BatchNorm(Bijector):
         self._update(mean.detach(), var.detach() * (num_rows / (num_rows - 1)))
         return self._normalize(x, mean, var)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         log_scale = self.log_gamma - (self.running_var + self.eps).log() / 2
         x = (z - self.beta) * (-log_scale).exp() + self.running_mean
         return x, -log_scale.sum().expand(z.shape[:-1])
@@ -112,15 +112,15 @@ class ActNorm(Bijector):
         self.log_scale = nn.Parameter(torch.zeros(shape[0]))
         self.shift = nn.Parameter(torch.zeros(shape[0]))
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         log_scale, shift = self._weights()
         return torch.addcmul(shift, x, log_scale.exp()), self._log_det(x)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         log_scale, shift = self._weights()
         return (z - shift) * (-log_scale).exp(), -self._log_det(z)
 
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         channels = x.reshape(-1, len(self.shift), self.num_pixels).movedim(1, 0).flatten(1)
         mean = mean_over_ranks(channels.mean(1))
         mean = mean + mean_over_ranks((channels - mean[:, None]).mean(1))
@@ -129,7 +129,7 @@ class ActNorm(Bijector):
         log_sd = torch.maximum(sd, 4 * eps * mean.abs()).clamp_min(max(1e-6, eps)).log()
         self.log_scale.copy_(log_sd if inverse else -log_sd)
         self.shift.copy_(mean if inverse else -mean * (-log_sd).exp())
-        return super()._initialize(x, context, inverse)
+        return super().map_and_initialize(x, context, inverse)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         ones = (1,) * (len(self.event_shape) - 1)

@@ -64,13 +64,13 @@ class Planar(Bijector):
             self.context_weight = nn.Parameter(torch.zeros(2 * dim + 1, context_dim))
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(context)
         a = (w * x).sum(-1) + b
         return x + u_hat * a.tanh().unsqueeze(-1), _log_det(a, s, log_s)
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(context)
         a = _solve((w * z).sum(-1) + b, s)
         return z - u_hat * a.tanh().unsqueeze(-1), -_log_det(a, s, log_s)
@@ -127,7 +127,7 @@ class Radial(Bijector):
             self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         center, alpha, s = self._constrained(context)
         offset = x - center
         r = norm(offset)
@@ -135,7 +135,7 @@ class Radial(Bijector):
         return z, self._log_det(r, alpha, s)
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         center, alpha, s = self._constrained(context)
         offset = z - center
         r = _positive_root(norm(offset), alpha, s)
@@ -224,14 +224,14 @@ class Sylvester(Bijector):
             self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
         a = _product(inner, _product(q.T, x)) + b
         return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         outer, inner, b, s, log_s = self._constrained(context)
         q = _orthonormal(self.householder)
         y = _product(q.T, z)

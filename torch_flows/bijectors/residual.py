@@ -113,7 +113,7 @@ class InvertibleResidual(Bijector):
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
     @full_precision
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._evaluate(self.network.normalized(context), x, self.eval_terms)
         layers = self.network.normalized(context, estimate=True)
@@ -126,7 +126,7 @@ class InvertibleResidual(Bijector):
         return self._estimate(layers, x, noise, num_terms)
 
     @full_precision
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         layers = self.network.normalized(context)
         x = self._solve(layers, z)
         image, log_det = self._evaluate(layers, x, self.eval_terms)

@@ -42,7 +42,7 @@ class Squeeze(Bijector):
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         return images.squeezed_shape(shape, self.factor, inverse)
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         self.map_shape(x.shape[-3:])
         *batch, channels, height, width = x.shape
         f = self.factor
@@ -51,7 +51,7 @@ class Squeeze(Bijector):
         z = blocks.reshape(*batch, channels * f**2, height // f, width // f)
         return z, x.new_zeros(batch)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         self.map_shape(z.shape[-3:], inverse=True)
         *batch, channels, height, width = z.shape
         f = self.factor
@@ -87,16 +87,16 @@ class Split(Bijector):
         self.event_shape = images.split_shape(bijector.event_shape, bijector.latent_shape)
         self.context_dim = bijector.context_dim
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         inner, outer = x.chunk(2, -3)
-        inner, log_det = self.bijector._forward(inner, context)
+        inner, log_det = self.bijector.map_forward(inner, context)
         return torch.cat([inner, outer], -3), log_det
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         inner, outer = z.chunk(2, -3)
-        inner, log_det = self.bijector._inverse(inner, context)
+        inner, log_det = self.bijector.map_inverse(inner, context)
         return torch.cat([inner, outer], -3), log_det
 
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         inner, outer = x.chunk(2, -3)
-        return torch.cat([self.bijector._initialize(inner, context, inverse), outer], -3)
+        return torch.cat([self.bijector.map_and_initialize(inner, context, inverse), outer], -3)

@@ -47,10 +47,10 @@ class Chain(Bijector):
             shape = bijector.map_shape(shape, inverse)
         return shape
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self._run(self.bijectors, x, context)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self._run(reversed(self.bijectors), z, context, inverse=True)
 
     def _run(
@@ -70,7 +70,7 @@ class Chain(Bijector):
             if partition is not None and bijector.parts != parts:
                 x, partition = partition.merge(fixed, free), None
             if bijector.parts is None:
-                step = bijector._inverse if inverse else bijector._forward
+                step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
             else:
                 before, partition, parts = partition, bijector.partition, bijector.parts
@@ -78,15 +78,15 @@ class Chain(Bijector):
                     fixed, free = partition.split(x)
                 elif before.fixed_leads != partition.fixed_leads:
                     fixed, free = free, fixed
-                free, log_det = bijector._couple(fixed, free, layer_context, inverse)
+                free, log_det = bijector.couple(fixed, free, layer_context, inverse)
             log_dets.append(log_det)
         if partition is not None:
             x = partition.merge(fixed, free)
         return x, torch.stack(log_dets).sum(0)
 
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
-            x = bijector._initialize(x, context if bijector.context_dim else None, inverse)
+            x = bijector.map_and_initialize(x, context if bijector.context_dim else None, inverse)
         return x
 
 
@@ -117,14 +117,14 @@ class Invert(Bijector):
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         return self.bijector.map_shape(shape, not inverse)
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Output:
-        return self.bijector._inverse(x, context)
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        return self.bijector.map_inverse(x, context)
 
-    def _inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        return self.bijector._forward(z, context)
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self.bijector.map_forward(z, context)
 
-    def _initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
-        return self.bijector._initialize(x, context, not inverse)
+    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self.bijector.map_and_initialize(x, context, not inverse)
 
     def train(self, mode: bool = True) -> "Invert":
         super().train(mode)
