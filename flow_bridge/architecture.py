@@ -12,9 +12,10 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from flow_bridge.errors import ArchitectureError
+from flow_bridge.networks import REGISTERED, Network, network_arguments
 
 Architecture = dict[str, Any]
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound=Callable[..., Any])
 
 _budget: ContextVar[list[int] | None] = ContextVar("twinflows_budget", default=None)
 
@@ -24,10 +25,10 @@ class Registry:
 
     def __init__(self, package: str) -> None:
         self.package = package
-        self.types: dict[str, type] = {}
+        self.types: dict[str, Callable[..., Any]] = {}
 
     def register(self, cls: T) -> T:
-        """Class decorator: make ``cls`` known to ``build`` and ``load`` under its own name.
+        """Decorator: make a class, or a function that makes one's object, known to ``build`` and ``load``.
 
         Raises:
             ArchitectureError: if another class already has that name.
@@ -41,6 +42,21 @@ class Registry:
                 f"{self.package} already has a type {cls.__name__!r}, from {known.__module__}."
             )
         self.types[cls.__name__] = cls
+        return cls
+
+    def register_network(self, cls: T) -> T:
+        """Class decorator: make a network known to ``build`` and ``load`` under its own name.
+
+        Args:
+            cls: a class whose first two arguments are the widths of its input and output, and whose
+                others are plain data. Registered in both halves under one name, with the same
+                arguments and weights, it is converted and saved like the built-in ones.
+
+        Raises:
+            ArchitectureError: for a class with fewer arguments, or if another has that name.
+        """
+        network_arguments(cls)
+        REGISTERED.add(self.register(cls))
         return cls
 
     def build(self, architecture: Architecture) -> Any:
@@ -61,7 +77,7 @@ class Registry:
                 f"first, with {self.package}.register."
             )
         cls = self.types[name]
-        known = _argument_names(cls)
+        known = [*network_arguments(cls)] if cls in REGISTERED else _argument_names(cls)
         arguments = {
             key: self._value(value) for key, value in architecture.items() if key != "type"
         }
@@ -69,7 +85,7 @@ class Registry:
         if unknown:
             raise ArchitectureError(f"{name} has no argument {unknown[0]!r}; it has {known}.")
         try:
-            return cls(**arguments)
+            return Network(cls, **arguments) if cls in REGISTERED else cls(**arguments)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArchitectureError(f"{name} cannot be built: {error}") from error
 
@@ -137,6 +153,8 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Network):
+        return {key: _plain(item, where) for key, item in value.architecture().items()}
     if hasattr(value, "is_architecture"):
         return architecture(value)
     raise ArchitectureError(

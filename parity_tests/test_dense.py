@@ -10,12 +10,12 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from flow_bridge.splines import MIN_DERIVATIVE, MIN_SIZE
 from scipy import stats
 
 import jax_flows
 import torch_flows
 from flow_bridge.architecture import architecture
-from flow_bridge.splines import MIN_DERIVATIVE, MIN_SIZE
 from flow_bridge.weights import torch_to_jax
 from jax_flows.bijectors import linear as jax_linear
 from jax_flows.bijectors import splines as jax_splines

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flow_bridge.splines import check_spline
 from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.masks import Order
-from flow_bridge.splines import check_spline
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.splines import rational_quadratic
 from jax_flows.networks import ACTIVATIONS, MaskedMLP

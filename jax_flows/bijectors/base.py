@@ -81,7 +81,9 @@ class Bijector(HasVariables):
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
-        return self.map_forward_and_update(variables, *check_input(self, variables, "x", x, context))
+        return self.map_forward_and_update(
+            variables, *check_input(self, variables, "x", x, context)
+        )
 
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
@@ -130,7 +132,9 @@ class Bijector(HasVariables):
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
-        return (self.map_inverse if inverse else self.map_forward)(variables, x, context)[0], variables
+        return (self.map_inverse if inverse else self.map_forward)(variables, x, context)[
+            0
+        ], variables
 
 
 def initialize(

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flow_bridge.splines import check_spline
 from jax import Array
 
 from flow_bridge import checks, masks
 from flow_bridge.masks import Index, Mask
-from flow_bridge.splines import check_spline
 from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.bijectors.splines import rational_quadratic
 from jax_flows.networks import MLP, ConvNet

@@ -17,7 +17,7 @@ from jax_flows.registry import register
 from jax_flows.variables import Output, Variables
 
 
-class Elementwise(Bijector):
+class Pointwise(Bijector):
     """z_i = f(x_i) for every entry. log|det| = the sum of log f'(x_i) over the event."""
 
     event_ndim: int
@@ -55,7 +55,7 @@ def _nan_or_zero(x: Array) -> Array:
 
 @register
 @dataclass(frozen=True)
-class LeakyReLU(Elementwise):
+class LeakyReLU(Pointwise):
     """z = x for x >= 0 and negative_slope * x below; the derivative at 0 is 1.
 
     Args:
@@ -81,7 +81,7 @@ class LeakyReLU(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class ELU(Elementwise):
+class ELU(Pointwise):
     """z = x for x >= 0 and alpha * (exp(x) - 1) below; the derivative at 0 is 1. Codomain (-alpha, inf).
 
     Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32.
@@ -120,7 +120,7 @@ class ELU(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Softplus(Elementwise):
+class Softplus(Pointwise):
     """z = log(1 + e^x). Codomain (0, inf).
 
     Args:
@@ -140,7 +140,7 @@ class Softplus(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Exp(Elementwise):
+class Exp(Pointwise):
     """z = e^x. Codomain (0, inf).
 
     Args:
@@ -160,7 +160,7 @@ class Exp(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Sigmoid(Elementwise):
+class Sigmoid(Pointwise):
     """z = 1 / (1 + e^-x). Codomain (0, 1).
 
     Past x = 17 (float32) or 37 (float64) z rounds to 1, whose inverse is infinity.
@@ -190,7 +190,7 @@ class Sigmoid(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Tanh(Elementwise):
+class Tanh(Pointwise):
     """z = tanh(x). Codomain (-1, 1).
 
     Past |x| = 9 (float32) or 19 (float64) z rounds to 1 or -1, whose inverse is infinite.
@@ -283,7 +283,7 @@ class Affine(Bijector):
 
 @register
 @dataclass(frozen=True)
-class Logit(Elementwise):
+class Logit(Pointwise):
     """z = log(y / (1 - y)) with y = alpha + (1 - 2 alpha) x: images on [0, 1) to the real line.
 
     alpha > 0 keeps z finite at the ends of [0, 1]; the domain then reaches beyond them by

@@ -107,7 +107,9 @@ class Bijector(nn.Module, ABC):
     @abstractmethod
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
 
-    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(
+        self, x: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Tensor:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
         return (self.map_inverse if inverse else self.map_forward)(x, context)[0]
 

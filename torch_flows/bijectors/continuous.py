@@ -17,7 +17,7 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input
-from torch_flows.networks import MLP
+from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import (
     first_step,
     full_precision,
@@ -130,7 +130,7 @@ class ContinuousBijector(Bijector):
         self.jacobian_norm = jacobian_norm
         self.context_dim = context_dim
         self.event_shape = (dim,)
-        self.network = MLP(dim + 1 + context_dim, hidden_dims, dim, activation)
+        self.network = MLP(dim + 1 + context_dim, dim, hidden_dims, activation)
         if trace == "hutchinson":
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 

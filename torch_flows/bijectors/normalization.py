@@ -120,7 +120,9 @@ class ActNorm(Bijector):
         log_scale, shift = self._weights()
         return (z - shift) * (-log_scale).exp(), -self._log_det(z)
 
-    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(
+        self, x: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Tensor:
         channels = x.reshape(-1, len(self.shift), self.num_pixels).movedim(1, 0).flatten(1)
         mean = mean_over_ranks(channels.mean(1))
         mean = mean + mean_over_ranks((channels - mean[:, None]).mean(1))

@@ -14,7 +14,7 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input
-from torch_flows.networks import LipschitzMLP
+from torch_flows.networks.lipschitz import LipschitzMLP
 from torch_flows.numerics import (
     DIFFERENTIABLE_STEPS,
     first_step,

@@ -97,6 +97,8 @@ class Split(Bijector):
         inner, log_det = self.bijector.map_inverse(inner, context)
         return torch.cat([inner, outer], -3), log_det
 
-    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(
+        self, x: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Tensor:
         inner, outer = x.chunk(2, -3)
         return torch.cat([self.bijector.map_and_initialize(inner, context, inverse), outer], -3)

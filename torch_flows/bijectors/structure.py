@@ -84,7 +84,9 @@ class Chain(Bijector):
             x = partition.merge(fixed, free)
         return x, torch.stack(log_dets).sum(0)
 
-    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(
+        self, x: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Tensor:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             x = bijector.map_and_initialize(x, context if bijector.context_dim else None, inverse)
         return x
@@ -123,7 +125,9 @@ class Invert(Bijector):
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self.bijector.map_forward(z, context)
 
-    def map_and_initialize(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+    def map_and_initialize(
+        self, x: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> Tensor:
         return self.bijector.map_and_initialize(x, context, not inverse)
 
     def train(self, mode: bool = True) -> "Invert":
