@@ -17,7 +17,7 @@ from flow_bridge.ode import missing_solver, solver_message
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input
-from jax_flows.networks import MLP
+from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import (
     first_step,
     gaussian,
@@ -125,8 +125,8 @@ class ContinuousBijector(Bijector):
     @property
     def network(self) -> MLP:
         """The network f of (x, t, context)."""
-        widths = (self.dim + 1 + self.context_dim, self.hidden_dims, self.dim)
-        return MLP(*widths, self.activation, parent=None)
+        widths = (self.dim + 1 + self.context_dim, self.dim)
+        return MLP(*widths, self.hidden_dims, self.activation, parent=None)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)

@@ -14,7 +14,7 @@ from flow_bridge.errors import ConvergenceError
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from jax_flows.inputs import check_input
-from jax_flows.networks import LipschitzMLP
+from jax_flows.networks.lipschitz import LipschitzMLP
 from jax_flows.numerics import (
     DIFFERENTIABLE_STEPS,
     first_step,

@@ -316,7 +316,7 @@ class Elementwise(Bijector):
         self.domain, self.codomain = map.domain, map.codomain
         self.conditioner = as_network("Elementwise", conditioner, MLP) if context_dim else None
         if self.conditioner is None:
-            self.parameters_of_entries = nn.Parameter(torch.zeros(*shape, map.num_parameters))
+            self.raw_parameters = nn.Parameter(torch.zeros(*shape, map.num_parameters))
         else:
             out_dim = math.prod(shape) * map.num_parameters
             num_parameters = map.num_parameters
@@ -336,5 +336,5 @@ class Elementwise(Bijector):
     def _parameters_for(self, x: Tensor, context: Tensor | None) -> Tensor:
         shape = *x.shape, self.map.num_parameters
         if context is None:
-            return self.parameters_of_entries.expand(shape)
+            return self.raw_parameters.expand(shape)
         return self.network(context).to(x.dtype).reshape(shape)

@@ -36,14 +36,17 @@ class MaskedNetwork(nn.Module):
     """
 
     layers: Sequence[nn.Linear]
-    gates: Sequence[nn.Linear] = ()
+    gates: Sequence[nn.Linear]
 
-    def __init__(self, plan: Autoregression, activation: str) -> None:
+    def __init__(self, plan: Autoregression, activation: str, num_gates: int = 0) -> None:
         super().__init__()
         self.plan = plan
         self.activation = activation
         widths = (plan.dim + plan.context_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
         self.layers = linear_layers(widths)  # type: ignore[assignment]
+        self.gates = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(plan.context_dim, plan.hidden_dims[0]) for _ in range(num_gates)
+        )
         # on the meta device a checkpoint of unknown origin may ask for any size, and nothing is run
         if self.layers[0].weight.is_meta:
             return
@@ -178,12 +181,9 @@ class MaskedResidualMLP(MaskedNetwork):
         if not isinstance(degrees, str | None):
             degrees = (degrees,) * num_layers  # type: ignore[assignment]
         plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, degrees)
-        super().__init__(plan, activation)
-        start_small(self.layers)
         num_gates = num_blocks if context == "gate" and context_dim else 0
-        self.gates = nn.ModuleList(  # type: ignore[assignment]
-            nn.Linear(context_dim, hidden_dim) for _ in range(num_gates)
-        )
+        super().__init__(plan, activation, num_gates)
+        start_small(self.layers)
 
     def evaluate(self, x: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
         gates = [gate(context).sigmoid() for gate in self.gates]

@@ -283,7 +283,7 @@ def flow_types(backend: str | None) -> dict[str, type]:
     return {
         name: cls
         for name, cls in half.registry.registry.types.items()
-        if issubclass(cls, half.Flow) and cls is not half.Flow
+        if isinstance(cls, type) and issubclass(cls, half.Flow) and cls is not half.Flow
     }
 
 

@@ -1,0 +1,57 @@
+"""What every univariate map is."""
+
+from abc import ABC, abstractmethod
+
+from jax import Array
+
+from flow_bridge.domains import REALS, Interval
+
+Output = tuple[Array, Array]
+
+
+class UnivariateMap(ABC):
+    """An increasing map of one variable whose parameters are given from outside.
+
+    It has no weights: a structure (``Elementwise``, ``Coupling``, ``MaskedAutoregressive``) hands it
+    the parameters of each entry. A subclass is a frozen dataclass of plain values, the same in both
+    halves, that states ``num_parameters`` and writes ``forward`` and ``inverse``. Parameters of zeros
+    are to be the identity, or a start that the class states.
+
+    Attributes:
+        num_parameters: how many parameters one entry takes.
+        domain, codomain: the open interval that x, that z lies in.
+        num_features: how many numbers a network sees of one entry, see ``features``.
+    """
+
+    is_architecture = True
+    domain: Interval = REALS
+    codomain: Interval = REALS
+    num_features = 1
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int: ...
+
+    @abstractmethod
+    def forward(self, x: Array, parameters: Array) -> Output:
+        """Data to latent.
+
+        Args:
+            x: shape ``(*batch,)``.
+            parameters: shape ``(*batch, num_parameters)``.
+
+        Returns:
+            z and log(dz/dx), both of x's shape.
+        """
+
+    @abstractmethod
+    def inverse(self, z: Array, parameters: Array) -> Output:
+        """Latent to data: x and log(dx/dz) for z. Shapes as ``forward``."""
+
+    def features(self, x: Array, axis: int) -> Array:
+        """What a network sees of entries that this map has transformed or will: x itself.
+
+        Where an entry is an angle it is to be something periodic, ``num_features`` as long along
+        ``axis``.
+        """
+        return x
