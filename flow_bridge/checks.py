@@ -1,8 +1,11 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
 import importlib
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from flow_bridge.architecture import count_construction
 from flow_bridge.errors import NonFiniteError
@@ -154,6 +157,62 @@ def describe(shape: Sequence[int | None], batch: str = "*batch") -> str:
     return f"({', '.join([batch, *('dim' if d is None else str(d) for d in shape)])})"
 
 
+def not_a_tensor(owner: str, name: str, kind: str) -> str:
+    """What PyTorch's half says to ``name`` of a type that is no tensor, and how to make it one."""
+    convert = {
+        "ndarray": f"torch.from_numpy({name})",
+        "ArrayImpl": f"torch.from_numpy(numpy.array({name}))",
+        "DataFrame": f"torch.from_numpy({name}.to_numpy())",
+        "Series": f"torch.from_numpy({name}.to_numpy())",
+        "MaskedArray": f"torch.from_numpy({name}.filled())",
+    }.get(kind, f"torch.tensor({name})")
+    hint = "" if kind == "NoneType" else f": {convert}"
+    return f"{owner} expects {name} as a torch.Tensor, got {kind}{hint}."
+
+
+def not_an_array(owner: str, name: str, kind: str) -> str:
+    """What JAX's half says to ``name`` of a type that is no array, and how to make it one."""
+    convert = {
+        "Tensor": f"{name}.numpy()",
+        "DataFrame": f"{name}.to_numpy()",
+        "Series": f"{name}.to_numpy()",
+        "MaskedArray": f"{name}.filled()",
+    }.get(kind, f"jax.numpy.array({name})")
+    hint = "" if kind == "NoneType" else f": {convert}"
+    return f"{owner} expects {name} as an array, got {kind}{hint}."
+
+
+def no_float64(owner: str, name: str) -> str:
+    """What JAX's half says to float64 while JAX would round it."""
+    return (
+        f"{owner} got {name} in float64, which JAX rounds to float32 unless "
+        f'jax.config.update("jax_enable_x64", True): {name}.astype("float32").'
+    )
+
+
+def one_dtype(owner: str, dtypes: Iterable[str]) -> None:
+    """Raise ``TypeError`` unless all weights are of one dtype."""
+    names = sorted(dtypes)
+    if len(names) > 1:
+        raise TypeError(f"{owner} has weights of several dtypes: {' and '.join(names)}.")
+
+
+def sample_shape(owner: str, name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """How many samples, an integer or a shape, as a shape."""
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    try:
+        if any(isinstance(size, bool | np.bool_) for size in sizes):
+            raise TypeError
+        sizes = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        sizes = (-1,)
+    if min(sizes, default=0) < 0:
+        raise ValueError(
+            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {shape!r}."
+        )
+    return sizes
+
+
 def input_array(
     owner: str,
     name: str,
@@ -161,14 +220,16 @@ def input_array(
     dtype: str,
     event_shape: tuple[int | None, ...],
     weight_dtype: str | None,
+    cast: str = '.astype("{}")',
 ) -> tuple[int, ...]:
-    """Check one input and return its batch shape."""
+    """Check one input and return its batch shape; ``cast`` is how its half converts an array."""
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{owner} expects {name} in floating point, got {dtype}.")
     batch = batch_of(owner, name, shape, event_shape)
     if weight_dtype is not None and weight_dtype != dtype:
         raise TypeError(
-            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two."
+            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two, "
+            f"as with {cast.format(weight_dtype)}."
         )
     return batch
 
@@ -253,6 +314,58 @@ def common_context_dim(owner: str, dims: Sequence[int]) -> int:
     if len(used) > 1:
         raise ValueError(f"{owner} has parts of different context_dim: {used[0]} and {used[1]}.")
     return used[0] if used else 0
+
+
+def context_width(
+    owner: str, widths: Sequence[tuple[int | None, int | None]], context_dim: int
+) -> int:
+    """The width of the context that networks take which, in turn, make one of ``context_dim``.
+
+    Args:
+        widths: of the input and the output of each; ``None`` stands for any.
+    """
+    if widths and context_dim == 0:
+        raise ValueError(f"{owner} has a context_net but no part that takes a context.")
+    for num_in, num_out in reversed(widths):
+        if num_out not in (None, context_dim):
+            raise ValueError(
+                f"{owner} has a context_net that makes {num_out} numbers where {context_dim} are "
+                "expected."
+            )
+        context_dim = context_dim if num_in is None else num_in
+    return context_dim
+
+
+def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
+    """Widths of the input and of the output of a bijector that a context passes through."""
+    shapes = bijector.event_shape, bijector.latent_shape
+    if bijector.context_dim or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(
+            f"{owner} expects a bijector in context_net to be of vectors and to take no context, got "
+            f"a {type(bijector).__name__}."
+        )
+    return shapes[0][0], shapes[1][0]
+
+
+def network_widths(owner: str, net: Any) -> tuple[int, int]:
+    """Widths of the input and of the output of a network that a context passes through."""
+    widths = getattr(net, "in_dim", None), getattr(net, "out_dim", None)
+    if not callable(net) or not all(isinstance(width, int) for width in widths):
+        raise TypeError(
+            f"{owner} expects context_net as networks with in_dim and out_dim, or bijectors, got "
+            f"{type(net).__name__}."
+        )
+    return widths  # type: ignore[return-value]
+
+
+def column_names(owner: str, name: str, names: Sequence[str] | None, dim: Any) -> None:
+    """Raise ``ValueError`` unless names are ``None`` or ``dim`` different strings."""
+    if names is None:
+        return
+    if isinstance(names, str) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{owner} expects {name} as a list of names, got {names!r}.")
+    if len(names) != dim or len(set(names)) != len(names):
+        raise ValueError(f"{owner} expects {name} as {dim} different names, got {list(names)}.")
 
 
 def broadcastable(owner: str, shape: tuple[int, ...], larger: tuple[int, ...]) -> None:

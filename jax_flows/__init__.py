@@ -35,7 +35,7 @@ from jax_flows.bijectors.linear import (
     RandomPermutation,
     Rotation,
 )
-from jax_flows.bijectors.normalization import ActNorm, BatchNorm
+from jax_flows.bijectors.normalization import ActNorm, BatchNorm, Standardize
 from jax_flows.bijectors.planar import Planar, Radial, Sylvester
 from jax_flows.bijectors.residual import InvertibleResidual
 from jax_flows.bijectors.shapes import Split, Squeeze
@@ -50,7 +50,7 @@ from jax_flows.distributions import (
     Uniform,
 )
 from jax_flows.export import export
-from jax_flows.flows import Flow
+from jax_flows.flows import Flow, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.models.autoregressive import IAF, MAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
@@ -128,6 +128,7 @@ __all__ = [
     "Split",
     "Squeeze",
     "StandardNormal",
+    "Standardize",
     "StudentT",
     "Sylvester",
     "SylvesterFlow",
@@ -145,4 +146,5 @@ __all__ = [
     "register",
     "register_network",
     "save",
+    "standardized",
 ]

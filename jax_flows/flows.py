@@ -5,19 +5,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.standardization import location_and_scale
+from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows import interop
 from jax_flows.bijectors.base import Bijector, initialize
+from jax_flows.bijectors.normalization import Standardize
+from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
-from jax_flows.inputs import check_input
+from jax_flows.inputs import check_input, context_batch
 from jax_flows.registry import register
 from jax_flows.variables import (
     HasVariables,
     Output,
     Variables,
     child,
+    freeze_lists,
     gather,
     weight_dtype,
 )
@@ -33,9 +40,15 @@ class Flow(HasVariables):
     Args:
         bijector: maps data to latent.
         base: the distribution of the latent.
+        context_net: what the context passes through first, trained, saved and converted with the flow:
+            a registered network that keeps its widths as ``in_dim`` and ``out_dim``, a bijector of
+            vectors (its log-det does not count), or a list of them. ``context_dim`` is then its input's.
+        columns: names of the entries of x, where these are the columns of a table.
+        context_columns: names of the entries of the context.
 
     Raises:
-        ValueError: if the latent and the base are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes, if the context network
+            makes another width than the bijector takes, and for names that are not one for each entry.
 
     Examples:
         >>> import jax, jax_flows
@@ -51,12 +64,18 @@ class Flow(HasVariables):
 
     bijector: Bijector
     base: Distribution
+    context_net: Any = None
+    columns: Sequence[str] | None = None
+    context_columns: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         checks.instances(name, "bijector", [self.bijector], Bijector)
         checks.instances(name, "base", [self.base], Distribution)
-        _ = self.event_shape
+        freeze_lists(self)
+        object.__setattr__(self, "context_net", tuple(list_of_nets(self.context_net)) or None)
+        checks.column_names(name, "columns", self.columns, self.event_shape[0])
+        checks.column_names(name, "context_columns", self.context_columns, self.context_dim)
 
     @property
     def latent_shape(self) -> tuple[int | None, ...]:
@@ -70,16 +89,24 @@ class Flow(HasVariables):
 
     @property
     def context_dim(self) -> int:
-        return self.bijector.context_dim
+        name = type(self).__name__
+        widths = [net_widths(name, net) for net in list_of_nets(self.context_net)]
+        return checks.context_width(name, widths, self.bijector.context_dim)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
-        bijector_key, base_key = jax.random.split(key)
-        return gather(
-            {
-                "bijector": self.bijector.init_variables(bijector_key, dtype),
-                "base": self.base.init_variables(base_key, dtype),
-            }
-        )
+        nets = list_of_nets(self.context_net)
+        bijector_key, base_key, *net_keys = jax.random.split(key, 2 + len(nets))
+        parts = {
+            "bijector": self.bijector.init_variables(bijector_key, dtype),
+            "base": self.base.init_variables(base_key, dtype),
+        }
+        for i, (net, net_key) in enumerate(zip(nets, net_keys, strict=True)):
+            parts[f"context_net_{i}"] = (
+                net.init_variables(net_key, dtype)
+                if isinstance(net, Bijector)
+                else net.init(net_key, jnp.zeros(net.in_dim, dtype))
+            )
+        return gather(parts)
 
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
@@ -96,21 +123,42 @@ class Flow(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        x, context = check_input(self, variables, "x", x, context)
+        x, context = self._condition(variables, "x", x, context)
         return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        z, context = check_input(self, variables, "z", z, context)
+        z, context = self._condition(variables, "z", z, context)
         return self.bijector.map_inverse(child(variables, "bijector"), z, context)
+
+    def forward_and_update(
+        self, variables: Variables, x: Array, context: Array | None = None
+    ) -> tuple[Array, Array, Variables]:
+        """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
+        x, context = self._condition(variables, "x", x, context)
+        z, log_det, batch_stats = self.bijector.map_forward_and_update(
+            child(variables, "bijector"), x, context
+        )
+        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return z, log_det, gather(parts)["batch_stats"]
 
     def initialize(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> dict[str, Any]:
         """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
         own = child(variables, "bijector")
-        own = initialize(self, self.bijector, variables, own, x, context)
-        return {**variables, **gather({"bijector": own, "base": child(variables, "base")})}
+        own = initialize(self, self.bijector, variables, own, x, context, self.embed)
+        return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
+
+    def embed(self, variables: Variables, context: Array) -> Array:
+        """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
+        for i, net in enumerate(list_of_nets(self.context_net)):
+            own = child(variables, f"context_net_{i}")
+            if isinstance(net, Bijector):
+                context = net.map_forward(own, context, None)[0]
+            else:
+                context = net.apply(own, context)
+        return context
 
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
@@ -124,18 +172,14 @@ class Flow(HasVariables):
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
-        x, context = check_input(self, variables, "x", x, context)
-        z, log_det, batch_stats = self.bijector.map_forward_and_update(
-            child(variables, "bijector"), x, context
-        )
-        log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
-        return log_prob, {"bijector": batch_stats} if batch_stats else {}
+        z, log_det, batch_stats = self.forward_and_update(variables, x, context)
+        return self.base.log_prob(child(variables, "base"), z) + log_det, batch_stats
 
     def sample(
         self,
         variables: Variables,
         key: Array,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Array | None = None,
     ) -> Array:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
@@ -143,7 +187,7 @@ class Flow(HasVariables):
         Args:
             variables: the arrays, from ``init``, ``fit`` or ``load``.
             key: the source of randomness.
-            num_samples: how many for each row of the context, an integer or a shape.
+            num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
         """
         return self.sample_and_log_prob(variables, key, num_samples, context)[0]
@@ -152,14 +196,14 @@ class Flow(HasVariables):
         self,
         variables: Variables,
         key: Array,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Array | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
-        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
-        context_batch = () if context is None else context.shape[:-1]
+        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
+        batch = context_batch(self, variables, context)
         base = child(variables, "base")
-        z = self.base.sample(base, key, (*shape, *context_batch), weight_dtype(variables))
+        z = self.base.sample(base, key, (*shape, *batch), weight_dtype(variables))
         x, log_det = self.inverse(variables, z, context)
         return x, self.base.log_prob(base, z) - log_det
 
@@ -171,3 +215,86 @@ class Flow(HasVariables):
     ) -> Any:
         """The flow as a NumPyro ``Distribution``, see ``interop.numpyro_distribution``."""
         return interop.numpyro_distribution(self, variables, context, validate_args)
+
+    def _condition(
+        self, variables: Variables, name: str, x: Array, context: Array | None
+    ) -> tuple[Array, Array | None]:
+        x, expanded = check_input(self, variables, name, x, context)
+        if context is None or expanded is None or self.context_net is None:
+            return x, expanded
+        embedded = self.embed(variables, context)
+        return x, jnp.broadcast_to(embedded, (*expanded.shape[:-1], embedded.shape[-1]))
+
+    def _parts_of(self, variables: Variables) -> dict[str, Variables]:
+        nets = [f"context_net_{i}" for i in range(len(self.context_net or ()))]
+        return {name: child(variables, name) for name in ("bijector", "base", *nets)}
+
+
+def standardized(
+    flow: Flow, variables: Variables, x: Any, context: Any = None
+) -> tuple[Flow, dict[str, Any]]:
+    """The flow of data in units of their own, for one of data that are standardised; its variables.
+
+    It begins with ``Standardize``, mean and standard deviation those of x, and where a context is given
+    the context passes through another. Both are fixed arrays of the flow and of its file, so that its
+    densities and samples are those of x. Call it before ``fit``, on the data that ``fit`` gets.
+
+    Args:
+        flow: shares its modules with the result.
+        variables: the arrays of the flow.
+        x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
+        context: shape ``(rows, context_dim)``, to scale the context too.
+
+    Raises:
+        ValueError: for a NaN or an infinity, and for a column that is constant or that the weights'
+            dtype cannot tell from a constant.
+
+    Examples:
+        >>> import jax, jax_flows, numpy as np
+        >>> x = np.random.default_rng(0).normal(50, 20, (100, 2))
+        >>> flow = jax_flows.MAF(dim=2, num_layers=2)
+        >>> flow, variables = jax_flows.standardized(flow, flow.init(jax.random.key(0)), x)
+        >>> flow.bijector.bijectors[0]
+        Standardize(dim=2)
+    """
+    dtype = weight_dtype(variables) or jnp.result_type(float)
+    arrays: dict[str, Any] = {}
+
+    def scaling(array: Any, what: str, names: Sequence[str] | None, prefix: str) -> Standardize:
+        array = np.asarray(array)
+        shape = array.shape[1:]
+        loc, scale = location_and_scale(array, dtype.name, what, names)
+        arrays.update({f"{prefix}.loc": loc.astype(dtype), f"{prefix}.scale": scale.astype(dtype)})
+        return Standardize(shape[0] if len(shape) == 1 else shape)
+
+    nets = list_of_nets(flow.context_net)
+    shift = 0 if context is None else 1
+    if context is not None:
+        nets = [scaling(context, "context", flow.context_columns, "context_net.0"), *nets]
+    first = scaling(x, "data", flow.columns, "bijector.bijectors.0")
+    for name, array in jax_to_torch(variables).items():
+        part, rest = name.split(".", 1)
+        if part == "bijector":
+            name = f"bijector.bijectors.1.{rest}"
+        elif part == "context_net":
+            index, rest = rest.split(".", 1)
+            name = f"context_net.{int(index) + shift}.{rest}"
+        arrays[name] = array
+    chain = Chain((first, flow.bijector))
+    result = Flow(chain, flow.base, nets, flow.columns, flow.context_columns)
+    converted = torch_to_jax(arrays, result.shapes())
+    return result, jax.tree.map(jnp.array, converted)
+
+
+def list_of_nets(context_net: Any) -> list[Any]:
+    """The networks that a context passes through, in turn."""
+    if context_net is None:
+        return []
+    return list(context_net) if isinstance(context_net, list | tuple) else [context_net]
+
+
+def net_widths(owner: str, net: Any) -> tuple[int | None, int | None]:
+    """Widths of the input and of the output of a part of ``context_net``; ``None`` is any."""
+    if isinstance(net, Bijector):
+        return checks.vector_widths(owner, net)
+    return checks.network_widths(owner, net)

@@ -19,9 +19,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def positive_variances(arrays: Arrays, generator: np.random.Generator) -> None:
-    """Running variances between about 0.5 and 2."""
+    """Running variances and fixed scales between about 0.5 and 2."""
     for name, array in arrays.items():
-        if name.endswith("running_var"):
+        if name.split(".")[-1] in ("running_var", "scale"):
             array[...] = np.exp(generator.uniform(-0.7, 0.7, array.shape))
 
 
@@ -195,6 +195,11 @@ CASES = [
     Case("ActNorm", arch("ActNorm", dim=3)),
     Case("ActNorm-dim1", arch("ActNorm", dim=1)),
     Case("ActNorm-image", arch("ActNorm", dim=[3, 2, 4])),
+    Case("Standardize", arch("Standardize", dim=3)),
+    Case("Standardize-image", arch("Standardize", dim=[3, 2, 4])),
+    Case("Flow-context-net", arch("Flow", bijector=arch("Planar", dim=3, context_dim=2), base=NORMAL3,
+        context_net=[arch("Standardize", dim=2), arch("Affine", dim=2), arch("Tanh")],
+        columns=["a", "b", "c"], context_columns=["d", "e"])),
     # coupling
     Case("AffineCoupling", coupling(dim=2, mask="odd")),
     Case("AffineCoupling-square", coupling(dim=6, hidden_dims=[6, 6], mask="even")),

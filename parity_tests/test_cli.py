@@ -20,8 +20,6 @@ from flow_bridge.checkpoint import read_header
 from torch_flows.checkpoint import to_numpy
 from twinflows.command import cli
 
-pytestmark = pytest.mark.usefixtures("quick_jax")
-
 
 @pytest.fixture
 def run(monkeypatch, capsys):

@@ -61,7 +61,7 @@ PAGES = [
 
 
 @pytest.fixture(autouse=True)
-def as_a_user(quick_jax, tmp_path, monkeypatch) -> Iterator[None]:
+def as_a_user(tmp_path, monkeypatch) -> Iterator[None]:
     """An empty folder, float32 in JAX; what is registered is forgotten after it."""
     monkeypatch.chdir(tmp_path)
     for registry in (torch_flows.registry.registry, jax_flows.registry.registry):

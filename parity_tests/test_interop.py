@@ -27,8 +27,6 @@ from parity_tests.catalogue import Case, arch, cases, coupling, flow
 from parity_tests.test_isolation import BLOCK
 from torch_flows.interop import BijectorTransform, FlowDistribution
 
-pytestmark = pytest.mark.usefixtures("quick_jax")
-
 PAGE = Path(__file__).parent.parent / "docs" / "distributions.md"
 CONDITIONAL = Case("coupling", flow(
     coupling(dim=2, hidden_dims=[], context_dim=3), arch("StandardNormal", dim=2)))  # fmt: skip

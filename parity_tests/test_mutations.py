@@ -20,8 +20,6 @@ from parity_tests.catalogue import Case, arch
 from parity_tests.catalogue import coupling as coupling_row
 from twinflows.parity.compare import compare
 
-pytestmark = pytest.mark.usefixtures("quick_jax")
-
 SQUARE = coupling_row(dim=4, hidden_dims=[4, 4])
 COUPLING = coupling.AffineCoupling
 

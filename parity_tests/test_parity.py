@@ -36,8 +36,7 @@ def tensors(*arrays: np.ndarray | None) -> list[torch.Tensor | None]:
     return [None if a is None else torch.from_numpy(a.copy()) for a in arrays]
 
 
-@cases()
-def test_backends_agree(case: Case) -> None:
+def assert_one_model(case: Case) -> None:
     report = compare(
         torch_flows.build(case.architecture),
         jax_flows.build(case.architecture),
@@ -51,7 +50,33 @@ def test_backends_agree(case: Case) -> None:
     assert report.architecture == architecture(jax_flows.build(case.architecture))
 
 
-@pytest.mark.usefixtures("quick_jax")
+@cases()
+def test_backends_agree(case: Case) -> None:
+    assert_one_model(case)
+
+
+OPTIMIZED = (
+    "Planar",
+    "SplineCoupling",
+    "MaskedAffineAutoregressive",
+    "InvertibleResidual",
+    "Logit",
+)
+
+
+@pytest.mark.optimized
+@cases(lambda case: case.name in OPTIMIZED)
+def test_backends_agree_as_users_compile(case: Case) -> None:
+    assert_one_model(case)
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@cases(lambda case: case.name not in OPTIMIZED)
+def test_all_backends_agree_as_users_compile(case: Case) -> None:
+    assert_one_model(case)
+
+
 @cases()
 def test_batch_shapes(case: Case) -> None:
     """Every batch shape gives the rows of the flat batch, in both halves, eager and compiled."""
@@ -177,7 +202,6 @@ class _Direction(torch.nn.Module):
         return getattr(self.model, self.direction)(x, context)
 
 
-@pytest.mark.usefixtures("quick_jax")
 @cases()
 def test_compiles_and_maps(case: Case) -> None:
     """fullgraph compilation and torch.func.vmap give the eager results; so does jax.vmap."""

@@ -35,7 +35,7 @@ from torch_flows.bijectors.linear import (
     RandomPermutation,
     Rotation,
 )
-from torch_flows.bijectors.normalization import ActNorm, BatchNorm
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm, Standardize
 from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
 from torch_flows.bijectors.shapes import Split, Squeeze
@@ -50,7 +50,7 @@ from torch_flows.distributions import (
     Uniform,
 )
 from torch_flows.export import export
-from torch_flows.flows import Flow
+from torch_flows.flows import Flow, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.models.autoregressive import IAF, MAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
@@ -128,6 +128,7 @@ __all__ = [
     "Split",
     "Squeeze",
     "StandardNormal",
+    "Standardize",
     "StudentT",
     "Sylvester",
     "SylvesterFlow",
@@ -145,4 +146,5 @@ __all__ = [
     "register",
     "register_network",
     "save",
+    "standardized",
 ]

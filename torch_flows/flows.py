@@ -1,15 +1,20 @@
 """A flow is a bijector and a base distribution."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.standardization import location_and_scale
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, initialize
+from torch_flows.bijectors.normalization import Standardize
+from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
-from torch_flows.inputs import check_input
+from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
 from torch_flows.registry import register
 
 
@@ -22,9 +27,15 @@ class Flow(nn.Module):
     Args:
         bijector: maps data to latent.
         base: the distribution of the latent.
+        context_net: what the context passes through first, trained, saved and converted with the flow:
+            a registered network that keeps its widths as ``in_dim`` and ``out_dim``, a bijector of
+            vectors (its log-det does not count), or a list of them. ``context_dim`` is then its input's.
+        columns: names of the entries of x, where these are the columns of a table.
+        context_columns: names of the entries of the context.
 
     Raises:
-        ValueError: if the latent and the base are of different event shapes.
+        ValueError: if the latent and the base are of different event shapes, if the context network
+            makes another width than the bijector takes, and for names that are not one for each entry.
 
     Examples:
         >>> import torch, torch_flows
@@ -38,7 +49,14 @@ class Flow(nn.Module):
 
     is_architecture = True
 
-    def __init__(self, bijector: Bijector, base: Distribution) -> None:
+    def __init__(
+        self,
+        bijector: Bijector,
+        base: Distribution,
+        context_net: nn.Module | Sequence[nn.Module] | None = None,
+        columns: Sequence[str] | None = None,
+        context_columns: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         checks.instances(name, "bijector", [bijector], Bijector)
@@ -46,9 +64,16 @@ class Flow(nn.Module):
         latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
         self.latent_shape = latent_shape
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
-        self.context_dim = bijector.context_dim
+        nets = list_of_nets(context_net)
+        widths = [net_widths(name, net) for net in nets]
+        self.context_dim = checks.context_width(name, widths, bijector.context_dim)
+        checks.column_names(name, "columns", columns, self.event_shape[0])
+        checks.column_names(name, "context_columns", context_columns, self.context_dim)
+        self.columns = None if columns is None else tuple(columns)
+        self.context_columns = None if context_columns is None else tuple(context_columns)
         self.bijector = bijector
         self.base = base
+        self.context_net = nn.ModuleList(nets) if nets else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Output:
         """Data to latent.
@@ -64,15 +89,25 @@ class Flow(nn.Module):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.bijector.map_forward(x, check_input(self, "x", x, context))
+        context = self._condition("x", x, context)
+        return check_output(self, x, self.bijector.map_forward(x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.bijector.map_inverse(z, check_input(self, "z", z, context))
+        context = self._condition("z", z, context)
+        return check_output(self, z, self.bijector.map_inverse(z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
-        initialize(self, self.bijector, x, context)
+        initialize(self, self.bijector, x, context, self.embed)
+
+    def embed(self, context: Tensor) -> Tensor:
+        """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
+        for net in list_of_nets(self.context_net):
+            context = (
+                net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
+            )
+        return context
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
@@ -84,14 +119,14 @@ class Flow(nn.Module):
 
     def sample(
         self,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
 
         Args:
-            num_samples: how many for each row of the context, an integer or a shape.
+            num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
             generator: the source of randomness.
         """
@@ -99,14 +134,13 @@ class Flow(nn.Module):
 
     def sample_and_log_prob(
         self,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
-        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
-        context_batch = () if context is None else context.shape[:-1]
-        z = self.base.sample((*shape, *context_batch), generator)
+        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
+        z = self.base.sample((*shape, *context_batch(self, context)), generator)
         x, log_det = self.inverse(z, context)
         return x, self.base.log_prob(z) - log_det
 
@@ -115,3 +149,71 @@ class Flow(nn.Module):
     ) -> interop.FlowDistribution:
         """The flow as a ``torch.distributions.Distribution``, see ``interop.FlowDistribution``."""
         return interop.distribution(self, context, validate_args)
+
+    def _condition(self, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
+        expanded = check_input(self, name, x, context)
+        if context is None or expanded is None or self.context_net is None:
+            return expanded
+        return self.embed(context).expand(*expanded.shape[:-1], -1)
+
+
+@torch.no_grad()
+def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
+    """The flow of data in units of their own, for one of data that are standardised.
+
+    It begins with ``Standardize``, mean and standard deviation those of x, and where a context is given
+    the context passes through another. Both are fixed arrays of the flow and of its file, so that its
+    densities and samples are those of x. Call it before ``fit``, on the data that ``fit`` gets.
+
+    Args:
+        flow: shares its modules with the result.
+        x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
+        context: shape ``(rows, context_dim)``, to scale the context too.
+
+    Raises:
+        ValueError: for a NaN or an infinity, and for a column that is constant or that the weights'
+            dtype cannot tell from a constant.
+
+    Examples:
+        >>> import numpy as np, torch, torch_flows
+        >>> x = np.random.default_rng(0).normal(50, 20, (100, 2))
+        >>> flow = torch_flows.standardized(torch_flows.MAF(dim=2, num_layers=2), x)
+        >>> float(flow.bijector.bijectors[0].loc[0]) == np.float32(x.mean(0)[0])
+        True
+    """
+    weight = next(iter(flow.state_dict().values()), torch.zeros(()))
+
+    def scaling(array: Any, what: str, names: Sequence[str] | None) -> Standardize:
+        array = array.detach().cpu() if isinstance(array, Tensor) else array
+        array = np.asarray(array)
+        shape = array.shape[1:]
+        values = location_and_scale(array, dtype_name(weight.dtype), what, names)
+        bijector = Standardize(shape[0] if len(shape) == 1 else shape).to(weight)
+        for buffer, value in zip((bijector.loc, bijector.scale), values, strict=True):
+            buffer.copy_(torch.from_numpy(value))
+        return bijector.eval()
+
+    nets = list_of_nets(flow.context_net)
+    if context is not None:
+        nets = [scaling(context, "context", flow.context_columns), *nets]
+    bijector = Chain([scaling(x, "data", flow.columns), flow.bijector])
+    result = Flow(bijector, flow.base, nets, flow.columns, flow.context_columns)
+    return result.train(flow.training)
+
+
+def list_of_nets(context_net: Any) -> list[Any]:
+    """The networks that a context passes through, in turn."""
+    if context_net is None:
+        return []
+    return (
+        list(context_net)
+        if isinstance(context_net, list | tuple | nn.ModuleList)
+        else [context_net]
+    )
+
+
+def net_widths(owner: str, net: Any) -> tuple[int | None, int | None]:
+    """Widths of the input and of the output of a part of ``context_net``; ``None`` is any."""
+    if isinstance(net, Bijector):
+        return checks.vector_widths(owner, net)
+    return checks.network_widths(owner, net)

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,8 @@ class Bijector(HasVariables):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
     A subclass is a frozen dataclass of plain values (its constructor's arguments) that writes
-    ``init_variables``, ``map_forward`` and ``map_inverse`` and states ``event_shape``; the public methods check
-    their input first. The arrays come in as ``variables``: ``{"params": ..., "batch_stats": ...}``.
+    ``init_variables``, ``map_forward`` and ``map_inverse`` and states ``event_shape``; the public methods
+    check their input first. The arrays come in as ``variables``: ``{"params": ..., "batch_stats": ...}``.
 
     Attributes:
         event_shape: the shape of one x; ``None`` stands for any length.
@@ -33,12 +34,14 @@ class Bijector(HasVariables):
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
     """
 
     context_dim: int = 0
     stackable: bool = True
     domain: Interval = REALS
     codomain: Interval = REALS
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         count_construction()
@@ -117,6 +120,10 @@ class Bijector(HasVariables):
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
+
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
 
@@ -144,13 +151,15 @@ def initialize(
     own: Variables,
     x: Array,
     context: Array | None,
+    embed: Callable[[Variables, Array], Array] = lambda variables, context: context,
 ) -> dict[str, Any]:
     """The variables ``own`` of a bijector, initialised from data; ``variables`` are those of owner."""
     label = type(owner).__name__
     x, context = check_input(owner, variables, "x", x, context)
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
-    new, finite = _initialize(bijector, own, x, context)
+    embedded = None if context is None else embed(variables, context)
+    new, finite = _initialize(bijector, own, x, embedded)
     checks.finite_initialization(label, bool(finite))
     return new
 

@@ -169,3 +169,64 @@ class ActNorm(Bijector):
     def _log_det(self, log_scale: Array, x: Array) -> Array:
         batch = x.shape[: x.ndim - len(self.event_shape)]
         return jnp.broadcast_to(log_scale.sum() * self.num_pixels, batch)
+
+
+@register
+@dataclass(frozen=True)
+class Standardize(Bijector):
+    """z = (x - loc) / scale with fixed arrays, for images with one of each per channel.
+
+    log|det| = -sum(log(scale)) (times height * width). The identity until ``standardized`` sets
+    ``loc`` and ``scale`` from data. They are no weights: training and ``initialize`` leave them alone.
+
+    Args:
+        dim: number of dimensions, or ``(channels, height, width)``.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Standardize(dim=3)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
+    """
+
+    dim: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.event_shape
+
+    @cached_property
+    def event_shape(self) -> tuple[int, ...]:
+        return checks.vector_or_image("Standardize", self.dim)
+
+    @property
+    def num_pixels(self) -> int:
+        """How many numbers share a scale: height * width, or 1."""
+        return math.prod(self.event_shape[1:])
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        channels = self.event_shape[0]
+        return {
+            "batch_stats": {"loc": jnp.zeros(channels, dtype), "scale": jnp.ones(channels, dtype)}
+        }
+
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        loc, scale = self._arrays(variables)
+        return (x - loc) / scale, -self._log_det(scale, x)
+
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        loc, scale = self._arrays(variables)
+        return z * scale + loc, self._log_det(scale, z)
+
+    def _arrays(self, variables: Variables) -> tuple[Array, Array]:
+        ones = (1,) * (len(self.event_shape) - 1)
+        fixed = variables["batch_stats"]
+        return fixed["loc"].reshape(-1, *ones), fixed["scale"].reshape(-1, *ones)
+
+    def _log_det(self, scale: Array, x: Array) -> Array:
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return jnp.broadcast_to(jnp.log(scale).sum() * self.num_pixels, batch)

@@ -17,6 +17,9 @@ class Model(Flow):
 
     bijector: Bijector = field(init=False, repr=False, compare=False)
     base: Distribution = field(init=False, repr=False, compare=False)
+    context_net: None = field(init=False, repr=False, compare=False, default=None)
+    columns: None = field(init=False, repr=False, compare=False, default=None)
+    context_columns: None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         freeze_lists(self)

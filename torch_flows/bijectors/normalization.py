@@ -140,3 +140,52 @@ class ActNorm(Bijector):
     def _log_det(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.event_shape)]
         return (self.log_scale.sum() * self.num_pixels).expand(batch)
+
+
+@register
+class Standardize(Bijector):
+    """z = (x - loc) / scale with fixed arrays, for images with one of each per channel.
+
+    log|det| = -sum(log(scale)) (times height * width). The identity until ``standardized`` sets
+    ``loc`` and ``scale`` from data. They are no weights: training and ``initialize`` leave them alone.
+
+    Args:
+        dim: number of dimensions, or ``(channels, height, width)``.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Standardize(dim=3)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int | Sequence[int]) -> None:
+        super().__init__()
+        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        shape = checks.vector_or_image("Standardize", dim)
+        self.event_shape = shape
+        self.num_pixels = math.prod(shape[1:])
+        self.register_buffer("loc", torch.zeros(shape[0]))
+        self.register_buffer("scale", torch.ones(shape[0]))
+
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        loc, scale = self._arrays()
+        return (x - loc) / scale, -self._log_det(x)
+
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        loc, scale = self._arrays()
+        return torch.addcmul(loc, z, scale), self._log_det(z)
+
+    def _arrays(self) -> tuple[Tensor, Tensor]:
+        ones = (1,) * (len(self.event_shape) - 1)
+        return self.loc.reshape(-1, *ones), self.scale.reshape(-1, *ones)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        return (self.scale.log().sum() * self.num_pixels).expand(batch)

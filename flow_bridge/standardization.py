@@ -1,0 +1,71 @@
+"""Location and scale of the columns of data, and which columns have none."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from flow_bridge.weights import DTYPES
+
+BLOCK_ROWS = 65536
+
+
+def location_and_scale(
+    x: Any, dtype: str, what: str = "data", names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (biased) standard deviation of every column, of images of every channel.
+
+    Args:
+        x: shape ``(rows, columns)`` or ``(rows, channels, height, width)``; read in blocks of rows.
+        dtype: of the flow that they are for.
+        what: what x is, for the messages.
+        names: of the columns, for the messages.
+
+    Returns:
+        Both in float64, shape ``(columns,)``.
+
+    Raises:
+        ValueError: for no rows, a NaN or an infinity, and for a column that is constant, that
+            ``dtype`` cannot tell from a constant, or that ``dtype`` cannot hold.
+    """
+    if getattr(x, "ndim", 0) < 2 or len(x) == 0:
+        raise ValueError(f"the {what} are expected as rows, got shape {np.shape(x)}.")
+    info = ml_dtypes.finfo(DTYPES[dtype])
+    low = np.min([block.min((0, 2)) for block in _blocks(x)], 0)
+    high = np.max([block.max((0, 2)) for block in _blocks(x)], 0)
+    largest = np.maximum(abs(low), abs(high))
+
+    def column(bad: np.ndarray) -> str:
+        index = int(np.argmax(bad))
+        label = repr(names[index]) if names is not None else index
+        return f"{'column' if x.ndim == 2 else 'channel'} {label} of the {what}"
+
+    if (bad := ~np.isfinite(largest)).any():
+        raise ValueError(f"{column(bad)} holds a NaN or an infinity.")
+    if (bad := largest > float(info.max) / 4).any():
+        raise ValueError(
+            f"{column(bad)} has values of {largest[bad][0]:.3g}, too large for {dtype}: divide it "
+            "by a constant first."
+        )
+    if (bad := low == high).any():
+        raise ValueError(f"{column(bad)} is constant: it has no density.")
+    unit = largest[:, None]  # squares of large numbers overflow
+    count = len(x) * int(np.prod(x.shape[2:]))
+    mean = sum((block / unit).sum((0, 2)) for block in _blocks(x)) / count
+    squares = sum(np.square(block / unit - mean[:, None]).sum((0, 2)) for block in _blocks(x))
+    mean, sd = mean * largest, np.sqrt(squares / count) * largest
+    noise = np.maximum(abs(mean) * float(info.eps), float(info.tiny))
+    if (bad := noise > 1e-3 * sd).any():
+        raise ValueError(
+            f"{column(bad)} has a mean of {mean[bad][0]:.3g} and a standard deviation of "
+            f"{sd[bad][0]:.3g}, too little for {dtype}: subtract a constant first, or take float64."
+        )
+    return mean, sd
+
+
+def _blocks(x: Any) -> Iterator[np.ndarray]:
+    """``(rows, columns, values)`` in float64, a few thousand rows at a time."""
+    for start in range(0, len(x), BLOCK_ROWS):
+        block = np.asarray(x[start : start + BLOCK_ROWS], np.float64)
+        yield block.reshape(len(block), x.shape[1], -1)
