@@ -16,6 +16,7 @@ from flow_bridge.networks import REGISTERED, Network, network_arguments
 
 Architecture = dict[str, Any]
 T = TypeVar("T", bound=Callable[..., Any])
+N = TypeVar("N")
 
 _budget: ContextVar[list[int] | None] = ContextVar("twinflows_budget", default=None)
 
@@ -44,7 +45,7 @@ class Registry:
         self.types[cls.__name__] = cls
         return cls
 
-    def register_network(self, cls: T) -> T:
+    def register_network(self, cls: type[N]) -> type[N]:
         """Class decorator: make a network known to ``build`` and ``load`` under its own name.
 
         Args:
@@ -56,7 +57,8 @@ class Registry:
             ArchitectureError: for a class with fewer arguments, or if another has that name.
         """
         network_arguments(cls)
-        REGISTERED.add(self.register(cls))
+        self.register(cls)
+        REGISTERED.add(cls)
         return cls
 
     def build(self, architecture: Architecture) -> Any:

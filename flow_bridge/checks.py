@@ -87,17 +87,19 @@ def coupling_shape(owner: str, dim: int | Sequence[int | None]) -> tuple[int | N
     Height and width may be ``None``, for any.
     """
     if isinstance(dim, list | tuple) and len(dim) == 3:
-        channels, *sizes = dim
-        positive_int(owner, channels=channels)
-        known = {n: s for n, s in zip(("height", "width"), sizes, strict=True) if s is not None}
-        positive_int(owner, **known)
-        return channels, *sizes
+        channels, height, width = dim
+        positive_int(owner, channels=known(channels))
+        for name, size in (("height", height), ("width", width)):
+            if size is not None:
+                positive_int(owner, **{name: size})
+        return channels, height, width
     if isinstance(dim, list | tuple):
         raise ValueError(
             f"{owner} expects dim as a number or as (channels, height, width), got {dim!r}."
         )
-    positive_int(owner, dim=dim)
-    return (dim,)
+    vector: Any = dim
+    positive_int(owner, dim=vector)
+    return (vector,)
 
 
 def known(size: int | None) -> int:

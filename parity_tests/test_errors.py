@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     ),
     "dim as float": (
         lambda h: h.module.RealNVP(2.0), ValueError,
-        "AffineCoupling expects dim to be an integer of at least 1, got 2.0.",
+        "Coupling expects dim to be an integer of at least 1, got 2.0.",
     ),
     "no layers": (
         lambda h: h.module.PlanarFlow(2, num_layers=0), ValueError,

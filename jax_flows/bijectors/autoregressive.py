@@ -100,7 +100,7 @@ class MaskedAutoregressive(Bijector):
     def network(self) -> MaskedNetwork:
         """The conditioner."""
         conditioner = as_network("MaskedAutoregressive", self.conditioner, MLP)
-        cls = MASKED.get(conditioner.cls, conditioner.cls)
+        cls: Any = MASKED.get(conditioner.cls, conditioner.cls)
         masked = issubclass(cls, MaskedNetwork)
         checks.masked_conditioner(cls.__name__, masked, self.map.num_features)
         return cls(

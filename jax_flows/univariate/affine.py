@@ -100,7 +100,7 @@ class AffineMap(UnivariateMap):
         if self.scale == "arctan":
             steepness = math.pi / (2 * bound)
             return jnp.arctan(steepness * raw) / steepness
-        raw = raw + self.offset
+        raw = raw + (self.offset or 0.0)
         if self.scale == "softplus":
             return jnp.log(softplus(raw) + minimum) if minimum else log_softplus(raw)
         if minimum:

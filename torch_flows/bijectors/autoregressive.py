@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,9 +82,9 @@ class MaskedAutoregressive(Bijector):
         self.context_dim = context_dim
         self.event_shape = (dim,)
         self.domain, self.codomain = map.domain, map.codomain
-        cls = MASKED.get(self.conditioner.cls, self.conditioner.cls)
+        cls: Any = MASKED.get(self.conditioner.cls, self.conditioner.cls)
         checks.masked_conditioner(cls.__name__, issubclass(cls, MaskedNetwork), map.num_features)
-        self.network = cls(
+        self.network: MaskedNetwork = cls(
             dim,
             map.num_parameters,
             **self.conditioner.arguments({}),

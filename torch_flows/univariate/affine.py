@@ -99,7 +99,7 @@ class AffineMap(UnivariateMap):
         if self.scale == "arctan":
             steepness = math.pi / (2 * bound)
             return (steepness * raw).arctan() / steepness
-        raw = raw + self.offset
+        raw = raw + (self.offset or 0.0)
         if self.scale == "softplus":
             return (softplus(raw) + minimum).log() if minimum else log_softplus(raw)
         if minimum:
