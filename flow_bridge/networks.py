@@ -1,8 +1,9 @@
 """A network as an argument: which class, and with what; the same spelling in both halves."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from flow_bridge.errors import ArchitectureError
@@ -60,7 +61,7 @@ class Network:
 
     def takes(self, name: str) -> bool:
         """Whether the class names one of ``GIVEN`` among its arguments."""
-        return name in inspect.signature(self.cls).parameters
+        return name in _parameters(self.cls)
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options, and what the class takes of ``given``."""
@@ -82,7 +83,7 @@ class Network:
 
 def network_arguments(cls: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The arguments of a network's class that are the user's to choose."""
-    parameters = list(inspect.signature(cls).parameters.items())
+    parameters = list(_parameters(cls).items())
     if len(parameters) < 2:
         raise ArchitectureError(
             f"{cls.__name__} is no network: its first two arguments are to be the widths of its "
@@ -107,6 +108,11 @@ def as_network(owner: str, conditioner: Any, default: type) -> Network:
             f"got {type(conditioner).__name__}."
         )
     return conditioner
+
+
+@cache
+def _parameters(cls: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls).parameters
 
 
 def _frozen(cls: type, name: str, value: Any) -> Any:

@@ -264,7 +264,8 @@ class MaskedAutoregressive(Bijector):
                 value, residual = self.network.step(i, total, residual, gates[i])
                 values.append(value)
             parameters = _add_product(last_sum, last_weight, values[-1])
-            x_row, log_det = self.map.inverse(z_row, parameters.T)
+            given = tuple(parameters) if self.map.separable else parameters.T
+            x_row, log_det = self.map.inverse(z_row, given)
             return [values[0].at[k].set(x_row), *values[1:]], log_det
 
         rows = (

@@ -202,14 +202,13 @@ class Coupling(Bijector):
             log_slope = jnp.where(self.partition.fixed_pixels(free), 0, log_slope)
         return free, sum_event(log_slope, len(self.event_shape))
 
-    def parameters_of(self, variables: Variables, fixed: Array, context: Array | None) -> Array:
-        """The parameters of every free entry, ``(*free part, num_parameters)``."""
-        axis = -len(self.event_shape)
-        out = run_conditioner(self, variables, self.map.features(fixed, axis), context)
-        shape = list(out.shape)
-        shape[axis:axis] = [self.map.num_parameters]
-        shape[axis] //= self.map.num_parameters
-        return jnp.moveaxis(out.reshape(shape), axis - 1, -1)
+    def parameters_of(self, variables: Variables, fixed: Array, context: Array | None) -> Any:
+        """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
+        axis, map = -len(self.event_shape), self.map
+        out = run_conditioner(self, variables, map.features(fixed, axis), context)
+        if not isinstance(out, tuple):
+            out = tuple(jnp.split(out, map.num_parameters, axis))
+        return out if map.separable else jnp.stack(out, -1)
 
 
 @register

@@ -38,12 +38,9 @@ def init_conditioner(
     return jax.tree.map(lambda array: array.astype(dtype), variables)
 
 
-def run_conditioner(
-    owner: Any, variables: Variables, inputs: Array, context: Array | None
-) -> Array:
+def run_conditioner(owner: Any, variables: Variables, inputs: Array, context: Array | None) -> Any:
     """The output of ``owner.network``, whose class decides how the context goes in."""
-    out = owner.network.apply(child(variables, "network"), *_arguments(owner, inputs, context))
-    return jnp.asarray(out)
+    return owner.network.apply(child(variables, "network"), *_arguments(owner, inputs, context))
 
 
 def _arguments(owner: Any, inputs: Array, context: Array | None) -> tuple[Array, ...]:

@@ -117,7 +117,8 @@ class SeparateMLPs(nn.Module):
     """One ``MLP`` for each parameter of a coupling's map.
 
     Each has weights for all dimensions on both sides, of which the coupling's mask picks the ones that
-    are used: the layout and the parameter count of the original RealNVP.
+    are used: the layout and the parameter count of the original RealNVP. The output is a tuple, one
+    array for each parameter.
 
     Args:
         in_dim, out_dim: the widths of input and output.
@@ -144,7 +145,7 @@ class SeparateMLPs(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
+    def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, ...]:
         """Args: the fixed dimensions, and a context of their batch shape."""
         if context is not None:
             x = jnp.concatenate([x, context], -1)
@@ -155,4 +156,4 @@ class SeparateMLPs(nn.Module):
         networks = [
             MLP(*widths, self.activation, name=f"networks_{i}") for i in range(self.num_parameters)
         ]
-        return jnp.concatenate([network(x, inputs, outputs) for network in networks], -1)
+        return tuple(network(x, inputs, outputs) for network in networks)

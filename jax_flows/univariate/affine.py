@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax import Array
 from flow_bridge.univariate import check_affine
 from jax_flows.numerics import log_softplus, softplus
 from jax_flows.registry import register
-from jax_flows.univariate.base import Output, UnivariateMap
+from jax_flows.univariate.base import Output, UnivariateMap, unstack
 
 
 @register
@@ -18,15 +19,17 @@ from jax_flows.univariate.base import Output, UnivariateMap
 class ShiftMap(UnivariateMap):
     """z = x + t; log|dz/dx| = 0, exactly. One parameter: t."""
 
+    separable = True
+
     @property
     def num_parameters(self) -> int:
         return 1
 
-    def forward(self, x: Array, parameters: Array) -> Output:
-        return x + parameters[..., 0], jnp.zeros_like(x)
+    def forward(self, x: Array, parameters: Any) -> Output:
+        return x + unstack(parameters)[0], jnp.zeros_like(x)
 
-    def inverse(self, z: Array, parameters: Array) -> Output:
-        return z - parameters[..., 0], jnp.zeros_like(z)
+    def inverse(self, z: Array, parameters: Any) -> Output:
+        return z - unstack(parameters)[0], jnp.zeros_like(z)
 
 
 @register
@@ -57,6 +60,8 @@ class AffineMap(UnivariateMap):
         True
     """
 
+    separable = True
+
     scale: str = "exp"
     bound: float = 2.0
     offset: float | None = None
@@ -71,8 +76,8 @@ class AffineMap(UnivariateMap):
     def num_parameters(self) -> int:
         return 2
 
-    def forward(self, x: Array, parameters: Array) -> Output:
-        shift, raw = parameters[..., 0], parameters[..., 1]
+    def forward(self, x: Array, parameters: Any) -> Output:
+        shift, raw = unstack(parameters)
         log_scale = self._log_scale(raw)
         if self.order == "scale_shift":
             return x * jnp.exp(log_scale) + shift, log_scale
@@ -80,8 +85,8 @@ class AffineMap(UnivariateMap):
             log_scale = -log_scale
         return (x - shift) * jnp.exp(log_scale), log_scale
 
-    def inverse(self, z: Array, parameters: Array) -> Output:
-        shift, raw = parameters[..., 0], parameters[..., 1]
+    def inverse(self, z: Array, parameters: Any) -> Output:
+        shift, raw = unstack(parameters)
         log_scale = self._log_scale(raw)
         if self.order != "shift_divide":
             log_scale = -log_scale

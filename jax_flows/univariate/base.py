@@ -1,7 +1,9 @@
 """What every univariate map is."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge.domains import REALS, Interval
@@ -20,12 +22,15 @@ class UnivariateMap(ABC):
     Attributes:
         num_parameters: how many parameters one entry takes.
         domain, codomain: the open interval that x, that z lies in.
+        separable: whether parameters may also come as a tuple, one array of x's shape for each; where
+            they do, nothing is copied to put them side by side. See ``unstack``.
         num_features: how many numbers a network sees of one entry, see ``features``.
     """
 
     is_architecture = True
     domain: Interval = REALS
     codomain: Interval = REALS
+    separable = False
     num_features = 1
 
     @property
@@ -33,7 +38,7 @@ class UnivariateMap(ABC):
     def num_parameters(self) -> int: ...
 
     @abstractmethod
-    def forward(self, x: Array, parameters: Array) -> Output:
+    def forward(self, x: Array, parameters: Any) -> Output:
         """Data to latent.
 
         Args:
@@ -45,7 +50,7 @@ class UnivariateMap(ABC):
         """
 
     @abstractmethod
-    def inverse(self, z: Array, parameters: Array) -> Output:
+    def inverse(self, z: Array, parameters: Any) -> Output:
         """Latent to data: x and log(dx/dz) for z. Shapes as ``forward``."""
 
     def features(self, x: Array, axis: int) -> Array:
@@ -55,3 +60,8 @@ class UnivariateMap(ABC):
         ``axis``.
         """
         return x
+
+
+def unstack(parameters: Any) -> tuple[Array, ...]:
+    """The parameters one by one, whichever way a ``separable`` map gets them."""
+    return parameters if isinstance(parameters, tuple) else tuple(jnp.moveaxis(parameters, -1, 0))

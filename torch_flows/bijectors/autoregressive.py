@@ -177,6 +177,7 @@ class MaskedAutoregressive(Bijector):
         weight_parts = [weight.split(size) for weight, size in zip(weights, sizes[1:], strict=True)]
         solved: list[list[Tensor]] = [[z[:0]], *([] for _ in weights[1:])]
         log_dets = []
+        step, inverse, separable = self.network.step, self.map.inverse, self.map.separable
         for k, z_row in enumerate(z):
             residual: Tensor | None = None
             for i, pieces in enumerate(solved):
@@ -187,9 +188,9 @@ class MaskedAutoregressive(Bijector):
                     columns = weight_parts[i][k][:, : known.shape[0]]
                     total = torch.addmm(total, columns, known)
                 if size and i + 1 < len(solved):
-                    value, residual = self.network.step(i, total, residual, gate_parts[k][i])
+                    value, residual = step(i, total, residual, gate_parts[k][i])
                     solved[i + 1].append(value)
-            x_row, log_det = self.map.inverse(z_row, total.transpose(0, 1))
+            x_row, log_det = inverse(z_row, total.unbind() if separable else total.T)
             solved[0].append(x_row.unsqueeze(0))
             log_dets.append(log_det)
         return [pieces or [z[:0]] for pieces in solved], torch.stack(log_dets)

@@ -1,6 +1,7 @@
 """Couplings: some dimensions stay fixed and condition an invertible map of the free ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,11 +181,17 @@ class Coupling(Bijector):
             log_slope = log_slope.masked_fill(self.partition.fixed_pixels(free), 0)
         return free, sum_event(log_slope, len(self.event_shape))
 
-    def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Tensor:
-        """The parameters of every free entry, ``(*free part, num_parameters)``."""
-        axis = -len(self.event_shape)
-        out = run_conditioner(self, self.map.features(fixed, axis), context).to(fixed.dtype)
-        return out.unflatten(axis, (self.map.num_parameters, -1)).movedim(axis - 1, -1)
+    def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Any:
+        """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
+        axis, map = -len(self.event_shape), self.map
+        out = run_conditioner(self, map.features(fixed, axis), context)
+        if isinstance(out, Tensor) and not map.separable:
+            out = out.to(fixed.dtype).unflatten(axis, (map.num_parameters, -1))
+            return out.movedim(axis - 1, -1)
+        if isinstance(out, Tensor):
+            out = out.chunk(map.num_parameters, axis)
+        parts = tuple(part.to(fixed.dtype) for part in out)
+        return parts if map.separable else torch.stack(parts, -1)
 
 
 @register

@@ -26,7 +26,7 @@ def build_conditioner(
     return conditioner.cls(in_dim, out_dim, **arguments)
 
 
-def run_conditioner(owner: Any, inputs: Tensor, context: Tensor | None) -> Tensor:
+def run_conditioner(owner: Any, inputs: Tensor, context: Tensor | None) -> Any:
     """The output of ``owner.network``, whose class decides how the context goes in."""
     if context is None:
         return owner.network(inputs)

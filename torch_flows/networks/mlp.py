@@ -75,7 +75,8 @@ class SeparateMLPs(nn.Module):
     """One ``MLP`` for each parameter of a coupling's map.
 
     Each has weights for all dimensions on both sides, of which the coupling's mask picks the ones that
-    are used: the layout and the parameter count of the original RealNVP.
+    are used: the layout and the parameter count of the original RealNVP. The output is a tuple, one
+    array for each parameter.
 
     Args:
         in_dim, out_dim: the widths of input and output.
@@ -112,7 +113,7 @@ class SeparateMLPs(nn.Module):
             MLP(dim + context_dim, dim, hidden_dims, activation) for _ in range(num_parameters)
         )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Args: the fixed dimensions, and a context of their batch shape."""
         if context is not None:
             x = torch.cat([x, context], -1)
@@ -120,4 +121,4 @@ class SeparateMLPs(nn.Module):
             self._slices[name] if name in self._slices else self.get_buffer(name)
             for name in ("inputs", "outputs")
         )
-        return torch.cat([network(x, inputs, outputs) for network in self.networks], -1)
+        return tuple(network(x, inputs, outputs) for network in self.networks)

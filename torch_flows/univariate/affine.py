@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from flow_bridge.univariate import check_affine
 from torch_flows.numerics import log_softplus, softplus
 from torch_flows.registry import register
-from torch_flows.univariate.base import Output, UnivariateMap
+from torch_flows.univariate.base import Output, UnivariateMap, unstack
 
 
 @register
@@ -17,15 +18,17 @@ from torch_flows.univariate.base import Output, UnivariateMap
 class ShiftMap(UnivariateMap):
     """z = x + t; log|dz/dx| = 0, exactly. One parameter: t."""
 
+    separable = True
+
     @property
     def num_parameters(self) -> int:
         return 1
 
-    def forward(self, x: Tensor, parameters: Tensor) -> Output:
-        return x + parameters[..., 0], torch.zeros_like(x)
+    def forward(self, x: Tensor, parameters: Any) -> Output:
+        return x + unstack(parameters)[0], torch.zeros_like(x)
 
-    def inverse(self, z: Tensor, parameters: Tensor) -> Output:
-        return z - parameters[..., 0], torch.zeros_like(z)
+    def inverse(self, z: Tensor, parameters: Any) -> Output:
+        return z - unstack(parameters)[0], torch.zeros_like(z)
 
 
 @register
@@ -56,6 +59,8 @@ class AffineMap(UnivariateMap):
         True
     """
 
+    separable = True
+
     scale: str = "exp"
     bound: float = 2.0
     offset: float | None = None
@@ -70,23 +75,23 @@ class AffineMap(UnivariateMap):
     def num_parameters(self) -> int:
         return 2
 
-    def forward(self, x: Tensor, parameters: Tensor) -> Output:
-        shift, raw = parameters.unbind(-1)
+    def forward(self, x: Tensor, parameters: Any) -> Output:
+        shift, raw = unstack(parameters)
         log_scale = self._log_scale(raw)
         if self.order == "scale_shift":
-            return x * log_scale.exp() + shift, log_scale
+            return torch.addcmul(shift, x, log_scale.exp()), log_scale
         if self.order == "shift_divide":
             log_scale = -log_scale
         return (x - shift) * log_scale.exp(), log_scale
 
-    def inverse(self, z: Tensor, parameters: Tensor) -> Output:
-        shift, raw = parameters.unbind(-1)
+    def inverse(self, z: Tensor, parameters: Any) -> Output:
+        shift, raw = unstack(parameters)
         log_scale = self._log_scale(raw)
         if self.order != "shift_divide":
             log_scale = -log_scale
         if self.order == "scale_shift":
             return (z - shift) * log_scale.exp(), log_scale
-        return z * log_scale.exp() + shift, log_scale
+        return torch.addcmul(shift, z, log_scale.exp()), log_scale
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         bound, minimum = self.bound, self.minimum

@@ -1,6 +1,7 @@
 """What every univariate map is."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
@@ -20,12 +21,15 @@ class UnivariateMap(ABC):
     Attributes:
         num_parameters: how many parameters one entry takes.
         domain, codomain: the open interval that x, that z lies in.
+        separable: whether parameters may also come as a tuple, one array of x's shape for each; where
+            they do, nothing is copied to put them side by side. See ``unstack``.
         num_features: how many numbers a network sees of one entry, see ``features``.
     """
 
     is_architecture = True
     domain: Interval = REALS
     codomain: Interval = REALS
+    separable = False
     num_features = 1
 
     @property
@@ -33,7 +37,7 @@ class UnivariateMap(ABC):
     def num_parameters(self) -> int: ...
 
     @abstractmethod
-    def forward(self, x: Tensor, parameters: Tensor) -> Output:
+    def forward(self, x: Tensor, parameters: Any) -> Output:
         """Data to latent.
 
         Args:
@@ -45,7 +49,7 @@ class UnivariateMap(ABC):
         """
 
     @abstractmethod
-    def inverse(self, z: Tensor, parameters: Tensor) -> Output:
+    def inverse(self, z: Tensor, parameters: Any) -> Output:
         """Latent to data: x and log(dx/dz) for z. Shapes as ``forward``."""
 
     def features(self, x: Tensor, axis: int) -> Tensor:
@@ -55,3 +59,8 @@ class UnivariateMap(ABC):
         ``axis``.
         """
         return x
+
+
+def unstack(parameters: Any) -> tuple[Tensor, ...]:
+    """The parameters one by one, whichever way a ``separable`` map gets them."""
+    return parameters if isinstance(parameters, tuple) else parameters.unbind(-1)
