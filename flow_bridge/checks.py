@@ -31,17 +31,28 @@ def non_negative_int(owner: str, **values: int) -> None:
             )
 
 
+SMALLEST, LARGEST = 2.0**-126, 3.4e38
+"""What float32 holds: a constant beyond it would be 0 or infinite there."""
+
+
 def positive_number(owner: str, **values: float) -> None:
-    """Raise ``ValueError`` unless every value is a finite number above 0."""
+    """Raise ``ValueError`` unless every value is a number above 0 that float32 holds."""
     for name, value in values.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < float("inf")
-        ):
+        if not _is_number(value) or not SMALLEST <= value <= LARGEST:
             raise ValueError(
-                f"{owner} expects {name} to be a finite number above 0, got {value!r}."
+                f"{owner} expects {name} to be a number above 0 that float32 holds, got {value!r}."
             )
+
+
+def boolean(owner: str, **values: bool) -> None:
+    """Raise ``ValueError`` unless every value is ``True`` or ``False``."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{owner} expects {name} to be True or False, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
@@ -397,7 +408,7 @@ def finite_initialization(owner: str, finite: bool) -> None:
 
 def logit_alpha(owner: str, alpha: float) -> None:
     """Raise ``ValueError`` unless alpha is a number of at least 0 and below 1/2."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 0.5:
+    if not _is_number(alpha) or not 0 <= alpha < 0.5:
         raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
@@ -410,10 +421,11 @@ def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None
 def interval(owner: str, **bounds: float) -> None:
     """Raise ``ValueError`` unless the two bounds are finite numbers in increasing order."""
     (low_name, low), (high_name, high) = bounds.items()
-    numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in (low, high))
-    if not numbers or not -float("inf") < low < high < float("inf"):
+    numbers = _is_number(low) and _is_number(high)
+    if not numbers or not -LARGEST / 2 <= low < high <= LARGEST / 2:
         raise ValueError(
-            f"{owner} expects finite {low_name} < {high_name}, got {low!r} and {high!r}."
+            f"{owner} expects {low_name} < {high_name}, apart by no more than float32 holds, got "
+            f"{low!r} and {high!r}."
         )
 
 
@@ -445,20 +457,24 @@ def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> N
         )
 
 
+def momentum(owner: str, value: float) -> None:
+    """Raise ``ValueError`` unless a share of running averages is above 0 and at most 1."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{owner} expects momentum above 0 and at most 1, got {value!r}.")
+
+
 def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a number strictly between the bounds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low < value < high:
+    if not _is_number(value) or not low < value < high:
         raise ValueError(f"{owner} expects {name} between {low} and {high}, got {value!r}.")
 
 
 def non_negative_number(owner: str, **values: float) -> None:
     """Raise ``ValueError`` unless every value is a finite number of at least 0."""
     for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < float("inf"):
+        if not _is_number(value) or not 0 <= value <= LARGEST:
             raise ValueError(
-                f"{owner} expects {name} to be a finite number of at least 0, got {value!r}."
+                f"{owner} expects {name} to be a number of at least 0 that float32 holds, got {value!r}."
             )
 
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from flow_bridge import checks
+
 SLOPE_BOUNDS = {"gelu": 1.1290, "silu": 1.0999}
 """The largest slope of each activation, rounded up; 1 for those not listed."""
 
@@ -39,6 +41,18 @@ def inverse_message(num_rows: int, tolerance: float, lipschitz: float) -> str:
         f"the inverse of InvertibleResidual did not reach its tolerance {tolerance:.1e} within "
         f"{newton_steps(lipschitz)} steps in {num_rows} of the rows."
     )
+
+
+def check_eval_terms(owner: str, eval_terms: int | None, log_det: str) -> None:
+    """Raise ``ValueError`` unless the number of terms is ``None``, or positive and of a series."""
+    if eval_terms is None:
+        return
+    checks.positive_int(owner, eval_terms=eval_terms)
+    if log_det != "series":
+        raise ValueError(
+            f'{owner} takes eval_terms with log_det="series" only, got eval_terms={eval_terms!r} '
+            f"and log_det={log_det!r}."
+        )
 
 
 def stop_probability(owner: str, value: float | None, lipschitz: float) -> float:

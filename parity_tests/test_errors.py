@@ -201,11 +201,11 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     ),
     "bounds out of order": (
         lambda h: h.module.Uniform(2, 1.0, 0.0), ValueError,
-        "Uniform expects finite low < high, got 1.0 and 0.0.",
+        "Uniform expects low < high, apart by no more than float32 holds, got 1.0 and 0.0.",
     ),
     "eps": (
         lambda h: h.module.BatchNorm(2, eps=0), ValueError,
-        "BatchNorm expects eps to be a finite number above 0, got 0.",
+        "BatchNorm expects eps between 0 and 1, got 0.",
     ),
     "no data": (lambda h: h.fit(X[:0]), ValueError, "fit got no rows of data."),
     "NaN data": (

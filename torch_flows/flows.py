@@ -1,5 +1,6 @@
 """A flow is a bijector and a base distribution."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.domains import REALS
 from flow_bridge.standardization import location_and_scale
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, initialize
@@ -15,6 +17,7 @@ from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
+from torch_flows.numerics import beyond
 from torch_flows.registry import register
 
 
@@ -112,10 +115,17 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
-        A row of x with a NaN gives NaN in that row only.
+        Outside the domain of the bijector and at its ends (at infinity too) it is -inf; a row of x
+        with a NaN gives NaN in that row only.
         """
-        z, log_det = self.forward(x, context)
-        return self.base.log_prob(z) + log_det
+        domain, ndim = self.bijector.domain, len(self.event_shape)
+        condition = self._condition("x", x, context)
+        # in training mode a second pass through the first members would count as another batch
+        outside = beyond(x, domain, ndim) if self.training else self.bijector.outside(x, condition)
+        if domain != REALS:  # so that such rows have the gradient 0, not NaN
+            x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
+        z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
+        return torch.where(outside, -math.inf, self.base.log_prob(z) + log_det)
 
     def sample(
         self,
@@ -124,6 +134,8 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
+
+        Where the bijector has a bounded domain, they lie inside: rounding would put some at its ends.
 
         Args:
             num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
@@ -142,6 +154,9 @@ class Flow(nn.Module):
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
         z = self.base.sample((*shape, *context_batch(self, context)), generator)
         x, log_det = self.inverse(z, context)
+        if self.bijector.domain != REALS:
+            low, high = self.bijector.domain.ends(dtype_name(x.dtype))
+            x = torch.where(x < low, low, torch.where(x > high, high, x))
         return x, self.base.log_prob(z) - log_det
 
     def distribution(

@@ -15,6 +15,7 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from jax_flows.inputs import check_input
+from jax_flows.numerics import beyond
 from jax_flows.variables import HasVariables, Output, Variables, freeze_lists
 
 Shape = tuple[int | None, ...]
@@ -33,7 +34,8 @@ class Bijector(HasVariables):
         context_dim: width of the context, 0 for none.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite.
+            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
+            what its other members ask for depends on its weights, see ``outside``.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
     """
 
@@ -123,6 +125,21 @@ class Bijector(HasVariables):
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
         return {}
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
+        return (self.codomain if inverse else self.domain) != REALS
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+
+        With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
+        what each of its members gets.
+        """
+        ndim = len(self.latent_shape if inverse else self.event_shape)
+        return beyond(x, self.codomain if inverse else self.domain, ndim)
 
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...

@@ -60,11 +60,11 @@ class ContinuousBijector(Bijector):
         hidden_dims: widths of the hidden layers of f.
         trace: ``"exact"`` or ``"hutchinson"``.
         solver: ``"dopri5"`` or ``"rk4"``.
-        rtol, atol: tolerances of ``"dopri5"``.
+        rtol, atol: tolerances of ``"dopri5"``, between 0 and 1.
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
             to the size of the gradient, in constant memory, first derivatives only; ``False``: through
             its steps. ``"rk4"`` always differentiates its steps.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
         max_steps: the most steps of ``"dopri5"``.
@@ -113,7 +113,9 @@ class ContinuousBijector(Bijector):
         checks.one_of(name, "trace", self.trace, ("exact", "hutchinson"))
         checks.one_of(name, "solver", self.solver, ("dopri5", "rk4"))
         checks.one_of(name, "probe", self.probe, ("rademacher", "gaussian"))
-        checks.positive_number(name, rtol=self.rtol, atol=self.atol)
+        checks.open_interval(name, "rtol", self.rtol, 0, 1)
+        checks.open_interval(name, "atol", self.atol, 0, 1)
+        checks.boolean(name, adjoint=self.adjoint)
         penalties = {"kinetic_energy": self.kinetic_energy, "jacobian_norm": self.jacobian_norm}
         checks.non_negative_number(name, **penalties)
         _ = self.network

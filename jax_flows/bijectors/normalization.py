@@ -27,8 +27,8 @@ class BatchNorm(Bijector):
 
     Args:
         dim: number of dimensions.
-        eps: added to the variance.
-        momentum: share of the new batch in the running averages.
+        eps: added to the variance, between 0 and 1.
+        momentum: share of the new batch in the running averages, above 0 and at most 1.
 
     Shapes: x and z ``(*batch, dim)``, at least 2 rows in training mode.
 
@@ -45,7 +45,8 @@ class BatchNorm(Bijector):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive_int("BatchNorm", dim=self.dim)
-        checks.positive_number("BatchNorm", eps=self.eps, momentum=self.momentum)
+        checks.open_interval("BatchNorm", "eps", self.eps, 0, 1)
+        checks.momentum("BatchNorm", self.momentum)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -130,6 +130,26 @@ class Chain(Bijector):
                 )
         return gather(children)
 
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            found = bijector.outside(layer, x, context, inverse)
+            move = bijector.map_inverse if inverse else bijector.map_forward
+            return move(layer, x, context)[0], found.astype(x.dtype), {}
+
+        segments = self.segments[:: -1 if inverse else 1]
+        while len(segments) > 1 and not any(
+            self.bijectors[indices[0]].is_bounded(inverse) for _, indices in segments[-1].names()
+        ):
+            segments.pop()
+        return self._run(step, variables, x, context, inverse, segments)[1] > 0
+
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
             return *bijector.map_forward(*args), {}
@@ -169,11 +189,12 @@ class Chain(Bijector):
         x: Array,
         context: Array | None,
         reverse: bool = False,
+        segments: list[_Segment] | None = None,
     ) -> tuple[Array, Array, Variables]:
         direction = -1 if reverse else 1
         carry = x, jnp.zeros(x.shape[: x.ndim - len(self.event_shape)], x.dtype)
         batch_stats: dict[str, Any] = {}
-        for segment in self.segments[::direction]:
+        for segment in segments or self.segments[::direction]:
             block = [(name, self.bijectors[i[0]]) for name, i in segment.names()][::direction]
 
             def run_block(carry: Output, layers: Any, block: Any = block) -> Any:
@@ -242,6 +263,14 @@ class Invert(Bijector):
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return self.bijector.is_bounded(not inverse)
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        return self.bijector.outside(child(variables, "bijector"), x, context, not inverse)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         return self.bijector.map_inverse(child(variables, "bijector"), x, context)

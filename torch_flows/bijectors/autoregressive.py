@@ -236,7 +236,7 @@ def MaskedAffineAutoregressive(
         hidden_dims: widths of the network's hidden layers, any number of them.
         order: which dimension is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``,
             ``"random:SEED"``, or a list of the dimensions.
-        activation: a name in ``networks.activations``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, which all dimensions see; 0 for none.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
@@ -276,7 +276,7 @@ def MaskedSplineAutoregressive(
             ``"random:SEED"``, or a list of the dimensions.
         num_bins: bins of each spline, below 1000.
         tail_bound: where the identity begins.
-        activation: a name in ``networks.activations``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, which all dimensions see; 0 for none.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.

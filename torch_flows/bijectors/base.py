@@ -12,6 +12,7 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from torch_flows.inputs import check_input, check_output
+from torch_flows.numerics import beyond
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -32,7 +33,8 @@ class Bijector(nn.Module, ABC):
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite.
+            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
+            what its other members ask for depends on its weights, see ``outside``.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
@@ -109,6 +111,19 @@ class Bijector(nn.Module, ABC):
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
         return {}
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
+        return (self.codomain if inverse else self.domain) != REALS
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+
+        With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
+        what each of its members gets.
+        """
+        ndim = len(self.latent_shape if inverse else self.event_shape)
+        return beyond(x, self.codomain if inverse else self.domain, ndim)
 
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...

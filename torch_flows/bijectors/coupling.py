@@ -185,13 +185,13 @@ class Coupling(Bijector):
         """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
         axis, map = -len(self.event_shape), self.map
         out = run_conditioner(self, map.features(fixed, axis), context)
-        if isinstance(out, Tensor) and not map.separable:
-            out = out.to(fixed.dtype).unflatten(axis, (map.num_parameters, -1))
-            return out.movedim(axis - 1, -1)
-        if isinstance(out, Tensor):
-            out = out.chunk(map.num_parameters, axis)
-        parts = tuple(part.to(fixed.dtype) for part in out)
-        return parts if map.separable else torch.stack(parts, -1)
+        if isinstance(out, tuple):
+            out = tuple(part.to(fixed.dtype) for part in out)
+            return out if map.separable else torch.stack(out, -1)
+        if map.separable:
+            return out.to(fixed.dtype).chunk(map.num_parameters, axis)
+        out = out.to(fixed.dtype).unflatten(axis, (map.num_parameters, -1))
+        return out.movedim(axis - 1, -1)
 
 
 @register
@@ -210,7 +210,7 @@ def AdditiveCoupling(
         dim: number of dimensions, at least 2.
         hidden_dims: widths of the conditioner's hidden layers.
         mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
-        activation: a name in ``networks.activations``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         context_dim: width of the context, 0 for none.
 
     Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
@@ -237,7 +237,7 @@ def AffineCoupling(
         dim: number of dimensions, at least 2.
         hidden_dims: widths of the conditioner's hidden layers.
         mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
-        activation: a name in ``networks.activations``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         separate_networks: two networks for t and s, each with weights for all ``dim`` dimensions on
             both sides, of which the mask picks the ones that are used (the layout and the parameter
             count of the original RealNVP); ``False``: one network from fixed to free dimensions.
@@ -278,7 +278,7 @@ def SplineCoupling(
         mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
         num_bins: bins of each spline, below 1000.
         tail_bound: where the identity begins.
-        activation: a name in ``networks.activations``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         context_dim: width of the context, 0 for none.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -305,7 +305,7 @@ def ConvAffineCoupling(
         channels: number of channels, at least 2.
         hidden_channels: width of the network.
         mask: which channels stay fixed, see ``flow_bridge.masks.coupling_mask``.
-        activation: a name in ``networks.activations``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         context_dim: width of the context, 0 for none; every pixel sees all of it.
 
     Shapes: x and z ``(*batch, channels, height, width)``, context ``(*batch, context_dim)``.

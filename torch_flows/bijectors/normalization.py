@@ -24,8 +24,8 @@ class BatchNorm(Bijector):
 
     Args:
         dim: number of dimensions.
-        eps: added to the variance.
-        momentum: share of the new batch in the running averages.
+        eps: added to the variance, between 0 and 1.
+        momentum: share of the new batch in the running averages, above 0 and at most 1.
 
     Shapes: x and z ``(*batch, dim)``, at least 2 rows in training mode.
 
@@ -41,7 +41,8 @@ class BatchNorm(Bijector):
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         checks.positive_int("BatchNorm", dim=dim)
-        checks.positive_number("BatchNorm", eps=eps, momentum=momentum)
+        checks.open_interval("BatchNorm", "eps", eps, 0, 1)
+        checks.momentum("BatchNorm", momentum)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum

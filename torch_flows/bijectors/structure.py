@@ -47,6 +47,22 @@ class Chain(Bijector):
             shape = bijector.map_shape(shape, inverse)
         return shape
 
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        bijectors = list(self.bijectors[:: -1 if inverse else 1])
+        while len(bijectors) > 1 and not bijectors[-1].is_bounded(inverse):
+            bijectors.pop()
+        found = []
+        for bijector in bijectors:
+            layer_context = context if bijector.context_dim else None
+            found.append(bijector.outside(x, layer_context, inverse))
+            if bijector is not bijectors[-1]:
+                step = bijector.map_inverse if inverse else bijector.map_forward
+                x, _ = step(x, layer_context)
+        return torch.stack(found).any(0)
+
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self._run(self.bijectors, x, context)
 
@@ -118,6 +134,12 @@ class Invert(Bijector):
 
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         return self.bijector.map_shape(shape, not inverse)
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return self.bijector.is_bounded(not inverse)
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self.bijector.outside(x, context, not inverse)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self.bijector.map_inverse(x, context)
