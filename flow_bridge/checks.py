@@ -2,7 +2,7 @@
 
 import importlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,6 +195,14 @@ def not_an_array(owner: str, name: str, kind: str) -> str:
     return f"{owner} expects {name} as an array, got {kind}{hint}."
 
 
+def no_variables(owner: str, kind: str) -> str:
+    """What JAX's half says to something else in place of variables."""
+    return (
+        f"{owner} expects variables as init, fit and load return them, nested mappings of arrays, "
+        f"got {kind}."
+    )
+
+
 def no_float64(owner: str, name: str) -> str:
     """What JAX's half says to float64 while JAX would round it."""
     return (
@@ -352,10 +360,11 @@ def context_width(
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape
-    if bijector.context_dim or any(len(shape) != 1 for shape in shapes):
+    taken = bijector.context_dim or bijector.has_batch_statistics
+    if taken or any(len(shape) != 1 for shape in shapes):
         raise ValueError(
-            f"{owner} expects a bijector in context_net to be of vectors and to take no context, got "
-            f"a {type(bijector).__name__}."
+            f"{owner} expects a bijector in context_net to be of vectors, to take no context and to use "
+            f"no batch statistics, got a {type(bijector).__name__}."
         )
     return shapes[0][0], shapes[1][0]
 
@@ -444,9 +453,26 @@ def instances(owner: str, name: str, values: Iterable[object], cls: type) -> Non
     """Raise ``TypeError`` unless every value is an instance of the class."""
     for value in values:
         if not isinstance(value, cls):
+            kind = "list" if isinstance(value, tuple) else type(value).__name__
+            raise TypeError(f"{owner} expects {name} of type {cls.__name__}, got {kind}.")
+
+
+def overridden(owner: str, methods: Mapping[str, object], names: Iterable[str]) -> None:
+    """Raise ``TypeError`` if a class writes a public method that other modules go around."""
+    for name in names:
+        if name in methods:
             raise TypeError(
-                f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
+                f"{owner} writes {name}, which checks its input and calls map_{name}: write map_{name}, "
+                "which chains call too."
             )
+
+
+def shared_part(owner: str, kind: str, first: str, second: str) -> str:
+    """What PyTorch's half says to one part with weights in two places."""
+    return (
+        f"{owner} got one {kind} as {first!r} and as {second!r}, which would tie their weights: "
+        f"build one for each place, as in [{kind}(...) for _ in range(8)]."
+    )
 
 
 def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from flow_bridge.arguments import convert
 from flow_bridge.errors import ArchitectureError
 
 GIVEN = ("context_dim", "num_parameters", "mask", "order")
@@ -14,7 +15,8 @@ GIVEN = ("context_dim", "num_parameters", "mask", "order")
 REGISTERED: set[type] = set()
 """The classes that ``register_network`` of either half has seen."""
 
-_FLAX = ("parent", "name")
+FLAX = ("parent", "name")
+"""Arguments that Flax adds to every module."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -51,7 +53,9 @@ class Network:
         for name, value in chosen.items():
             if value is inspect.Parameter.empty:
                 raise ArchitectureError(f"{cls.__name__} needs its argument {name!r}.")
-        frozen = tuple((name, _frozen(cls, name, value)) for name, value in chosen.items())
+        frozen = tuple(
+            (name, _frozen(cls, name, convert(cls, name, value))) for name, value in chosen.items()
+        )
         object.__setattr__(self, "cls", cls)
         object.__setattr__(self, "options", frozen)
 
@@ -89,7 +93,7 @@ def network_arguments(cls: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             f"{cls.__name__} is no network: its first two arguments are to be the widths of its "
             "input and output."
         )
-    return {name: p for name, p in parameters[2:] if name not in (*GIVEN, *_FLAX)}
+    return {name: p for name, p in parameters[2:] if name not in (*GIVEN, *FLAX)}
 
 
 def as_network(owner: str, conditioner: Any, default: type) -> Network:

@@ -15,7 +15,14 @@ from flow_bridge.series import student_t_constant
 from jax_flows.inputs import check_array
 from jax_flows.numerics import sum_event
 from jax_flows.registry import register
-from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dtype
+from jax_flows.variables import (
+    HasVariables,
+    Variables,
+    check_variables,
+    freeze_lists,
+    kept,
+    weight_dtype,
+)
 
 
 class Distribution(HasVariables):
@@ -49,6 +56,7 @@ class Distribution(HasVariables):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
+    @kept
     def log_prob(self, variables: Variables, z: Array) -> Array:
         """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
@@ -59,6 +67,7 @@ class Distribution(HasVariables):
         check_array(self, variables, "z", z, self.event_shape)
         return self.log_density(variables, jnp.asarray(z))
 
+    @kept
     def from_noise(self, variables: Variables, noise: Array) -> Array:
         """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
@@ -67,10 +76,12 @@ class Distribution(HasVariables):
         check_array(self, variables, "noise", noise, self.noise_shape)
         return self.map_noise(variables, jnp.asarray(noise))
 
+    @kept
     def sample(
         self, variables: Variables, key: Array, shape: int | Sequence[int], dtype: Any = None
     ) -> Array:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype unless one is given."""
+        check_variables(self, variables)
         shape = checks.sample_shape(type(self).__name__, "shape", shape)
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform
         dtype = dtype or weight_dtype(variables) or jnp.result_type(float)

@@ -29,6 +29,8 @@ from jax_flows.variables import (
     child,
     freeze_lists,
     gather,
+    kept,
+    network_shapes,
     weight_dtype,
 )
 
@@ -67,7 +69,7 @@ class Flow(HasVariables):
 
     bijector: Bijector
     base: Distribution
-    context_net: Any = None
+    context_net: Any | Sequence[Any] | None = None
     columns: Sequence[str] | None = None
     context_columns: Sequence[str] | None = None
 
@@ -111,6 +113,20 @@ class Flow(HasVariables):
             )
         return gather(parts)
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        parts = {
+            "bijector": self.bijector.variable_shapes(dtype),
+            "base": self.base.variable_shapes(dtype),
+        }
+        for i, net in enumerate(list_of_nets(self.context_net)):
+            parts[f"context_net_{i}"] = (
+                net.variable_shapes(dtype)
+                if isinstance(net, Bijector)
+                else network_shapes(net, (net.in_dim,), dtype)
+            )
+        return gather(parts)
+
+    @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 
@@ -129,11 +145,13 @@ class Flow(HasVariables):
         x, context = self._condition(variables, "x", x, context)
         return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
+    @kept
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = self._condition(variables, "z", z, context)
         return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
+    @kept
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
@@ -153,6 +171,7 @@ class Flow(HasVariables):
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
         return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
 
+    @kept
     def embed(self, variables: Variables, context: Array) -> Array:
         """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for i, net in enumerate(list_of_nets(self.context_net)):
@@ -163,6 +182,21 @@ class Flow(HasVariables):
                 context = net.apply(own, context)
         return context
 
+    def set_statistics(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None = None,
+        weights: Array | None = None,
+    ) -> dict[str, Any]:
+        """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
+        x, context = self._condition(variables, "x", x, context)
+        own = child(variables, "bijector")
+        _, batch_stats = self.bijector.map_and_set_statistics(own, x, context, weights)
+        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": gather(parts)["batch_stats"]}
+
+    @kept
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
@@ -176,6 +210,7 @@ class Flow(HasVariables):
         log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
         return jnp.where(outside, -math.inf, log_prob)
 
+    @kept
     def log_prob_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Variables]:
@@ -187,6 +222,7 @@ class Flow(HasVariables):
         log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
         return jnp.where(outside, -math.inf, log_prob), batch_stats
 
+    @kept
     def sample(
         self,
         variables: Variables,
@@ -206,6 +242,7 @@ class Flow(HasVariables):
         """
         return self.sample_and_log_prob(variables, key, num_samples, context)[0]
 
+    @kept
     def sample_and_log_prob(
         self,
         variables: Variables,

@@ -1,7 +1,7 @@
 """Base distributions of the latent z."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,9 +12,10 @@ from flow_bridge.series import student_t_constant
 from torch_flows.inputs import check_array
 from torch_flows.numerics import sum_event
 from torch_flows.registry import register
+from torch_flows.variables import HasVariables
 
 
-class Distribution(nn.Module, ABC):
+class Distribution(HasVariables):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
 
     A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
@@ -26,14 +27,13 @@ class Distribution(nn.Module, ABC):
         reparameterized: whether gradients through samples reach every weight.
     """
 
-    is_architecture = True
     noise = "normal"
     reparameterized = True
     device_anchor: Tensor
 
     def __init__(self, dim: int | Sequence[int]) -> None:
         super().__init__()
-        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        self.dim = dim
         self.event_shape = checks.event_shape_of(type(self).__name__, dim)
         self.noise_shape = self.event_shape
         self.register_buffer("device_anchor", torch.zeros(()), persistent=False)

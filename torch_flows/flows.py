@@ -9,20 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.architecture import Architecture, describe
 from flow_bridge.domains import REALS
+from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import location_and_scale
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, initialize
+from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
 from torch_flows.numerics import beyond
 from torch_flows.registry import register
+from torch_flows.variables import HasVariables
 
 
 @register
-class Flow(nn.Module):
+class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
     log p(x) = log p_base(z) + log|det dz/dx|.
@@ -49,8 +52,6 @@ class Flow(nn.Module):
         >>> tuple(x.shape), tuple(log_prob.shape)
         ((3, 4, 2), (3, 4))
     """
-
-    is_architecture = True
 
     def __init__(
         self,
@@ -100,6 +101,17 @@ class Flow(nn.Module):
         context = self._condition("z", z, context)
         return check_output(self, z, self.bijector.map_inverse(z, context))
 
+    def confirm(self, architecture: Architecture) -> Architecture:
+        """As ``Buildable.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
+        try:
+            return super().confirm(architecture)
+        except ArchitectureError:
+            if type(self) is Flow:
+                raise
+        architecture = describe(self, Flow)
+        self.compare(architecture, Flow)
+        return architecture
+
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
         initialize(self, self.bijector, x, context, self.embed)
@@ -111,6 +123,14 @@ class Flow(nn.Module):
                 net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
             )
         return context
+
+    def set_statistics(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
+        with torch.no_grad(), evaluation(self):
+            condition = self._condition("x", x, context)
+            self.bijector.map_and_set_statistics(x, condition, weights)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.

@@ -95,6 +95,8 @@ class InvertibleResidual(Bijector):
         checks.one_of(name, "log_det", self.log_det, ("exact", "series"))
         bridge.check_eval_terms(name, self.eval_terms, self.log_det)
         _ = self._stop, self.network.mlp
+        if self.log_det == "series":
+            bridge.roulette_length(self._stop)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -15,7 +15,10 @@ from flow_bridge.domains import Interval
 from flow_bridge.layouts import stack_name
 from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, child, gather
+from jax_flows.variables import Output, Variables, child, gather, stacked_shapes
+
+MAX_PERIOD = 64
+"""The longest block of bijectors that a chain looks for repetitions of."""
 
 
 class _Segment(NamedTuple):
@@ -37,19 +40,24 @@ class _Segment(NamedTuple):
 
 
 def _segments(bijectors: tuple[Bijector, ...]) -> list[_Segment]:
-    def same(a: Bijector, b: Bijector) -> bool:
-        return a == b and a.stackable
-
+    known: dict[Bijector, int] = {}  # equal ones have one number, what does not stack its own
+    kinds = [
+        known.setdefault(b, len(known)) if b.stackable else -1 - i for i, b in enumerate(bijectors)
+    ]
     segments, start = [], 0
-    while start < len(bijectors):
+    while start < len(kinds):
         best = _Segment(start, 1, 1)
-        for period in range(1, (len(bijectors) - start) // 2 + 1):
+        for period in range(1, min(MAX_PERIOD, (len(kinds) - start) // 2) + 1):
             stop = start + period
-            while stop < len(bijectors) and same(bijectors[stop], bijectors[stop - period]):
+            if kinds[stop] != kinds[start]:
+                continue
+            while stop < len(kinds) and kinds[stop] == kinds[stop - period]:
                 stop += 1
             repeats = (stop - start) // period
             if repeats > 1 and repeats * period > best.repeats * best.period:
                 best = _Segment(start, period, repeats)
+            if stop == len(kinds):
+                break
         segments.append(best)
         start += best.period * best.repeats
     return segments
@@ -96,6 +104,10 @@ class Chain(Bijector):
     def stackable(self) -> bool:  # type: ignore[override]
         return all(b.stackable for b in self.bijectors)
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return any(b.has_batch_statistics for b in self.bijectors)
+
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
@@ -128,6 +140,18 @@ class Chain(Bijector):
                 children[name] = (
                     init(keys[indices[0]]) if len(indices) == 1 else jax.lax.map(init, layer_keys)
                 )
+        return gather(children)
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        known: dict[Bijector, Variables] = {}
+        children = {}
+        for segment in self.segments:
+            for name, indices in segment.names():
+                bijector = self.bijectors[indices[0]]
+                if bijector not in known:
+                    known[bijector] = bijector.variable_shapes(dtype)
+                shapes, count = known[bijector], len(indices)
+                children[name] = shapes if count == 1 else stacked_shapes(shapes, count)
         return gather(children)
 
     def is_bounded(self, inverse: bool = False) -> bool:
@@ -182,6 +206,18 @@ class Chain(Bijector):
         x, _, layers = self._run(step, variables, x, context, inverse)
         return x, gather(layers)
 
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, batch_stats = bijector.map_and_set_statistics(layer, x, context, weights)
+            return x, jnp.zeros((), x.dtype), batch_stats
+
+        x, _, batch_stats = self._run(step, variables, x, context)
+        return x, batch_stats
+
     def _run(
         self,
         step: Callable[..., tuple[Array, Array, Variables]],
@@ -220,7 +256,8 @@ class Chain(Bijector):
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
 
-    Batch statistics inside do not change in training: both directions use the running averages.
+    The bijector is put in evaluation mode and stays there: in training both directions use the running
+    averages, which do not change.
 
     Args:
         bijector: the one to turn around.
@@ -263,6 +300,9 @@ class Invert(Bijector):
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector.variable_shapes(dtype)})
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return self.bijector.is_bounded(not inverse)

@@ -1,17 +1,18 @@
 """What every univariate map is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
+from flow_bridge.arguments import PlainArguments
 from flow_bridge.domains import REALS, Interval
 
 Output = tuple[Array, Array]
 
 
-class UnivariateMap(ABC):
+class UnivariateMap(metaclass=PlainArguments):
     """An increasing map of one variable whose parameters are given from outside.
 
     It has no weights: a structure (``Elementwise``, ``Coupling``, ``MaskedAutoregressive``) hands it

@@ -54,6 +54,8 @@ class MLP(nn.Module):
         super().__init__()
         hidden_dims = checks.hidden_widths("MLP", hidden_dims)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.hidden_dims = hidden_dims
         self.activation = activation
         self.layers = linear_layers((in_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
 

@@ -70,7 +70,12 @@ class ResidualMLP(nn.Module):
         checks.residual_network("ResidualMLP", hidden_dim, num_blocks, context)
         checks.one_of("ResidualMLP", "activation", activation, ACTIVATIONS)
         hidden_dims = (hidden_dim,) * (1 + 2 * num_blocks)
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.hidden_dim = hidden_dim
+        self.num_blocks = num_blocks
         self.activation = activation
+        self.context = context
+        self.context_dim = context_dim
         self.layers = linear_layers((in_dim + context_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
         start_small(self.layers)
         num_gates = num_blocks if context == "gate" and context_dim else 0

@@ -1,16 +1,17 @@
 """What every univariate map is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
 
+from flow_bridge.arguments import PlainArguments
 from flow_bridge.domains import REALS, Interval
 
 Output = tuple[Tensor, Tensor]
 
 
-class UnivariateMap(ABC):
+class UnivariateMap(metaclass=PlainArguments):
     """An increasing map of one variable whose parameters are given from outside.
 
     It has no weights: a structure (``Elementwise``, ``Coupling``, ``MaskedAutoregressive``) hands it
