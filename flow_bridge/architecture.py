@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from flow_bridge.arguments import plain_arguments
 from flow_bridge.errors import ArchitectureError
@@ -53,7 +53,7 @@ class Registry:
             raise ArchitectureError(
                 f"{self.package} already has a type {cls.__name__!r}, from {known.__module__}."
             )
-        registered = cls if isinstance(cls, type) else cast(T, plain_arguments(cls))
+        registered = cls if isinstance(cls, type) else plain_arguments(cls)
         self.types[cls.__name__] = registered
         return registered
 
@@ -90,7 +90,7 @@ class Registry:
                 f"{self.package} has no type {name!r}; a class of your own must be registered "
                 f"first, with {self.package}.register."
             )
-        cls = self.types[name]
+        cls: Any = self.types[name]
         known = argument_names(cls)
         unbuilt = cls in REGISTERED and known[0] not in architecture
         known = [*network_arguments(cls)] if unbuilt else known

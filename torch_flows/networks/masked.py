@@ -47,9 +47,6 @@ class MaskedNetwork(nn.Module):
         self.gates = nn.ModuleList(  # type: ignore[assignment]
             nn.Linear(plan.context_dim, plan.hidden_dims[0]) for _ in range(num_gates)
         )
-        # on the meta device a checkpoint of unknown origin may ask for any size, and nothing is run
-        if self.layers[0].weight.is_meta:
-            return
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
         for i, (below, above) in enumerate(pairwise(degrees)):
             self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
