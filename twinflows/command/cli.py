@@ -146,7 +146,13 @@ def train(
     from flow_bridge.checkpoint import write_checkpoint
     from flow_bridge.standardization import location_and_scale
     from twinflows.command.columns import choose, take
-    from twinflows.command.models import describe, draw, expected_shapes, new_model
+    from twinflows.command.models import (
+        check_storable,
+        describe,
+        draw,
+        expected_shapes,
+        new_model,
+    )
     from twinflows.command.outputs import check_outputs
     from twinflows.command.pictures import check_picture, draw_training
     from twinflows.command.tables import read_table
@@ -187,9 +193,10 @@ def train(
     _check_batches(built.arrays(), len(x), validation, batch_size)
     if standardize and x.ndim in (2, 4):
         built.standardize(x, contexts if given else None)
-    contexts_cast = contexts.astype(dtype.value) if given else None
+    check_storable(architecture(built.flow), built.arrays())
+    contexts_cast = contexts.astype(dtype.value, copy=False) if given else None
     history = built.fit(
-        x.astype(dtype.value),
+        x.astype(dtype.value, copy=False),
         contexts_cast,
         validation=validation,
         num_epochs=epochs,
@@ -307,7 +314,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
             "values": header.num_values,
             "sha256": header.sha256,
         }
-        print(json.dumps(contents, indent=2))
+        _print_json(contents, indent=2)
         return
     print(json.dumps(header.description, indent=2))
     for title, columns in scaling.items():
@@ -413,7 +420,7 @@ def _digits(file: Path) -> int:
     return 17 if any(tensor.dtype == "float64" for tensor in tensors) else 9
 
 
-def _print_json(value: Any) -> None:
+def _print_json(value: Any, indent: int | None = None) -> None:
     """JSON on stdout; numbers that are not finite, which JSON does not have, are null."""
 
     def finite(value: Any) -> Any:
@@ -423,7 +430,7 @@ def _print_json(value: Any) -> None:
             return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    print(json.dumps(finite(value)))
+    print(json.dumps(finite(value), indent=indent))
 
 
 def _printable(text: str) -> str:

@@ -4,17 +4,20 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flow_bridge.architecture import Architecture, architecture
+from flow_bridge.architecture import Architecture, architecture, construction_budget
+from flow_bridge.checkpoint import MODEL, Header, TensorInfo, check_model
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_shapes
 from twinflows.sides.models import Model, TorchModel, half
 
 BLOCK_ROWS = 4096
+MAX_LAYERS, MAX_ENTRIES = 100_000, 1 << 27
+"""What a model may have of layers and of entries of masks, before its size is known."""
 BASE_DEFAULTS: dict[str, Architecture] = {
     "GaussianMixture": {"num_components": 8},
     "StudentT": {"df": 4.0},
@@ -75,7 +78,8 @@ def describe(
             base_options[name.removeprefix("base.")] = value
         else:
             described[name] = value
-    named = _outline(described, backend)
+    with construction_budget(layers=MAX_LAYERS, entries=MAX_ENTRIES):
+        named = _outline(described, backend)
     described_base = architecture(named.base)
     if base is not None:
         bases = {n: c for n, c in types.items() if _is_a(c, package.Distribution)}
@@ -121,6 +125,14 @@ def _outline(architecture: Architecture, backend: str | None) -> Any:
     import jax_flows
 
     return jax_flows.build(architecture)
+
+
+def check_storable(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ``TwinflowsError`` unless a checkpoint may hold these: before they are trained or made."""
+    tensors = {name: TensorInfo(a.dtype.name, a.shape) for name, a in arrays.items()}
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    header = Header(MODEL, architecture, tensors, "", num_bytes)
+    check_model(header, expected_shapes, writing=True)
 
 
 def check_memory(what: str, num_bytes: int) -> None:
