@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flow_bridge.arguments import plain_arguments
+from flow_bridge.arguments import convert_arguments
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.networks import FLAX, REGISTERED, Network, network_arguments
 
@@ -53,7 +53,7 @@ class Registry:
             raise ArchitectureError(
                 f"{self.package} already has a type {cls.__name__!r}, from {known.__module__}."
             )
-        registered = cls if isinstance(cls, type) else plain_arguments(cls)
+        registered = cls if isinstance(cls, type) else convert_arguments(cls)
         self.types[cls.__name__] = registered
         return registered
 

@@ -455,13 +455,12 @@ class _Engine:
             return value if known else type(value).__name__
 
         hidden = {"params", "lr"} if self.sets_rate else {"params"}
-        return [
-            type(self.optimizer).__name__,
-            *(
-                {k: plain(v) for k, v in group.items() if k not in hidden}
-                for group in self.optimizer.param_groups
-            ),
-        ]
+        groups: list[Any] = []
+        for group in self.optimizer.param_groups:
+            options = {k: plain(v) for k, v in group.items() if k not in hidden}
+            if options not in groups:  # sharded and other parameters have groups of their own
+                groups.append(options)
+        return [type(self.optimizer).__name__, *groups]
 
     def state_arrays(self, best: dict[str, Tensor] | None) -> dict[str, np.ndarray]:
         groups = {"weights": self.flow.state_dict(), "best": best or {}}

@@ -1,6 +1,7 @@
 """Normalisation with statistics of the data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,7 +137,7 @@ class ActNorm(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,7 +212,7 @@ class Standardize(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,7 @@
 """Residual maps: the identity plus something small enough to stay invertible."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,13 @@ from flow_bridge import lipschitz as bridge
 from flow_bridge.errors import ConvergenceError
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
-from jax_flows.inputs import check_input
+from jax_flows.inputs import check_input, check_probe
 from jax_flows.networks.lipschitz import LipschitzMLP
 from jax_flows.numerics import (
     DIFFERENTIABLE_STEPS,
+    at_least_float32,
     first_step,
+    in_float32,
     is_eager,
     matmul_precision,
     next_step,
@@ -26,7 +29,7 @@ from jax_flows.numerics import (
     random_bits,
 )
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, child, gather
+from jax_flows.variables import AnyArray, Output, Variables, child, gather
 
 _Search = tuple[Array, Array, Array, Array, Array, Array, Array]
 
@@ -77,7 +80,7 @@ class InvertibleResidual(Bijector):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     lipschitz: float = 0.97
     log_det: str = "exact"
     activation: str = "silu"
@@ -105,7 +108,7 @@ class InvertibleResidual(Bijector):
     @property
     def network(self) -> LipschitzMLP:
         """The network g."""
-        widths = (self.dim, self.hidden_dims)
+        widths = (self.dim, tuple(self.hidden_dims))
         return LipschitzMLP(*widths, self.activation, self.lipschitz, self.context_dim)
 
     @property
@@ -119,10 +122,12 @@ class InvertibleResidual(Bijector):
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
         return variables
 
+    @in_float32
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         return self._evaluate(layers, x, self.eval_terms)
 
+    @in_float32
     def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
@@ -138,6 +143,7 @@ class InvertibleResidual(Bijector):
         batch_stats["noise_step"] = next_step(step)
         return *self._estimate(layers, x, noise, num_terms), batch_stats
 
+    @in_float32
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         x = self._solve(layers, z)
@@ -156,10 +162,10 @@ class InvertibleResidual(Bijector):
     def forward_with_noise(
         self,
         variables: Variables,
-        x: Array,
-        noise: Array,
+        x: AnyArray,
+        noise: AnyArray,
         num_terms: int | Array,
-        context: Array | None = None,
+        context: AnyArray | None = None,
     ) -> Output:
         """``forward`` in evaluation mode, with the estimate of the log-det that training uses.
 
@@ -173,6 +179,20 @@ class InvertibleResidual(Bijector):
             context: as for ``forward``.
         """
         x, context = check_input(self, variables, "x", x, context)
+        noise = check_probe(self, variables, noise, x)
+        if not isinstance(num_terms, jax.Array):
+            checks.positive_int("InvertibleResidual", num_terms=num_terms)
+        return self._map_with_noise(variables, x, noise, num_terms, context)
+
+    @in_float32
+    def _map_with_noise(
+        self,
+        variables: Variables,
+        x: Array,
+        noise: Array,
+        num_terms: int | Array,
+        context: Array | None,
+    ) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         return self._estimate(layers, x, noise, num_terms)
 
@@ -188,6 +208,7 @@ class InvertibleResidual(Bijector):
     def _estimate(self, layers: Layers, x: Array, noise: Array, num_terms: int | Array) -> Output:
         """x + g(x), and the series with ``num_terms`` terms and its Neumann gradient."""
         g, slopes = evaluate(layers, self.activation, x)
+        noise = at_least_float32(noise)
         fixed, fixed_slopes, noise = jax.lax.stop_gradient((layers, slopes, noise))
 
         def add_term(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:

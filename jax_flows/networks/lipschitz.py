@@ -11,7 +11,7 @@ from jax import Array
 from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from jax_flows.derivatives import Layers
 from jax_flows.networks.mlp import MLP
-from jax_flows.numerics import matmul_precision
+from jax_flows.numerics import at_least_float32, matmul_precision
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,12 @@ class LipschitzMLP:
         layers, batch_stats = [], {}
         for i in range(len(self.hidden_dims) + 1):
             name = f"layers_{i}"
-            kernel, bias = (variables["params"][name][leaf] for leaf in ("kernel", "bias"))
+            layer = variables["params"][name]
+            kernel, bias = at_least_float32(layer["kernel"]), at_least_float32(layer["bias"])
             if i == 0:
                 if context is not None:
                     weight = kernel[self.dim :]
+                    context = at_least_float32(context)
                     bias = jnp.matmul(context, weight, precision=matmul_precision()) + bias
                 kernel = kernel[: self.dim]
             if estimate:
@@ -86,9 +88,11 @@ class LipschitzMLP:
         return layers, batch_stats
 
     def _estimate(self, old: Mapping[str, Array], kernel: Array) -> tuple[Array, dict[str, Array]]:
-        u, v = power_iteration(jax.lax.stop_gradient(kernel).T, old["u"], old["v"])
+        old_u, old_v = at_least_float32(old["u"]), at_least_float32(old["v"])
+        u, v = power_iteration(jax.lax.stop_gradient(kernel).T, old_u, old_v)
         image = jnp.matmul(kernel.T, v, precision=matmul_precision())
-        return jnp.matmul(image, u, precision=matmul_precision()), {"u": u, "v": v}
+        new = {"u": u.astype(old["u"].dtype), "v": v.astype(old["v"].dtype)}
+        return jnp.matmul(image, u, precision=matmul_precision()), new
 
 
 def power_iteration(weight: Array, u: Array, v: Array) -> tuple[Array, Array]:

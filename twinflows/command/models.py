@@ -13,7 +13,7 @@ from flow_bridge.architecture import Architecture, architecture, construction_bu
 from flow_bridge.checkpoint import MODEL, Header, TensorInfo, check_model
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_shapes
-from twinflows.sides.models import Model, TorchModel, half
+from twinflows.sides.base import Side, half
 
 BLOCK_ROWS = 4096
 MAX_LAYERS, MAX_ENTRIES = 100_000, 1 << 27
@@ -25,14 +25,14 @@ BASE_DEFAULTS: dict[str, Architecture] = {
 """Of the arguments that a constructor leaves open."""
 
 
-def open_model(path: str | os.PathLike[str], backend: str | None) -> Model:
+def open_model(path: str | os.PathLike[str], backend: str | None) -> Side:
     """The flow in a checkpoint, in the named backend or in the one that is installed.
 
     Raises:
         CheckpointError: whatever is wrong with the file.
         ArchitectureError: if it holds something that has no density.
     """
-    model: Model = half(backend).load(path)
+    model: Side = half(backend).load(path)
     if not hasattr(model.flow, "base"):
         name = type(model.flow).__name__
         raise ArchitectureError(f"{os.fspath(path)} holds a {name}, which is no flow.")
@@ -64,7 +64,8 @@ def describe(
     types = package.registry.registry.types
     flows = {n: c for n, c in types.items() if c is not package.Flow and _is_a(c, package.Flow)}
     cls = _named("model", model, flows)
-    described: Architecture = {"type": cls.__name__} | _size(cls, event_shape)
+    size = _size(cls, event_shape)
+    described: Architecture = {"type": cls.__name__, **size}
     if context_dim:
         described["context_dim"] = context_dim
     base_options: Architecture = {}
@@ -74,6 +75,8 @@ def describe(
             value = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
+        if name in (*size, "type", "context_dim"):
+            raise ValueError(f"--set cannot set {name!r}: that follows from the data.")
         if name.startswith("base."):
             base_options[name.removeprefix("base.")] = value
         else:
@@ -94,7 +97,7 @@ def describe(
     }
 
 
-def new_model(architecture: Architecture, backend: str | None, dtype: str, seed: int) -> Model:
+def new_model(architecture: Architecture, backend: str | None, dtype: str, seed: int) -> Side:
     """A flow with initial weights.
 
     Raises:
@@ -108,14 +111,14 @@ def new_model(architecture: Architecture, backend: str | None, dtype: str, seed:
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays, in PyTorch's layout, from whichever half is installed."""
     flow = _outline(architecture, None)
-    if half(None) is TorchModel:
+    if half(None).backend == "torch":
         return {name: tuple(array.shape) for name, array in flow.state_dict().items()}
     return torch_shapes(flow.shapes())
 
 
 def _outline(architecture: Architecture, backend: str | None) -> Any:
     """The flow without its weights."""
-    if half(backend) is TorchModel:
+    if half(backend).backend == "torch":
         import torch
 
         import torch_flows  # says what is missing where there is no torch
@@ -148,7 +151,7 @@ def check_memory(what: str, num_bytes: int) -> None:
 
 
 def draw(
-    model: Model, num_samples: int, generator: np.random.Generator, context: np.ndarray | None
+    model: Side, num_samples: int, generator: np.random.Generator, context: np.ndarray | None
 ) -> np.ndarray:
     """Samples, the same in both halves; any size where an event has none of its own is 1.
 
@@ -160,7 +163,7 @@ def draw(
     return in_blocks(model.from_noise, noise, context)
 
 
-def noise_shape(model: Model, num_samples: int) -> tuple[int, ...]:
+def noise_shape(model: Side, num_samples: int) -> tuple[int, ...]:
     """The shape of the noise for samples, where the machine's memory can hold them.
 
     Raises:
@@ -187,7 +190,7 @@ def in_blocks(
 
 
 def _package(backend: str | None) -> Any:
-    if half(backend) is TorchModel:
+    if half(backend).backend == "torch":
         import torch_flows
 
         return torch_flows
