@@ -138,7 +138,7 @@ class ContinuousBijector(Bijector):
     def network(self) -> MLP:
         """The network f of (x, t, context)."""
         widths = (self.dim + 1 + self.context_dim, self.dim)
-        return MLP(*widths, self.hidden_dims, self.activation, parent=None)
+        return MLP(*widths, tuple(self.hidden_dims), self.activation, parent=None)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)
