@@ -1,8 +1,11 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
 import importlib
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from flow_bridge.architecture import count_construction
 from flow_bridge.errors import NonFiniteError
@@ -93,6 +96,62 @@ def describe(shape: Sequence[int | None], batch: str = "*batch") -> str:
     return f"({', '.join([batch, *('dim' if d is None else str(d) for d in shape)])})"
 
 
+def not_a_tensor(owner: str, name: str, kind: str) -> str:
+    """What PyTorch's half says to ``name`` of a type that is no tensor, and how to make it one."""
+    convert = {
+        "ndarray": f"torch.from_numpy({name})",
+        "ArrayImpl": f"torch.from_numpy(numpy.array({name}))",
+        "DataFrame": f"torch.from_numpy({name}.to_numpy())",
+        "Series": f"torch.from_numpy({name}.to_numpy())",
+        "MaskedArray": f"torch.from_numpy({name}.filled())",
+    }.get(kind, f"torch.tensor({name})")
+    hint = "" if kind == "NoneType" else f": {convert}"
+    return f"{owner} expects {name} as a torch.Tensor, got {kind}{hint}."
+
+
+def not_an_array(owner: str, name: str, kind: str) -> str:
+    """What JAX's half says to ``name`` of a type that is no array, and how to make it one."""
+    convert = {
+        "Tensor": f"{name}.numpy()",
+        "DataFrame": f"{name}.to_numpy()",
+        "Series": f"{name}.to_numpy()",
+        "MaskedArray": f"{name}.filled()",
+    }.get(kind, f"jax.numpy.array({name})")
+    hint = "" if kind == "NoneType" else f": {convert}"
+    return f"{owner} expects {name} as an array, got {kind}{hint}."
+
+
+def no_float64(owner: str, name: str) -> str:
+    """What JAX's half says to float64 while JAX would round it."""
+    return (
+        f"{owner} got {name} in float64, which JAX rounds to float32 unless "
+        f'jax.config.update("jax_enable_x64", True): {name}.astype("float32").'
+    )
+
+
+def one_dtype(owner: str, dtypes: Iterable[str]) -> None:
+    """Raise ``TypeError`` unless all weights are of one dtype."""
+    names = sorted(dtypes)
+    if len(names) > 1:
+        raise TypeError(f"{owner} has weights of several dtypes: {' and '.join(names)}.")
+
+
+def sample_shape(owner: str, name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """How many samples, an integer or a shape, as a shape."""
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    try:
+        if any(isinstance(size, bool | np.bool_) for size in sizes):
+            raise TypeError
+        sizes = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        sizes = (-1,)
+    if min(sizes, default=0) < 0:
+        raise ValueError(
+            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {shape!r}."
+        )
+    return sizes
+
+
 def input_array(
     owner: str,
     name: str,
@@ -100,14 +159,16 @@ def input_array(
     dtype: str,
     event_shape: tuple[int | None, ...],
     weight_dtype: str | None,
+    cast: str = '.astype("{}")',
 ) -> tuple[int, ...]:
-    """Check one input and return its batch shape."""
+    """Check one input and return its batch shape; ``cast`` is how its half converts an array."""
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{owner} expects {name} in floating point, got {dtype}.")
     batch = batch_of(owner, name, shape, event_shape)
     if weight_dtype is not None and weight_dtype != dtype:
         raise TypeError(
-            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two."
+            f"{owner} has {weight_dtype} weights but {name} is {dtype}; convert one of the two, "
+            f"as with {cast.format(weight_dtype)}."
         )
     return batch
 

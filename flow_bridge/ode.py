@@ -1,5 +1,13 @@
 """What both halves say and share about differential equations."""
 
+REFINEMENT = 8
+"""How many times the steps of a solver that is judged against itself."""
+
+
+def refine(tolerance: float) -> float:
+    """A tolerance that takes about so many times the steps of a method of fifth order."""
+    return max(1e-4 * tolerance, min(tolerance, 1e-13))
+
 
 def missing_solver(package: str, extra: str) -> str:
     """What a missing optional dependency says."""

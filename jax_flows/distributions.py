@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
+from jax_flows.inputs import check_array
 from jax_flows.numerics import sum_event
 from jax_flows.registry import register
 from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dtype
@@ -18,6 +19,8 @@ from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dt
 
 class Distribution(HasVariables):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
+
+    A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
 
     Attributes:
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
@@ -45,21 +48,40 @@ class Distribution(HasVariables):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
-    @abstractmethod
     def log_prob(self, variables: Variables, z: Array) -> Array:
-        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``."""
+        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
-    @abstractmethod
+        Raises:
+            ValueError: for a wrong shape.
+            TypeError: for a wrong dtype.
+        """
+        check_array(self, variables, "z", z, self.event_shape)
+        return self.log_density(variables, jnp.asarray(z))
+
     def from_noise(self, variables: Variables, noise: Array) -> Array:
-        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights."""
+        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
+
+        Errors as ``log_prob``.
+        """
+        check_array(self, variables, "noise", noise, self.noise_shape)
+        return self.map_noise(variables, jnp.asarray(noise))
 
     def sample(
-        self, variables: Variables, key: Array, shape: Sequence[int], dtype: Any = None
+        self, variables: Variables, key: Array, shape: int | Sequence[int], dtype: Any = None
     ) -> Array:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype unless one is given."""
+        shape = checks.sample_shape(type(self).__name__, "shape", shape)
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform
         dtype = dtype or weight_dtype(variables) or jnp.result_type(float)
-        return self.from_noise(variables, draw(key, (*shape, *self.noise_shape), dtype))
+        return self.map_noise(variables, draw(key, (*shape, *self.noise_shape), dtype))
+
+    @abstractmethod
+    def log_density(self, variables: Variables, z: Array) -> Array:
+        """``log_prob`` of what has been checked."""
+
+    @abstractmethod
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
+        """``from_noise`` of what has been checked."""
 
 
 @register
@@ -73,12 +95,12 @@ class StandardNormal(Distribution):
 
     dim: int | tuple[int, ...]
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return -sum_event(jnp.square(z), event_ndim) / 2 - constant
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         return noise
 
 
@@ -105,7 +127,7 @@ class DiagonalNormal(Distribution):
         zeros = jnp.zeros(self.event_shape, dtype)
         return {"params": {"loc": zeros, "log_scale": zeros}}
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         loc, log_scale = variables["params"]["loc"], variables["params"]["log_scale"]
         standard = (z - loc) * jnp.exp(-log_scale)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
@@ -113,7 +135,7 @@ class DiagonalNormal(Distribution):
             -sum_event(jnp.square(standard), len(self.event_shape)) / 2 - log_scale.sum() - constant
         )
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         loc, log_scale = variables["params"]["loc"], variables["params"]["log_scale"]
         return loc + jnp.exp(log_scale) * noise
 
@@ -141,7 +163,7 @@ class Uniform(Distribution):
         super().__post_init__()
         checks.interval("Uniform", low=self.low, high=self.high)
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         axes = tuple(range(-len(self.event_shape), 0))
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
         density = jnp.asarray(
@@ -150,7 +172,7 @@ class Uniform(Distribution):
         log_prob = jnp.where(inside, density, -math.inf)
         return jnp.where(jnp.isnan(z).any(axes), math.nan, log_prob)
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         return self.low + (self.high - self.low) * noise
 
 
@@ -191,7 +213,7 @@ class GaussianMixture(Distribution):
             }
         }
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         params, event_ndim = variables["params"], len(self.event_shape)
         log_scale = params["log_scale"]
         standard = (jnp.expand_dims(z, -event_ndim - 1) - params["loc"]) * jnp.exp(-log_scale)
@@ -200,7 +222,7 @@ class GaussianMixture(Distribution):
         log_weights = jax.nn.log_softmax(params["logits"])
         return jax.nn.logsumexp(log_prob + log_weights, -1) - constant
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         params = variables["params"]
         ends = jnp.cumsum(jax.nn.softmax(params["logits"]))[:-1]
         component = (jax.scipy.special.ndtr(noise[..., :1]) >= ends).sum(-1)
@@ -235,14 +257,14 @@ class StudentT(Distribution):
     def noise_shape(self) -> tuple[int, ...]:
         return (2, *self.event_shape)
 
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array) -> Array:
         df = self.df
         log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
         constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
         event_ndim = len(self.event_shape)
         return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
 
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array) -> Array:
         u, v = jnp.moveaxis(noise, -len(self.event_shape) - 1, 0)
         radius = jnp.sqrt(self.df * jnp.expm1(-2 / self.df * jnp.log1p(-u)))
         return radius * jnp.cos(2 * math.pi * v)

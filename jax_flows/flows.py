@@ -17,7 +17,7 @@ from jax_flows.bijectors.base import Bijector, initialize
 from jax_flows.bijectors.normalization import Standardize
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
-from jax_flows.inputs import check_input
+from jax_flows.inputs import check_input, context_batch
 from jax_flows.registry import register
 from jax_flows.variables import (
     HasVariables,
@@ -179,7 +179,7 @@ class Flow(HasVariables):
         self,
         variables: Variables,
         key: Array,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Array | None = None,
     ) -> Array:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
@@ -187,7 +187,7 @@ class Flow(HasVariables):
         Args:
             variables: the arrays, from ``init``, ``fit`` or ``load``.
             key: the source of randomness.
-            num_samples: how many for each row of the context, an integer or a shape.
+            num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
         """
         return self.sample_and_log_prob(variables, key, num_samples, context)[0]
@@ -196,14 +196,14 @@ class Flow(HasVariables):
         self,
         variables: Variables,
         key: Array,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Array | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
-        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
-        context_batch = () if context is None else context.shape[:-1]
+        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
+        batch = context_batch(self, variables, context)
         base = child(variables, "base")
-        z = self.base.sample(base, key, (*shape, *context_batch), weight_dtype(variables))
+        z = self.base.sample(base, key, (*shape, *batch), weight_dtype(variables))
         x, log_det = self.inverse(variables, z, context)
         return x, self.base.log_prob(base, z) - log_det
 

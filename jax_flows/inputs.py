@@ -11,23 +11,27 @@ from flow_bridge import checks
 from jax_flows.variables import Variables, weight_dtype
 
 
+def check_array(
+    owner: Any, variables: Variables, name: str, x: Array, event_shape: tuple[int | None, ...]
+) -> tuple[int, ...]:
+    """Check one array and return its batch shape."""
+    label = type(owner).__name__
+    if not is_array(x):
+        raise TypeError(checks.not_an_array(label, name, type(x).__name__))
+    dtype = weight_dtype(variables)
+    weight = None if dtype is None else dtype.name
+    batch = checks.input_array(label, name, x.shape, x.dtype.name, event_shape, weight)
+    if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+        raise TypeError(checks.no_float64(label, name))
+    return batch
+
+
 def check_input(
     owner: Any, variables: Variables, name: str, x: Array, context: Array | None
 ) -> tuple[Array, Array | None]:
     """Check an input and its context, and return both, the context broadcast to the batch."""
-    label = type(owner).__name__
-    for what, value in ((name, x), ("context", context)):
-        if not isinstance(value, jax.Array | np.ndarray | None):
-            raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
-    dtype = weight_dtype(variables)
-    batch = checks.input_array(
-        label,
-        name,
-        x.shape,
-        x.dtype.name,
-        owner.latent_shape if name == "z" else owner.event_shape,
-        None if dtype is None else dtype.name,
-    )
+    event_shape = owner.latent_shape if name == "z" else owner.event_shape
+    batch = check_array(owner, variables, name, x, event_shape)
     _check_context(owner, context, batch, x.dtype.name)
     if context is not None:
         context = jnp.broadcast_to(context, (*batch, owner.context_dim))
@@ -36,18 +40,22 @@ def check_input(
 
 def context_batch(owner: Any, variables: Variables, context: Array | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
-    if not isinstance(context, jax.Array | np.ndarray | None):
-        label = type(owner).__name__
-        raise TypeError(f"{label} expects context as an array, got {type(context).__name__}.")
     dtype = weight_dtype(variables) or getattr(context, "dtype", None)
-    batch = () if context is None else context.shape[:-1]
+    batch = context.shape[:-1] if context is not None and is_array(context) else ()
     _check_context(owner, context, batch, "" if dtype is None else dtype.name)
     return batch
 
 
+def is_array(x: object) -> bool:
+    """Whether x is an array for JAX: its own, or numpy's without a mask."""
+    return isinstance(x, jax.Array | np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+
+
 def _check_context(owner: Any, context: Array | None, batch: tuple[int, ...], dtype: str) -> None:
-    shape = None if context is None else context.shape
-    context_dtype = None if context is None else context.dtype.name
-    checks.context_array(
-        type(owner).__name__, shape, context_dtype, owner.context_dim, batch, dtype
-    )
+    label = type(owner).__name__
+    if context is None:
+        return checks.context_array(label, None, None, owner.context_dim, batch, dtype)
+    if not is_array(context):
+        raise TypeError(checks.not_an_array(label, "context", type(context).__name__))
+    given = context.dtype.name
+    return checks.context_array(label, context.shape, given, owner.context_dim, batch, dtype)

@@ -106,7 +106,8 @@ def test_a_data_loader_is_an_iterable(half: str) -> None:
      "Flow expects batch 1 of data of shape (*batch, 2), got (4, 1)."),
     (lambda x: [x[0]], {}, "fit expects batch 0 of data with one axis of rows, got shape (2,)."),
     (lambda x: [x.astype(np.float32)], {},
-     "Flow has float64 weights but batch 0 of data is float32; convert one of the two."),
+     "Flow has float64 weights but batch 0 of data is float32; convert one of the two, "
+     'as with .astype("float64").'),
     (lambda x: [(x, x, x)], {}, "fit expects batch 0 of data as an array or as a pair of x and its "
      "context, got ndarray, ndarray, ndarray."),
     (lambda x: [], {}, "fit got no batches of data in epoch 0."),

@@ -31,6 +31,15 @@ class Half:
             return getattr(model, method)(*given)
         return getattr(model, method)(model.init(jax.random.key(0), np.float32), *given)
 
+    def sample(
+        self, name: str, arguments: dict[str, Any], num_samples: Any, context: Any = None
+    ) -> Any:
+        bijector = getattr(self.module, name)(**arguments)
+        flow = self.module.Flow(bijector, self.module.StandardNormal(3))
+        if self.is_torch:
+            return flow.sample(num_samples, context)
+        return flow.sample(flow.init(jax.random.key(0)), jax.random.key(1), num_samples, context)
+
     def fit(self, x: np.ndarray, **options: Any) -> Any:
         flow = self.module.PlanarFlow(3, num_layers=2)
         options = {"progress": False, "num_epochs": 1} | options
@@ -67,7 +76,48 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     ),
     "a list": (
         lambda h: h.call("forward", "Planar", {"dim": 3}, [[0.0] * 3]), TypeError,
-        "Planar expects x as an array, got list.",
+        None,
+    ),
+    "a list as context": (
+        lambda h: h.sample("Planar", CONDITIONAL, 2, [0.0, 0.0]), TypeError,
+        "Flow expects context as an array, got list: array(context).",
+    ),
+    "samples without a context": (
+        lambda h: h.sample("Planar", CONDITIONAL, 2, None), ValueError,
+        "Flow needs a context of shape (*batch, 2), got none.",
+    ),
+    "too many dimensions for a base": (
+        lambda h: h.call("log_prob", "StandardNormal", {"dim": 2}, X), ValueError,
+        "StandardNormal expects z of shape (*batch, 2), got (4, 3).",
+    ),
+    "too few dimensions for a base": (
+        lambda h: h.call("log_prob", "GaussianMixture", {"dim": 2, "num_components": 3}, X[:, :1]),
+        ValueError, "GaussianMixture expects z of shape (*batch, 2), got (4, 1).",
+    ),
+    "noise of a base": (
+        lambda h: h.call("from_noise", "StudentT", {"dim": 3, "df": 2.0}, X), ValueError,
+        "StudentT expects noise of shape (*batch, 2, 3), got (4, 3).",
+    ),
+    "dtype of a base": (
+        lambda h: h.call("log_prob", "DiagonalNormal", {"dim": 3}, X.astype(np.float16)), TypeError,
+        "DiagonalNormal has float32 weights but z is float16; convert one of the two, "
+        "as with .astype(float32).",
+    ),
+    "integers for a base": (
+        lambda h: h.call("log_prob", "Uniform", {"dim": 3}, X.astype(np.int32)), TypeError,
+        "Uniform expects z in floating point, got int32.",
+    ),
+    "samples by a float": (
+        lambda h: h.sample("Planar", {"dim": 3}, 5.0), ValueError,
+        "Flow expects num_samples as an integer of at least 0 or a shape of them, got 5.0.",
+    ),
+    "samples below 0": (
+        lambda h: h.sample("Planar", {"dim": 3}, -1), ValueError,
+        "Flow expects num_samples as an integer of at least 0 or a shape of them, got -1.",
+    ),
+    "samples by a truth value": (
+        lambda h: h.sample("Planar", {"dim": 3}, True), ValueError,
+        "Flow expects num_samples as an integer of at least 0 or a shape of them, got True.",
     ),
     "missing context": (
         lambda h: h.call("log_prob", "RealNVP", CONDITIONAL, X), ValueError,
@@ -164,7 +214,8 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     ),
     "data of another dtype": (
         lambda h: h.fit(X.astype(np.float64)), TypeError,
-        "PlanarFlow has float32 weights but data is float64; convert one of the two.",
+        "PlanarFlow has float32 weights but data is float64; convert one of the two, "
+        "as with .astype(float32).",
     ),
     "data of another shape": (
         lambda h: h.fit(X[:, :2]), ValueError,
@@ -189,6 +240,21 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
+def same(sentence: str) -> str:
+    """A sentence without what names its half."""
+    for own, common in (
+        ("torch_flows", "X"),
+        ("jax_flows", "X"),
+        ("a torch.Tensor", "an array"),
+        ("torch.tensor(", "array("),
+        ("jax.numpy.array(", "array("),
+        (".to(torch.float32)", ".astype(float32)"),
+        ('.astype("float32")', ".astype(float32)"),
+    ):
+        sentence = sentence.replace(own, common)
+    return sentence
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name: str) -> None:
     call, kind, message = BAD[name]
@@ -196,7 +262,7 @@ def test_bad_input(name: str) -> None:
     for module in (torch_flows, jax_flows):
         with pytest.raises(kind) as info:
             call(Half(module))
-        said.append(str(info.value).replace("torch_flows", "X").replace("jax_flows", "X"))
+        said.append(same(str(info.value)))
         if message is not None:
             assert said[-1] == message
     assert said[0] == said[1]

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from torch_flows.inputs import check_array
 from torch_flows.numerics import sum_event
 from torch_flows.registry import register
 
 
 class Distribution(nn.Module, ABC):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
+
+    A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
 
     Attributes:
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
@@ -34,22 +37,43 @@ class Distribution(nn.Module, ABC):
         self.noise_shape = self.event_shape
         self.register_buffer("device_anchor", torch.zeros(()), persistent=False)
 
-    @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``."""
+        """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
-    @abstractmethod
+        Raises:
+            ValueError: for a wrong shape.
+            TypeError: for a wrong dtype.
+        """
+        check_array(self, "z", z, self.event_shape)
+        return self.log_density(z)
+
     def from_noise(self, noise: Tensor) -> Tensor:
-        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights."""
+        """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
-    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        Errors as ``log_prob``.
+        """
+        check_array(self, "noise", noise, self.noise_shape)
+        return self.map_noise(noise)
+
+    def sample(
+        self, shape: int | Sequence[int], generator: torch.Generator | None = None
+    ) -> Tensor:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype and on their device."""
+        shape = checks.sample_shape(type(self).__name__, "shape", shape)
         draw = torch.randn if self.noise == "normal" else torch.rand
         like = self.device_anchor
         noise = draw(
             (*shape, *self.noise_shape), generator=generator, dtype=like.dtype, device=like.device
         )
-        return self.from_noise(noise)
+        return self.map_noise(noise)
+
+    @abstractmethod
+    def log_density(self, z: Tensor) -> Tensor:
+        """``log_prob`` of what has been checked."""
+
+    @abstractmethod
+    def map_noise(self, noise: Tensor) -> Tensor:
+        """``from_noise`` of what has been checked."""
 
 
 @register
@@ -60,12 +84,12 @@ class StandardNormal(Distribution):
         dim: number of dimensions, or an event shape.
     """
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return -0.5 * sum_event(z.square(), event_ndim) - constant
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         return noise
 
 
@@ -89,7 +113,7 @@ class DiagonalNormal(Distribution):
         self.loc = nn.Parameter(torch.zeros(self.event_shape))
         self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         standard = (z - self.loc) * (-self.log_scale).exp()
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return (
@@ -98,7 +122,7 @@ class DiagonalNormal(Distribution):
             - constant
         )
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         return self.loc + self.log_scale.exp() * noise
 
 
@@ -122,14 +146,14 @@ class Uniform(Distribution):
         self.low = low
         self.high = high
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         axes = tuple(range(-len(self.event_shape), 0))
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
         density = z.new_tensor(-math.prod(self.event_shape) * math.log(self.high - self.low))
         log_prob = torch.where(inside, density, -math.inf)
         return torch.where(z.isnan().any(axes), math.nan, log_prob)
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * noise
 
 
@@ -157,14 +181,14 @@ class GaussianMixture(Distribution):
         self.loc = nn.Parameter(torch.randn(num_components, *self.event_shape))
         self.log_scale = nn.Parameter(torch.zeros(num_components, *self.event_shape))
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         event_ndim = len(self.event_shape)
         standard = (z.unsqueeze(-event_ndim - 1) - self.loc) * (-self.log_scale).exp()
         log_prob = -sum_event(standard.square() / 2 + self.log_scale, event_ndim)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return (log_prob + self.logits.log_softmax(-1)).logsumexp(-1) - constant
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         ends = self.logits.softmax(-1).cumsum(-1)[:-1]
         component = (torch.special.ndtr(noise[..., :1]) >= ends).sum(-1)
         normal = noise[..., 1:].unflatten(-1, self.event_shape)
@@ -192,14 +216,14 @@ class StudentT(Distribution):
         self.df = df
         self.noise_shape = (2, *self.event_shape)
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         df = self.df
         log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
         constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
         event_ndim = len(self.event_shape)
         return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor) -> Tensor:
         u, v = noise.unbind(-len(self.event_shape) - 1)
         radius = (self.df * (-2 / self.df * (-u).log1p()).expm1()).sqrt()
         return radius * (2 * math.pi * v).cos()

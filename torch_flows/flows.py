@@ -14,7 +14,7 @@ from torch_flows.bijectors.base import Bijector, Output, initialize
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
-from torch_flows.inputs import check_input, dtype_name
+from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
 from torch_flows.registry import register
 
 
@@ -89,11 +89,13 @@ class Flow(nn.Module):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.bijector.map_forward(x, self._condition("x", x, context))
+        context = self._condition("x", x, context)
+        return check_output(self, x, self.bijector.map_forward(x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.bijector.map_inverse(z, self._condition("z", z, context))
+        context = self._condition("z", z, context)
+        return check_output(self, z, self.bijector.map_inverse(z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
@@ -117,14 +119,14 @@ class Flow(nn.Module):
 
     def sample(
         self,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
 
         Args:
-            num_samples: how many for each row of the context, an integer or a shape.
+            num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
             generator: the source of randomness.
         """
@@ -132,14 +134,13 @@ class Flow(nn.Module):
 
     def sample_and_log_prob(
         self,
-        num_samples: int | Sequence[int],
+        num_samples: int | Sequence[int] = (),
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
-        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
-        context_batch = () if context is None else context.shape[:-1]
-        z = self.base.sample((*shape, *context_batch), generator)
+        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
+        z = self.base.sample((*shape, *context_batch(self, context)), generator)
         x, log_det = self.inverse(z, context)
         return x, self.base.log_prob(z) - log_det
 

@@ -15,40 +15,49 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
+def check_array(
+    owner: Any, name: str, x: Tensor, event_shape: tuple[int | None, ...]
+) -> tuple[int, ...]:
+    """Check one array and return its batch shape."""
+    label = type(owner).__name__
+    if not isinstance(x, Tensor):
+        raise TypeError(checks.not_a_tensor(label, name, type(x).__name__))
+    weight = next(owner.parameters(), None)
+    weight_dtype = None if weight is None else dtype_name(weight.dtype)
+    dtype = dtype_name(x.dtype)
+    return checks.input_array(
+        label, name, x.shape, dtype, event_shape, weight_dtype, ".to(torch.{})"
+    )
+
+
 def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
     """Check an input and its context, and return the context expanded to the input's batch."""
-    label = type(owner).__name__
-    for what, value in ((name, x), ("context", context)):
-        if not isinstance(value, Tensor | None):
-            raise TypeError(f"{label} expects {what} as an array, got {type(value).__name__}.")
-    weight = next(owner.parameters(), None)
-    dtype = dtype_name(x.dtype)
-    batch = checks.input_array(
-        label,
-        name,
-        x.shape,
-        dtype,
-        owner.latent_shape if name == "z" else owner.event_shape,
-        None if weight is None else dtype_name(weight.dtype),
-    )
-    _check_context(owner, context, batch, dtype)
+    event_shape = owner.latent_shape if name == "z" else owner.event_shape
+    batch = check_array(owner, name, x, event_shape)
+    _check_context(owner, context, batch, dtype_name(x.dtype))
     return None if context is None else context.expand(*batch, owner.context_dim)
+
+
+def check_output(owner: Any, x: Tensor, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return an output as it is, unless weights of another dtype than x have changed its dtype."""
+    if output[0].dtype != x.dtype or output[1].dtype != x.dtype:
+        checks.one_dtype(type(owner).__name__, {dtype_name(p.dtype) for p in owner.parameters()})
+    return output
 
 
 def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
-    if not isinstance(context, Tensor | None):
-        label = type(owner).__name__
-        raise TypeError(f"{label} expects context as an array, got {type(context).__name__}.")
     weight = next(owner.parameters(), context)
-    batch = () if context is None else tuple(context.shape[:-1])
+    batch = tuple(context.shape[:-1]) if isinstance(context, Tensor) else ()
     _check_context(owner, context, batch, "" if weight is None else dtype_name(weight.dtype))
     return batch
 
 
 def _check_context(owner: Any, context: Tensor | None, batch: tuple[int, ...], dtype: str) -> None:
-    shape = None if context is None else context.shape
-    context_dtype = None if context is None else dtype_name(context.dtype)
-    checks.context_array(
-        type(owner).__name__, shape, context_dtype, owner.context_dim, batch, dtype
-    )
+    label = type(owner).__name__
+    if context is None:
+        return checks.context_array(label, None, None, owner.context_dim, batch, dtype)
+    if not isinstance(context, Tensor):
+        raise TypeError(checks.not_a_tensor(label, "context", type(context).__name__))
+    given = dtype_name(context.dtype)
+    return checks.context_array(label, context.shape, given, owner.context_dim, batch, dtype)

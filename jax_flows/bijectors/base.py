@@ -34,12 +34,14 @@ class Bijector(HasVariables):
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
     """
 
     context_dim: int = 0
     stackable: bool = True
     domain: Interval = REALS
     codomain: Interval = REALS
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         count_construction()
@@ -117,6 +119,10 @@ class Bijector(HasVariables):
     def check_codomain(self, z: Array) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
+
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
 
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...

@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
-from flow_bridge.ode import missing_solver, solver_message
+from flow_bridge.ode import REFINEMENT, missing_solver, refine, solver_message
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input
@@ -154,9 +154,14 @@ class ContinuousBijector(Bijector):
         return self._run(variables, z, context, (1.0, 0.0))
 
     @property
-    def solver_error(self) -> float:
-        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
-        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+    def adaptive(self) -> bool:  # type: ignore[override]
+        return self.solver == "dopri5"
+
+    def refined(self) -> dict[str, Any]:
+        if self.solver == "rk4":
+            return {"num_steps": REFINEMENT * self.num_steps}
+        tolerances = {"rtol": refine(self.rtol), "atol": refine(self.atol)}
+        return tolerances | {"max_steps": REFINEMENT * self.max_steps}
 
     def forward_with_noise(
         self, variables: Variables, x: Array, noise: Array, context: Array | None = None

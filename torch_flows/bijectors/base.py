@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
-from torch_flows.inputs import check_input
+from torch_flows.inputs import check_input, check_output
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -33,6 +33,7 @@ class Bijector(nn.Module, ABC):
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite.
+        adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
     """
 
@@ -41,6 +42,7 @@ class Bijector(nn.Module, ABC):
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
+    adaptive: bool = False
     parts: Any = None
 
     def __init__(self) -> None:
@@ -69,11 +71,13 @@ class Bijector(nn.Module, ABC):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        return self.map_forward(x, check_input(self, "x", x, context))
+        context = check_input(self, "x", x, context)
+        return check_output(self, x, self.map_forward(x, context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        return self.map_inverse(z, check_input(self, "z", z, context))
+        context = check_input(self, "z", z, context)
+        return check_output(self, z, self.map_inverse(z, context))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``), layer after layer, in place.
@@ -101,6 +105,10 @@ class Bijector(nn.Module, ABC):
     def check_codomain(self, z: Tensor) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
+
+    def refined(self) -> dict[str, Any]:
+        """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
+        return {}
 
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...

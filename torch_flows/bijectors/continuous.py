@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
-from flow_bridge.ode import missing_solver, solver_message
+from flow_bridge.ode import REFINEMENT, missing_solver, refine, solver_message
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.devices import own_rows
@@ -149,9 +149,14 @@ class ContinuousBijector(Bijector):
         return self._run(z, context, (1.0, 0.0))
 
     @property
-    def solver_error(self) -> float:
-        """A bound on what two solvers that choose their own steps may differ by, for ``check_parity``."""
-        return 100 * (self.rtol + self.atol) if self.solver == "dopri5" else 0.0
+    def adaptive(self) -> bool:  # type: ignore[override]
+        return self.solver == "dopri5"
+
+    def refined(self) -> dict[str, Any]:
+        if self.solver == "rk4":
+            return {"num_steps": REFINEMENT * self.num_steps}
+        tolerances = {"rtol": refine(self.rtol), "atol": refine(self.atol)}
+        return tolerances | {"max_steps": REFINEMENT * self.max_steps}
 
     def forward_with_noise(self, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Output:
         """``forward`` in evaluation mode, with the trace estimated from a given probe.

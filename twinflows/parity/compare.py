@@ -19,7 +19,8 @@ import numpy as np
 
 from flow_bridge.architecture import architecture
 from flow_bridge.weights import jax_to_torch, torch_to_jax
-from twinflows.parity.limits import GATES, ORACLE_RATIO, SMALL_GRADIENT
+from twinflows.parity.limits import GATES, ORACLE_RATIO, REFINED_RATIO, SMALL_GRADIENT
+from twinflows.parity.solvers import refined_jax, refined_torch, solvers, split
 
 Results = dict[str, Any]
 
@@ -36,15 +37,34 @@ class Comparison:
         dtype: ``"float64"`` or ``"float32"``.
         error: the largest difference between the backends.
         limit: what it may be.
-        torch_error, jax_error: each backend's distance from the oracle, where there is one.
+        oracle: a run in a wider dtype that both are held against, where there is one.
+        torch_error, jax_error: each backend's distance from the oracle.
+        reason: what the limit is made of.
+
+    Raises:
+        ValueError: for errors against an oracle that is not named, or that is one of the two judged.
     """
 
     quantity: str
     dtype: str
     error: float
     limit: float
+    oracle: str | None = None
     torch_error: float | None = None
     jax_error: float | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        errors = [self.torch_error, self.jax_error]
+        if any((error is None) != (self.oracle is None) for error in errors):
+            raise ValueError(
+                f"{self.quantity}: an oracle has a name and the errors of both halves."
+            )
+        if self.oracle is not None and (self.dtype, self.oracle) != ("float32", "float64"):
+            raise ValueError(
+                f"{self.quantity}: {self.oracle} is no oracle of {self.dtype}; what is judged never "
+                "judges itself."
+            )
 
     @property
     def passed(self) -> bool:
@@ -223,7 +243,7 @@ def compare(
     import jax
 
     num_layers = _count_layers(torch_model)
-    solver_error = _solver_error(torch_model)
+    solving = bool(solvers(torch_model))
     single = {
         "x": np.asarray(x, np.float32),
         "context": None if context is None else np.asarray(context, np.float32),
@@ -253,17 +273,18 @@ def compare(
             name: max(_error(name, run[name], oracle[name], "float32") for run in runs["float32"])
             for name in oracle
         }
+        steps = _steps(sides["float64"][0], x64, z.astype(np.float64), context64, oracle)
         wobble = _perturbed(sides["float64"][0], x64, z.astype(np.float64), context64, oracle)
         for dtype, (torch_run, jax_run) in runs.items():
             for name in oracle:
                 error = _error(name, torch_run[name], jax_run[name], dtype)
                 if not _has_dtype(torch_run[name], dtype) or not _has_dtype(jax_run[name], dtype):
                     error = math.inf
-                limit = max(GATES[_KINDS[name]].limit(num_layers), solver_error / EPS[dtype])
-                to_oracle: list[float] = []
+                limit = max(GATES[_KINDS[name]].limit(num_layers), steps.get(name, 0) / EPS[dtype])
+                to_oracle: list[Any] = []
                 if dtype == "float32":
                     limit = max(limit, wobble[name])
-                    to_oracle = [
+                    to_oracle = ["float64"] + [
                         _error(name, r[name], oracle[name], dtype) for r in (torch_run, jax_run)
                     ]
                 else:
@@ -273,21 +294,11 @@ def compare(
                         rows = _row_errors(name, torch_run[name], jax_run[name])
                         report.row_errors[name] = (rows / EPS[dtype]).ravel().tolist()
                 report.comparisons.append(Comparison(name, dtype, error, limit, *to_oracle))
-        limit = max(
-            GATES["round_trip"].limit(num_layers),
-            _allowance(noise["x"] * max(1.0, noise["z"])),
-        )
-        round_trips = {}
-        for source in (0, 1):
-            for target in (0, 1):
-                back = sides["float64"][target].inverse(runs["float64"][source]["z"], context64)
-                name = f"round trip {_NAMES[source]} to {_NAMES[target]}"
-                round_trips[name] = _error("x", back["x"], x64, "float64")
-        report.comparisons += _judged(round_trips, limit, torch_model)
-        log_dets = [run["log_det"] for run in runs["float64"]]
-        report.comparisons += _check_jacobians(
-            sides["float64"], x64, context64, log_dets, num_layers
-        )
+        if solving:
+            report.comparisons += _check_parts(sides["float64"], x64, context64)
+        else:
+            rough = sides["float32"][0]
+            report.comparisons += _truth(sides["float64"], rough, x64, context64, num_layers)
         report.comparisons += _check_training(sides["float64"], x64, context64, num_layers)
     return report
 
@@ -373,48 +384,118 @@ def _error(name: str, a: Any, b: Any, dtype: str) -> float:
     return worst / EPS[dtype]
 
 
-def _check_jacobians(
+def _steps(
+    side: "_TorchSide", x: np.ndarray, z: np.ndarray, context: np.ndarray | None, oracle: Results
+) -> dict[str, float]:
+    """By how much results move when solvers that choose their steps by themselves choose finer ones.
+
+    Two such solvers may differ by the errors of both. Fixed steps are the same in both halves.
+    """
+    if not any(solver.adaptive for solver in solvers(side.model)):
+        return {}
+    fine = _TorchSide(refined_torch(side.model), side.weights)
+    results = fine.forward(x, context) | fine.inverse(z, context)
+    return {
+        name: ORACLE_RATIO * EPS["float64"] * _error(name, results[name], oracle[name], "float64")
+        for name in oracle
+    }
+
+
+def _truth(
     sides: tuple[Any, Any],
+    rough: "_TorchSide",
     x: np.ndarray,
     context: np.ndarray | None,
-    log_dets: list[np.ndarray],
     num_layers: int,
+    label: str = "",
+    given: "_TorchSide | None" = None,
 ) -> list[Comparison]:
-    """Each half's log_det against the determinant of its own autodiff Jacobian, on a few rows."""
-    if len(x) == 0 or x[0].size > MAX_JACOBIAN_SIZE:
-        return []
-    x, context = x[:_JACOBIAN_ROWS], None if context is None else context[:_JACOBIAN_ROWS]
-    errors, limits = {}, []
-    for side, log_det, name in zip(sides, log_dets, _NAMES, strict=True):
-        jacobian = side.jacobian(x, context).reshape(len(x), x[0].size, x[0].size)
-        with np.errstate(invalid="ignore"):
-            exact = np.linalg.slogdet(jacobian)[1]
-        limit = GATES["jacobian"].limit(num_layers)
-        if np.isfinite(jacobian).all():
-            # slogdet itself loses eps times the condition number
-            limit = max(limit, ORACLE_RATIO * float(np.linalg.cond(jacobian).max()))
-        limits.append(limit)
-        errors[f"{name} log_det, autodiff"] = _error("log_det", log_det[: len(x)], exact, "float64")
-    return _judged(errors, max(limits), sides[0].model)
+    """Round trips against x, log-dets against the determinant of each half's own autodiff Jacobian.
 
+    Args:
+        sides: both halves in float64, with finer steps where they solve.
+        rough: the torch half in float32; its round trip shows the conditioning.
+        x, context: float64.
+        num_layers: of the model.
+        label: precedes the names of the quantities.
+        given: the torch half in float64 with its own steps, where it solves.
+    """
 
-def _judged(errors: Mapping[str, float], limit: float, torch_model: Any) -> list[Comparison]:
-    """Errors against the truth; a model that solves in steps may miss it, in both halves alike."""
-    best = min(errors.values()) if _solvers(torch_model) else None
-    return [
-        Comparison(name, "float64", error, limit, best, error if _solvers(torch_model) else None)
-        for name, error in errors.items()
+    def round_trip(source: Any, target: Any, x: np.ndarray, context: np.ndarray | None) -> Any:
+        return target.inverse(source.forward(x, context)["z"], context)["x"]
+
+    back = {(a, b): round_trip(sides[a], sides[b], x, context) for a in range(2) for b in range(2)}
+    single = _cast(x, "float32"), _cast(context, "float32")
+    noise = _error("x", round_trip(rough, rough, *single), x, "float32")
+    limit = max(GATES["round_trip"].limit(num_layers), _allowance(noise))
+    if given is not None:
+        own = round_trip(given, given, x, context)
+        limit = max(limit, _error("x", own, back[0, 0], "float64") / REFINED_RATIO)
+    found = [
+        Comparison(
+            f"{label}round trip {_NAMES[a]} to {_NAMES[b]}",
+            "float64",
+            _error("x", x_again, x, "float64"),
+            limit,
+        )
+        for (a, b), x_again in back.items()
     ]
+    if len(x) == 0 or x[0].size > MAX_JACOBIAN_SIZE:
+        return found
+    x, context = x[:_JACOBIAN_ROWS], None if context is None else context[:_JACOBIAN_ROWS]
+    exact, conditions = zip(*(_log_det(side, x, context) for side in sides), strict=True)
+    limit = max(GATES["jacobian"].limit(num_layers), *(ORACLE_RATIO * c for c in conditions))
+    log_dets = [side.forward(x, context)["log_det"] for side in sides]
+    if given is not None:
+        own_log_det = given.forward(x, context)["log_det"]
+        steps = _error("log_det", own_log_det, log_dets[0], "float64")
+        steps += _error("log_det", _log_det(given, x, context)[0], exact[0], "float64")
+        limit = max(limit, steps / REFINED_RATIO)
+    found += [
+        Comparison(
+            f"{label}{name} log_det, autodiff",
+            "float64",
+            _error("log_det", log_det, truth, "float64"),
+            limit,
+        )
+        for name, log_det, truth in zip(_NAMES, log_dets, exact, strict=True)
+    ]
+    return found
 
 
-def _solvers(torch_model: Any) -> list[Any]:
-    """The parts that solve a differential equation."""
-    return [m for m in torch_model.modules() if hasattr(m, "solver_error")]
+def _log_det(side: Any, x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, float]:
+    """The log|det| of the autodiff Jacobian, and its condition number: what slogdet itself loses."""
+    jacobian = side.jacobian(x, context).reshape(len(x), x[0].size, x[0].size)
+    with np.errstate(invalid="ignore"):
+        exact = np.linalg.slogdet(jacobian)[1]
+    condition = float(np.linalg.cond(jacobian).max()) if np.isfinite(jacobian).all() else 0.0
+    return exact, condition
 
 
-def _solver_error(torch_model: Any) -> float:
-    """What the steps that a solver chose for itself may make of a difference between the halves."""
-    return sum(solver.solver_error for solver in _solvers(torch_model))
+def _check_parts(
+    sides: tuple[Any, Any], x: np.ndarray, context: np.ndarray | None
+) -> list[Comparison]:
+    """``_truth`` of each solver with finer steps, and of the layers between them as they are."""
+    import torch
+
+    found: list[Comparison] = []
+    parts = split(sides[0].model, sides[1].model, sides[0].weights)
+    if context is not None and hasattr(sides[0].model, "embed"):
+        context = sides[0].model.embed(torch.from_numpy(context)).detach().numpy()
+    for part in parts:
+        label = f"{part.label}: " if len(parts) > 1 else ""
+        own_context = context if part.torch_model.context_dim else None
+        given = _TorchSide(part.torch_model, part.weights)
+        rough = _TorchSide(copy.deepcopy(part.torch_model), _cast(part.weights, "float32"))
+        fine = (
+            _TorchSide(refined_torch(part.torch_model), part.weights),
+            _JaxSide(refined_jax(part.jax_model), part.weights, gradients=False),
+        )
+        num_layers = _count_layers(part.torch_model)
+        steps = given if part.solves else None
+        found += _truth(fine, rough, x, own_context, num_layers, label, steps)
+        x = given.forward(x, own_context)["z"]
+    return found
 
 
 def _check_training(
@@ -503,7 +584,9 @@ class _TorchSide:
             return self.model.forward(x, context)[0]
 
         arrays = [torch.from_numpy(a.copy()) for a in (x, context) if a is not None]
-        if _solver_error(self.model):  # steps chosen on the host cannot be mapped
+        if any(
+            s.adaptive for s in solvers(self.model)
+        ):  # steps chosen on the host cannot be mapped
             rows = [torch.func.jacrev(z)(*row) for row in zip(*arrays, strict=True)]
             return torch.stack(rows).detach().numpy()
         return torch.func.vmap(torch.func.jacrev(z))(*arrays).detach().numpy()
@@ -526,15 +609,18 @@ class _TorchSide:
 class _JaxSide:
     """A JAX model with given weights, from numpy to numpy, compiled."""
 
-    def __init__(self, model: Any, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, model: Any, weights: Mapping[str, np.ndarray], gradients: bool = True
+    ) -> None:
         import jax
 
         from jax_flows.checkpoint import from_numpy
 
         self.model = model
         self.variables = from_numpy(torch_to_jax(weights, model.shapes()))
-        self._forward = jax.jit(self._with_gradients(self._forward_outputs))
-        self._inverse = jax.jit(self._with_gradients(self._inverse_outputs))
+        run = self._with_gradients if gradients else self._without_gradients
+        self._forward = jax.jit(run(self._forward_outputs))
+        self._inverse = jax.jit(run(self._inverse_outputs))
 
     def _forward_outputs(self, variables: Any, x: Any, context: Any) -> dict[str, Any]:
         z, log_det = self.model.forward(variables, x, context)
@@ -562,11 +648,20 @@ class _JaxSide:
 
         return run
 
+    def _without_gradients(self, function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+        def run(params: Any, stats: Any, x: Any, context: Any) -> Any:
+            return function({"params": params, "batch_stats": stats}, x, context), None
+
+        return run
+
     def _run(self, function: Any, x: np.ndarray, context: np.ndarray | None, name: str) -> Results:
         params, stats = self.variables["params"], self.variables["batch_stats"]
-        outputs, (weights, point) = function(params, stats, x, context)
-        gradients = {"input": np.asarray(point), **jax_to_torch({"params": weights})}
-        return {key: np.asarray(value) for key, value in outputs.items()} | {name: gradients}
+        outputs, gradients = function(params, stats, x, context)
+        results: Results = {key: np.asarray(value) for key, value in outputs.items()}
+        if gradients is not None:
+            weights, point = gradients
+            results[name] = {"input": np.asarray(point), **jax_to_torch({"params": weights})}
+        return results
 
     def forward(self, x: np.ndarray, context: np.ndarray | None) -> Results:
         return self._run(self._forward, x, context, "gradients")
