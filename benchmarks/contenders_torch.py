@@ -117,6 +117,7 @@ class Contender:
 
     def job(self, op: str) -> Callable[[], object]:
         """What is timed for an operation, without arguments."""
+        self.flow.train(op in self.optimizers)
         if op in self.optimizers:
             return lambda: self.train_step(self.x, self.optimizers[op])
         arguments = {"sample": self.row.samples, "forward": self.as_sampled}

@@ -76,7 +76,7 @@ LOG_Z = {  # by numerical integration of exp(-U), the wall included
 
 def planar(num_layers: int) -> Any:
     """The planar maps from latent to data, as in the paper: sampling is the explicit direction."""
-    maps = jax_flows.Chain((jax_flows.Planar(2),) * num_layers)
+    maps = jax_flows.Chain([jax_flows.Planar(2) for _ in range(num_layers)])
     return jax_flows.Flow(jax_flows.Invert(maps), jax_flows.StandardNormal(2))
 
 

@@ -10,12 +10,15 @@ from flow_bridge.errors import (
 )
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ArchitectureError",
     "CheckpointError",
     "ConversionError",
     "NonFiniteError",
     "TwinflowsError",
+    "__version__",
     "architecture",
     "jax_to_torch",
     "torch_to_jax",

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flow_bridge.errors import ArchitectureError
@@ -16,7 +17,16 @@ from flow_bridge.errors import ArchitectureError
 Architecture = dict[str, Any]
 T = TypeVar("T", bound=type)
 
-_budget: ContextVar[list[int] | None] = ContextVar("twinflows_budget", default=None)
+
+@dataclass
+class _Budget:
+    """What may still be built."""
+
+    layers: int
+    entries: int
+
+
+_budget: ContextVar[_Budget | None] = ContextVar("twinflows_budget", default=None)
 
 
 class Registry:
@@ -61,7 +71,7 @@ class Registry:
                 f"first, with {self.package}.register."
             )
         cls = self.types[name]
-        known = _argument_names(cls)
+        known = argument_names(cls)
         arguments = {
             key: self._value(value) for key, value in architecture.items() if key != "type"
         }
@@ -70,6 +80,8 @@ class Registry:
             raise ArchitectureError(f"{name} has no argument {unknown[0]!r}; it has {known}.")
         try:
             return cls(**arguments)
+        except ArchitectureError:
+            raise
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArchitectureError(f"{name} cannot be built: {error}") from error
 
@@ -77,8 +89,19 @@ class Registry:
         if isinstance(value, Mapping):
             return self.build(dict(value))
         if isinstance(value, list | tuple):
-            return tuple(self._value(item) for item in value)
+            return tuple(
+                self._value(item) if isinstance(item, Mapping | list | tuple) else item
+                for item in value
+            )
         return value
+
+    def knows(self, architecture: Any) -> bool:
+        """Whether every type in an architecture is registered."""
+        if isinstance(architecture, list):
+            return all(self.knows(item) for item in architecture)
+        if not isinstance(architecture, Mapping):
+            return True
+        return architecture.get("type") in self.types and self.knows(list(architecture.values()))
 
 
 def architecture(obj: Any) -> Architecture:
@@ -86,7 +109,7 @@ def architecture(obj: Any) -> Architecture:
 
     Raises:
         ArchitectureError: if a constructor argument is not kept as an attribute of its name, or is
-            not plain data.
+            not plain data, and for an object that was changed into what no arguments build.
 
     Examples:
         >>> import torch_flows
@@ -94,9 +117,15 @@ def architecture(obj: Any) -> Architecture:
         >>> architecture(torch_flows.Planar(dim=2))
         {'type': 'Planar', 'dim': 2, 'context_dim': 0}
     """
-    name = type(obj).__name__
+    described = describe(obj, type(obj))
+    return obj.confirm(described) if hasattr(obj, "confirm") else described
+
+
+def describe(obj: Any, cls: type) -> Architecture:
+    """The arguments that would build an object as one of a class, read from its attributes."""
+    name = cls.__name__
     result: Architecture = {"type": name}
-    for argument in _argument_names(type(obj)):
+    for argument in argument_names(cls):
         if not hasattr(obj, argument):
             raise ArchitectureError(f"{name} does not keep its argument {argument!r}.")
         result[argument] = _plain(getattr(obj, argument), f"{name}.{argument}")
@@ -109,9 +138,14 @@ def to_json(value: Architecture) -> str:
 
 
 @contextmanager
-def construction_budget(limit: int) -> Iterator[None]:
-    """Let at most ``limit`` bijectors be built inside: a small file must not ask for a huge model."""
-    token = _budget.set([limit])
+def construction_budget(*, layers: int, entries: int) -> Iterator[None]:
+    """Let no more be built inside: a small file must not ask for a huge model.
+
+    Args:
+        layers: of bijectors, distributions and layers of networks, all together.
+        entries: of the fixed arrays that follow from constructor arguments, all together.
+    """
+    token = _budget.set(_Budget(layers, entries))
     try:
         yield
     finally:
@@ -119,15 +153,29 @@ def construction_budget(limit: int) -> Iterator[None]:
 
 
 def count_construction(layers: int = 1) -> None:
-    """Called by every bijector and network as it is built."""
+    """Called by everything that is built, before it builds its parts."""
     budget = _budget.get()
     if budget is not None:
-        budget[0] -= layers
-        if budget[0] < 0:
-            raise ArchitectureError("the architecture asks for more layers than its file can hold.")
+        budget.layers -= layers
+        if budget.layers < 0:
+            raise ArchitectureError(
+                "the architecture asks for more layers than a file of this size may."
+            )
 
 
-def _argument_names(cls: Callable[..., Any]) -> list[str]:
+def count_entries(entries: int) -> None:
+    """Called with the size of every fixed array before it is made (a mask, an order, a table)."""
+    budget = _budget.get()
+    if budget is not None:
+        budget.entries -= entries
+        if budget.entries < 0:
+            raise ArchitectureError(
+                "the architecture asks for larger masks, orders or tables than a file of this size may."
+            )
+
+
+def argument_names(cls: Callable[..., Any]) -> list[str]:
+    """The names of a constructor's arguments."""
     parameters = inspect.signature(cls).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
@@ -138,7 +186,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if hasattr(value, "is_architecture"):
-        return architecture(value)
+        return describe(value, type(value))
     raise ArchitectureError(
         f"{where} is a {type(value).__name__}, which is not plain data; "
         "use numbers, strings, lists or registered classes."

@@ -3,23 +3,28 @@
 Tensors carry the PyTorch names and layouts. The metadata carries the architecture as JSON, a format
 version and a SHA-256 over both (integrity, not authenticity). The loader trusts nothing: it caps
 sizes, refuses what the safetensors library lets pass (duplicate names, odd names, unknown fields),
-builds the expected table of names and shapes from the architecture and compares it with the header
-before it touches data, and then checks the hash and that every value is finite.
+builds the expected table of names and shapes from the architecture, within a budget that the file's
+own size sets, and compares it with the header before it touches data; then it checks the hash and that
+every value is finite. The writer runs the same checks on what it is about to write.
 """
 
+import glob
 import hashlib
 import json
 import os
 import re
 import secrets
+import socket
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
+from math import isfinite, prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from flow_bridge.architecture import Architecture, construction_budget, to_json
@@ -28,18 +33,26 @@ from flow_bridge.errors import CheckpointError, TwinflowsError
 from flow_bridge.weights import DTYPES, check_table
 
 FORMAT_VERSION = "1"
+MODEL, STATE = "model", "training state"
 MAX_HEADER_BYTES = 16 << 20
 MAX_METADATA_BYTES = 1 << 20
 MAX_TENSORS = 100_000
 MAX_RANK = 8
-MAX_INTEGER = 1 << 20  # of an architecture's integers, seeds apart: nothing is sized beyond it
-MAX_DEPTH = 32
+MAX_NESTING = 128  # of lists and objects in an architecture
+BASE_LAYERS, BYTES_PER_LAYER = 800, 4096
+"""An architecture may ask for so many layers, and one more for so many bytes of its file."""
+BASE_ENTRIES, ENTRIES_PER_VALUE = 1 << 19, 8
+"""It may ask for so many entries of fixed arrays, and for so many more for each number in its file."""
 
 _WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_COUNTER_DTYPES = {"I64": "int64", "I32": "int32", "U32": "uint32"}  # in optimiser states
-_DTYPE_NAMES = _WEIGHT_DTYPES | _COUNTER_DTYPES
-_NUMPY_DTYPES = DTYPES | {name: np.dtype(name) for name in _COUNTER_DTYPES.values()}
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]{0,511}$")
+_STATE_DTYPES = {"BOOL": "bool"} | {  # in optimiser states
+    f"{kind[0].upper()}{bits}": f"{kind}{bits}"
+    for kind in ("int", "uint")
+    for bits in (8, 16, 32, 64)
+}
+_DTYPE_NAMES = _WEIGHT_DTYPES | _STATE_DTYPES
+_NUMPY_DTYPES = DTYPES | {name: np.dtype(name) for name in _STATE_DTYPES.values()}
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]{0,511}\Z")
 _METADATA_KEYS = {
     "format",
     "twinflows.format_version",
@@ -47,15 +60,33 @@ _METADATA_KEYS = {
     "twinflows.description",
     "twinflows.sha256",
 }
+_SIGNATURES = {
+    rb"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write them",
+    rb"\x80[\x02-\x05]": "a pickle",
+    rb"\x93NUMPY": "a NumPy file",
+    rb"\x89HDF": "an HDF5 file",
+    rb"\x1f\x8b": "a gzip archive",
+    rb"\x89PNG|\xff\xd8\xff|GIF8": "a picture",
+    rb"%PDF": "a PDF file",
+    rb"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+    rb"(?i)\s*<(!doctype|html|\?xml|head|body)": "an HTML page",
+    rb"\s*[{\[]": "JSON",
+    rb"[\x81-\x8f][\xa0-\xbf\xd9]": "a msgpack file, as Flax writes them",
+}
 
 Shapes = Mapping[str, tuple[int, ...]]
+Readable = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+"""Where a file is read from: a path, its bytes, or an open binary file."""
+Writable = str | os.PathLike[str] | IO[bytes]
+"""Where a file is written to: a path, or a binary file open for writing."""
 
 
 class TensorInfo(NamedTuple):
-    """What the header says of one tensor."""
+    """What the header says of one tensor, and where its bytes start."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int = 0
 
 
 class Header(NamedTuple):
@@ -65,44 +96,74 @@ class Header(NamedTuple):
     description: dict[str, Any]
     tensors: dict[str, TensorInfo]
     sha256: str
+    num_bytes: int
 
     @property
     def num_values(self) -> int:
         """How many numbers the file holds."""
-        return sum(int(np.prod(info.shape)) for info in self.tensors.values())
+        return sum(prod(info.shape) for info in self.tensors.values())
+
+    def model(self) -> "Header":
+        """The model in it: of a training state the best weights so far, without any the last."""
+        if self.kind == MODEL:
+            return self
+        if self.kind != STATE:
+            raise CheckpointError(f"the file holds a {self.kind[:20]!r}, expected a model.")
+        settings = self.description.get("settings")
+        architecture = settings.get("architecture") if isinstance(settings, dict) else None
+        if not isinstance(architecture, dict):
+            raise CheckpointError("the training state has no architecture.")
+        weights = self.group("best") or self.group("weights")
+        return self._replace(kind=MODEL, description=architecture, tensors=weights)
+
+    def group(self, name: str) -> dict[str, TensorInfo]:
+        """The tensors of a training state whose names begin with ``name.``, without that."""
+        start = f"{name}."
+        return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], architecture: Architecture, arrays: Mapping[str, np.ndarray]
+    target: Writable,
+    architecture: Architecture,
+    arrays: Mapping[str, np.ndarray],
+    expected_shapes: Callable[[Architecture], Shapes],
 ) -> None:
-    """Write architecture and weights to ``path``: atomically, then read back and verified.
+    """Write architecture and weights: what ``read_checkpoint`` reads, atomically, and verified.
 
     Args:
-        path: the file; an existing one is replaced only by a complete new one.
+        target: the file; an existing one is replaced only by a complete new one.
         architecture: plain data, see ``flow_bridge.architecture``.
         arrays: torch names to floating-point arrays in PyTorch's layout, all of one dtype.
+        expected_shapes: the table of names and shapes that an architecture must come with.
 
     Raises:
-        CheckpointError: for arrays that are not floating point or not of one dtype, and if what was
-            written does not read back equal.
+        CheckpointError: for arrays that are not those of the architecture, not floating point or not
+            of one dtype, for an architecture that asks for more than a file of that size may, and if
+            what was written does not read back equal. The old file is then as it was.
     """
     dtypes = sorted({array.dtype.name for array in arrays.values()})
     if len(dtypes) > 1 or not set(dtypes) <= DTYPES.keys():
         raise CheckpointError(f"a checkpoint holds one float dtype, got {' and '.join(dtypes)}.")
-    write_arrays(path, "model", architecture, arrays)
+    write_arrays(
+        target,
+        MODEL,
+        architecture,
+        arrays,
+        lambda header: check_model(header, expected_shapes, writing=True),
+    )
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str],
+    source: Readable,
     expected_shapes: Callable[[Architecture], Shapes],
     *,
     dtype: str | None = None,
     allow_non_finite: bool = False,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Read a checkpoint that nobody vouches for.
+    """Read a checkpoint, or the model of a training state, that nobody vouches for.
 
     Args:
-        path: the file.
+        source: a path, bytes, or a file open for reading.
         expected_shapes: the table of names and shapes that an architecture must come with.
         dtype: convert the weights to this dtype.
         allow_non_finite: accept NaN and infinite weights.
@@ -114,39 +175,161 @@ def read_checkpoint(
         CheckpointError: with the reason, whatever is wrong with the file.
         FileNotFoundError: if there is none.
     """
-
     if dtype is not None:
         one_of("load", "dtype", dtype, DTYPES)
-
-    def check(header: Header) -> None:
-        _check_integers(header.description)
-        with construction_budget(1000 + 2 * len(header.tensors)):
-            expected = expected_shapes(header.description)
-        check_table({name: info.shape for name, info in header.tensors.items()}, expected)
-        dtypes = {info.dtype for info in header.tensors.values()}
-        if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
-            raise CheckpointError("a checkpoint holds tensors of one floating-point dtype only.")
-
-    header, arrays = read_arrays(path, "model", check, allow_non_finite=allow_non_finite)
+    header, arrays = read_arrays(
+        source,
+        (MODEL, STATE),
+        lambda header: check_model(header, expected_shapes),
+        allow_non_finite=allow_non_finite,
+    )
+    if header.kind == STATE:
+        group = "best." if header.group("best") else "weights."
+        arrays = {k.removeprefix(group): a for k, a in arrays.items() if k.startswith(group)}
     if dtype is not None:
         arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays.items()}
-    return header.description, arrays
+    return header.model().description, arrays
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def check_model(
+    header: Header, expected_shapes: Callable[[Architecture], Shapes], writing: bool = False
+) -> None:
+    """Raise unless a header's tensors are those of its architecture, within what a file may ask for.
+
+    Args:
+        header: what the file says.
+        expected_shapes: the table of names and shapes that an architecture must come with.
+        writing: allow a little less than a reader does, so that the other half, which may build more
+            on its way, reads what this one writes.
+    """
+    model = header.model()
+    _check_nesting(model.description)
+    layers = BASE_LAYERS + header.num_bytes // BYTES_PER_LAYER
+    entries = BASE_ENTRIES + ENTRIES_PER_VALUE * header.num_values
+    with construction_budget(
+        layers=layers if writing else layers * 3 // 2, entries=entries if writing else entries * 4
+    ):
+        expected = expected_shapes(model.description)
+    check_table({name: info.shape for name, info in model.tensors.items()}, expected)
+    dtypes = {info.dtype for info in model.tensors.values()}
+    if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
+        raise CheckpointError("a checkpoint holds tensors of one floating-point dtype only.")
+
+
+def read_header(source: Readable) -> Header:
     """The validated header alone: what ``twinflows inspect`` prints, without any framework."""
-    with _reason(path), Path(path).open("rb") as file:
-        return _read_header(file)
+    with refusals(source), _open(source) as file:
+        return _read_header(file)[0]
 
 
 def write_arrays(
-    path: str | os.PathLike[str],
+    target: Writable,
     kind: str,
     description: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
+    check: Callable[[Header], None] = lambda header: None,
 ) -> None:
-    """Write named arrays with a JSON description, atomically, and verify what was written."""
-    path = Path(path)
+    """Write named arrays with a JSON description, which ``read_arrays`` with this check will read.
+
+    A path is replaced only by a complete new file. What processes that were killed while writing it
+    left beside it is removed.
+    """
+    with refusals(target):
+        data = _pack(kind, description, arrays)
+        _read_arrays(BytesIO(data), (kind,), check, allow_non_finite=True)
+    if isinstance(target, str | os.PathLike):
+        _replace(Path(target), data)
+    else:
+        target.write(data)
+
+
+def read_arrays(
+    source: Readable,
+    kinds: str | tuple[str, ...],
+    check: Callable[[Header], None] = lambda header: None,
+    *,
+    allow_non_finite: bool = False,
+) -> tuple[Header, dict[str, np.ndarray]]:
+    """Read a file of ``write_arrays``; ``check`` sees the header before any data is touched."""
+    with refusals(source), _open(source) as file:
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
+        return _read_arrays(file, kinds, check, allow_non_finite)
+
+
+@contextmanager
+def refusals(place: Readable | Writable) -> Iterator[None]:
+    """Turn whatever a malformed file makes its reader raise into a ``CheckpointError`` with its name.
+
+    What is wrong with the way to the file (no such file, no permission) stays what it is.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # an architecture can ask a constructor for anything
+        known = isinstance(error, TwinflowsError | OSError)
+        reason = str(error) if known else f"it cannot be read: {type(error).__name__}: {error}"
+        raise CheckpointError(f"{_label(place)}: {reason:.1000}") from error
+
+
+def _label(place: Readable | Writable) -> str:
+    if isinstance(place, str | os.PathLike):
+        return str(os.fspath(place))
+    name = getattr(place, "name", None)
+    return name if isinstance(name, str) else "the given bytes"
+
+
+@contextmanager
+def _open(source: Readable) -> Iterator[IO[bytes]]:
+    if isinstance(source, str | os.PathLike):
+        if Path(source).is_dir():
+            raise CheckpointError("this is a folder, not a file.")
+        with Path(source).open("rb") as file:
+            yield file
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield BytesIO(source)
+    else:
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise CheckpointError("the file is open for text; open it in binary mode, 'rb'.")
+        yield BytesIO(data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: there is no folder {str(path.parent)!r} to write to.")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: this is a folder, not a file.")
+    start = f".{path.name}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    _remove_abandoned(path.parent, start)
+    temporary = path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_bytes() != data:
+            raise CheckpointError(f"{path}: what was written does not read back equal.")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path, start: str) -> None:
+    """Remove the temporary files of processes of this machine that no longer run."""
+    if os.name != "posix":  # signal 0 asks whether a process runs only there
+        return
+    for path in folder.glob(f"{glob.escape(start)}*.tmp"):
+        pid = path.name.removeprefix(start).split("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, OverflowError, PermissionError):
+            pass
+
+
+def _pack(kind: str, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     contiguous = {}
     for name, array in arrays.items():
         if array.dtype not in _NUMPY_DTYPES.values():
@@ -156,75 +339,57 @@ def write_arrays(
         # safetensors 0.8.0 scrambles arrays that are not C-contiguous
         contiguous[name] = np.ascontiguousarray(array).reshape(array.shape)
     text = to_json(dict(description))
-    if len(text) > MAX_METADATA_BYTES:
-        raise CheckpointError(f"the description has {len(text)} bytes, over {MAX_METADATA_BYTES}.")
-    digest = _digest(kind, text, contiguous)
     metadata = {
         "format": "pt",
         "twinflows.format_version": FORMAT_VERSION,
         "twinflows.kind": kind,
         "twinflows.description": text,
-        "twinflows.sha256": digest,
+        "twinflows.sha256": digest(kind, text, contiguous),
     }
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(safetensors.numpy.save(contiguous, metadata=metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        read_arrays(temporary, kind, allow_non_finite=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return safetensors.numpy.save(contiguous, metadata=metadata)
 
 
-def read_arrays(
-    path: str | os.PathLike[str],
-    kind: str,
-    check: Callable[[Header], None] = lambda header: None,
-    *,
-    allow_non_finite: bool = False,
+def _read_arrays(
+    file: IO[bytes],
+    kinds: tuple[str, ...],
+    check: Callable[[Header], None],
+    allow_non_finite: bool,
 ) -> tuple[Header, dict[str, np.ndarray]]:
-    """Read a file of ``write_arrays``; ``check`` sees the header before any data is touched."""
-    with _reason(path), Path(path).open("rb") as file:
-        header = _read_header(file)
-        if header.kind != kind:
-            raise CheckpointError(f"the file holds a {header.kind[:20]}, expected a {kind}.")
-        check(header)
-        file.seek(0)
-        views = dict(safetensors.deserialize(file.read()))
-        arrays = {
-            name: np.frombuffer(views[name]["data"], _NUMPY_DTYPES[info.dtype]).reshape(info.shape)
-            for name, info in header.tensors.items()
-        }
-        if _digest(kind, to_json(header.description), arrays) != header.sha256:
-            raise CheckpointError("the contents do not match their SHA-256.")
-        if not allow_non_finite:
-            for name, array in arrays.items():
-                if not np.isfinite(array).all():
-                    raise CheckpointError(f"tensor {name!r} holds a NaN or an infinity.")
+    header, start = _read_header(file)
+    if header.kind not in kinds:
+        raise CheckpointError(f"the file holds a {header.kind[:20]!r}, expected a {kinds[0]}.")
+    check(header)
+    file.seek(start)
+    data = file.read()
+    arrays = {
+        name: np.frombuffer(data, _NUMPY_DTYPES[info.dtype], prod(info.shape), info.start).reshape(
+            info.shape
+        )
+        if prod(info.shape)
+        else np.zeros(info.shape, _NUMPY_DTYPES[info.dtype])
+        for name, info in header.tensors.items()
+    }
+    if digest(header.kind, to_json(header.description), arrays) != header.sha256:
+        raise CheckpointError("the contents do not match their SHA-256.")
+    for name, array in arrays.items():
+        if array.dtype == bool and array.size and array.view(np.uint8).max() > 1:
+            raise CheckpointError(f"tensor {name!r} holds a byte that is neither true nor false.")
+        is_weight = header.kind == MODEL or name.startswith(("weights.", "best."))
+        if is_weight and not allow_non_finite and not np.isfinite(array).all():
+            raise CheckpointError(f"tensor {name!r} holds a NaN or an infinity.")
     return header, arrays
 
 
-@contextmanager
-def _reason(path: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except (TwinflowsError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
-
-
-def _read_header(file: BinaryIO) -> Header:
-    size = os.fstat(file.fileno()).st_size
-    if size < 8:
-        raise CheckpointError("the file is shorter than a safetensors header.")
-    length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise CheckpointError(f"the header claims {length} bytes, which the file cannot hold.")
-    raw = file.read(length)
-    if not raw.startswith(b"{"):
-        raise CheckpointError("the header is not a JSON object.")
-    fields = _load_json(raw, "header")
+def _read_header(file: IO[bytes]) -> tuple[Header, int]:
+    """The header, and where the data start."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    begin = file.read(64)
+    length = int.from_bytes(begin[:8], "little")
+    if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size or begin[8:9] != b"{":
+        raise CheckpointError(_foreign(begin, size, length))
+    file.seek(8)
+    fields = _load_json(file.read(length), "header")
     metadata = fields.pop("__metadata__", None)
     if not isinstance(metadata, dict) or set(metadata) != _METADATA_KEYS:
         raise CheckpointError("the file is a safetensors file, but not one of twinflows.")
@@ -239,12 +404,28 @@ def _read_header(file: BinaryIO) -> Header:
         raise CheckpointError(f"the description is over {MAX_METADATA_BYTES} bytes.")
     if len(fields) > MAX_TENSORS:
         raise CheckpointError(f"the file holds {len(fields)} tensors, over {MAX_TENSORS}.")
-    return Header(
+    header = Header(
         kind=metadata["twinflows.kind"],
         description=_load_json(metadata["twinflows.description"], "description"),
         tensors=_tensor_table(fields, size - 8 - length),
         sha256=metadata["twinflows.sha256"],
+        num_bytes=size,
     )
+    return header, 8 + length
+
+
+def _foreign(begin: bytes, size: int, length: int) -> str:
+    """Why a file that begins like this is not a safetensors file."""
+    for signature, what in _SIGNATURES.items():
+        if re.match(signature, begin):
+            return f"this is {what}, not a safetensors file."
+    if size < 8:
+        return "this is not a safetensors file: it is shorter than the header of one."
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        return (
+            f"this is not a safetensors file, or not all of one: its header claims {length} bytes."
+        )
+    return "this is not a safetensors file: its header is not a JSON object."
 
 
 def _tensor_table(fields: dict[str, Any], num_bytes: int) -> dict[str, TensorInfo]:
@@ -270,7 +451,7 @@ def _tensor_table(fields: dict[str, Any], num_bytes: int) -> dict[str, TensorInf
             size *= axis
         if offsets[1] - offsets[0] != size or offsets[1] > num_bytes:
             raise CheckpointError(f"tensor {name!r} does not fit its place in the file.")
-        table[name] = TensorInfo(dtype, tuple(shape))
+        table[name] = TensorInfo(dtype, tuple(shape), offsets[0])
         spans.append((offsets[0], offsets[1]))
     end = 0
     for start, stop in sorted(spans):
@@ -296,10 +477,18 @@ def _load_json(text: bytes | str, what: str) -> dict[str, Any]:
         return result
 
     def no_constants(text: str) -> Any:
-        raise CheckpointError(f"the {what} holds {text}, which is not JSON.")
+        raise CheckpointError(f"the {what} holds {text:.20}, which is not a finite number.")
+
+    def finite(text: str) -> float:
+        return value if isfinite(value := float(text)) else no_constants(text)
 
     try:
-        value = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        value = json.loads(
+            text,
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constants,
+            parse_float=finite,
+        )
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -309,23 +498,19 @@ def _load_json(text: bytes | str, what: str) -> dict[str, Any]:
     return value
 
 
-def _check_integers(value: Any, key: str = "", depth: int = 0) -> None:
-    if depth > MAX_DEPTH:
-        raise CheckpointError(f"the architecture is nested deeper than {MAX_DEPTH}.")
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_integers(item, name, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_integers(item, key, depth + 1)
-    elif isinstance(value, int) and key != "seed" and abs(value) > MAX_INTEGER:
-        raise CheckpointError(f"the architecture's {key!r} is {value}, over {MAX_INTEGER}.")
+def _check_nesting(value: Mapping[str, Any] | list[Any], depth: int = 1) -> None:
+    if depth > MAX_NESTING:
+        raise CheckpointError(f"the architecture is nested deeper than {MAX_NESTING}.")
+    for item in value.values() if isinstance(value, Mapping) else value:
+        if isinstance(item, Mapping | list):
+            _check_nesting(item, depth + 1)
 
 
-def _digest(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(f"{kind}\n{text}\n".encode())
+def digest(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of a file's kind, description and arrays."""
+    sha = hashlib.sha256(f"{kind}\n{text}\n".encode())
     for name in sorted(arrays):
         array = arrays[name]
-        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
-        digest.update(array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes())
-    return digest.hexdigest()
+        sha.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        sha.update(array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes())
+    return sha.hexdigest()

@@ -2,7 +2,7 @@
 
 import importlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,28 @@ def non_negative_int(owner: str, **values: int) -> None:
             )
 
 
+SMALLEST, LARGEST = 2.0**-126, 3.4e38
+"""What float32 holds: a constant beyond it would be 0 or infinite there."""
+
+
 def positive_number(owner: str, **values: float) -> None:
-    """Raise ``ValueError`` unless every value is a finite number above 0."""
+    """Raise ``ValueError`` unless every value is a number above 0 that float32 holds."""
     for name, value in values.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < float("inf")
-        ):
+        if not _is_number(value) or not SMALLEST <= value <= LARGEST:
             raise ValueError(
-                f"{owner} expects {name} to be a finite number above 0, got {value!r}."
+                f"{owner} expects {name} to be a number above 0 that float32 holds, got {value!r}."
             )
+
+
+def boolean(owner: str, **values: bool) -> None:
+    """Raise ``ValueError`` unless every value is ``True`` or ``False``."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{owner} expects {name} to be True or False, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
@@ -119,6 +130,14 @@ def not_an_array(owner: str, name: str, kind: str) -> str:
     }.get(kind, f"jax.numpy.array({name})")
     hint = "" if kind == "NoneType" else f": {convert}"
     return f"{owner} expects {name} as an array, got {kind}{hint}."
+
+
+def no_variables(owner: str, kind: str) -> str:
+    """What JAX's half says to something else in place of variables."""
+    return (
+        f"{owner} expects variables as init, fit and load return them, nested mappings of arrays, "
+        f"got {kind}."
+    )
 
 
 def no_float64(owner: str, name: str) -> str:
@@ -278,10 +297,11 @@ def context_width(
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape
-    if bijector.context_dim or any(len(shape) != 1 for shape in shapes):
+    taken = bijector.context_dim or bijector.has_batch_statistics
+    if taken or any(len(shape) != 1 for shape in shapes):
         raise ValueError(
-            f"{owner} expects a bijector in context_net to be of vectors and to take no context, got "
-            f"a {type(bijector).__name__}."
+            f"{owner} expects a bijector in context_net to be of vectors, to take no context and to use "
+            f"no batch statistics, got a {type(bijector).__name__}."
         )
     return shapes[0][0], shapes[1][0]
 
@@ -334,7 +354,7 @@ def finite_initialization(owner: str, finite: bool) -> None:
 
 def logit_alpha(owner: str, alpha: float) -> None:
     """Raise ``ValueError`` unless alpha is a number of at least 0 and below 1/2."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 0.5:
+    if not _is_number(alpha) or not 0 <= alpha < 0.5:
         raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
@@ -347,10 +367,11 @@ def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None
 def interval(owner: str, **bounds: float) -> None:
     """Raise ``ValueError`` unless the two bounds are finite numbers in increasing order."""
     (low_name, low), (high_name, high) = bounds.items()
-    numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in (low, high))
-    if not numbers or not -float("inf") < low < high < float("inf"):
+    numbers = _is_number(low) and _is_number(high)
+    if not numbers or not -LARGEST / 2 <= low < high <= LARGEST / 2:
         raise ValueError(
-            f"{owner} expects finite {low_name} < {high_name}, got {low!r} and {high!r}."
+            f"{owner} expects {low_name} < {high_name}, apart by no more than float32 holds, got "
+            f"{low!r} and {high!r}."
         )
 
 
@@ -369,9 +390,26 @@ def instances(owner: str, name: str, values: Iterable[object], cls: type) -> Non
     """Raise ``TypeError`` unless every value is an instance of the class."""
     for value in values:
         if not isinstance(value, cls):
+            kind = "list" if isinstance(value, tuple) else type(value).__name__
+            raise TypeError(f"{owner} expects {name} of type {cls.__name__}, got {kind}.")
+
+
+def overridden(owner: str, methods: Mapping[str, object], names: Iterable[str]) -> None:
+    """Raise ``TypeError`` if a class writes a public method that other modules go around."""
+    for name in names:
+        if name in methods:
             raise TypeError(
-                f"{owner} expects {name} of type {cls.__name__}, got {type(value).__name__}."
+                f"{owner} writes {name}, which checks its input and calls map_{name}: write map_{name}, "
+                "which chains call too."
             )
+
+
+def shared_part(owner: str, kind: str, first: str, second: str) -> str:
+    """What PyTorch's half says to one part with weights in two places."""
+    return (
+        f"{owner} got one {kind} as {first!r} and as {second!r}, which would tie their weights: "
+        f"build one for each place, as in [{kind}(...) for _ in range(8)]."
+    )
 
 
 def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> None:
@@ -382,20 +420,24 @@ def at_most(owner: str, name: str, value: int, limit_name: str, limit: int) -> N
         )
 
 
+def momentum(owner: str, value: float) -> None:
+    """Raise ``ValueError`` unless a share of running averages is above 0 and at most 1."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{owner} expects momentum above 0 and at most 1, got {value!r}.")
+
+
 def open_interval(owner: str, name: str, value: float, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a number strictly between the bounds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low < value < high:
+    if not _is_number(value) or not low < value < high:
         raise ValueError(f"{owner} expects {name} between {low} and {high}, got {value!r}.")
 
 
 def non_negative_number(owner: str, **values: float) -> None:
     """Raise ``ValueError`` unless every value is a finite number of at least 0."""
     for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < float("inf"):
+        if not _is_number(value) or not 0 <= value <= LARGEST:
             raise ValueError(
-                f"{owner} expects {name} to be a finite number of at least 0, got {value!r}."
+                f"{owner} expects {name} to be a number of at least 0 that float32 holds, got {value!r}."
             )
 
 

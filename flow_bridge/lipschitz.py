@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 
+from flow_bridge import checks
+from flow_bridge.architecture import count_entries
+
 SLOPE_BOUNDS = {"gelu": 1.1290, "silu": 1.0999}
 """The largest slope of each activation, rounded up; 1 for those not listed."""
 
@@ -41,6 +44,18 @@ def inverse_message(num_rows: int, tolerance: float, lipschitz: float) -> str:
     )
 
 
+def check_eval_terms(owner: str, eval_terms: int | None, log_det: str) -> None:
+    """Raise ``ValueError`` unless the number of terms is ``None``, or positive and of a series."""
+    if eval_terms is None:
+        return
+    checks.positive_int(owner, eval_terms=eval_terms)
+    if log_det != "series":
+        raise ValueError(
+            f'{owner} takes eval_terms with log_det="series" only, got eval_terms={eval_terms!r} '
+            f"and log_det={log_det!r}."
+        )
+
+
 def stop_probability(owner: str, value: float | None, lipschitz: float) -> float:
     """The roulette's probability to stop at each term; by default half of what it must stay below.
 
@@ -58,10 +73,25 @@ def stop_probability(owner: str, value: float | None, lipschitz: float) -> float
     return float(value)
 
 
+def roulette_length(stop: float) -> int:
+    """How many numbers of terms the roulette can tell apart.
+
+    Raises:
+        ValueError: for a roulette that would need more than 2^20.
+    """
+    length = math.ceil(32 * math.log(2) / -math.log1p(-stop))
+    if length > 1 << 20:
+        raise ValueError(
+            f"InvertibleResidual expects a stop_probability of at least {32 * math.log(2) / 2**20:.2g} "
+            f"in a series, got {stop!r} (half of 1 - lipschitz^2 if not given)."
+        )
+    count_entries(length)
+    return length
+
+
 def roulette_thresholds(stop: float) -> np.ndarray:
     """Integers t: the number of t[j] above a uniform 32-bit integer is geometric, P(N >= j) = q^j."""
-    length = math.ceil(32 * math.log(2) / -math.log1p(-stop))
-    survival = np.exp(np.arange(1, length + 1) * np.log1p(-stop))
+    survival = np.exp(np.arange(1, roulette_length(stop) + 1) * np.log1p(-stop))
     return np.floor(survival * 2**32).astype(np.int64)
 
 

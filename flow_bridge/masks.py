@@ -7,7 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-Mask = str | Sequence[int]
+from flow_bridge.architecture import count_entries
+
+Mask = str | Sequence[int] | Sequence[bool]
 Index = slice | np.ndarray
 Order = str | Sequence[int] | None
 
@@ -25,6 +27,7 @@ def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
         ValueError: for an unknown name, a list of the wrong length or with other values, and for a
             mask that fixes everything or nothing (every mask does at ``dim`` 1).
     """
+    count_entries(dim)
     position = np.arange(dim)
     if isinstance(mask, str):
         if mask not in NAMED_MASKS:
@@ -64,9 +67,11 @@ def permutation_order(permutation: str | Sequence[int], dim: int | None) -> np.n
     if permutation == "reverse":
         if dim is None:
             raise ValueError('permutation "reverse" needs dim.')
+        count_entries(dim)
         return np.arange(dim)[::-1].copy()
     if not isinstance(permutation, list | tuple):
         raise ValueError(f'permutation must be a list or "reverse", got {permutation!r}.')
+    count_entries(len(permutation))
     whole = all(isinstance(i, int) for i in permutation)
     if not permutation or not whole or sorted(permutation) != list(range(len(permutation))):
         raise ValueError(f"permutation must hold 0, 1, ..., n - 1 once each, got {permutation!r}.")
@@ -77,6 +82,7 @@ def permutation_order(permutation: str | Sequence[int], dim: int | None) -> np.n
 
 def random_permutation(dim: int, seed: int) -> np.ndarray:
     """The permutation of ``dim`` dimensions that numpy's generator draws from ``seed``."""
+    count_entries(dim)
     return np.random.default_rng(seed).permutation(dim)
 
 
@@ -110,6 +116,7 @@ class Partition:
     @cached_property
     def inputs(self) -> np.ndarray:
         """Positions of the fixed dimensions and the context in ``concatenate([x, context])``."""
+        count_entries(self.dim + self.context_dim)
         return np.concatenate([self.fixed, np.arange(self.dim, self.dim + self.context_dim)])
 
     @property
@@ -148,6 +155,7 @@ def autoregressive_order(order: Order, dim: int) -> np.ndarray:
     Raises:
         ValueError: for anything else.
     """
+    count_entries(dim)
     if order is None:
         return np.arange(dim)
     if order == "reverse":
@@ -191,6 +199,7 @@ class Autoregression:
     @property
     def hidden(self) -> list[np.ndarray]:
         """The degrees of the hidden units, layer by layer."""
+        count_entries(sum(self.hidden_dims))
         lowest = 0 if self.context_dim or self.dim == 1 else 1
         return [lowest + np.arange(n) * (self.dim - lowest) // n for n in self.hidden_dims]
 
@@ -200,6 +209,7 @@ class Autoregression:
 
         The ``num_parameters`` outputs of one dimension stand together.
         """
+        count_entries(self.context_dim + self.dim * self.num_parameters)
         position = np.argsort(self.generated)
         inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]

@@ -4,6 +4,19 @@ REFINEMENT = 8
 """How many times the steps of a solver that is judged against itself."""
 
 
+HOST_STEPS = (
+    "ContinuousBijector with solver 'dopri5' chooses its steps on the host, which no transform of "
+    "torch.func and no forward-mode derivative can follow: use torch.autograd, or solver 'rk4'."
+)
+"""What PyTorch's half says where its adaptive solver cannot run."""
+
+NO_FORWARD_MODE = (
+    "ContinuousBijector with adjoint=True has no forward-mode derivative (jvp, jacfwd, hessian): use "
+    "jacrev, adjoint=False, or solver 'rk4'."
+)
+"""What JAX's half says where its adjoint equation cannot run."""
+
+
 def refine(tolerance: float) -> float:
     """A tolerance that takes about so many times the steps of a method of fifth order."""
     return max(1e-4 * tolerance, min(tolerance, 1e-13))

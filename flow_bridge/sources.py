@@ -8,18 +8,20 @@ the rows of every step.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from flow_bridge import checks
+from flow_bridge.weights import DTYPES
 
 MAX_STEPS_PER_CALL = 200
 MAX_BYTES_PER_CALL = 64 << 20  # of rows that come from the host
 VALIDATION_ROWS = 4096  # in one call
+STATISTICS_ROWS = 32768  # whose statistics evaluation uses, as many as fit in MAX_BYTES_PER_CALL
 
 Chunk = tuple[np.ndarray, ...]
 Chunks = Callable[[int, int], Iterable[Chunk]]
@@ -56,14 +58,14 @@ class Expected(NamedTuple):
     context_dim: int
     dtype: str | None
 
-    def check(self, name: str, arrays: Chunk) -> None:
-        """Check shapes and dtypes of x and its context, if there is one."""
-        x, dtype = arrays[0], arrays[0].dtype.name
-        batch = checks.input_array(self.owner, name, x.shape, dtype, self.event_shape, self.dtype)
+    def check(self, name: str, given: Sequence[tuple[tuple[int, ...], str]]) -> None:
+        """Check shape and dtype of x and, if there is one, of its context."""
+        shape, dtype = given[0]
+        batch = checks.input_array(self.owner, name, shape, dtype, self.event_shape, self.dtype)
         if len(batch) != 1:
-            raise ValueError(f"fit expects {name} with one axis of rows, got shape {x.shape}.")
-        shape, given = (arrays[1].shape, arrays[1].dtype.name) if arrays[1:] else (None, None)
-        checks.context_array(self.owner, shape, given, self.context_dim, batch, dtype)
+            raise ValueError(f"fit expects {name} with one axis of rows, got shape {shape}.")
+        context, context_dtype = given[1] if len(given) > 1 else (None, None)
+        checks.context_array(self.owner, context, context_dtype, self.context_dim, batch, dtype)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class HostRows:
     def take(self, rows: np.ndarray) -> Chunk:
         """The rows of these numbers, an array of any shape."""
         numbers = self.numbers[rows]
-        taken = tuple(np.asarray(array[numbers]) for array in self.arrays)
+        taken = tuple(_native(np.asarray(array[numbers])) for array in self.arrays)
         for label, array in zip((self.name, f"{self.name}'s context"), taken, strict=False):
             finite = np.isfinite(array).reshape(*rows.shape, -1).all(-1)
             if not finite.all():
@@ -133,23 +135,37 @@ class Stream:
         name: what they are.
         source: the iterable, or a function from the epoch to one.
         expected: what the flow takes.
-        to_numpy: turns an array of the half into one of numpy.
+        to_numpy: turns an array of the half, which has a name, into one of numpy.
+        min_rows: batches of fewer rows are left out.
+        head: where to keep the first batches of epoch 0, whose statistics evaluation uses.
     """
 
     name: str
     source: Any
     expected: Expected
-    to_numpy: Callable[[Any], np.ndarray]
+    to_numpy: Callable[[str, Any], np.ndarray]
+    min_rows: int = 1
+    head: "Head | None" = None
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
         """The batches of one pass from number ``skip`` on, checked, as numpy arrays."""
         source = self.source(epoch) if callable(self.source) else self.source
-        seen = skip
-        for batch in islice(source, skip, None):
-            yield self._read(f"batch {seen} of {self.name}", batch)
-            seen += 1
-        if not seen:
-            raise ValueError(f"fit got no batches of {self.name} in epoch {epoch}.")
+        head = self.head if epoch == 0 else None
+        if head is not None:
+            head.clear()
+        number, used = -1, 0
+        for number, given in enumerate(source):
+            batch = self._read(f"batch {number} of {self.name}", given)
+            if len(batch[0]) < self.min_rows:
+                continue
+            if head is not None:
+                head.add(batch)
+            used += 1
+            if used > skip:
+                yield batch
+        if not used:
+            rows = "" if number < 0 else f" with at least {self.min_rows} rows"
+            raise ValueError(f"fit got no batches of {self.name}{rows} in epoch {epoch}.")
 
     def chunks(self, part: Part, max_steps: int) -> Chunks:
         """Successive batches of one shape; every process brings its own part of them."""
@@ -175,25 +191,95 @@ class Stream:
             raise TypeError(
                 f"fit expects {what} as an array or as a pair of x and its context, got {names}."
             )
-        arrays = tuple(self.to_numpy(array) for array in given)
-        self.expected.check(what, arrays)
-        for label, array in zip((what, f"{what}'s context"), arrays, strict=False):
-            check_rows(label, len(arrays[0]), np.isfinite(array).reshape(len(array), -1).all(1))
+        labels = what, f"{what}'s context"
+        arrays = tuple(map(self.to_numpy, labels, given))
+        self.expected.check(what, described(arrays))
+        for label, array in zip(labels, arrays, strict=False):
+            check_rows(label, len(arrays[0]), np.isfinite(array).all(tuple(range(1, array.ndim))))
         return arrays
+
+
+class Head:
+    """The first of many batches, up to the rows whose statistics evaluation uses."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.batches: list[Chunk] = []
+        self.num_rows, self.num_bytes, self.full = 0, 0, False
+
+    def add(self, batch: Chunk) -> None:
+        """Keep a batch, if it is the first or still fits."""
+        self.num_rows += len(batch[0])
+        self.num_bytes += sum(array.nbytes for array in batch)
+        fits = self.num_rows <= STATISTICS_ROWS and self.num_bytes <= MAX_BYTES_PER_CALL
+        self.full |= not fits and bool(self.batches)
+        if not self.full:
+            self.batches.append(batch)
 
 
 Source = Rows | HostRows | Stream
 
 
 def is_array(data: Any) -> bool:
-    """Whether data are one array, and not an iterable of them."""
-    return hasattr(data, "shape") and hasattr(data, "dtype")
+    """Whether data are one array or table or nested lists of numbers, and not an iterable of such."""
+    leaf = data
+    while isinstance(leaf, list | tuple) and len(leaf):
+        leaf = leaf[0]
+    if leaf is not data:
+        return isinstance(leaf, numbers.Real)
+    return hasattr(data, "to_numpy") or (hasattr(data, "shape") and hasattr(data, "dtype"))
 
 
-def host_rows(expected: Expected, name: str, x: np.ndarray, context: Any) -> HostRows:
+def described(arrays: Iterable[np.ndarray]) -> list[tuple[tuple[int, ...], str]]:
+    """Shapes and names of dtypes."""
+    return [(array.shape, array.dtype.name) for array in arrays]
+
+
+def is_fraction(validation: Any, validation_context: Any) -> TypeGuard[float]:
+    """Whether ``validation`` is a number, and no data.
+
+    Raises:
+        ValueError: for a context of validation data that are not given.
+    """
+    fraction = isinstance(validation, numbers.Real)
+    if fraction and validation_context is not None:
+        raise ValueError("fit takes a validation_context with validation data only.")
+    return fraction
+
+
+def host_array(name: str, data: Any, dtype: str | None) -> np.ndarray:
+    """What ``is_array`` accepts as a numpy array that either framework reads; lists become ``dtype``.
+
+    Raises:
+        ValueError: for masked values, and for lists of unequal lengths.
+    """
+    if isinstance(data, np.ma.MaskedArray):
+        masked = np.argwhere(np.atleast_1d(np.ma.getmaskarray(data)))
+        if len(masked):
+            raise ValueError(f"fit got a masked value in row {masked[0, 0]} of {name}.")
+        data = data.data
+    elif isinstance(data, list | tuple):
+        try:
+            data = np.array(data, None if dtype is None else DTYPES[dtype])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"fit expects the lists of {name} to be of one length.") from error
+    elif hasattr(data, "to_numpy"):
+        data = data.to_numpy()
+    return _native(np.asarray(data))
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """In the machine's byte order and with strides of rows."""
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+
+
+def host_rows(expected: Expected, name: str, x: np.ndarray, context: np.ndarray | None) -> HostRows:
     """Rows that stay on the host, their shapes and dtypes checked."""
     arrays = (x,) if context is None else (x, context)
-    expected.check(name, arrays)
+    expected.check(name, described(arrays))
     for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
         check_rows(label, len(x), np.ones(len(array), bool))
     return HostRows(name, arrays, np.arange(len(x)))
@@ -205,7 +291,7 @@ def stream(
     source: Any,
     context: Any,
     num_epochs: int,
-    to_numpy: Callable[[Any], np.ndarray],
+    to_numpy: Callable[[str, Any], np.ndarray],
 ) -> Stream:
     """Batches from an iterable or from a function that makes one."""
     if not (callable(source) or hasattr(source, "__iter__")):
@@ -259,6 +345,37 @@ def source_chunks(source: Source, batch_size: int, seed: int, part: Part, max_st
     return chunks
 
 
+def with_statistics(source: Source, batch_size: int, part: Part) -> Source:
+    """A source for a flow with batch statistics, which take 2 rows: no step has fewer.
+
+    Raises:
+        ValueError: if every batch of an array has one row.
+    """
+    if isinstance(source, Stream):
+        return replace(source, min_rows=math.ceil(2 / part.count), head=Head())
+    checks.enough_rows(
+        "fit of a flow with batch statistics", min(batch_size, len(source)), "per step"
+    )
+    return source
+
+
+def statistics_rows(source: Source) -> tuple[Chunk, bool]:
+    """The rows whose statistics evaluation uses, and whether they are this process's part of them.
+
+    They are all rows, or as many as ``STATISTICS_ROWS`` and ``MAX_BYTES_PER_CALL`` allow, evenly spread;
+    of an iterable those of the first batches of epoch 0.
+    """
+    if isinstance(source, Stream):
+        head = source.head or Head()
+        if not head.batches:  # resumed after epoch 0
+            next((None for _ in source.batches(0) if head.full), None)
+        return tuple(np.concatenate(arrays) for arrays in zip(*head.batches, strict=True)), True
+    row_bytes = sum(array.nbytes // max(1, len(array)) for array in source.arrays)
+    most = min(STATISTICS_ROWS, max(2, MAX_BYTES_PER_CALL // max(1, row_bytes)))
+    count = min(len(source), most)
+    return source.take((np.arange(count) * len(source) // count).astype(np.int32)), False
+
+
 def array_chunks(batches: Callable[[int], np.ndarray], part: Part, max_steps: int) -> Chunks:
     """Chunks of an array for each epoch: ``(steps, batch_size, ...)`` row numbers or noise."""
 
@@ -292,10 +409,7 @@ def validation_blocks(source: Source, part: Part) -> Iterator[tuple[Chunk, bool]
 
 def steps_per_call(state_every: int | None) -> int:
     """The most steps in one call."""
-    if state_every is None:
-        return MAX_STEPS_PER_CALL
-    checks.positive_int("fit", state_every=state_every)
-    return min(MAX_STEPS_PER_CALL, state_every)
+    return MAX_STEPS_PER_CALL if state_every is None else min(MAX_STEPS_PER_CALL, state_every)
 
 
 def row_batches(num_rows: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
@@ -332,9 +446,9 @@ def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, n
     """Row numbers for training and for validation, at least one of each.
 
     Raises:
-        ValueError: if the fraction is not in [0, 1) or there are fewer than 2 rows to split.
+        ValueError: if the fraction is not in [0, 1), or leaves no row to train on.
     """
-    if not 0 <= fraction < 1:
+    if isinstance(fraction, bool) or not 0 <= fraction < 1:
         raise ValueError(f"fit expects validation as a fraction in [0, 1), got {fraction!r}.")
     if fraction == 0:
         return np.arange(num_rows), np.arange(0)
@@ -342,6 +456,10 @@ def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, n
         raise ValueError("fit needs at least 2 rows to split off validation data.")
     order = np.random.default_rng([seed]).permutation(num_rows)
     num_validation = max(1, round(num_rows * fraction))
+    if num_validation >= num_rows:
+        raise ValueError(
+            f"fit has no rows left to train on: validation={fraction!r} holds out all {num_rows}."
+        )
     return order[num_validation:], order[:num_validation]
 
 

@@ -49,7 +49,8 @@ def location_and_scale(
             "by a constant first."
         )
     if (bad := low == high).any():
-        raise ValueError(f"{column(bad)} is constant: it has no density.")
+        why = "it has no density" if what == "data" else "leave it out"
+        raise ValueError(f"{column(bad)} is constant: {why}.")
     unit = largest[:, None]  # squares of large numbers overflow
     count = len(x) * int(np.prod(x.shape[2:]))
     mean = sum((block / unit).sum((0, 2)) for block in _blocks(x)) / count

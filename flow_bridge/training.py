@@ -7,6 +7,7 @@ in both backends by construction. A half brings an ``Engine`` that runs steps on
 import json
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from flow_bridge import checks
 from flow_bridge.checkpoint import read_arrays, write_arrays
 from flow_bridge.errors import CheckpointError, NonFiniteError
 from flow_bridge.sources import Chunk, Chunks, Part, Source, validation_blocks
 
 LearningRate = float | Callable[[int], float]
 Item = TypeVar("Item")
+
+DEFAULT_RATE = 1e-3
+FAR_LOSS = 10.0  # nats per dimension: a standard normal has them 4.3 away from its mean
 
 
 @dataclass
@@ -65,6 +70,9 @@ class Engine(Protocol):
         """The sum of -log_prob over a block of validation rows, over those of all processes if it
         is this one's part of them."""
 
+    def set_statistics(self) -> None:
+        """Give evaluation the batch statistics that the training data have under the present weights."""
+
     def snapshot(self) -> Any:
         """A copy of the weights (batch statistics included)."""
 
@@ -76,6 +84,53 @@ class Engine(Protocol):
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Take over what ``state_arrays`` gave, and return the best weights."""
+
+
+def check_options(
+    owner: str,
+    learning_rate: LearningRate | None,
+    optimizer: object,
+    max_grad_norm: float | None,
+    patience: int | None,
+    seed: int,
+    state_every: int | None,
+) -> LearningRate:
+    """Check the arguments that both halves have in common, and return the learning rate.
+
+    Raises:
+        ValueError: for one that makes no sense, and for an optimiser beside a learning rate.
+    """
+    checks.non_negative_int(owner, seed=seed)
+    for name, value in {"patience": patience, "state_every": state_every}.items():
+        if value is not None:
+            checks.positive_int(owner, **{name: value})
+    if max_grad_norm is not None:
+        checks.positive_number(owner, max_grad_norm=max_grad_norm)
+    if learning_rate is None:
+        return DEFAULT_RATE
+    if optimizer is not None:
+        raise ValueError(
+            f"{owner} takes learning_rate or optimizer, not both: an optimizer has its own rate."
+        )
+    if not callable(learning_rate):
+        checks.positive_number(owner, learning_rate=learning_rate)
+    return learning_rate
+
+
+def check_weights(owner: str, flow: str, num_weights: int) -> None:
+    """Raise ``ValueError`` unless there is something to train."""
+    if num_weights == 0:
+        raise ValueError(f"{owner} got a {flow} without weights to train.")
+
+
+def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:
+    """Raise ``ValueError`` unless the energy of a batch of events is one number for each."""
+    got = None if shape is None else tuple(shape)
+    if got != events[:1]:
+        raise ValueError(
+            f"fit_to_energy expects the energy of x of shape {events} to be of shape {events[:1]}, got "
+            f"{'a number' if got is None else got}: vmap the energy of one event."
+        )
 
 
 def train(
@@ -90,55 +145,89 @@ def train(
     state_path: str | os.PathLike[str] | None,
     state_every: int | None,
     settings: Mapping[str, Any],
+    event_shape: Sequence[int | None] = (),
+    epoch_length: int | None = None,
 ) -> History:
     """Run the epochs and leave the best weights in the engine (the last without validation data).
 
+    Whatever interrupts it, the engine is left so: with the best weights so far, or without validation
+    data those of the last call that was completed.
+
+    Args:
+        event_shape: of the data, to say when the first loss shows that they are far off.
+        epoch_length: steps of every epoch but the last one, which may be a part; ``None`` if all are whole.
+
     Raises:
-        NonFiniteError: naming the step; the engine then holds the last good weights.
+        NonFiniteError: naming the step.
         CheckpointError: if ``state_path`` holds a corrupt file or the state of another run.
         ValueError: if processes that train together are given different things.
     """
-    history, best, skip = History(), None, 0
+    history, best, skip, stale = History(), None, 0, False
     if state_path is not None and Path(state_path).exists():
         history, best, skip = _load_state(engine, state_path, settings)
+        if epoch_length is not None:
+            complete, skip = divmod(len(history.step_losses), epoch_length)
+            del history.train_loss[complete:]
     fingerprint = zlib.crc32(json.dumps(settings, sort_keys=True).encode()) >> 1
     _agree(engine, "other settings or another state file", [fingerprint, len(history.step_losses)])
 
+    def settle() -> None:
+        nonlocal stale
+        if stale:
+            engine.set_statistics()
+        stale = False
+
     def save(epoch_steps: int) -> None:
         if state_path is not None:
+            settle()
             _save_state(engine, state_path, settings, history, best, epoch_steps)
 
     epochs = range(len(history.train_loss), num_epochs)
     silent = not (progress and engine.is_main)
-    with tqdm(total=num_epochs, initial=epochs.start, disable=silent, unit="epoch") as bar:
-        for epoch in epochs:
-            if history.stopped_early:
-                break
-            start = len(history.step_losses) - skip
-            unsaved = 0
-            for chunk in _in_step(engine, chunks(epoch, skip), lambda chunk: chunk):
-                losses = _run_call(engine, chunk, learning_rate, len(history.step_losses))
-                history.step_losses += losses
-                unsaved += len(losses)
-                if state_every is not None and unsaved >= state_every:
-                    save(len(history.step_losses) - start)
-                    unsaved = 0
-            skip = 0
-            epoch_losses = history.step_losses[start:]
-            history.train_loss.append(math.fsum(epoch_losses) / len(epoch_losses))
-            status = {"loss": f"{history.train_loss[-1]:.4f}"}
-            if validation is not None:
-                history.validation_loss.append(_mean_loss(engine, validation))
-                status["validation"] = f"{history.validation_loss[-1]:.4f}"
-                if history.validation_loss[-1] <= min(history.validation_loss):
-                    history.best_epoch, best = epoch, engine.snapshot()
-                waited = epoch - (history.best_epoch if history.best_epoch is not None else -1)
-                history.stopped_early = patience is not None and waited >= patience
-            save(0)
-            bar.set_postfix(status)
-            bar.update()
+    try:
+        with tqdm(total=num_epochs, initial=epochs.start, disable=silent, unit="epoch") as bar:
+            for epoch in epochs:
+                if history.stopped_early:
+                    break
+                start = len(history.step_losses) - skip
+                unsaved = 0
+                for chunk in _in_step(engine, chunks(epoch, skip), lambda chunk: chunk):
+                    stale = True
+                    losses = _run_call(engine, chunk, learning_rate, history)
+                    if not history.step_losses:
+                        _warn_of_far_data(losses[0], event_shape)
+                    history.step_losses += losses
+                    unsaved += len(losses)
+                    if state_every is not None and unsaved >= state_every:
+                        save(len(history.step_losses) - start)
+                        unsaved = 0
+                skip = 0
+                epoch_losses = history.step_losses[start:]
+                history.train_loss.append(math.fsum(epoch_losses) / len(epoch_losses))
+                status = {"loss": f"{history.train_loss[-1]:.4f}"}
+                if validation is not None:
+                    settle()
+                    loss = _mean_loss(engine, validation)
+                    history.validation_loss.append(loss)
+                    status["validation"] = f"{loss:.4f}"
+                    kept = history.best_epoch
+                    if loss <= (math.inf if kept is None else history.validation_loss[kept]):
+                        history.best_epoch, best = epoch, engine.snapshot()
+                    waited = epoch - (-1 if history.best_epoch is None else history.best_epoch)
+                    history.stopped_early = patience is not None and waited >= patience
+                save(0)
+                bar.set_postfix(status)
+                bar.update()
+    except BaseException:
+        if best is not None:
+            engine.restore(best)
+        elif engine.part.count == 1:  # other processes would have to join in
+            settle()
+        raise
     if best is not None:
         engine.restore(best)
+    else:
+        settle()
     return history
 
 
@@ -172,21 +261,52 @@ def _agree(engine: Engine, what: str, values: Sequence[int]) -> None:
         raise ValueError(f"fit trains in {len(everyone)} processes, and one of them has {what}.")
 
 
-def _run_call(engine: Engine, chunk: Chunk, learning_rate: LearningRate, start: int) -> list[float]:
-    good = engine.snapshot()
-    steps = range(start, start + len(chunk[0]))
-    rates = [learning_rate(s) if callable(learning_rate) else learning_rate for s in steps]
-    losses, weights_finite = engine.run(chunk, np.array(rates))
+def _run_call(
+    engine: Engine, chunk: Chunk, learning_rate: LearningRate, history: History
+) -> list[float]:
+    good, start = engine.snapshot(), len(history.step_losses)
+    rates = _rates(learning_rate, range(start, start + len(chunk[0])))
+    try:
+        losses, weights_finite = engine.run(chunk, rates)
+    except BaseException:
+        engine.restore(good)
+        raise
     finite = np.isfinite(losses)
     if not (finite.all() and weights_finite):
         engine.restore(good)
-        step = start + int(np.argmin(finite)) if not finite.all() else steps[-1]
+        step = start + int(np.argmin(finite)) if not finite.all() else start + len(losses) - 1
         what = "loss" if not finite.all() else "gradient"
+        kept = f"after {start} steps"
+        if history.best_epoch is not None:
+            kept = f"of epoch {history.best_epoch}, the best so far"
         raise NonFiniteError(
-            f"the {what} is not finite at step {step}; the weights are those after {start} "
-            "steps. A lower learning rate or max_grad_norm often helps."
+            f"the {what} is not finite at step {step}; the weights are those {kept}. "
+            "A lower learning rate or max_grad_norm often helps."
         )
     return losses.tolist()
+
+
+def _rates(learning_rate: LearningRate, steps: range) -> np.ndarray:
+    if not callable(learning_rate):
+        return np.full(len(steps), learning_rate, np.float64)
+    rates = np.array([float(learning_rate(step)) for step in steps])
+    bad = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
+    if len(bad):
+        raise ValueError(
+            "fit expects learning_rate to give a finite number of at least 0, got "
+            f"{rates[bad[0]]} at step {steps[bad[0]]}."
+        )
+    return rates
+
+
+def _warn_of_far_data(loss: float, event_shape: Sequence[int | None]) -> None:
+    sizes = [size for size in event_shape if size is not None]
+    if sizes and loss > FAR_LOSS * math.prod(sizes):
+        warnings.warn(
+            f"the first loss is {loss / math.prod(sizes):.3g} nats per dimension: the data are far from "
+            "where the flow starts. Standardise them, as standardized(flow, x) does.",
+            stacklevel=1,
+        )
 
 
 def _save_state(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from flow_bridge import checks
 from flow_bridge.errors import ConversionError
 from flow_bridge.layouts import Layout, find_layout, torch_modules
 
@@ -53,7 +54,7 @@ def _flatten(
     for key in sorted(tree):
         if isinstance(tree[key], Mapping):
             yield from _flatten(tree[key], (*path, key))
-        else:
+        elif tree[key] is not None:
             yield (*path, key), tree[key]
 
 
@@ -137,6 +138,35 @@ def check_table(
             raise ConversionError(
                 f"array {name!r} has shape {tuple(found[name])}, expected {tuple(shape)}."
             )
+
+
+def check_found(owner: str, variables: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ``ConversionError`` unless JAX variables have the names and shapes that are expected of
+    their owner, and one dtype."""
+    for collection, tree in expected.items():
+        if tree and not isinstance(variables.get(collection), Mapping):
+            given = " and ".join(repr(key) for key in variables) or "nothing"
+            raise ConversionError(
+                f"{owner} needs its whole variables, as init, fit and load return them: {collection!r} "
+                f"is missing, got {given}."
+            )
+    found = {collection: variables.get(collection, {}) for collection in expected}
+    leaves, table = dict(_flatten(found, ())), dict(_flatten(expected, ()))
+    if leaves.keys() == table.keys():
+        shapes = [(tuple(leaves[path].shape), tuple(table[path].shape)) for path in table]
+        axes = {shape[: len(shape) - len(own)] for shape, own in shapes}
+        if len(axes) == 1 and axes != {()} and all(s[len(s) - len(o) :] == o for s, o in shapes):
+            raise ConversionError(
+                f"the variables of {owner} have additional axes {axes.pop()}: use them under jax.vmap, "
+                "as they were made."
+            )
+    try:
+        check_table(torch_shapes(found), torch_shapes(expected))
+    except ConversionError as error:
+        raise ConversionError(f"these are not the variables of this {owner}: {error}") from None
+    checks.one_dtype(
+        owner, {leaf.dtype.name for path, leaf in leaves.items() if path[0] == "params"}
+    )
 
 
 def _more(names: list[str]) -> str:

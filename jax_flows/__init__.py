@@ -1,5 +1,13 @@
 """Normalizing flows in JAX: the functional half of twinflows."""
 
+try:
+    import flax as _flax  # noqa: F401
+    import jax as _jax  # noqa: F401
+    import optax as _optax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("jax_flows needs JAX: pip install 'twinflows[jax]'.", name="jax") from error
+
+from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from jax_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
@@ -110,6 +118,7 @@ __all__ = [
     "SylvesterFlow",
     "Tanh",
     "Uniform",
+    "__version__",
     "bits_per_dimension",
     "build",
     "dequantize",

@@ -1,6 +1,5 @@
 """Save and load: one file for the architecture and the weights, which either backend reads."""
 
-import os
 from typing import Any
 
 import jax
@@ -8,18 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from flow_bridge import checkpoint
-from flow_bridge.architecture import architecture
+from flow_bridge.architecture import Architecture, architecture
+from flow_bridge.checkpoint import Readable, Shapes, Writable
 from flow_bridge.errors import ConversionError
 from flow_bridge.weights import jax_to_torch, torch_shapes, torch_to_jax
 from jax_flows.registry import build
 from jax_flows.variables import HasVariables, Variables
 
 
-def save(flow: HasVariables, variables: Variables, path: str | os.PathLike[str]) -> None:
-    """Write a flow, bijector or base distribution to ``path``, atomically.
+def save(flow: HasVariables, variables: Variables, target: Writable) -> None:
+    """Write a flow, bijector or base distribution, atomically; only what ``load`` reads is written.
+
+    Args:
+        flow: the flow.
+        variables: its arrays.
+        target: a path, or a binary file open for writing.
 
     Raises:
-        CheckpointError: if the weights are not all of one floating-point dtype.
+        CheckpointError: if the weights are not all of one floating-point dtype, and for an
+            architecture that asks for more than a file of its size may; an existing file stays as
+            it was.
         ConversionError: if the variables are not those of this flow.
 
     Examples:
@@ -31,17 +38,25 @@ def save(flow: HasVariables, variables: Variables, path: str | os.PathLike[str])
     """
     arrays = jax_to_torch(variables)
     torch_to_jax(arrays, flow.shapes())
-    checkpoint.write_checkpoint(path, architecture(flow), arrays)
+    checkpoint.write_checkpoint(target, architecture(flow), arrays, expected_shapes)
 
 
 def load(
-    path: str | os.PathLike[str], *, dtype: str | None = None, allow_non_finite: bool = False
+    source: Readable,
+    *,
+    dtype: str | None = None,
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    allow_non_finite: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """Read what ``save`` of either backend wrote: the flow and its variables.
 
+    The state of a training run opens as the model with its best weights so far (the last without
+    validation data).
+
     Args:
-        path: the file; it is not trusted.
+        source: a path, bytes, or a file open for reading; it is not trusted.
         dtype: convert the weights to this dtype, ``"float32"`` for instance.
+        device: where to put the variables, a device or a sharding, JAX's default device if not given.
         allow_non_finite: accept NaN and infinite weights.
 
     Raises:
@@ -49,13 +64,18 @@ def load(
         ConversionError: for float64 weights where JAX's 64-bit mode is off.
     """
     description, arrays = checkpoint.read_checkpoint(
-        path,
-        lambda description: torch_shapes(build(description).shapes()),
-        dtype=dtype,
-        allow_non_finite=allow_non_finite,
+        source, expected_shapes, dtype=dtype, allow_non_finite=allow_non_finite
     )
-    flow = build(description)
-    return flow, from_numpy(torch_to_jax(arrays, flow.shapes()))
+    with checkpoint.refusals(source):
+        flow = build(description)
+        variables = torch_to_jax(arrays, flow.shapes())
+    loaded = from_numpy(variables)
+    return flow, loaded if device is None else jax.device_put(loaded, device)
+
+
+def expected_shapes(description: Architecture) -> Shapes:
+    """The names and shapes of the weights of an architecture, without making any."""
+    return torch_shapes(build(description).shapes())
 
 
 def from_numpy(variables: Variables) -> dict[str, Any]:

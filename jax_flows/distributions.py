@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.series import student_t_constant
 from jax_flows.inputs import check_array
 from jax_flows.numerics import sum_event
 from jax_flows.registry import register
-from jax_flows.variables import HasVariables, Variables, freeze_lists, weight_dtype
+from jax_flows.variables import (
+    HasVariables,
+    Variables,
+    check_variables,
+    freeze_lists,
+    kept,
+    weight_dtype,
+)
 
 
 class Distribution(HasVariables):
@@ -48,6 +56,7 @@ class Distribution(HasVariables):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
+    @kept
     def log_prob(self, variables: Variables, z: Array) -> Array:
         """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
@@ -58,6 +67,7 @@ class Distribution(HasVariables):
         check_array(self, variables, "z", z, self.event_shape)
         return self.log_density(variables, jnp.asarray(z))
 
+    @kept
     def from_noise(self, variables: Variables, noise: Array) -> Array:
         """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
@@ -66,10 +76,12 @@ class Distribution(HasVariables):
         check_array(self, variables, "noise", noise, self.noise_shape)
         return self.map_noise(variables, jnp.asarray(noise))
 
+    @kept
     def sample(
         self, variables: Variables, key: Array, shape: int | Sequence[int], dtype: Any = None
     ) -> Array:
         """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype unless one is given."""
+        check_variables(self, variables)
         shape = checks.sample_shape(type(self).__name__, "shape", shape)
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform
         dtype = dtype or weight_dtype(variables) or jnp.result_type(float)
@@ -258,24 +270,33 @@ class StudentT(Distribution):
         return (2, *self.event_shape)
 
     def log_density(self, variables: Variables, z: Array) -> Array:
-        df = self.df
-        log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
-        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
-        event_ndim = len(self.event_shape)
-        return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
+        df, event_ndim = self.df, len(self.event_shape)
+        x = z / math.sqrt(df)
+        far = jnp.abs(x) > 1
+        square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
+        share = (df + 1) / df / 2 * _ratio(jnp.log1p, square)
+        falloff = jnp.where(
+            far,
+            (df + 1) * (jnp.log(jnp.abs(far_x)) + jnp.log1p(1 / jnp.square(far_x)) / 2),
+            jnp.square(jnp.where(far, 0, z)) * share,
+        )
+        constant = math.prod(self.event_shape) * student_t_constant(df)
+        return constant - sum_event(falloff, event_ndim)
 
     def map_noise(self, variables: Variables, noise: Array) -> Array:
         u, v = jnp.moveaxis(noise, -len(self.event_shape) - 1, 0)
-        radius = jnp.sqrt(self.df * jnp.expm1(-2 / self.df * jnp.log1p(-u)))
+        energy = -jnp.log1p(-u)
+        exponent = energy / self.df
+        # radius^2 = df (e^(2 exponent) - 1); beyond its dtype, the largest number of that
+        largest = float(jnp.finfo(noise.dtype).max)
+        growth = jnp.exp(jnp.minimum(exponent, math.log(largest)))
+        share = _ratio(lambda x: -jnp.expm1(-x), 2 * exponent)
+        radius = jnp.minimum(growth * jnp.sqrt(2 * energy * share), largest)
         return radius * jnp.cos(2 * math.pi * v)
 
 
-def _log1p_square(x: Array) -> Array:
-    """log(1 + x^2), where x^2 may overflow."""
-    far = jnp.abs(x) > 1
-    near_square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
-    return jnp.where(
-        far,
-        2 * jnp.log(jnp.abs(far_x)) + jnp.log1p(1 / jnp.square(far_x)),
-        jnp.log1p(near_square),
-    )
+def _ratio(function: Callable[[Array], Array], x: Array) -> Array:
+    """function(x) / x for x >= 0, where the function starts as the identity."""
+    apart = x > jnp.finfo(x.dtype).eps
+    safe = jnp.where(apart, x, 1)
+    return jnp.where(apart, function(safe) / safe, 1)

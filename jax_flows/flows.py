@@ -1,5 +1,6 @@
 """A flow is a bijector and a base distribution."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.domains import REALS
 from flow_bridge.standardization import location_and_scale
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows import interop
@@ -18,6 +20,7 @@ from jax_flows.bijectors.normalization import Standardize
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
 from jax_flows.inputs import check_input, context_batch
+from jax_flows.numerics import beyond
 from jax_flows.registry import register
 from jax_flows.variables import (
     HasVariables,
@@ -26,6 +29,8 @@ from jax_flows.variables import (
     child,
     freeze_lists,
     gather,
+    kept,
+    network_shapes,
     weight_dtype,
 )
 
@@ -64,7 +69,7 @@ class Flow(HasVariables):
 
     bijector: Bijector
     base: Distribution
-    context_net: Any = None
+    context_net: Any | Sequence[Any] | None = None
     columns: Sequence[str] | None = None
     context_columns: Sequence[str] | None = None
 
@@ -108,6 +113,20 @@ class Flow(HasVariables):
             )
         return gather(parts)
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        parts = {
+            "bijector": self.bijector.variable_shapes(dtype),
+            "base": self.base.variable_shapes(dtype),
+        }
+        for i, net in enumerate(list_of_nets(self.context_net)):
+            parts[f"context_net_{i}"] = (
+                net.variable_shapes(dtype)
+                if isinstance(net, Bijector)
+                else network_shapes(net, (net.in_dim,), dtype)
+            )
+        return gather(parts)
+
+    @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 
@@ -126,11 +145,13 @@ class Flow(HasVariables):
         x, context = self._condition(variables, "x", x, context)
         return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
+    @kept
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = self._condition(variables, "z", z, context)
         return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
+    @kept
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
@@ -150,6 +171,7 @@ class Flow(HasVariables):
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
         return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
 
+    @kept
     def embed(self, variables: Variables, context: Array) -> Array:
         """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for i, net in enumerate(list_of_nets(self.context_net)):
@@ -160,21 +182,47 @@ class Flow(HasVariables):
                 context = net.apply(own, context)
         return context
 
+    def set_statistics(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None = None,
+        weights: Array | None = None,
+    ) -> dict[str, Any]:
+        """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
+        x, context = self._condition(variables, "x", x, context)
+        own = child(variables, "bijector")
+        _, batch_stats = self.bijector.map_and_set_statistics(own, x, context, weights)
+        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": gather(parts)["batch_stats"]}
+
+    @kept
     def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
-        A row of x with a NaN gives NaN in that row only.
+        Outside the domain of the bijector and at its ends (at infinity too) it is -inf; a row of x
+        with a NaN gives NaN in that row only.
         """
-        z, log_det = self.forward(variables, x, context)
-        return self.base.log_prob(child(variables, "base"), z) + log_det
+        x, condition = self._condition(variables, "x", x, context)
+        own = child(variables, "bijector")
+        outside = self.bijector.outside(own, x, condition)
+        z, log_det = self.bijector.map_forward(own, self._inside(x, outside), condition)
+        log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
+        return jnp.where(outside, -math.inf, log_prob)
 
+    @kept
     def log_prob_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
+        x, _ = check_input(self, variables, "x", x, context)
+        outside = beyond(x, self.bijector.domain, len(self.event_shape))
+        x = self._inside(x, outside)
         z, log_det, batch_stats = self.forward_and_update(variables, x, context)
-        return self.base.log_prob(child(variables, "base"), z) + log_det, batch_stats
+        log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
+        return jnp.where(outside, -math.inf, log_prob), batch_stats
 
+    @kept
     def sample(
         self,
         variables: Variables,
@@ -184,6 +232,8 @@ class Flow(HasVariables):
     ) -> Array:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
 
+        Where the bijector has a bounded domain, they lie inside: rounding would put some at its ends.
+
         Args:
             variables: the arrays, from ``init``, ``fit`` or ``load``.
             key: the source of randomness.
@@ -192,6 +242,7 @@ class Flow(HasVariables):
         """
         return self.sample_and_log_prob(variables, key, num_samples, context)[0]
 
+    @kept
     def sample_and_log_prob(
         self,
         variables: Variables,
@@ -205,6 +256,9 @@ class Flow(HasVariables):
         base = child(variables, "base")
         z = self.base.sample(base, key, (*shape, *batch), weight_dtype(variables))
         x, log_det = self.inverse(variables, z, context)
+        if self.bijector.domain != REALS:
+            low, high = self.bijector.domain.ends(x.dtype.name)
+            x = jnp.where(x < low, low, jnp.where(x > high, high, x))
         return x, self.base.log_prob(base, z) - log_det
 
     def distribution(
@@ -215,6 +269,13 @@ class Flow(HasVariables):
     ) -> Any:
         """The flow as a NumPyro ``Distribution``, see ``interop.numpyro_distribution``."""
         return interop.numpyro_distribution(self, variables, context, validate_args)
+
+    def _inside(self, x: Array, outside: Array) -> Array:
+        """x, with another point in rows outside: such rows then have the gradient 0, not NaN."""
+        if self.bijector.domain == REALS:
+            return x
+        rows = outside.reshape(*outside.shape, *[1] * len(self.event_shape))
+        return jnp.where(rows, self.bijector.domain.middle, x)
 
     def _condition(
         self, variables: Variables, name: str, x: Array, context: Array | None

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
-from jax_flows.variables import Variables, weight_dtype
+from jax_flows.variables import Variables, check_variables, weight_dtype
 
 
 def check_array(
@@ -18,6 +18,7 @@ def check_array(
     label = type(owner).__name__
     if not is_array(x):
         raise TypeError(checks.not_an_array(label, name, type(x).__name__))
+    check_variables(owner, variables)
     dtype = weight_dtype(variables)
     weight = None if dtype is None else dtype.name
     batch = checks.input_array(label, name, x.shape, x.dtype.name, event_shape, weight)
@@ -40,6 +41,7 @@ def check_input(
 
 def context_batch(owner: Any, variables: Variables, context: Array | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
+    check_variables(owner, variables)
     dtype = weight_dtype(variables) or getattr(context, "dtype", None)
     batch = context.shape[:-1] if context is not None and is_array(context) else ()
     _check_context(owner, context, batch, "" if dtype is None else dtype.name)

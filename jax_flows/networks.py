@@ -355,8 +355,8 @@ class LipschitzMLP:
 
     def _estimate(self, old: Mapping[str, Array], kernel: Array) -> tuple[Array, dict[str, Array]]:
         u, v = power_iteration(jax.lax.stop_gradient(kernel).T, old["u"], old["v"])
-        norm = jnp.matmul(jnp.matmul(kernel.T, v, precision=matmul_precision()), u)
-        return norm, {"u": u, "v": v}
+        image = jnp.matmul(kernel.T, v, precision=matmul_precision())
+        return jnp.matmul(image, u, precision=matmul_precision()), {"u": u, "v": v}
 
 
 def power_iteration(weight: Array, u: Array, v: Array) -> tuple[Array, Array]:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from flow_bridge.domains import REALS, Interval
+
 DETACHED_STEPS, DIFFERENTIABLE_STEPS = 6, 2
 
 
@@ -33,8 +35,16 @@ def log_softplus(x: Array) -> Array:
 
 
 def log_sech2(x: Array) -> Array:
-    """log(1 - tanh(x)^2) = 2 log 2 - 2 |x| - 2 log(1 + e^(-2 |x|))."""
-    return 2 * (math.log(2) - x - softplus(-2 * x))
+    """log(1 - tanh(x)^2) = 2 log 2 - 2 log(e^x + e^-x)."""
+    return 2 * (math.log(2) - jnp.logaddexp(x, -x))
+
+
+def beyond(x: Array, interval: Interval, event_ndim: int) -> Array:
+    """Which events are free of NaN and have an entry outside an open interval."""
+    axes = tuple(range(-event_ndim, 0))
+    if interval == REALS:
+        return jnp.abs(x).max(axes) == math.inf
+    return (x.min(axes) <= interval.low) | (x.max(axes) >= interval.high)
 
 
 def sum_event(x: Array, event_ndim: int) -> Array:

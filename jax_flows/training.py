@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -16,16 +17,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
-from flow_bridge.errors import NonFiniteError
 from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
-from jax_flows.inputs import check_input
-from jax_flows.variables import Variables, weight_dtype
+from jax_flows.variables import Variables, own_variables, weight_dtype
 
 Data = Array | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
+
+NUM_PROGRAMS = 16
+"""Of each kind of compiled program, how many are kept."""
 
 
 def fit(
@@ -38,7 +40,7 @@ def fit(
     validation_context: Array | np.ndarray | None = None,
     num_epochs: int = 100,
     batch_size: int = 256,
-    learning_rate: LearningRate = 1e-3,
+    learning_rate: LearningRate | None = None,
     optimizer: optax.GradientTransformation | None = None,
     max_grad_norm: float | None = None,
     patience: int | None = None,
@@ -50,8 +52,17 @@ def fit(
 ) -> tuple[dict[str, Any], History]:
     """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
 
-    Up to 200 steps run in one compiled call, without a round trip to the host; batches of another
-    length compile once more.
+    Up to 200 steps run in one compiled call, without a round trip to the host. Its program serves any
+    number of steps, and numbers of rows up to the next power of two; batches of another length compile
+    once more. The programs of the last 16 flows, optimisers and energies are kept.
+
+    An exception that ends training (``KeyboardInterrupt``, what an iterable raises) has the attribute
+    ``variables``: the best ones so far, or without validation data those of the last completed call.
+
+    What normalises with batch statistics (``BatchNorm``) is evaluated with those of the training data,
+    taken anew where an epoch ends: of all rows, or of 32,768 evenly spread ones (of fewer where those
+    are over 64 MiB), or of the first batches of an iterable. With batch statistics, batches of one row
+    are left out.
 
     With a ``mesh`` its devices train one model together, from the variables of process 0 and on the
     trajectory of one device: the rows of every batch are sharded over the mesh's axis ``"data"``, or its
@@ -62,17 +73,19 @@ def fit(
     Args:
         flow: the flow.
         variables: where to start; left as they are.
-        data: shape ``(num_rows, *event_shape)``, of the weights' dtype; a ``numpy.memmap`` is read batch
-            by batch. Or an iterable of batches, or a function from the epoch (from 0) to one: each an
-            array, or a pair of x and its context.
+        data: shape ``(num_rows, *event_shape)``, of the weights' dtype: an array, a table with
+            ``to_numpy`` or nested lists; a ``numpy.memmap`` is read batch by batch. Or an iterable of
+            batches, or a function from the epoch (from 0) to one: each an array, or a pair of x and its
+            context.
         context: shape ``(num_rows, context_dim)``, for a conditional flow.
         validation: the fraction of rows held out, or the validation data; 0 for none. An iterable is not
             split.
         validation_context: the context of the validation data, where those are given as an array.
         num_epochs: passes over the data.
         batch_size: rows per step, of all devices together; at most all of them. An iterable has its own.
-        learning_rate: of Adam; a number, or a function from the step (from 0) to one.
-        optimizer: another Optax optimiser, in place of Adam and its rate.
+        learning_rate: of Adam, 1e-3 if not given; a number, or a function from the step (from 0) to one.
+        optimizer: another Optax optimiser, in place of Adam and its rate. One with extra arguments
+            (``reduce_on_plateau``, ``lbfgs``) gets ``value``, ``grad`` and ``value_fn``.
         max_grad_norm: gradients of a larger global norm are scaled down to it.
         patience: stop after this many epochs without a better validation loss.
         seed: decides the split and the batches of an array, which are the same in both backends.
@@ -86,22 +99,29 @@ def fit(
         The variables of the best validation loss (the last ones without validation), and the losses.
 
     Raises:
-        ValueError: for data that are empty, not finite, or of a wrong shape, and for batches that do not
-            split evenly over the devices.
+        ValueError: for data that are empty, masked, not finite, or of a wrong shape, for arguments that
+            make no sense, and for batches that do not split evenly over the devices.
         TypeError: for data of another dtype than the weights.
-        NonFiniteError: if the loss becomes NaN or infinite; its ``variables`` are the last good ones.
+        NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
     checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    source, held_out = _source(flow, variables, "data", data, context, num_epochs), None
-    if isinstance(validation, int | float):
+    learning_rate = training.check_options(
+        "fit", learning_rate, optimizer, max_grad_norm, patience, seed, state_every
+    )
+    variables = _trainable("fit", flow, variables, data, context)
+    source = _source(flow, variables, "data", data, context, num_epochs)
+    if sources.is_fraction(validation, validation_context):
         source, held_out = sources.split(source, validation, seed)
     else:
         held_out = _source(
             flow, variables, "validation", validation, validation_context, num_epochs
         )
+    devices = Devices(mesh)
+    if flow.bijector.has_batch_statistics:
+        source = sources.with_statistics(source, batch_size, devices.part)
     loss = _NegativeLogLikelihood(flow)
-    engine = _Engine(flow, variables, loss, source, held_out, optimizer, max_grad_norm, mesh)
+    engine = _Engine(flow, variables, loss, source, held_out, optimizer, max_grad_norm, devices)
     return engine.train(
         sources.source_chunks(
             source, batch_size, seed, engine.part, sources.steps_per_call(state_every)
@@ -118,6 +138,7 @@ def fit(
             **sources.sizes(source, batch_size),
             "seed": seed,
         },
+        event_shape=flow.event_shape,
     )
 
 
@@ -129,7 +150,7 @@ def fit_to_energy(
     context: Array | np.ndarray | None = None,
     num_steps: int = 1000,
     batch_size: int = 256,
-    learning_rate: LearningRate = 1e-3,
+    learning_rate: LearningRate | None = None,
     optimizer: optax.GradientTransformation | None = None,
     max_grad_norm: float | None = None,
     seed: int = 0,
@@ -144,18 +165,25 @@ def fit_to_energy(
     the target's normaliser. Arguments not listed, results and errors as in ``fit``.
 
     Args:
-        energy: from x ``(batch_size, *event_shape)`` to ``(batch_size,)``, differentiable.
+        energy: from x ``(batch_size, *event_shape)`` to ``(batch_size,)``, differentiable; of one
+            written for one event, its ``jax.vmap``.
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
+    learning_rate = training.check_options(
+        "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
+    )
+    variables = _trainable("fit_to_energy", flow, variables, context)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
-    given = None if context is None else Rows((jnp.asarray(context),))
-    loss = _ReverseKL(flow, energy)
-    engine = _Engine(flow, variables, loss, given, None, optimizer, max_grad_norm, mesh)
+    loss = _ReverseKL(flow, Static(energy))
+    engine = _Engine(flow, variables, loss, None, None, optimizer, max_grad_norm, Devices(mesh))
+    if context is not None:
+        array = sources.host_array("context", context, weight_dtype(variables).name)
+        engine.data = engine.devices.replicate([array])
     return engine.train(
         sources.array_chunks(batches, engine.part, sources.steps_per_call(state_every)),
         num_epochs,
@@ -167,35 +195,94 @@ def fit_to_energy(
         state_every=state_every,
         settings={
             "architecture": architecture(flow),
-            "num_steps": num_steps,
             "batch_size": batch_size,
             "seed": seed,
         },
+        epoch_length=sources.MAX_STEPS_PER_CALL,
     )
+
+
+def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> dict[str, Any]:
+    checks.instances(owner, "flow", [flow], Flow)
+    leaves = [*jax.tree.leaves(variables), *arrays]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        raise TypeError(
+            f"{owner} reads its losses and cannot run inside jax.vmap, jax.jit or jax.grad: call it for "
+            f"one set of variables after the other, {owner}(flow, jax.tree.map(lambda leaf: leaf[i], "
+            "variables), ...), which all share one program."
+        )
+    own = own_variables(flow, variables)
+    training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(own["params"])))
+    return own
 
 
 def _source(
     flow: Flow, variables: Variables, name: str, data: Any, context: Any, num_epochs: int
 ) -> Source:
-    dtype = weight_dtype(variables)
-    expected = Expected(
-        type(flow).__name__,
-        flow.event_shape,
-        flow.context_dim,
-        None if dtype is None else dtype.name,
-    )
+    dtype = weight_dtype(variables).name
+    expected = Expected(type(flow).__name__, flow.event_shape, flow.context_dim, dtype)
+
+    def host(label: str, array: Any) -> np.ndarray:
+        return sources.host_array(label, array, dtype)
+
+    labels = name, f"{name}'s context"
     if isinstance(data, np.memmap):
-        return sources.host_rows(
-            expected, name, data, None if context is None else np.asarray(context)
-        )
+        given = None if context is None else host(labels[1], context)
+        return sources.host_rows(expected, name, data, given)
     if not sources.is_array(data):
-        return sources.stream(expected, name, data, context, num_epochs, np.asarray)
-    check_input(flow, variables, name, data, context)
-    arrays = [jnp.asarray(a) for a in (data, context) if a is not None]
-    for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
-        finite = np.asarray(jnp.isfinite(array).all(tuple(range(1, array.ndim))))
+        return sources.stream(expected, name, data, context, num_epochs, host)
+    arrays = [
+        host(label, array)
+        for label, array in zip(labels, (data, context), strict=True)
+        if array is not None
+    ]
+    expected.check(name, sources.described(arrays))
+    for label, array in zip(labels, arrays, strict=False):
+        finite = np.isfinite(array).all(tuple(range(1, array.ndim)))
         sources.check_rows(label, len(arrays[0]), finite)
     return Rows(tuple(arrays))
+
+
+class Static:
+    """A value that a program is made for: equal to another one where their programs are the same.
+
+    Optax makes its functions anew at every call; they are told by their code and what they close over,
+    everything else by being the same object.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.key = value, _key(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class _Same:
+    """Equal to what holds the same object, which therefore lives as long."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _key(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), value
+    if isinstance(value, tuple):
+        return type(value), *map(_key, value)
+    if isinstance(value, FunctionType) and value.__module__.startswith("optax."):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        defaults = value.__defaults__ or (), tuple((value.__kwdefaults__ or {}).items())
+        return value.__code__, _key(defaults), *map(_key, cells)
+    return _Same(value)
 
 
 @dataclass(frozen=True)
@@ -212,7 +299,7 @@ class _NegativeLogLikelihood:
 @dataclass(frozen=True)
 class _ReverseKL:
     flow: Flow
-    energy: Callable[[Array], Array]
+    energy: Static
 
     def __call__(
         self, variables: Variables, batch: list[Array], context: list[Array]
@@ -220,13 +307,47 @@ class _ReverseKL:
         base = {name: tree.get("base", {}) for name, tree in variables.items()}
         z = self.flow.base.from_noise(base, *batch)
         x, log_det = self.flow.inverse(variables, z, *context)
-        loss = (self.flow.base.log_prob(base, z) - log_det + self.energy(x)).mean()
+        energy = self.energy.value(x)
+        training.check_energy(x.shape, getattr(energy, "shape", None))
+        loss = (self.flow.base.log_prob(base, z) - log_det + energy).mean()
         return loss, variables["batch_stats"]
 
 
-@partial(jax.jit, static_argnums=0)
-def _sum_nll(flow: Flow, variables: Variables, batch: list[Array], data: list[Array]) -> Array:
-    return -flow.log_prob(variables, *_rows(data, batch)).sum()
+@lru_cache(NUM_PROGRAMS)
+def _sum_nll(flow: Flow) -> Callable[..., Array]:
+    @jax.jit
+    def sum_nll(
+        variables: Variables, batch: list[Array], data: list[Array], counts: Array
+    ) -> Array:
+        log_prob = flow.log_prob(variables, *_rows(data, batch))
+        return -jnp.where(counts, log_prob, 0).sum()
+
+    return sum_nll
+
+
+@lru_cache(NUM_PROGRAMS)
+def _set_statistics(flow: Flow) -> Callable[..., dict[str, Any]]:
+    @jax.jit
+    def set_statistics(
+        variables: Variables, batch: list[Array], data: list[Array], counts: Array
+    ) -> dict[str, Any]:
+        x, *contexts = _rows(data, batch)
+        context = contexts[0] if contexts else None
+        return flow.set_statistics(variables, x, context, counts.astype(x.dtype))
+
+    return set_statistics
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    """The array with its first row repeated at its end."""
+    missing = length - len(array)
+    return np.concatenate([array, np.repeat(array[:1], missing, 0)]) if missing else array
+
+
+def _round_up(length: int) -> int:
+    """To the next power of two, of large numbers to a multiple of one: few programs for all lengths."""
+    step = 1 << min(14, max(0, length - 1).bit_length())
+    return -(-length // step) * step
 
 
 def _rows(data: list[Array], batch: list[Array]) -> list[Array]:
@@ -246,19 +367,19 @@ class _Engine:
         validation: Source | None,
         optimizer: optax.GradientTransformation | None,
         max_grad_norm: float | None,
-        mesh: Mesh | None,
+        devices: "Devices",
     ) -> None:
-        self.flow, self.loss, self.max_grad_norm = flow, loss, max_grad_norm
+        self.flow, self.loss, self.max_grad_norm, self.source = flow, loss, max_grad_norm, data
         self.sets_rate = optimizer is None
-        self.optimizer = optimizer or adam()
-        self.devices = Devices(mesh)
-        self.part, self.is_main = self.devices.part, self.devices.is_main
+        self.optimizer = Static(_transformation(optimizer or adam()))
+        self.devices, self.part, self.is_main = devices, devices.part, devices.is_main
         self.data, self.validation = (
-            self.devices.replicate(list(source.arrays)) if isinstance(source, Rows) else []
+            devices.replicate([_padded(a, _round_up(len(a))) for a in source.arrays])
+            if isinstance(source, Rows)
+            else []
             for source in (data, validation)
         )
-        variables = {"params": {}, "batch_stats": {}, **variables}
-        optimizer_state = self.optimizer.init(variables["params"])
+        optimizer_state = self.optimizer.value.init(variables["params"])
         self.variables, self.optimizer_state = self.devices.replicate(
             self.devices.of_first((variables, optimizer_state))
         )
@@ -266,8 +387,9 @@ class _Engine:
     def train(self, *args: Any, **options: Any) -> tuple[dict[str, Any], History]:
         try:
             history = training.train(self, *args, **options)
-        except NonFiniteError as error:
-            error.variables = self.devices.own(self.variables)
+        except BaseException as error:
+            error.variables = self.devices.own(self.variables)  # type: ignore[attr-defined]
+            error.add_note("The weights so far are the attribute `variables` of this exception.")
             raise
         return self.devices.own(self.variables), history
 
@@ -277,27 +399,43 @@ class _Engine:
     def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
         dtype = weight_dtype(self.variables)
         rates = rates if self.sets_rate else -np.ones_like(rates)
+        num_steps, length = len(rates), min(_round_up(len(rates)), sources.MAX_STEPS_PER_CALL)
+        run_steps = _run_steps(self.loss, self.optimizer, self.max_grad_norm)
         self.variables, self.optimizer_state, losses, finite = self.devices.keep_replicated(
-            _run_steps(
-                self.loss,
-                self.optimizer,
-                self.max_grad_norm,
+            run_steps(
                 self.variables,
                 self.optimizer_state,
-                [self.devices.shard(array, 1, dtype) for array in chunk],
-                self.devices.replicate(jnp.asarray(-rates, dtype)),
+                [self.devices.shard(_padded(array, length), 1, dtype) for array in chunk],
+                self.devices.replicate(_padded(-rates, length).astype(dtype)),
                 self.data,
+                num_steps,
             )
         )
-        return np.asarray(losses, np.float64), bool(finite)
+        return np.asarray(losses, np.float64)[:num_steps], bool(finite)
 
     def evaluate(self, block: Chunk, is_part: bool) -> float:
+        batch, counts = self._block(block, is_part)
+        return float(_sum_nll(self.flow)(self.variables, batch, self.validation, counts))
+
+    def set_statistics(self) -> None:
+        if self.source is not None and self.flow.bijector.has_batch_statistics:
+            batch, counts = self._block(*sources.statistics_rows(self.source))
+            set_statistics = _set_statistics(self.flow)
+            self.variables = self.devices.keep_replicated(
+                set_statistics(self.variables, batch, self.data, counts)
+            )
+
+    def _block(self, block: Chunk, is_part: bool) -> tuple[list[Array], Array]:
+        """Rows on the devices, more of them than there are, and which of them count."""
         dtype = weight_dtype(self.variables)
+        unit = self.part.devices // self.part.count if is_part else 1
+        length = _round_up(len(block[0]) // unit) * unit
+        arrays = [*(_padded(array, length) for array in block), np.arange(length) < len(block[0])]
         if is_part:
-            batch = [self.devices.shard(array, 0, dtype) for array in block]
+            *batch, counts = [self.devices.shard(array, 0, dtype) for array in arrays]
         else:
-            batch = self.devices.replicate(list(block))
-        return float(_sum_nll(self.flow, self.variables, batch, self.validation))
+            *batch, counts = self.devices.replicate(arrays)
+        return batch, counts
 
     def snapshot(self) -> dict[str, Any]:
         return self.variables
@@ -331,37 +469,66 @@ class _Engine:
         return self.devices.replicate(from_numpy(torch_to_jax(arrays, self.flow.shapes())))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@lru_cache(NUM_PROGRAMS)
 def _run_steps(
     loss: Callable[[Variables, list[Array], list[Array]], tuple[Array, Variables]],
-    optimizer: optax.GradientTransformation,
+    optimizer: Static,
     max_grad_norm: float | None,
-    variables: dict[str, Any],
-    optimizer_state: Any,
-    batches: list[Array],
-    rates: Array,
-    data: list[Array],
-) -> tuple[dict[str, Any], Any, Array, Array]:
-    def objective(
-        params: Variables, batch_stats: Variables, batch: list[Array]
-    ) -> tuple[Array, Variables]:
-        return loss({"params": params, "batch_stats": batch_stats}, batch, data)
+) -> Callable[..., tuple[dict[str, Any], Any, Array, Array]]:
+    """A program of its own, freed with this function: JAX keeps those of static arguments for ever."""
+    update = optimizer.value.update
 
-    def step(carry: Any, inputs: tuple[list[Array], Array]) -> tuple[Any, Array]:
-        params, batch_stats, state = carry
-        batch, rate = inputs
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (value, batch_stats), gradients = gradient(params, batch_stats, batch)
-        if max_grad_norm is not None:
-            gradients = clip_by_global_norm(gradients, max_grad_norm)
-        updates, state = optimizer.update(gradients, state, params)
-        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
-        return (params, batch_stats, state), value
+    @jax.jit
+    def run_steps(
+        variables: dict[str, Any],
+        optimizer_state: Any,
+        batches: list[Array],
+        rates: Array,
+        data: list[Array],
+        num_steps: Array,
+    ) -> tuple[dict[str, Any], Any, Array, Array]:
+        def step(i: Array, carry: Any) -> Any:
+            params, batch_stats, state, losses = carry
+            batch, rate = [array[i] for array in batches], rates[i]
 
-    carry = variables["params"], variables["batch_stats"], optimizer_state
-    (params, batch_stats, optimizer_state), losses = jax.lax.scan(step, carry, (batches, rates))
-    finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(params)]).all()
-    return {"params": params, "batch_stats": batch_stats}, optimizer_state, losses, finite
+            def objective(params: Variables) -> tuple[Array, Variables]:
+                return loss({"params": params, "batch_stats": batch_stats}, batch, data)
+
+            (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+            if max_grad_norm is not None:
+                gradients = clip_by_global_norm(gradients, max_grad_norm)
+            updates, state = update(
+                gradients,
+                state,
+                params,
+                value=value,
+                grad=gradients,
+                value_fn=lambda params: objective(params)[0],
+            )
+            params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+            return params, stats, state, losses.at[i].set(value.astype(losses.dtype))
+
+        carry = (
+            variables["params"],
+            variables["batch_stats"],
+            optimizer_state,
+            jnp.zeros_like(rates),
+        )
+        params, stats, state, losses = jax.lax.fori_loop(0, num_steps, step, carry)
+        finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(params)]).all()
+        return {"params": params, "batch_stats": stats}, state, losses, finite
+
+    return run_steps
+
+
+def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"fit expects optimizer as an Optax transformation, got {type(optimizer).__name__}."
+        )
+    return optax.with_extra_args_support(optimizer)
 
 
 class Devices:

@@ -1,41 +1,116 @@
 """Arrays apart from what uses them: Flax-style nested dicts."""
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache, partial
+from types import MethodType
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from flow_bridge import checks
+from flow_bridge.arguments import PlainArguments
+from flow_bridge.errors import ConversionError
+from flow_bridge.weights import check_found
 
 Variables = Mapping[str, Any]
 
 
 Output = tuple[Array, Array]
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 
-class HasVariables(ABC):
+
+class _Kept:
+    """A method whose bound form is one object for all equal owners."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Callable[..., Any]:
+        return self.function if owner is None else _bind(self.function, owner)
+
+
+@lru_cache(maxsize=1024)
+def _bind(function: Callable[..., Any], owner: Any) -> Callable[..., Any]:
+    return MethodType(function, owner)
+
+
+def kept(method: Method) -> Method:
+    """Decorator: ``jax.jit(flow.log_prob)``, written anew, finds what it compiled for an equal flow."""
+    return cast(Method, _Kept(method))
+
+
+class HasVariables(metaclass=PlainArguments):
     """What owns arrays: its ``init`` makes them, its other methods take them as ``variables``."""
 
     is_architecture = True
 
+    @kept
     def init(self, key: Array, dtype: Any = None) -> dict[str, Any]:
         """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given)."""
         return _init(self, key, jnp.dtype(jnp.result_type(float) if dtype is None else dtype))
 
     def shapes(self) -> dict[str, Any]:
         """The variables' shapes and types, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        dtype = jnp.dtype(jnp.result_type(float))
+        return {"params": {}, "batch_stats": {}, **self.variable_shapes(dtype)}
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of what ``init_variables`` makes. What has parts puts them together from theirs:
+        a trace of the whole takes seconds for some hundred parts."""
+        return jax.eval_shape(partial(self.init_variables, dtype=dtype), _key_shape())
 
     @abstractmethod
     def init_variables(self, key: Array, dtype: Any) -> Variables: ...
 
 
+@cache
+def _key_shape() -> Any:
+    return jax.eval_shape(jax.random.key, 0)
+
+
 @partial(jax.jit, static_argnums=(0, 2))
 def _init(owner: HasVariables, key: Array, dtype: Any) -> dict[str, Any]:
     return {"params": {}, "batch_stats": {}, **owner.init_variables(key, dtype)}
+
+
+def check_variables(owner: HasVariables, variables: Variables) -> None:
+    """Raise ``ConversionError`` unless the variables are those of their owner, of one float dtype.
+
+    What was checked once is remembered by its shapes, so that a call in a loop costs nothing.
+    """
+    leaves, tree = jax.tree.flatten(variables)
+    try:
+        described = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    except AttributeError:  # no array
+        described = ()
+    _check_variables(owner, tree, described)
+
+
+@lru_cache(maxsize=1024)
+def _check_variables(owner: HasVariables, tree: Any, described: Any) -> None:
+    label, num_leaves = type(owner).__name__, tree.num_leaves
+    if len(described) != num_leaves:
+        raise ConversionError(checks.no_variables(label, "what is no array"))
+    variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in described])
+    if not isinstance(variables, Mapping):
+        raise ConversionError(checks.no_variables(label, type(variables).__name__))
+    check_found(label, variables, owner.shapes())
+
+
+def own_variables(owner: HasVariables, variables: Variables) -> dict[str, Any]:
+    """Variables that are right for their owner as plain dicts, whatever mappings they came in."""
+    check_variables(owner, variables)
+    return {"params": {}, "batch_stats": {}, **_plain(variables)}
+
+
+def _plain(tree: Any) -> Any:
+    return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 def freeze_lists(instance: Any) -> None:
@@ -56,6 +131,17 @@ def gather(children: Mapping[str, Variables]) -> dict[str, Any]:
         collection: {name: v[collection] for name, v in children.items() if v.get(collection)}
         for collection in ("params", "batch_stats")
     }
+
+
+def network_shapes(network: Any, in_shape: tuple[int, ...], dtype: Any) -> Variables:
+    """The shapes of the variables of a Flax network that takes inputs of a shape."""
+    x = jax.ShapeDtypeStruct(in_shape, dtype)
+    return jax.eval_shape(network.init, _key_shape(), x)
+
+
+def stacked_shapes(shapes: Variables, count: int) -> Variables:
+    """The shapes of the variables of ``count`` equal parts, stacked along a leading axis."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype), dict(shapes))
 
 
 def weight_dtype(variables: Variables) -> Any:

@@ -18,7 +18,7 @@ import jax_flows
 import torch_flows
 from flow_bridge.checkpoint import read_header, write_checkpoint
 from flow_bridge.errors import CheckpointError
-from torch_flows.checkpoint import to_numpy
+from torch_flows.checkpoint import expected_shapes, to_numpy
 
 HALVES = pytest.mark.parametrize("load", [torch_flows.load, jax_flows.load], ids=["torch", "jax"])
 
@@ -252,7 +252,9 @@ def test_refuses_mixed_and_integer_dtypes(tmp_path) -> None:
     arrays = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float64)}
     for bad in (arrays, {"a": np.zeros(2, np.int64)}):
         with pytest.raises(CheckpointError, match="one float dtype"):
-            write_checkpoint(tmp_path / "m.safetensors", {"type": "Planar", "dim": 2}, bad)
+            write_checkpoint(
+                tmp_path / "m.safetensors", {"type": "Planar", "dim": 2}, bad, expected_shapes
+            )
     assert os.listdir(tmp_path) == []
 
 

@@ -282,3 +282,55 @@ def test_trajectory_and_evaluations() -> None:
     assert continuous(solver="rk4", num_steps=7).count_evaluations(x) == 28
     fixed = dataclasses.replace(jax_model, solver="rk4", num_steps=7)
     assert fixed.count_evaluations(variables, x.numpy()) == 28
+
+
+@pytest.mark.parametrize("adjoint", [True, False])
+@pytest.mark.usefixtures("quick_jax")
+def test_second_derivatives(adjoint: bool) -> None:
+    """A gradient penalty through the adjoint equation was 0 in PyTorch, without a word."""
+    small, x = {"dim": 2, "hidden_dims": (4,)}, normal(3, 2)
+    model = continuous(**small, rtol=1e-6, atol=1e-6, adjoint=adjoint)
+    found = []
+    for judged in (continuous(**small, solver="rk4", num_steps=20), model):
+        q = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(judged.forward(q)[1].sum(), q, create_graph=True)
+        penalty, wrt = slope.square().sum(), [q, *judged.parameters()]
+        gradients = torch.autograd.grad(penalty, wrt, allow_unused=True)
+        found.append([penalty.detach(), *(g for g in gradients if g is not None)])
+    for right, value in zip(*found, strict=True):
+        np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-5)
+    if adjoint:  # in JAX it always could
+        return
+    flow, variables = twin(model)
+
+    def penalty_of(x: jax.Array) -> jax.Array:
+        slope = jax.grad(lambda x: flow.forward(variables, x)[1].sum())(x)
+        return (slope * slope).sum()
+
+    gradient = jax.jit(jax.grad(penalty_of))(x.numpy())
+    np.testing.assert_allclose(gradient, found[0][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("quick_jax")
+def test_forward_mode() -> None:
+    """Right, or a sentence that says what to use."""
+    model, x = continuous(dim=2, hidden_dims=(4,)), normal(2)
+
+    def image(x: torch.Tensor) -> torch.Tensor:
+        return model.forward(x)[0]
+
+    func, vectorized = torch.func, torch.autograd.functional.jacobian
+    for transform in (func.jacrev, func.jacfwd, func.hessian, func.vmap):
+        with pytest.raises(NotImplementedError, match="solver 'rk4'"):
+            transform(image)(x[None])
+    with pytest.raises(NotImplementedError, match="solver 'rk4'"):
+        vectorized(image, x, vectorize=True)
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="solver 'rk4'"):
+        model.forward(forward_ad.make_dual(x, torch.ones_like(x)))
+    flow, variables = twin(model)
+    with pytest.raises(TypeError, match="adjoint=False"):
+        jax.jacfwd(lambda x: flow.forward(variables, x)[0])(x.numpy())
+    flow = dataclasses.replace(flow, adjoint=False)
+    found = jax.jit(jax.jacfwd(lambda x: flow.forward(variables, x)[0]))(x.numpy())
+    np.testing.assert_allclose(found, vectorized(image, x), rtol=1e-3)

@@ -209,6 +209,7 @@ def test_power_iteration_starts_converged_and_follows() -> None:
         assert math.isclose(estimate, np.linalg.norm(params["kernel"], 2), rel_tol=1e-5)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     x = torch.randn(64, 2, dtype=torch.float64)
+    model.train()
     for _ in range(20):
         z, log_det = model.forward(x)
         optimizer.zero_grad()

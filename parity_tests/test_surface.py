@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import flow_bridge
 import jax_flows
 import torch_flows
 
@@ -61,6 +63,61 @@ def test_parts_of_several_dtypes_are_refused() -> None:
         flow.log_prob(torch.zeros(3, 2))
 
 
+def test_a_chain_honours_what_a_subclass_overrides() -> None:
+    class Shifted(torch_flows.AffineCoupling):
+        def map_forward(self, x: Any, context: Any) -> Any:
+            z, log_det = super().map_forward(x, context)
+            return z + 1, log_det
+
+        def map_inverse(self, z: Any, context: Any) -> Any:
+            return super().map_inverse(z - 1, context)
+
+    class JaxShifted(jax_flows.AffineCoupling):
+        def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
+            z, log_det = super().map_forward(variables, x, context)
+            return z + 1, log_det
+
+    x = torch.randn(3, 2)
+    coupling = Shifted(2)
+    chain = torch_flows.Chain([coupling])
+    assert torch.equal(coupling.forward(x)[0], chain.forward(x)[0])
+    assert torch.equal(coupling.inverse(x)[0], chain.inverse(x)[0])
+    twin = JaxShifted(2)
+    variables = twin.init(KEY, "float32")
+    inside = jax_flows.Chain([twin]).forward(
+        {"params": {"bijectors_0": variables["params"]}}, x.numpy()
+    )
+    np.testing.assert_array_equal(inside[0], twin.forward(variables, x.numpy())[0])
+
+
+def test_public_methods_are_not_for_overriding() -> None:
+    for half in (torch_flows, jax_flows):
+        with pytest.raises(TypeError, match=r"writes forward, .* write map_forward, which chains"):
+            type("Mine", (half.Affine,), {"forward": None})
+
+
+def test_one_module_in_two_places_is_refused() -> None:
+    planar = torch_flows.Planar(2)
+    for parts in (
+        [planar] * 2,
+        [planar, torch_flows.Invert(planar)],
+        [planar, torch_flows.Chain([torch_flows.Tanh(), planar])],
+    ):
+        with pytest.raises(ValueError, match="Chain got one Planar as"):
+            torch_flows.Chain(parts)
+    torch_flows.Chain([torch_flows.Tanh()] * 2)  # nothing to tie
+
+
+def test_flows_are_built_in_evaluation_mode() -> None:
+    flow = torch_flows.RealNVP(2, 4, num_layers=2)
+    assert not any(module.training for module in flow.modules())
+    x, log_prob = flow.sample_and_log_prob(500)
+    torch.testing.assert_close(flow.log_prob(x), log_prob)
+    norm = torch_flows.BatchNorm(2).train()
+    torch_flows.Chain([norm])
+    assert norm.training  # a part keeps the mode that its owner gave it
+
+
 def test_how_many_samples() -> None:
     flow = torch_flows.Flow(torch_flows.Affine(2), torch_flows.StandardNormal(2))
     twin = jax_flows.Flow(jax_flows.Affine(2), jax_flows.StandardNormal(2))
@@ -75,3 +132,96 @@ def test_how_many_samples() -> None:
     assert flow.sample().shape == twin.sample(variables, KEY).shape == (2,)
     with pytest.raises(ValueError, match="num_samples as an integer"):
         jax.jit(twin.sample)(variables, KEY, 3)
+
+
+def small(**arguments: Any) -> Any:
+    return jax_flows.MAF(2, hidden_dims=(4,), num_layers=1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda v: {"params": v["params"]},
+            "whole variables, .*: 'batch_stats' is missing, got 'par",
+        ),
+        (lambda v: v["params"], "whole variables, .*: 'batch_stats' is missing, got 'bijector'"),
+        (lambda v: None, "expects variables as init, fit and load return them, .* got NoneType"),
+        (lambda v: {**v, "params": 3.0}, "what is no array|'params' is missing"),
+        (
+            lambda v: small().init(KEY, "float32"),
+            "not the variables of this RealNVP: array .* missing",
+        ),
+        (
+            lambda v: jax_flows.RealNVP(2, 8, num_layers=1).init(KEY, "float32"),
+            r"not the variables of this RealNVP: array 'bijector.*' has shape \(8,\), expected \(4,\)",
+        ),
+        (
+            lambda v: jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), v),
+            r"the variables of RealNVP have additional axes \(3,\): use them under jax.vmap",
+        ),
+    ],
+)
+def test_other_variables_are_named(change: Any, message: str) -> None:
+    flow = jax_flows.RealNVP(2, 4, num_layers=1)
+    variables = change(flow.init(KEY, "float32"))
+    for call in (
+        lambda: flow.log_prob(variables, ROWS),
+        lambda: jax.jit(flow.log_prob)(variables, ROWS),
+        lambda: flow.sample(variables, KEY, 3),
+        lambda: jax_flows.fit(flow, variables, ROWS, num_epochs=1, progress=False),
+    ):
+        with pytest.raises(flow_bridge.ConversionError, match=message):
+            call()
+
+
+def test_variables_that_broadcast_are_not_taken() -> None:
+    variables = jax_flows.Affine(1).init(KEY, "float32")
+    with pytest.raises(flow_bridge.ConversionError, match="not the variables of this Affine"):
+        jax_flows.Affine(2).forward(variables, ROWS)
+
+
+def test_variables_of_several_dtypes_are_refused() -> None:
+    chain = jax_flows.Chain([jax_flows.Affine(2), jax_flows.Planar(2)])
+    params = chain.init(KEY, "float32")["params"]
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params["bijectors_1"])
+    with pytest.raises(TypeError, match="Chain has weights of several dtypes: float16 and float32"):
+        chain.forward({"params": params | {"bijectors_1": half}}, ROWS)
+
+
+def test_frozen_variables_are_variables() -> None:
+    flow = jax_flows.RealNVP(2, 4, num_layers=1)
+    variables = flow.init(KEY, "float32")
+    frozen = flax.core.freeze(variables)
+    x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    np.testing.assert_array_equal(flow.log_prob(frozen, x), flow.log_prob(variables, x))
+    quick = {"num_epochs": 1, "batch_size": 4, "progress": False}
+    trained = [jax_flows.fit(flow, given, x, **quick)[1] for given in (frozen, variables)]
+    assert trained[0].train_loss == trained[1].train_loss
+
+
+def test_a_distribution_made_under_vmap() -> None:
+    pytest.importorskip("numpyro")
+    flow = small(context_dim=3)
+    variables = flow.init(KEY, "float32")
+    made = jax.vmap(lambda row: flow.distribution(variables, row))(jnp.zeros((4, 3), jnp.float32))
+    with pytest.raises(flow_bridge.ConversionError, match="use them under"):
+        made.log_prob(ROWS[0])
+    assert jax.vmap(lambda d: d.log_prob(ROWS[0]))(made).shape == (4,)
+
+
+def test_an_equal_flow_is_not_traced_again() -> None:
+    traces = []
+
+    class Counting(jax_flows.Affine):
+        def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
+            traces.append(self)
+            return super().map_forward(variables, x, context)
+
+    variables = Counting(2).init(KEY, "float32")
+    for _ in range(3):
+        flow = jax_flows.Flow(Counting(2), jax_flows.StandardNormal(2))
+        jax.jit(flow.log_prob)({"params": {"bijector": variables["params"]}}, ROWS)
+        jax.jit(flow.bijector.forward)(variables, ROWS)
+    assert len(traces) == 2
+    assert jax_flows.Flow.log_prob.__doc__

@@ -13,7 +13,6 @@ from parity_tests.catalogue import Case, arch, continuous, flow
 from torch_flows.bijectors import continuous as torch_continuous
 from twinflows.parity.compare import Comparison, ParityReport, compare
 
-
 SOLVER = flow(
     arch("Chain", bijectors=[arch("Affine", dim=2), continuous(dim=2, hidden_dims=[4])]),
     arch("StandardNormal", dim=2),

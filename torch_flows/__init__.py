@@ -1,5 +1,13 @@
 """Normalizing flows in PyTorch: the reference half of twinflows."""
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "torch_flows needs PyTorch: pip install 'twinflows[torch]'.", name="torch"
+    ) from error
+
+from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
@@ -110,6 +118,7 @@ __all__ = [
     "SylvesterFlow",
     "Tanh",
     "Uniform",
+    "__version__",
     "bits_per_dimension",
     "build",
     "dequantize",

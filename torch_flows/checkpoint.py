@@ -1,6 +1,5 @@
 """Save and load: one file for the architecture and the weights, which either backend reads."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -8,17 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checkpoint
-from flow_bridge.architecture import architecture
+from flow_bridge.architecture import Architecture, architecture
+from flow_bridge.checkpoint import Readable, Shapes, Writable
 from flow_bridge.weights import DTYPES
 from torch_flows.devices import whole
 from torch_flows.registry import build
 
 
-def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a flow, bijector or base distribution to ``path``, atomically.
+def save(flow: nn.Module, target: Writable) -> None:
+    """Write a flow, bijector or base distribution, atomically; only what ``load`` reads is written.
+
+    Args:
+        flow: the flow.
+        target: a path, or a binary file open for writing.
 
     Raises:
-        CheckpointError: if the weights are not all of one floating-point dtype.
+        CheckpointError: if the weights are not those of the architecture or not all of one
+            floating-point dtype, and for an architecture that asks for more than a file of its size
+            may; an existing file stays as it was.
+        ArchitectureError: for a flow that was changed into what no arguments build.
 
     Examples:
         >>> import torch_flows
@@ -27,37 +34,47 @@ def save(flow: nn.Module, path: str | os.PathLike[str]) -> None:
         2
     """
     arrays = {name: to_numpy(array) for name, array in flow.state_dict().items()}
-    checkpoint.write_checkpoint(path, architecture(flow), arrays)
+    checkpoint.write_checkpoint(target, architecture(flow), arrays, expected_shapes)
 
 
 def load(
-    path: str | os.PathLike[str], *, dtype: str | None = None, allow_non_finite: bool = False
+    source: Readable,
+    *,
+    dtype: str | None = None,
+    device: torch.device | str | None = None,
+    allow_non_finite: bool = False,
 ) -> Any:
     """Read what ``save`` of either backend wrote; the result is in evaluation mode.
 
+    The state of a training run opens as the model with its best weights so far (the last without
+    validation data).
+
     Args:
-        path: the file; it is not trusted.
+        source: a path, bytes, or a file open for reading; it is not trusted.
         dtype: convert the weights to this dtype, ``"float32"`` for instance.
+        device: where to put the model, PyTorch's default device if not given.
         allow_non_finite: accept NaN and infinite weights.
 
     Raises:
         CheckpointError: with the reason, whatever is wrong with the file.
     """
-
-    def expected_shapes(description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        with torch.device("meta"):
-            return {k: tuple(v.shape) for k, v in build(description).state_dict().items()}
-
     description, arrays = checkpoint.read_checkpoint(
-        path, expected_shapes, dtype=dtype, allow_non_finite=allow_non_finite
+        source, expected_shapes, dtype=dtype, allow_non_finite=allow_non_finite
     )
-    with torch.random.fork_rng(devices=[]):
+    with checkpoint.refusals(source), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         flow = build(description)
     flow.load_state_dict({name: from_numpy(array) for name, array in arrays.items()}, assign=True)
     for parameter in flow.parameters():
         parameter.requires_grad_()
     weights = next(iter(flow.state_dict().values()), None)
+    flow.to(torch.get_default_device() if device is None else device)
     return flow.eval() if weights is None else flow.to(weights.dtype).eval()
+
+
+def expected_shapes(description: Architecture) -> Shapes:
+    """The names and shapes of the weights of an architecture, without making any."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return {k: tuple(v.shape) for k, v in build(description).state_dict().items()}
 
 
 def to_numpy(array: Tensor) -> np.ndarray:

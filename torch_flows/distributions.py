@@ -1,19 +1,21 @@
 """Base distributions of the latent z."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.series import student_t_constant
 from torch_flows.inputs import check_array
 from torch_flows.numerics import sum_event
 from torch_flows.registry import register
+from torch_flows.variables import HasVariables
 
 
-class Distribution(nn.Module, ABC):
+class Distribution(HasVariables):
     """A density on events of ``event_shape`` whose samples are a function of simple noise.
 
     A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
@@ -25,14 +27,13 @@ class Distribution(nn.Module, ABC):
         reparameterized: whether gradients through samples reach every weight.
     """
 
-    is_architecture = True
     noise = "normal"
     reparameterized = True
     device_anchor: Tensor
 
     def __init__(self, dim: int | Sequence[int]) -> None:
         super().__init__()
-        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        self.dim = dim
         self.event_shape = checks.event_shape_of(type(self).__name__, dim)
         self.noise_shape = self.event_shape
         self.register_buffer("device_anchor", torch.zeros(()), persistent=False)
@@ -217,22 +218,33 @@ class StudentT(Distribution):
         self.noise_shape = (2, *self.event_shape)
 
     def log_density(self, z: Tensor) -> Tensor:
-        df = self.df
-        log_density = -(df + 1) / 2 * _log1p_square(z / math.sqrt(df))
-        constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
-        event_ndim = len(self.event_shape)
-        return sum_event(log_density, event_ndim) + math.prod(self.event_shape) * constant
+        df, event_ndim = self.df, len(self.event_shape)
+        x = z / math.sqrt(df)
+        far = x.abs() > 1
+        square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
+        share = (df + 1) / df / 2 * _ratio(torch.log1p, square)
+        falloff = torch.where(
+            far,
+            (df + 1) * (far_x.abs().log() + far_x.square().reciprocal().log1p() / 2),
+            torch.where(far, 0, z).square() * share,
+        )
+        constant = math.prod(self.event_shape) * student_t_constant(df)
+        return constant - sum_event(falloff, event_ndim)
 
     def map_noise(self, noise: Tensor) -> Tensor:
         u, v = noise.unbind(-len(self.event_shape) - 1)
-        radius = (self.df * (-2 / self.df * (-u).log1p()).expm1()).sqrt()
+        energy = -(-u).log1p()
+        exponent = energy / self.df
+        # radius^2 = df (e^(2 exponent) - 1); beyond its dtype, the largest number of that
+        largest = torch.finfo(noise.dtype).max
+        growth = exponent.clamp_max(math.log(largest)).exp()
+        share = _ratio(lambda x: -(-x).expm1(), 2 * exponent)
+        radius = (growth * (2 * energy * share).sqrt()).clamp_max(largest)
         return radius * (2 * math.pi * v).cos()
 
 
-def _log1p_square(x: Tensor) -> Tensor:
-    """log(1 + x^2), where x^2 may overflow."""
-    far = x.abs() > 1
-    near_square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
-    return torch.where(
-        far, 2 * far_x.abs().log() + far_x.square().reciprocal().log1p(), near_square.log1p()
-    )
+def _ratio(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) / x for x >= 0, where the function starts as the identity."""
+    apart = x > torch.finfo(x.dtype).eps
+    safe = torch.where(apart, x, 1)
+    return torch.where(apart, function(safe) / safe, 1)

@@ -1,5 +1,6 @@
 """A flow is a bijector and a base distribution."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,18 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.architecture import Architecture, describe
+from flow_bridge.domains import REALS
+from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import location_and_scale
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, initialize
+from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
 from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
+from torch_flows.numerics import beyond
 from torch_flows.registry import register
+from torch_flows.variables import HasVariables
 
 
 @register
-class Flow(nn.Module):
+class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
     log p(x) = log p_base(z) + log|det dz/dx|.
@@ -46,8 +52,6 @@ class Flow(nn.Module):
         >>> tuple(x.shape), tuple(log_prob.shape)
         ((3, 4, 2), (3, 4))
     """
-
-    is_architecture = True
 
     def __init__(
         self,
@@ -97,6 +101,17 @@ class Flow(nn.Module):
         context = self._condition("z", z, context)
         return check_output(self, z, self.bijector.map_inverse(z, context))
 
+    def confirm(self, architecture: Architecture) -> Architecture:
+        """As ``Buildable.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
+        try:
+            return super().confirm(architecture)
+        except ArchitectureError:
+            if type(self) is Flow:
+                raise
+        architecture = describe(self, Flow)
+        self.compare(architecture, Flow)
+        return architecture
+
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``) in place, see ``Bijector.initialize``."""
         initialize(self, self.bijector, x, context, self.embed)
@@ -109,13 +124,28 @@ class Flow(nn.Module):
             )
         return context
 
+    def set_statistics(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
+        with torch.no_grad(), evaluation(self):
+            condition = self._condition("x", x, context)
+            self.bijector.map_and_set_statistics(x, condition, weights)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
-        A row of x with a NaN gives NaN in that row only.
+        Outside the domain of the bijector and at its ends (at infinity too) it is -inf; a row of x
+        with a NaN gives NaN in that row only.
         """
-        z, log_det = self.forward(x, context)
-        return self.base.log_prob(z) + log_det
+        domain, ndim = self.bijector.domain, len(self.event_shape)
+        condition = self._condition("x", x, context)
+        # in training mode a second pass through the first members would count as another batch
+        outside = beyond(x, domain, ndim) if self.training else self.bijector.outside(x, condition)
+        if domain != REALS:  # so that such rows have the gradient 0, not NaN
+            x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
+        z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
+        return torch.where(outside, -math.inf, self.base.log_prob(z) + log_det)
 
     def sample(
         self,
@@ -124,6 +154,8 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
+
+        Where the bijector has a bounded domain, they lie inside: rounding would put some at its ends.
 
         Args:
             num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
@@ -142,6 +174,9 @@ class Flow(nn.Module):
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
         z = self.base.sample((*shape, *context_batch(self, context)), generator)
         x, log_det = self.inverse(z, context)
+        if self.bijector.domain != REALS:
+            low, high = self.bijector.domain.ends(dtype_name(x.dtype))
+            x = torch.where(x < low, low, torch.where(x > high, high, x))
         return x, self.base.log_prob(z) - log_det
 
     def distribution(

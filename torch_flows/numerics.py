@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flow_bridge.domains import REALS, Interval
+
 DETACHED_STEPS, DIFFERENTIABLE_STEPS = 6, 2
 
 
@@ -33,8 +35,16 @@ def log_softplus(x: Tensor) -> Tensor:
 
 
 def log_sech2(x: Tensor) -> Tensor:
-    """log(1 - tanh(x)^2) = 2 log 2 - 2 |x| - 2 log(1 + e^(-2 |x|))."""
-    return 2 * (math.log(2) - x - softplus(-2 * x))
+    """log(1 - tanh(x)^2) = 2 log 2 - 2 log(e^x + e^-x)."""
+    return 2 * (math.log(2) - torch.logaddexp(x, -x))
+
+
+def beyond(x: Tensor, interval: Interval, event_ndim: int) -> Tensor:
+    """Which events are free of NaN and have an entry outside an open interval."""
+    axes = tuple(range(-event_ndim, 0))
+    if interval == REALS:
+        return x.abs().amax(axes) == math.inf
+    return (x.amin(axes) <= interval.low) | (x.amax(axes) >= interval.high)
 
 
 def sum_event(x: Tensor, event_ndim: int) -> Tensor:

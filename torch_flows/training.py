@@ -1,5 +1,6 @@
 """Training: maximum likelihood on data, and reverse KL to an energy."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,12 +26,14 @@ from torch_flows.devices import (
     sharded_like,
 )
 from torch_flows.flows import Flow
-from torch_flows.inputs import check_input, dtype_name
+from torch_flows.inputs import dtype_name
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Data = Tensor | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     flow: Flow,
     data: Data,
@@ -40,7 +43,7 @@ def fit(
     validation_context: Tensor | np.ndarray | None = None,
     num_epochs: int = 100,
     batch_size: int = 256,
-    learning_rate: LearningRate = 1e-3,
+    learning_rate: LearningRate | None = None,
     optimizer: MakeOptimizer | None = None,
     max_grad_norm: float | None = None,
     patience: int | None = None,
@@ -52,7 +55,13 @@ def fit(
     """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
 
     The flow is trained in place, keeps the weights of the best validation loss, and is left in
-    evaluation mode.
+    evaluation mode, also where an exception ends training: with the best weights so far, or without
+    validation data those of the last completed call of up to 200 steps.
+
+    What normalises with batch statistics (``BatchNorm``) is evaluated with those of the training data,
+    taken anew where an epoch ends: of all rows, or of 32,768 evenly spread ones (of fewer where those
+    are over 64 MiB), or of the first batches of an iterable. With batch statistics, batches of one row
+    are left out.
 
     Where ``torch.distributed`` is initialised, its ranks train one model together, from the weights of
     rank 0 and on the trajectory of one process; ``DistributedDataParallel`` averages the gradients.
@@ -61,17 +70,19 @@ def fit(
 
     Args:
         flow: the flow.
-        data: shape ``(num_rows, *event_shape)``, of the weights' dtype; a ``numpy.memmap`` is read batch
-            by batch. Or an iterable of batches, or a function from the epoch (from 0) to one: each an
-            array, or a pair of x and its context.
+        data: shape ``(num_rows, *event_shape)``, of the weights' dtype: an array, a table with
+            ``to_numpy`` or nested lists; a ``numpy.memmap`` is read batch by batch. Or an iterable of
+            batches, or a function from the epoch (from 0) to one: each an array, or a pair of x and its
+            context.
         context: shape ``(num_rows, context_dim)``, for a conditional flow.
         validation: the fraction of rows held out, or the validation data; 0 for none. An iterable is not
             split.
         validation_context: the context of the validation data, where those are given as an array.
         num_epochs: passes over the data.
         batch_size: rows per step, of all ranks together; at most all of them. An iterable has its own.
-        learning_rate: of Adam; a number, or a function from the step (from 0) to one.
-        optimizer: makes another optimiser from the parameters, in place of Adam and its rate.
+        learning_rate: of Adam, 1e-3 if not given; a number, or a function from the step (from 0) to one.
+        optimizer: makes another optimiser from the parameters, in place of Adam and its rate. One that
+            evaluates the loss itself (``LBFGS``) gets a closure.
         max_grad_norm: gradients of a larger global norm are scaled down to it.
         patience: stop after this many epochs without a better validation loss.
         seed: decides the split and the batches of an array, which are the same in both backends.
@@ -84,18 +95,24 @@ def fit(
         The losses.
 
     Raises:
-        ValueError: for data that are empty, not finite, or of a wrong shape, and for batches that do not
-            split evenly over the ranks.
+        ValueError: for data that are empty, masked, not finite, or of a wrong shape, for arguments that
+            make no sense, and for batches that do not split evenly over the ranks.
         TypeError: for data of another dtype than the weights.
-        NonFiniteError: if the loss becomes NaN or infinite; the flow keeps the last good weights.
+        NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
     checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    source, held_out = _source(flow, "data", data, context, num_epochs), None
-    if isinstance(validation, int | float):
+    learning_rate = training.check_options(
+        "fit", learning_rate, optimizer, max_grad_norm, patience, seed, state_every
+    )
+    flow = _trainable("fit", flow)
+    source = _source(flow, "data", data, context, num_epochs)
+    if sources.is_fraction(validation, validation_context):
         source, held_out = sources.split(source, validation, seed)
     else:
         held_out = _source(flow, "validation", validation, validation_context, num_epochs)
+    if flow.bijector.has_batch_statistics:
+        source = sources.with_statistics(source, batch_size, own_part())
     engine = _Engine(flow, _NegativeLogLikelihood(flow), source, held_out, optimizer, max_grad_norm)
     return training.train(
         engine,
@@ -114,9 +131,12 @@ def fit(
             **sources.sizes(source, batch_size),
             "seed": seed,
         },
+        event_shape=flow.event_shape,
     )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_to_energy(
     flow: Flow,
     energy: Callable[[Tensor], Tensor],
@@ -124,7 +144,7 @@ def fit_to_energy(
     context: Tensor | np.ndarray | None = None,
     num_steps: int = 1000,
     batch_size: int = 256,
-    learning_rate: LearningRate = 1e-3,
+    learning_rate: LearningRate | None = None,
     optimizer: MakeOptimizer | None = None,
     max_grad_norm: float | None = None,
     seed: int = 0,
@@ -138,16 +158,21 @@ def fit_to_energy(
     the target's normaliser. Arguments not listed, results and errors as in ``fit``.
 
     Args:
-        energy: from x ``(batch_size, *event_shape)`` to ``(batch_size,)``, differentiable.
+        energy: from x ``(batch_size, *event_shape)`` to ``(batch_size,)``, differentiable; of one
+            written for one event, its ``torch.func.vmap``.
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
     checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
+    learning_rate = training.check_options(
+        "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
+    )
+    flow = _trainable("fit_to_energy", flow)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
     )
-    loss = _ReverseKL(flow, energy, context)
+    loss = _ReverseKL(flow, energy, _context(flow, context))
     engine = _Engine(flow, loss, None, None, optimizer, max_grad_norm)
     return training.train(
         engine,
@@ -161,32 +186,73 @@ def fit_to_energy(
         state_every=state_every,
         settings={
             "architecture": architecture(flow),
-            "num_steps": num_steps,
             "batch_size": batch_size,
             "seed": seed,
         },
+        epoch_length=sources.MAX_STEPS_PER_CALL,
     )
+
+
+def _trainable(owner: str, flow: Flow) -> Flow:
+    flow = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
+    checks.instances(owner, "flow", [flow], Flow)
+    trained = [p for p in flow.parameters() if p.requires_grad]
+    training.check_weights(owner, type(flow).__name__, len(trained))
+    if any(array.is_inference() for array in flow.state_dict().values()):
+        raise ValueError(
+            f"{owner} cannot train weights that were made in torch.inference_mode: build or load the "
+            "flow outside of it."
+        )
+    return flow
 
 
 def _source(flow: Flow, name: str, data: Any, context: Any, num_epochs: int) -> Source:
     weight = next(flow.parameters())
-    expected = Expected(
-        type(flow).__name__, flow.event_shape, flow.context_dim, dtype_name(weight.dtype)
-    )
+    dtype = dtype_name(weight.dtype)
+    expected = Expected(type(flow).__name__, flow.event_shape, flow.context_dim, dtype)
+
+    def host(label: str, array: Any) -> np.ndarray:
+        is_tensor = isinstance(array, Tensor)
+        return to_numpy(array) if is_tensor else sources.host_array(label, array, dtype)
+
+    labels = name, f"{name}'s context"
     if isinstance(data, np.memmap):
-        return sources.host_rows(expected, name, data, None if context is None else _host(context))
+        given = None if context is None else host(labels[1], context)
+        return sources.host_rows(expected, name, data, given)
     if not sources.is_array(data):
-        return sources.stream(expected, name, data, context, num_epochs, _host)
-    arrays = [torch.as_tensor(a, device=weight.device) for a in (data, context) if a is not None]
-    check_input(flow, name, arrays[0], arrays[1] if len(arrays) > 1 else None)
-    for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
-        finite = array.isfinite().flatten(1).all(1).cpu().numpy()
-        sources.check_rows(label, len(arrays[0]), finite)
-    return Rows(tuple(arrays))
+        return sources.stream(expected, name, data, context, num_epochs, host)
+    arrays = [
+        array if isinstance(array, Tensor) else host(label, array)
+        for label, array in zip(labels, (data, context), strict=True)
+        if array is not None
+    ]
+    expected.check(name, [(tuple(array.shape), _dtype_name(array)) for array in arrays])
+    tensors = [_tensor(array).to(weight.device) for array in arrays]
+    for label, tensor in zip(labels, tensors, strict=False):
+        finite = tensor.isfinite().flatten(1).all(1).cpu().numpy()
+        sources.check_rows(label, len(tensors[0]), finite)
+    return Rows(tuple(tensors))
 
 
-def _host(array: Any) -> np.ndarray:
-    return to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)
+def _context(flow: Flow, context: Any) -> Tensor | None:
+    if context is None:
+        return None
+    weight = next(flow.parameters())
+    if not isinstance(context, Tensor):
+        context = sources.host_array("context", context, dtype_name(weight.dtype))
+    return _tensor(context).to(weight.device)
+
+
+def _tensor(array: Tensor | np.ndarray) -> Tensor:
+    """A tensor without a graph, without a copy where it can be."""
+    if isinstance(array, Tensor):
+        return array.clone() if array.is_inference() else array.detach()
+    shareable = array.flags.writeable and array.dtype.isbuiltin
+    return torch.from_numpy(array) if shareable else from_numpy(array)
+
+
+def _dtype_name(array: Tensor | np.ndarray) -> str:
+    return dtype_name(array.dtype) if isinstance(array, Tensor) else array.dtype.name
 
 
 class _NegativeLogLikelihood(nn.Module):
@@ -199,16 +265,18 @@ class _NegativeLogLikelihood(nn.Module):
 
 
 class _ReverseKL(nn.Module):
-    def __init__(self, flow: Flow, energy: Callable[[Tensor], Tensor], context: Any) -> None:
+    def __init__(
+        self, flow: Flow, energy: Callable[[Tensor], Tensor], context: Tensor | None
+    ) -> None:
         super().__init__()
-        self.flow, self.energy = flow, energy
-        weight = next(flow.parameters())
-        self.context = None if context is None else torch.as_tensor(context, device=weight.device)
+        self.flow, self.energy, self.context = flow, energy, context
 
     def forward(self, noise: Tensor) -> Tensor:
         z = self.flow.base.from_noise(noise)
         x, log_det = self.flow.inverse(z, self.context)
-        return (self.flow.base.log_prob(z) - log_det + self.energy(x)).mean()
+        energy = self.energy(x)
+        training.check_energy(tuple(x.shape), getattr(energy, "shape", None))
+        return (self.flow.base.log_prob(z) - log_det + energy).mean()
 
 
 class _Engine:
@@ -223,7 +291,7 @@ class _Engine:
         optimizer: MakeOptimizer | None,
         max_grad_norm: float | None,
     ) -> None:
-        self.flow, self.max_grad_norm = flow, max_grad_norm
+        self.flow, self.max_grad_norm = flow.eval(), max_grad_norm
         self.data, self.validation = data, validation
         trained = [p for p in flow.parameters() if p.requires_grad]
         # Sharded ones last, in a group of their own: no kernel takes both kinds at once.
@@ -232,7 +300,9 @@ class _Engine:
         self.sharded = any(is_sharded(p) for p in trained)
         self.sets_rate = optimizer is None
         self.optimizer = (optimizer or adam)(self._groups())
-        self.part = Part(rank(), num_ranks(), num_ranks())
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        self.needs_closure = closure is not None and closure.default is closure.empty
+        self.part = own_part()
         self.is_main = self.part.index == 0
         self.loss = loss if self.part.count == 1 else distributed(loss, self.sharded)
 
@@ -247,25 +317,39 @@ class _Engine:
 
     def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
         self.flow.train()
-        losses = []
-        for *batch, rate in zip(*self._to_device(chunk), rates, strict=True):
-            if self.sets_rate:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = float(rate)
+        try:
+            steps = zip(*self._to_device(chunk), rates, strict=True)
+            losses = [self._step(batch, float(rate)) for *batch, rate in steps]
+        finally:
+            self.flow.eval()
+        finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()
+        finite = mean_over_ranks(finite.double()) == 1
+        return mean_over_ranks(torch.stack(losses).double()).cpu().numpy(), bool(finite)
+
+    def _step(self, batch: list[Tensor], rate: float) -> Tensor:
+        if self.sets_rate:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        rows, losses = self._rows(self.data, batch), []
+
+        def evaluate() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(*self._rows(self.data, batch))
+            loss = self.loss(*rows)
             loss.backward()
             if self.sharded:
                 self._average_gradients()
             if self.max_grad_norm is not None:
                 clip_by_global_norm([p.grad for p in self.parameters], self.max_grad_norm)
-            self.optimizer.step()
-            torch.clear_autocast_cache()  # fit under torch.autocast would keep the old weights
             losses.append(loss.detach())
-        self.flow.eval()
-        finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()
-        finite = mean_over_ranks(finite.double()) == 1
-        return mean_over_ranks(torch.stack(losses).double()).cpu().numpy(), bool(finite)
+            return loss
+
+        if self.needs_closure:
+            self.optimizer.step(evaluate)  # type: ignore[arg-type]
+        else:
+            evaluate()
+            self.optimizer.step()
+        torch.clear_autocast_cache()  # fit under torch.autocast would keep the old weights
+        return losses[0]
 
     def _average_gradients(self) -> None:
         """Of the weights that are not sharded, whose own hooks do it."""
@@ -278,6 +362,11 @@ class _Engine:
         batch = self._rows(self.validation, self._to_device(block))
         total = -self.flow.log_prob(*batch).double().sum()
         return float(mean_over_ranks(total) * self.part.count if is_part else total)
+
+    def set_statistics(self) -> None:
+        if self.data is not None and self.flow.bijector.has_batch_statistics:
+            block, _ = sources.statistics_rows(self.data)
+            self.flow.set_statistics(*self._rows(self.data, self._to_device(block)))
 
     def _to_device(self, chunk: Chunk) -> list[Tensor]:
         weight = self.parameters[0]
@@ -319,6 +408,11 @@ class _Engine:
         self.restore(groups["weights"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
         return groups["best"] or None
+
+
+def own_part() -> Part:
+    """The part of every batch that is this rank's."""
+    return Part(rank(), num_ranks(), num_ranks())
 
 
 def distributed(loss: nn.Module, sharded: bool) -> nn.Module:

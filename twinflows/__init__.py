@@ -1,5 +1,6 @@
 """What stands on both halves: the parity check, the command line, tools for inference."""
 
+from flow_bridge import __version__
 from twinflows.parity.compare import ParityReport, check_bijector, check_parity
 
-__all__ = ["ParityReport", "check_bijector", "check_parity"]
+__all__ = ["ParityReport", "__version__", "check_bijector", "check_parity"]

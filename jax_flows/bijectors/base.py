@@ -15,7 +15,8 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from jax_flows.inputs import check_input
-from jax_flows.variables import HasVariables, Output, Variables, freeze_lists
+from jax_flows.numerics import beyond
+from jax_flows.variables import HasVariables, Output, Variables, freeze_lists, kept
 
 Shape = tuple[int | None, ...]
 
@@ -31,17 +32,25 @@ class Bijector(HasVariables):
         event_shape: the shape of one x; ``None`` stands for any length.
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
+        has_batch_statistics: whether training mode normalises with statistics of the batch, which
+            ``map_and_set_statistics`` replaces for evaluation.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite.
+            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
+            what its other members ask for depends on its weights, see ``outside``.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
     """
 
     context_dim: int = 0
+    has_batch_statistics: bool = False
     stackable: bool = True
     domain: Interval = REALS
     codomain: Interval = REALS
     adaptive: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checks.overridden(cls.__name__, vars(cls), ("forward", "inverse", "forward_and_update"))
 
     def __post_init__(self) -> None:
         count_construction()
@@ -59,6 +68,7 @@ class Bijector(HasVariables):
         """The shape of one z for that of one x, or with ``inverse`` the other way round."""
         return shape
 
+    @kept
     def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
         """Data to latent.
 
@@ -76,10 +86,12 @@ class Bijector(HasVariables):
         """
         return self.map_forward(variables, *check_input(self, variables, "x", x, context))
 
+    @kept
     def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.map_inverse(variables, *check_input(self, variables, "z", z, context))
 
+    @kept
     def forward_and_update(
         self, variables: Variables, x: Array, context: Array | None = None
     ) -> tuple[Array, Array, Variables]:
@@ -106,6 +118,32 @@ class Bijector(HasVariables):
         """
         return initialize(self, self, variables, variables, x, context)
 
+    def set_statistics(
+        self,
+        variables: Variables,
+        x: Array,
+        context: Array | None = None,
+        weights: Array | None = None,
+    ) -> dict[str, Any]:
+        """New variables, with the statistics of evaluation (``BatchNorm``) those of x, layer after layer.
+
+        Each layer's are those of x as the layers before it map it in evaluation, with their new ones:
+        the density in evaluation is then that of training mode with x as one batch. ``fit`` does it
+        where an epoch ends; a loop of one's own should too.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            x: a batch of data, a good sample of the whole.
+            context: as in ``forward``.
+            weights: how much each row counts, shape ``(*batch,)``; all the same if not given.
+
+        Raises:
+            ValueError, TypeError: as in ``forward``.
+        """
+        x, context = check_input(self, variables, "x", x, context)
+        _, batch_stats = self.map_and_set_statistics(variables, x, context, weights)
+        return {**variables, "batch_stats": batch_stats}
+
     def transform(self, variables: Variables, context: Array | None = None) -> Any:
         """The bijector as a NumPyro ``Transform``, see ``interop.numpyro_transform``."""
         from jax_flows import interop
@@ -123,6 +161,21 @@ class Bijector(HasVariables):
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
         return {}
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
+        return (self.codomain if inverse else self.domain) != REALS
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+
+        With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
+        what each of its members gets.
+        """
+        ndim = len(self.latent_shape if inverse else self.event_shape)
+        return beyond(x, self.codomain if inverse else self.domain, ndim)
 
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
@@ -142,6 +195,12 @@ class Bijector(HasVariables):
         return (self.map_inverse if inverse else self.map_forward)(variables, x, context)[
             0
         ], variables
+
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        """The statistics of evaluation as those of x on its way forward; returns what comes out, too."""
+        return self.map_forward(variables, x, context)[0], variables.get("batch_stats", {})
 
 
 def initialize(

@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
-from flow_bridge.ode import REFINEMENT, missing_solver, refine, solver_message
+from flow_bridge.ode import NO_FORWARD_MODE, REFINEMENT, missing_solver, refine, solver_message
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input
@@ -60,10 +60,10 @@ class ContinuousBijector(Bijector):
         hidden_dims: widths of the hidden layers of f.
         trace: ``"exact"`` or ``"hutchinson"``.
         solver: ``"dopri5"`` or ``"rk4"``.
-        rtol, atol: tolerances of ``"dopri5"``.
+        rtol, atol: tolerances of ``"dopri5"``, between 0 and 1.
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
-            to the size of the gradient, in constant memory, first derivatives only; ``False``: through
-            its steps. ``"rk4"`` always differentiates its steps.
+            to the size of the gradient, in constant memory, in reverse mode only; ``False``: through its
+            steps. ``"rk4"`` always differentiates its steps.
         activation: a name in ``networks.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
@@ -113,7 +113,9 @@ class ContinuousBijector(Bijector):
         checks.one_of(name, "trace", self.trace, ("exact", "hutchinson"))
         checks.one_of(name, "solver", self.solver, ("dopri5", "rk4"))
         checks.one_of(name, "probe", self.probe, ("rademacher", "gaussian"))
-        checks.positive_number(name, rtol=self.rtol, atol=self.atol)
+        checks.open_interval(name, "rtol", self.rtol, 0, 1)
+        checks.open_interval(name, "atol", self.atol, 0, 1)
+        checks.boolean(name, adjoint=self.adjoint)
         penalties = {"kinetic_energy": self.kinetic_energy, "jacobian_norm": self.jacobian_norm}
         checks.non_negative_number(name, **penalties)
         _ = self.network
@@ -262,9 +264,9 @@ class ContinuousBijector(Bijector):
     ) -> Array:
         if self.solver == "rk4":
             return _rk4(field, state, weights, times, self.num_steps)
-        solver = _Dopri5(self.rtol, self.atol, self.max_steps)
+        solver = _Dopri5(self.rtol, self.atol, self.max_steps, direct=not self.adjoint)
         if self.adjoint:
-            final = _adjoint(solver, field, times, state, weights)
+            final = _differentiable(solver, field, times, state, weights)
         else:
             final = solver(field, state, weights, times, _row_norm)
         if is_eager(final) and not jnp.isfinite(final).all():
@@ -330,6 +332,7 @@ class _Dopri5:
     rtol: float
     atol: float
     max_steps: int
+    direct: bool = False  # whether derivatives are those of the steps, in every mode and order
 
     def solve(
         self,
@@ -353,6 +356,9 @@ class _Dopri5:
             stepsize_controller=diffrax.PIDController(self.rtol, self.atol, norm=norm),
             max_steps=self.max_steps,
             throw=False,
+            adjoint=diffrax.DirectAdjoint()
+            if self.direct
+            else diffrax.RecursiveCheckpointAdjoint(),
         )
 
     def __call__(self, *args: Any) -> Any:
@@ -361,6 +367,16 @@ class _Dopri5:
 
         failed = solution.result != diffrax.RESULTS.successful
         return jax.tree.map(lambda y: jnp.where(failed, math.nan, y[-1]), solution.ys)
+
+
+def _differentiable(*args: Any) -> Array:
+    """``_adjoint``, or ``TypeError`` in forward mode; in compiled code JAX's own one."""
+    try:
+        return _adjoint(*args)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(NO_FORWARD_MODE) from error
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

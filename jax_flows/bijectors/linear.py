@@ -202,6 +202,7 @@ class LULinear(Bijector):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive_int("LULinear", dim=self.dim)
+        checks.boolean("LULinear", bias=self.bias)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

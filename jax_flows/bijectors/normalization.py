@@ -22,13 +22,15 @@ class BatchNorm(Bijector):
     log|det| = sum(log_gamma - log(var + eps) / 2). ``forward_and_update`` uses the mean and the
     biased variance of the batch and moves the running averages towards the mean and the unbiased
     variance; ``forward`` uses the running averages, as ``inverse`` always does. A batch with a NaN
-    or an infinity leaves the running averages as they were. Of a batch that is sharded over devices
+    or an infinity leaves the running averages as they were. They lag behind the weights: ``fit`` sets
+    them to the mean and the biased variance of the training data where an epoch ends, and
+    ``set_statistics`` does so for a loop of one's own. Of a batch that is sharded over devices
     these are the statistics of the whole.
 
     Args:
         dim: number of dimensions.
-        eps: added to the variance.
-        momentum: share of the new batch in the running averages.
+        eps: added to the variance, between 0 and 1.
+        momentum: share of the new batch in the running averages, above 0 and at most 1.
 
     Shapes: x and z ``(*batch, dim)``, at least 2 rows in training mode.
 
@@ -41,11 +43,13 @@ class BatchNorm(Bijector):
     dim: int
     eps: float = 1e-5
     momentum: float = 0.1
+    has_batch_statistics = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive_int("BatchNorm", dim=self.dim)
-        checks.positive_number("BatchNorm", eps=self.eps, momentum=self.momentum)
+        checks.open_interval("BatchNorm", "eps", self.eps, 0, 1)
+        checks.momentum("BatchNorm", self.momentum)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -70,7 +74,9 @@ class BatchNorm(Bijector):
         mean = rows.mean(0)
         var = jnp.square(rows - mean).mean(0)
         new = {"mean": mean, "var": var * (rows.shape[0] / (rows.shape[0] - 1))}
-        batch_stats = self._update(variables["batch_stats"], new)
+        old = variables["batch_stats"]
+        moved = {name: a + self.momentum * (new[name] - a) for name, a in old.items()}
+        batch_stats = self._store(old, moved)
         return *self._normalize(variables["params"], x, mean, var), batch_stats
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
@@ -79,17 +85,26 @@ class BatchNorm(Bijector):
         x = (z - params["beta"]) * jnp.exp(-log_scale) + running["mean"]
         return x, jnp.broadcast_to(-log_scale.sum(), z.shape[:-1])
 
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        rows = x.reshape(-1, self.dim)
+        share = jnp.ones(len(rows), x.dtype) if weights is None else weights.reshape(-1)
+        share = (share / share.mean())[:, None]
+        mean = (share * rows).mean(0)
+        var = (share * jnp.square(rows - mean)).mean(0)
+        batch_stats = self._store(variables["batch_stats"], {"mean": mean, "var": var})
+        variables = {**variables, "batch_stats": batch_stats}
+        return super().map_and_set_statistics(variables, x, context, weights)
+
     def _normalize(self, params: Variables, x: Array, mean: Array, var: Array) -> Output:
         log_scale = params["log_gamma"] - jnp.log(var + self.eps) / 2
         z = (x - mean) * jnp.exp(log_scale) + params["beta"]
         return z, jnp.broadcast_to(log_scale.sum(), x.shape[:-1])
 
-    def _update(self, running: Variables, new: Variables) -> Variables:
+    def _store(self, running: Variables, new: Variables) -> Variables:
         finite = jnp.isfinite(new["mean"]).all() & jnp.isfinite(new["var"]).all()
-        return {
-            name: jnp.where(finite, old + self.momentum * (new[name] - old), old)
-            for name, old in running.items()
-        }
+        return {name: jnp.where(finite, new[name], old) for name, old in running.items()}
 
 
 @register

@@ -334,9 +334,11 @@ def _log_det(a: Array, s: Array, log_s: Array) -> Array:
     excess = (s - 1) * jnp.exp(log_h)
     mild = excess > -0.25
     log_sh = log_s + log_h
-    steep = ~mild & (2 * jnp.log(jnp.maximum(jnp.abs(t), 1e-30)) > log_sh)
-    log_t2 = jnp.log(jnp.square(jnp.where(steep, t, 1)))
-    ratio = t * jnp.exp(jnp.where(mild | steep, 0, -log_sh / 2))
+    steep = ~mild & (jnp.abs(t) > jnp.exp(log_sh / 2))
+    log_t2 = 2 * jnp.log(jnp.abs(jnp.where(steep, t, 1)))
+    # where the exponential would overflow, t is 0
+    largest = math.log(float(jnp.finfo(t.dtype).max)) - 1
+    ratio = t * jnp.exp(jnp.minimum(jnp.where(mild | steep, 0, -log_sh / 2), largest))
     return jnp.where(
         mild,
         jnp.log1p(jnp.where(mild, excess, 0)),
@@ -362,7 +364,8 @@ def _excess(a: Array) -> Array:
 def _newton_step(a: Array, t: Array, s: Array) -> Array:
     tanh = jnp.tanh(a)
     slope = jnp.square(tanh) + s * (1 - tanh) * (1 + tanh)
-    return a - (_excess(a) + s * tanh - t) / slope
+    # not divided by: derivatives of a quotient square the slope, which may underflow
+    return a - (_excess(a) + s * tanh - t) * jnp.exp(-jnp.log(slope))
 
 
 def _solve(t: Array, s: Array) -> Array:
@@ -372,8 +375,8 @@ def _solve(t: Array, s: Array) -> Array:
     the root (below it for s >= 1) Newton's steps are monotone. The last two steps carry gradients,
     which makes derivatives up to the third exact at the root.
     """
-    t, s = jnp.broadcast_arrays(t, s)
-    fixed_t, scale = jax.lax.stop_gradient((t, jnp.maximum(s, jnp.finfo(s.dtype).tiny)))
+    t, s = jnp.broadcast_arrays(t, jnp.maximum(s, jnp.finfo(s.dtype).tiny))
+    fixed_t, scale = jax.lax.stop_gradient((t, s))
     magnitude = jnp.abs(fixed_t)
     cubic = (5 * magnitude) ** (1 / 3)
     upper = jnp.minimum(magnitude / scale, magnitude + 1)

@@ -63,7 +63,8 @@ class InvertibleResidual(Bijector):
         activation: a name in ``networks.ACTIVATIONS``, divided by its largest slope.
         exact_terms: terms of the series that are always there.
         stop_probability: of the roulette; by default (1 - lipschitz^2) / 2.
-        eval_terms: terms of the series in evaluation, ``None`` for the exact determinant.
+        eval_terms: terms of the series in evaluation, ``None`` for the exact determinant; not with
+            ``log_det="exact"``.
         context_dim: width of the context, an unconstrained input of g; 0 for none.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
@@ -92,9 +93,10 @@ class InvertibleResidual(Bijector):
         checks.non_negative_int(name, context_dim=self.context_dim)
         checks.open_interval(name, "lipschitz", self.lipschitz, 0, 1)
         checks.one_of(name, "log_det", self.log_det, ("exact", "series"))
-        if self.eval_terms is not None:
-            checks.positive_int(name, eval_terms=self.eval_terms)
+        bridge.check_eval_terms(name, self.eval_terms, self.log_det)
         _ = self._stop, self.network.mlp
+        if self.log_det == "series":
+            bridge.roulette_length(self._stop)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

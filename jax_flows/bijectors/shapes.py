@@ -112,8 +112,15 @@ class Split(Bijector):
     def context_dim(self) -> int:  # type: ignore[override]
         return self.bijector.context_dim
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return self.bijector.has_batch_statistics
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector.variable_shapes(dtype)})
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         inner, outer = jnp.split(x, 2, -3)
@@ -142,3 +149,13 @@ class Split(Bijector):
         own = child(variables, "bijector")
         inner, new = self.bijector.map_and_initialize(own, inner, context, inverse)
         return jnp.concatenate([inner, outer], -3), gather({"bijector": new})
+
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        inner, outer = jnp.split(x, 2, -3)
+        inner, batch_stats = self.bijector.map_and_set_statistics(
+            child(variables, "bijector"), inner, context, weights
+        )
+        batch_stats = {"bijector": batch_stats} if batch_stats else {}
+        return jnp.concatenate([inner, outer], -3), batch_stats

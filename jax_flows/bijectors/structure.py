@@ -15,7 +15,10 @@ from flow_bridge.domains import Interval
 from flow_bridge.layouts import stack_name
 from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, child, gather
+from jax_flows.variables import Output, Variables, child, gather, stacked_shapes
+
+MAX_PERIOD = 64
+"""The longest block of bijectors that a chain looks for repetitions of."""
 
 
 class _Segment(NamedTuple):
@@ -37,19 +40,24 @@ class _Segment(NamedTuple):
 
 
 def _segments(bijectors: tuple[Bijector, ...]) -> list[_Segment]:
-    def same(a: Bijector, b: Bijector) -> bool:
-        return a == b and a.stackable
-
+    known: dict[Bijector, int] = {}  # equal ones have one number, what does not stack its own
+    kinds = [
+        known.setdefault(b, len(known)) if b.stackable else -1 - i for i, b in enumerate(bijectors)
+    ]
     segments, start = [], 0
-    while start < len(bijectors):
+    while start < len(kinds):
         best = _Segment(start, 1, 1)
-        for period in range(1, (len(bijectors) - start) // 2 + 1):
+        for period in range(1, min(MAX_PERIOD, (len(kinds) - start) // 2) + 1):
             stop = start + period
-            while stop < len(bijectors) and same(bijectors[stop], bijectors[stop - period]):
+            if kinds[stop] != kinds[start]:
+                continue
+            while stop < len(kinds) and kinds[stop] == kinds[stop - period]:
                 stop += 1
             repeats = (stop - start) // period
             if repeats > 1 and repeats * period > best.repeats * best.period:
                 best = _Segment(start, period, repeats)
+            if stop == len(kinds):
+                break
         segments.append(best)
         start += best.period * best.repeats
     return segments
@@ -96,6 +104,10 @@ class Chain(Bijector):
     def stackable(self) -> bool:  # type: ignore[override]
         return all(b.stackable for b in self.bijectors)
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return any(b.has_batch_statistics for b in self.bijectors)
+
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
@@ -130,6 +142,38 @@ class Chain(Bijector):
                 )
         return gather(children)
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        known: dict[Bijector, Variables] = {}
+        children = {}
+        for segment in self.segments:
+            for name, indices in segment.names():
+                bijector = self.bijectors[indices[0]]
+                if bijector not in known:
+                    known[bijector] = bijector.variable_shapes(dtype)
+                shapes, count = known[bijector], len(indices)
+                children[name] = shapes if count == 1 else stacked_shapes(shapes, count)
+        return gather(children)
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            found = bijector.outside(layer, x, context, inverse)
+            move = bijector.map_inverse if inverse else bijector.map_forward
+            return move(layer, x, context)[0], found.astype(x.dtype), {}
+
+        segments = self.segments[:: -1 if inverse else 1]
+        while len(segments) > 1 and not any(
+            self.bijectors[indices[0]].is_bounded(inverse) for _, indices in segments[-1].names()
+        ):
+            segments.pop()
+        return self._run(step, variables, x, context, inverse, segments)[1] > 0
+
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
             return *bijector.map_forward(*args), {}
@@ -162,6 +206,18 @@ class Chain(Bijector):
         x, _, layers = self._run(step, variables, x, context, inverse)
         return x, gather(layers)
 
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, Array, Variables]:
+            x, batch_stats = bijector.map_and_set_statistics(layer, x, context, weights)
+            return x, jnp.zeros((), x.dtype), batch_stats
+
+        x, _, batch_stats = self._run(step, variables, x, context)
+        return x, batch_stats
+
     def _run(
         self,
         step: Callable[..., tuple[Array, Array, Variables]],
@@ -169,11 +225,12 @@ class Chain(Bijector):
         x: Array,
         context: Array | None,
         reverse: bool = False,
+        segments: list[_Segment] | None = None,
     ) -> tuple[Array, Array, Variables]:
         direction = -1 if reverse else 1
         carry = x, jnp.zeros(x.shape[: x.ndim - len(self.event_shape)], x.dtype)
         batch_stats: dict[str, Any] = {}
-        for segment in self.segments[::direction]:
+        for segment in segments or self.segments[::direction]:
             block = [(name, self.bijectors[i[0]]) for name, i in segment.names()][::direction]
 
             def run_block(carry: Output, layers: Any, block: Any = block) -> Any:
@@ -199,7 +256,8 @@ class Chain(Bijector):
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
 
-    Batch statistics inside do not change in training: both directions use the running averages.
+    The bijector is put in evaluation mode and stays there: in training both directions use the running
+    averages, which do not change.
 
     Args:
         bijector: the one to turn around.
@@ -242,6 +300,17 @@ class Invert(Bijector):
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return gather({"bijector": self.bijector.variable_shapes(dtype)})
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return self.bijector.is_bounded(not inverse)
+
+    def outside(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        return self.bijector.outside(child(variables, "bijector"), x, context, not inverse)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         return self.bijector.map_inverse(child(variables, "bijector"), x, context)

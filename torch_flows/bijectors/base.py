@@ -1,8 +1,9 @@
 """What every bijector is."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,8 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from torch_flows.inputs import check_input, check_output
+from torch_flows.numerics import beyond
+from torch_flows.variables import HasVariables
 
 if TYPE_CHECKING:
     from torch_flows.interop import BijectorTransform
@@ -21,7 +24,7 @@ Output = tuple[Tensor, Tensor]
 Shape = tuple[int | None, ...]
 
 
-class Bijector(nn.Module, ABC):
+class Bijector(HasVariables):
     """An invertible map between data x and latent z, with the log|det| of its Jacobian.
 
     A subclass writes ``map_forward`` and ``map_inverse``, keeps its constructor's arguments as attributes
@@ -32,18 +35,29 @@ class Bijector(nn.Module, ABC):
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite.
+            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
+            what its other members ask for depends on its weights, see ``outside``.
+        has_batch_statistics: whether training mode normalises with statistics of the batch, which
+            ``map_and_set_statistics`` replaces for evaluation.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
+        couples: whether a chain may call ``couple`` in place of ``map_forward`` and ``map_inverse``: no
+            subclass has overridden these since ``couple`` was written.
     """
 
-    is_architecture = True
     event_shape: Shape = (None,)
     context_dim: int = 0
     domain: Interval = REALS
     codomain: Interval = REALS
+    has_batch_statistics: bool = False
     adaptive: bool = False
     parts: Any = None
+    couples: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checks.overridden(cls.__name__, vars(cls), ("forward", "inverse"))
+        cls.couples = has_plain_coupling(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +106,27 @@ class Bijector(nn.Module, ABC):
         """
         initialize(self, self, x, context)
 
+    def set_statistics(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Set the statistics of evaluation (``BatchNorm``) to those of x, layer after layer, in place.
+
+        Each layer's are those of x as the layers before it map it in evaluation, with their new ones:
+        the density in evaluation is then that of training mode with x as one batch. ``fit`` does it
+        where an epoch ends; a loop of one's own should too.
+
+        Args:
+            x: a batch of data, a good sample of the whole.
+            context: as in ``forward``.
+            weights: how much each row counts, shape ``(*batch,)``; all the same if not given.
+
+        Raises:
+            ValueError, TypeError: as in ``forward``.
+        """
+        context = check_input(self, "x", x, context)
+        with torch.no_grad(), evaluation(self):
+            self.map_and_set_statistics(x, context, weights)
+
     def transform(self, context: Tensor | None = None, cache_size: int = 0) -> "BijectorTransform":
         """The bijector as a ``torch.distributions.Transform``, see ``interop.BijectorTransform``."""
         from torch_flows import interop
@@ -110,6 +145,19 @@ class Bijector(nn.Module, ABC):
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
         return {}
 
+    def is_bounded(self, inverse: bool = False) -> bool:
+        """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
+        return (self.codomain if inverse else self.domain) != REALS
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+
+        With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
+        what each of its members gets.
+        """
+        ndim = len(self.latent_shape if inverse else self.event_shape)
+        return beyond(x, self.codomain if inverse else self.domain, ndim)
+
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...
 
@@ -121,6 +169,21 @@ class Bijector(nn.Module, ABC):
     ) -> Tensor:
         """Initialise from x on its way forward (from z on its way back); returns what comes out."""
         return (self.map_inverse if inverse else self.map_forward)(x, context)[0]
+
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        """Set the statistics of evaluation to those of x on its way forward; returns what comes out."""
+        return self.map_forward(x, context)[0]
+
+
+def has_plain_coupling(cls: type) -> bool:
+    """Whether ``map_forward`` and ``map_inverse`` are those that were written with ``couple``."""
+    owner = next((base for base in cls.__mro__ if "couple" in vars(base)), None)
+    if owner is None:
+        return False
+    names = ("map_forward", "map_inverse")
+    return all(getattr(cls, name) is vars(owner).get(name) for name in names)
 
 
 @torch.no_grad()
@@ -137,15 +200,24 @@ def initialize(
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
     before = {name: value.clone() for name, value in bijector.state_dict().items()}
-    modes = {module: module.training for module in bijector.modules()}
     try:
         embedded = None if context is None else embed(context)
-        bijector.eval().map_and_initialize(x, embedded)
+        with evaluation(bijector):
+            bijector.map_and_initialize(x, embedded)
         finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())
         checks.finite_initialization(label, finite)
     except BaseException:
         bijector.load_state_dict(before)
         raise
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, for all of a module's parts; each then has its own mode again."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for part, mode in modes.items():
+            part.training = mode

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
-from flow_bridge.ode import REFINEMENT, missing_solver, refine, solver_message
+from flow_bridge.ode import HOST_STEPS, REFINEMENT, missing_solver, refine, solver_message
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.devices import own_rows
@@ -59,10 +58,10 @@ class ContinuousBijector(Bijector):
         hidden_dims: widths of the hidden layers of f.
         trace: ``"exact"`` or ``"hutchinson"``.
         solver: ``"dopri5"`` or ``"rk4"``.
-        rtol, atol: tolerances of ``"dopri5"``.
+        rtol, atol: tolerances of ``"dopri5"``, between 0 and 1.
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
-            to the size of the gradient, in constant memory, first derivatives only; ``False``: through
-            its steps. ``"rk4"`` always differentiates its steps.
+            to the size of the gradient, in constant memory, in reverse mode only; ``False``: through its
+            steps. ``"rk4"`` always differentiates its steps.
         activation: a name in ``networks.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
@@ -113,7 +112,9 @@ class ContinuousBijector(Bijector):
         checks.one_of(name, "trace", trace, ("exact", "hutchinson"))
         checks.one_of(name, "solver", solver, ("dopri5", "rk4"))
         checks.one_of(name, "probe", probe, ("rademacher", "gaussian"))
-        checks.positive_number(name, rtol=rtol, atol=atol)
+        checks.open_interval(name, "rtol", rtol, 0, 1)
+        checks.open_interval(name, "atol", atol, 0, 1)
+        checks.boolean(name, adjoint=adjoint)
         checks.non_negative_number(name, kinetic_energy=kinetic_energy, jacobian_norm=jacobian_norm)
         self.dim = dim
         self.hidden_dims = tuple(hidden_dims)
@@ -240,6 +241,7 @@ class ContinuousBijector(Bijector):
     ) -> Tensor:
         if self.solver == "rk4":
             return _rk4(field, state, weights, times, self.num_steps)
+        _refuse_transforms(state)
         solver = _Dopri5(self.rtol, self.atol, self.max_steps)
         if self.adjoint and is_eager() and torch.is_grad_enabled():
             return _Adjoint.apply(solver, field, times, state, *weights)
@@ -325,7 +327,8 @@ class _Dopri5:
 class _Adjoint(torch.autograd.Function):
     """The solution with gradients from the adjoint equation, integrated back along the path.
 
-    It is linear in the gradient, which is scaled to 1 so that the tolerances are relative to it.
+    It is linear in the gradient, which is scaled to 1 so that the tolerances are relative to it. Where
+    the gradient itself is to be differentiated, it comes from the steps instead.
     """
 
     @staticmethod
@@ -333,13 +336,16 @@ class _Adjoint(torch.autograd.Function):
         state, *weights = arrays
         final = solver(lambda t, y: field(t, y, tuple(weights)), state, times, _row_norm)
         ctx.solver, ctx.field, ctx.times = solver, field, times
-        ctx.save_for_backward(final, *weights)
+        ctx.save_for_backward(final, *arrays)
         return final
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        final, *weights = ctx.saved_tensors
+        final, *arrays = ctx.saved_tensors
+        _refuse_transforms(gradient)
+        if torch.is_grad_enabled():  # create_graph=True
+            return None, None, None, *_differentiate_steps(ctx, arrays, gradient)
+        weights = arrays[1:]
         wanted = [i for i in range(len(weights)) if ctx.needs_input_grad[4 + i]]
         inputs: list[Any] = [None if w is None else w.detach() for w in weights]
         scale = gradient.abs().amax()
@@ -363,3 +369,28 @@ class _Adjoint(torch.autograd.Function):
         for i, value in zip(wanted, found, strict=True):
             gradients[i] = value * scale
         return None, None, None, adjoint * scale, *gradients
+
+
+def _differentiate_steps(
+    ctx: Any, arrays: Sequence[Tensor | None], gradient: Tensor
+) -> list[Tensor | None]:
+    """The gradients of the state and the weights, with a graph of their own."""
+    # aliases, because one weight may have been made of others
+    aliases: list[Any] = [None if a is None else a.view_as(a) for a in arrays]
+    state, *weights = aliases
+    final = ctx.solver(lambda t, y: ctx.field(t, y, tuple(weights)), state, ctx.times, _row_norm)
+    wanted = [i for i in range(len(arrays)) if ctx.needs_input_grad[3 + i]]
+    wrt = [aliases[i] for i in wanted]
+    found = torch.autograd.grad(final, wrt, gradient, create_graph=True, allow_unused=True)
+    gradients: list[Tensor | None] = [None] * len(arrays)
+    for i, value in zip(wanted, found, strict=True):
+        gradients[i] = value
+    return gradients
+
+
+def _refuse_transforms(state: Tensor) -> None:
+    """Raise ``NotImplementedError`` where the solver's steps cannot be chosen or differentiated."""
+    forward_mode = torch.autograd.forward_ad.unpack_dual(state).tangent is not None
+    mapped = torch._C._functorch.is_legacy_batchedtensor(state)  # is_grads_batched=True
+    if forward_mode or mapped or torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(HOST_STEPS)

@@ -172,6 +172,7 @@ class LULinear(Bijector):
     def __init__(self, dim: int, bias: bool = True) -> None:
         super().__init__()
         checks.positive_int("LULinear", dim=dim)
+        checks.boolean("LULinear", bias=bias)
         self.dim = dim
         self.event_shape = (dim,)
         self.lu = nn.Parameter(torch.zeros(dim, dim))

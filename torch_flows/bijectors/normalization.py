@@ -18,14 +18,16 @@ class BatchNorm(Bijector):
 
     log|det| = sum(log_gamma - log(var + eps) / 2). In training mode ``forward`` uses the mean and
     the biased variance of the batch and moves the running averages towards the mean and the unbiased
-    variance; otherwise it uses the running averages, as ``inverse`` always does. A batch with a NaN
-    or an infinity leaves the running averages as they were. In a process group the batch is that of
-    all ranks, so in training mode all of them must call ``forward``, with equally many rows.
+    variance; in evaluation mode, in which it is built, it uses the running averages, as ``inverse``
+    always does. A batch with a NaN or an infinity leaves the running averages as they were. They lag
+    behind the weights: ``fit`` sets them to the mean and the biased variance of the training data where
+    an epoch ends, and ``set_statistics`` does so for a loop of one's own. In a process group the batch
+    is that of all ranks, so in training mode all of them must call ``forward``, with equally many rows.
 
     Args:
         dim: number of dimensions.
-        eps: added to the variance.
-        momentum: share of the new batch in the running averages.
+        eps: added to the variance, between 0 and 1.
+        momentum: share of the new batch in the running averages, above 0 and at most 1.
 
     Shapes: x and z ``(*batch, dim)``, at least 2 rows in training mode.
 
@@ -35,13 +37,15 @@ class BatchNorm(Bijector):
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, appendix E.
     """
 
+    has_batch_statistics = True
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         checks.positive_int("BatchNorm", dim=dim)
-        checks.positive_number("BatchNorm", eps=eps, momentum=momentum)
+        checks.open_interval("BatchNorm", "eps", eps, 0, 1)
+        checks.momentum("BatchNorm", momentum)
         self.dim = dim
         self.eps = eps
         self.momentum = momentum
@@ -59,7 +63,9 @@ class BatchNorm(Bijector):
         checks.enough_rows("BatchNorm", num_rows)
         mean = mean_over_ranks(rows.mean(0))
         var = mean_over_ranks((rows - mean).square().mean(0))
-        self._update(mean.detach(), var.detach() * (num_rows / (num_rows - 1)))
+        new = mean.detach(), var.detach() * (num_rows / (num_rows - 1))
+        old = self.running_mean, self.running_var
+        self._store(*(a + self.momentum * (b - a) for a, b in zip(old, new, strict=True)))
         return self._normalize(x, mean, var)
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
@@ -67,15 +73,26 @@ class BatchNorm(Bijector):
         x = (z - self.beta) * (-log_scale).exp() + self.running_mean
         return x, -log_scale.sum().expand(z.shape[:-1])
 
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        rows = x.reshape(-1, self.dim)
+        share = rows.new_ones(len(rows)) if weights is None else weights.reshape(-1)
+        share = (share / mean_over_ranks(share.mean()))[:, None]
+        mean = mean_over_ranks((share * rows).mean(0))
+        var = mean_over_ranks((share * (rows - mean).square()).mean(0))
+        self._store(mean, var)
+        return super().map_and_set_statistics(x, context, weights)
+
     def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Output:
         log_scale = self.log_gamma - (var + self.eps).log() / 2
         z = (x - mean) * log_scale.exp() + self.beta
         return z, log_scale.sum().expand(x.shape[:-1])
 
-    def _update(self, mean: Tensor, var: Tensor) -> None:
+    def _store(self, mean: Tensor, var: Tensor) -> None:
         finite = mean.isfinite().all() & var.isfinite().all()
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(torch.where(finite, running + self.momentum * (new - running), running))
+            running.copy_(torch.where(finite, new, running))
 
 
 @register

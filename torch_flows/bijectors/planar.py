@@ -292,9 +292,11 @@ def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
     excess = (s - 1) * log_h.exp()
     mild = excess > -0.25
     log_sh = log_s + log_h
-    steep = ~mild & (2 * t.abs().clamp_min(1e-30).log() > log_sh)
-    log_t2 = torch.where(steep, t, 1).square().log()
-    ratio = t * (torch.where(mild | steep, 0, -log_sh / 2)).exp()
+    steep = ~mild & (t.abs() > (log_sh / 2).exp())
+    log_t2 = 2 * torch.where(steep, t, 1).abs().log()
+    # where the exponential would overflow, t is 0
+    largest = math.log(torch.finfo(t.dtype).max) - 1
+    ratio = t * torch.where(mild | steep, 0, -log_sh / 2).clamp_max(largest).exp()
     return torch.where(
         mild,
         torch.where(mild, excess, 0).log1p(),
@@ -320,7 +322,8 @@ def _excess(a: Tensor) -> Tensor:
 def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
     tanh = a.tanh()
     slope = tanh.square() + s * (1 - tanh) * (1 + tanh)
-    return a - (_excess(a) + s * tanh - t) / slope
+    # not divided by: derivatives of a quotient square the slope, which may underflow
+    return a - (_excess(a) + s * tanh - t) * (-slope.log()).exp()
 
 
 def _solve(t: Tensor, s: Tensor) -> Tensor:
@@ -330,8 +333,8 @@ def _solve(t: Tensor, s: Tensor) -> Tensor:
     the root (below it for s >= 1) Newton's steps are monotone. The last two steps carry gradients,
     which makes derivatives up to the third exact at the root.
     """
-    t, s = torch.broadcast_tensors(t, s)
-    fixed_t, scale = t.detach(), s.detach().clamp_min(torch.finfo(s.dtype).tiny)
+    t, s = torch.broadcast_tensors(t, s.clamp_min(torch.finfo(s.dtype).tiny))
+    fixed_t, scale = t.detach(), s.detach()
     magnitude = fixed_t.abs()
     cubic = (5 * magnitude).pow(1 / 3)
     upper = torch.minimum(magnitude / scale, magnitude + 1)

@@ -87,6 +87,10 @@ class Split(Bijector):
         self.event_shape = images.split_shape(bijector.event_shape, bijector.latent_shape)
         self.context_dim = bijector.context_dim
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return self.bijector.has_batch_statistics
+
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         inner, outer = x.chunk(2, -3)
         inner, log_det = self.bijector.map_forward(inner, context)
@@ -102,3 +106,10 @@ class Split(Bijector):
     ) -> Tensor:
         inner, outer = x.chunk(2, -3)
         return torch.cat([self.bijector.map_and_initialize(inner, context, inverse), outer], -3)
+
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        inner, outer = x.chunk(2, -3)
+        inner = self.bijector.map_and_set_statistics(inner, context, weights)
+        return torch.cat([inner, outer], -3)

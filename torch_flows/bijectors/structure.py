@@ -42,10 +42,30 @@ class Chain(Bijector):
         self.context_dim = checks.common_context_dim("Chain", [b.context_dim for b in bijectors])
         self.domain, self.codomain = bijectors[0].domain, bijectors[-1].codomain
 
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return any(b.has_batch_statistics for b in self.bijectors)
+
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
         return shape
+
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        bijectors = list(self.bijectors[:: -1 if inverse else 1])
+        while len(bijectors) > 1 and not bijectors[-1].is_bounded(inverse):
+            bijectors.pop()
+        found = []
+        for bijector in bijectors:
+            layer_context = context if bijector.context_dim else None
+            found.append(bijector.outside(x, layer_context, inverse))
+            if bijector is not bijectors[-1]:
+                step = bijector.map_inverse if inverse else bijector.map_forward
+                x, _ = step(x, layer_context)
+        return torch.stack(found).any(0)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self._run(self.bijectors, x, context)
@@ -67,13 +87,14 @@ class Chain(Bijector):
         fixed = free = x
         for bijector in bijectors:
             layer_context = context if bijector.context_dim else None
-            if partition is not None and bijector.parts != parts:
+            own_parts = bijector.parts if bijector.couples else None
+            if partition is not None and own_parts != parts:
                 x, partition = partition.merge(fixed, free), None
-            if bijector.parts is None:
+            if own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
             else:
-                before, partition, parts = partition, bijector.partition, bijector.parts
+                before, partition, parts = partition, bijector.partition, own_parts
                 if before is None:
                     fixed, free = partition.split(x)
                 elif before.fixed_leads != partition.fixed_leads:
@@ -91,12 +112,21 @@ class Chain(Bijector):
             x = bijector.map_and_initialize(x, context if bijector.context_dim else None, inverse)
         return x
 
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        for bijector in self.bijectors:
+            layer_context = context if bijector.context_dim else None
+            x = bijector.map_and_set_statistics(x, layer_context, weights)
+        return x
+
 
 @register
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
 
-    Batch statistics inside do not change in training: both directions use the running averages.
+    The bijector is put in evaluation mode and stays there: in training both directions use the running
+    averages, which do not change.
 
     Args:
         bijector: the one to turn around.
@@ -119,6 +149,12 @@ class Invert(Bijector):
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         return self.bijector.map_shape(shape, not inverse)
 
+    def is_bounded(self, inverse: bool = False) -> bool:
+        return self.bijector.is_bounded(not inverse)
+
+    def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self.bijector.outside(x, context, not inverse)
+
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         return self.bijector.map_inverse(x, context)
 
@@ -131,6 +167,6 @@ class Invert(Bijector):
         return self.bijector.map_and_initialize(x, context, not inverse)
 
     def train(self, mode: bool = True) -> "Invert":
-        super().train(mode)
+        self.training = mode
         self.bijector.eval()
         return self

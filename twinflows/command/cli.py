@@ -1,20 +1,41 @@
 """The command line: ``twinflows train | sample | log-prob | inspect | parity | convert``.
 
-Exit codes: 0 for success, 1 where a parity check fails or training diverges, 2 for bad input.
-Results go to stdout, progress and errors to stderr.
+Exit codes: 0 for success, 1 where a parity check fails, training diverges or something is wrong inside,
+2 for bad input. Results go to stdout, progress, warnings and errors to stderr.
 """
 
 import json
+import math
+import os
 import sys
+import traceback
+import warnings
+from collections.abc import Iterable
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from flow_bridge import checks
+from flow_bridge import __version__
 from flow_bridge.errors import ConvergenceError, NonFiniteError, TwinflowsError
+
+DEBUG = "TWINFLOWS_DEBUG"
+"""The environment variable that asks for tracebacks."""
+
+EXTRAS = {
+    "torch": ("PyTorch", "torch"),
+    "jax": ("JAX", "jax"),
+    "flax": ("JAX", "jax"),
+    "pandas": ("pandas", "tables"),
+    "pyarrow": ("pyarrow", "tables"),
+    "matplotlib": ("matplotlib", "tables"),
+}
+"""What brings a package that is missing."""
+
+MAX_SEED = 2**32 - 1
 
 app = typer.Typer(
     help="One model in two frameworks: train it, use it, check it, carry it over.",
@@ -22,6 +43,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"twinflows {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None: ...
 
 
 class Backend(StrEnum):
@@ -55,6 +90,7 @@ Half = Annotated[
 Result = Annotated[
     Path | None, typer.Option(help="Write to a .npy, .csv or .parquet file, not to stdout.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 
 
 @app.command()
@@ -62,13 +98,20 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="The checkpoint to write.")],
     model: Annotated[str, typer.Option(help="A named model, such as maf or realnvp.")] = "maf",
+    base: Annotated[
+        str | None, typer.Option(help="Another base distribution: studentt for heavy tails.")
+    ] = None,
     backend: Half = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--set", help="An argument of the model, as NAME=JSON; may be repeated."),
     ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Names of the columns that the density is conditioned on, with commas."),
+    ] = None,
     context_columns: Annotated[
-        int, typer.Option(min=0, help="How many of the last columns the density is conditioned on.")
+        int, typer.Option(min=0, help="How many of the last columns it is conditioned on.")
     ] = 0,
     standardize: Annotated[
         bool, typer.Option(help="Begin with a map to mean 0 and standard deviation 1.")
@@ -83,7 +126,9 @@ def train(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, split and batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of weights, split and batches.")
+    ] = 0,
     dtype: Dtype = Dtype.FLOAT32,
     state: Annotated[
         Path | None, typer.Option(help="Keep the state here after every epoch, and go on from it.")
@@ -91,29 +136,61 @@ def train(
     picture: Annotated[
         Path | None, typer.Option(help="Draw losses and samples; OUT with .png if not given.")
     ] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar on stderr.")] = True,
-    force: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a model to data by maximum likelihood and write it as a checkpoint."""
+    from flow_bridge.architecture import architecture
     from flow_bridge.checkpoint import write_checkpoint
-    from twinflows.command.pictures import draw_training
+    from flow_bridge.standardization import location_and_scale
+    from twinflows.command.columns import choose, take
+    from twinflows.command.models import describe, draw, expected_shapes, new_model
+    from twinflows.command.outputs import check_outputs
+    from twinflows.command.pictures import check_picture, draw_training
     from twinflows.command.tables import read_table
-    from twinflows.sides.models import describe, draw, new_model, standardized
 
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists: choose another name, or --force to replace it.")
-    checks.host("train", "matplotlib.figure", "matplotlib", "tables")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder to write {out.name} to.")
-    x, context = _split(read_table(data), context_columns)
-    architecture = describe(model, backend, x.shape[1:], context_columns, options or [])
-    built = new_model(architecture, backend, dtype.value, seed)
-    scaling = standardized(x, dtype.value) if standardize and x.ndim == 2 else None
-    rows = (x if scaling is None else (x - scaling.mean) / scaling.sd).astype(dtype.value)
+    drawing = None if no_picture else picture or out.with_suffix(".png")
+    if drawing is not None and find_spec("matplotlib") is None:
+        if picture is not None:
+            raise ModuleNotFoundError("", name="matplotlib")
+        _warn(["no picture: matplotlib is missing (pip install 'twinflows[tables]')."])
+        drawing = None
+    check_outputs([out, drawing], [data, state], force)
+    check_outputs([state], [data], force=True)
+    if drawing is not None:
+        check_picture(drawing)
+    table = read_table(data)
+    chosen, given = choose(table, context, context_columns)
+    x, contexts = take(table, chosen, given)
+    names, context_names = (
+        None if table.names is None else [table.names[i] for i in part] for part in (chosen, given)
+    )
+    flat = x.ndim == 2
+    _warn([*table.warnings, *(table.few_values(chosen) if flat else ())])
+    if x.ndim in (2, 4):
+        location_and_scale(x, dtype.value, "data", names)
+        if given:
+            location_and_scale(contexts, dtype.value, "context", context_names)
+    described = describe(
+        model,
+        backend,
+        x.shape[1:],
+        len(given),
+        options or [],
+        base,
+        names,
+        context_names if given else None,
+    )
+    built = new_model(described, backend, dtype.value, seed)
+    _check_batches(built.arrays(), len(x), validation, batch_size)
+    if standardize and x.ndim in (2, 4):
+        built.standardize(x, contexts if given else None)
+    contexts_cast = contexts.astype(dtype.value) if given else None
     history = built.fit(
-        rows,
-        None if context is None else context.astype(dtype.value),
+        x.astype(dtype.value),
+        contexts_cast,
         validation=validation,
         num_epochs=epochs,
         batch_size=batch_size,
@@ -124,24 +201,21 @@ def train(
         progress=progress,
         state_path=state,
     )
-    arrays, offset = built.arrays(), 0.0
-    if scaling is not None:
-        architecture, arrays = scaling.prepend(built.parts(), arrays)
-        offset = float(np.log(scaling.sd).sum())
-    for losses in (history.train_loss, history.validation_loss):
-        losses[:] = [loss + offset for loss in losses]
-    write_checkpoint(out, architecture, arrays)
-    picture = picture or out.with_suffix(".png")
-    samples = draw(built, min(len(x), 4000), np.random.default_rng(seed), context)
-    if scaling is not None:
-        samples = scaling.mean + scaling.sd * samples
-    draw_training(picture, history, x, samples)
     best = history.best_epoch
     kept = len(history.train_loss) - 1 if best is None else best
+    if not math.isfinite(history.train_loss[kept]):
+        raise NonFiniteError(f"training ended with a loss of {history.train_loss[kept]}.")
+    arrays = built.arrays()
+    write_checkpoint(out, architecture(built.flow), arrays, expected_shapes)
+    if drawing is not None:
+        samples = draw(built, min(len(x), 4000), np.random.default_rng(seed), contexts_cast)
+        draw_training(drawing, history, x, samples, names)
     summary = {
         "model": str(out),
-        "picture": str(picture),
+        "picture": None if drawing is None else str(drawing),
         "type": model,
+        "columns": names,
+        "context_columns": context_names if given else None,
         "values": sum(a.size for a in arrays.values()),
         "epochs": len(history.train_loss),
         "best_epoch": best,
@@ -150,35 +224,44 @@ def train(
         "validation_loss": history.validation_loss,
     }
     if as_json:
-        print(json.dumps(summary))
+        _print_json(summary)
         return
     print(f"{summary['epochs']} epochs, weights kept of epoch {kept + 1}")
     print(f"training loss    {history.train_loss[kept]:.4f} nats")
     if history.validation_loss:
         print(f"validation loss  {history.validation_loss[kept]:.4f} nats")
-    print(f"{out}: {summary['values']:,} values; {picture}")
+    print(f"{out}: {summary['values']:,} values" + (f"; {drawing}" if drawing else ""))
 
 
 @app.command()
 def sample(
     file: File,
     num: Annotated[int, typer.Option(min=1, help="How many.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="The same samples in both halves.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="The same samples in both halves.")
+    ] = 0,
     context: Annotated[
-        str | None, typer.Option(help="One context for all, as numbers with commas.")
+        str | None,
+        typer.Option(help="One context for all, as numbers with commas or as NAME=NUMBER."),
     ] = None,
     out: Result = None,
     backend: Half = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw samples from a checkpoint's model."""
-    from twinflows.sides.models import draw, open_model
+    from twinflows.command.columns import one_context
+    from twinflows.command.models import draw, open_model
+    from twinflows.command.outputs import check_outputs
 
+    check_outputs([out], [file], force)
     model = open_model(file, backend)
-    given = _one_context(context, model.flow.context_dim, num)
-    samples = draw(model, num, np.random.default_rng(seed), given)
-    names = [f"x{i}" for i in range(samples[0].size)]
-    _emit(samples, names, out, {"samples": samples.tolist()} if as_json else None)
+    given = one_context(context, model.flow.context_columns, model.flow.context_dim)
+    contexts = None if given is None else np.broadcast_to(given, (num, len(given)))
+    samples = draw(model, num, np.random.default_rng(seed), contexts)
+    names = model.flow.columns or [f"x{i}" for i in range(samples[0].size)]
+    summary = {"columns": model.flow.columns, "samples": samples.tolist()} if as_json else None
+    _emit(samples, names, out, summary, _digits(file))
 
 
 @app.command("log-prob")
@@ -187,33 +270,54 @@ def log_prob(
     data: Data,
     out: Result = None,
     backend: Half = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """The log-density of rows in nats; a conditional model takes the last columns as context."""
+    """The log-density of rows in nats. Columns are matched by name, or the context comes last."""
+    from twinflows.command.columns import match, take
+    from twinflows.command.models import in_blocks, open_model
+    from twinflows.command.outputs import check_outputs
     from twinflows.command.tables import read_table
-    from twinflows.sides.models import in_blocks, open_model
 
+    check_outputs([out], [file, data], force)
+    table = read_table(data)
     model = open_model(file, backend)
-    x, context = _split(read_table(data), model.flow.context_dim)
-    values = in_blocks(model.log_prob, x, context)
+    flow = model.flow
+    columns, given, notes = match(table, flow.columns, flow.context_columns, flow.context_dim)
+    _warn([*table.warnings, *notes])
+    x, contexts = take(table, columns, given)
+    values = in_blocks(model.log_prob, x, contexts if given else None)
     summary = {"mean": float(values.mean()), "log_prob": values.tolist()}
-    _emit(values[:, None], ["log_prob"], out, summary if as_json else None)
+    _emit(values[:, None], ["log_prob"], out, summary if as_json else None, _digits(file))
 
 
 @app.command()
 def inspect(file: File, as_json: AsJson = False) -> None:
-    """Show a checkpoint's architecture and arrays, without loading either framework."""
+    """Show a checkpoint's architecture, columns and arrays, without loading either framework."""
     from flow_bridge.checkpoint import read_header
+    from twinflows.command.scaling import read_scaling
 
     header = read_header(file)
+    scaling = read_scaling(file, header)
     if as_json:
         tensors = {n: {"dtype": t.dtype, "shape": t.shape} for n, t in header.tensors.items()}
-        contents = {"kind": header.kind, "architecture": header.description, "tensors": tensors}
-        print(
-            json.dumps(contents | {"values": header.num_values, "sha256": header.sha256}, indent=2)
-        )
+        contents: dict[str, Any] = {"kind": header.kind, "architecture": header.description}
+        contents |= scaling | {
+            "tensors": tensors,
+            "values": header.num_values,
+            "sha256": header.sha256,
+        }
+        print(json.dumps(contents, indent=2))
         return
     print(json.dumps(header.description, indent=2))
+    for title, columns in scaling.items():
+        print(f"{title}:")
+        width = max(len(_printable(c["name"])) for c in columns)
+        for column in columns:
+            scaled = (
+                "" if column["mean"] is None else f"  {column['mean']:.6g} ± {column['sd']:.6g}"
+            )
+            print(f"  {_printable(column['name']).ljust(width)}{scaled}")
     width = max((len(name) for name in header.tensors), default=0)
     for name in sorted(header.tensors):
         info = header.tensors[name]
@@ -228,22 +332,27 @@ def parity(
     rows: Annotated[
         int, typer.Option(min=1, help="Rows to compare on, drawn from the model.")
     ] = 256,
-    seed: Annotated[int, typer.Option(help="Of the drawn rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the drawn rows.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Load a checkpoint into both frameworks and compare everything that they compute."""
+    from twinflows.command.models import draw, noise_shape, open_model
+    from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
-    from twinflows.sides.models import TorchModel, draw
 
-    model = TorchModel.load(file)
+    check_outputs([html], [file], force)
+    model = open_model(file, "torch")
+    noise_shape(model, rows)
     generator = np.random.default_rng(seed)
     width = model.flow.context_dim
     context = generator.standard_normal((rows, width)) if width else None
     x = draw(model, rows, generator, context)
     report = check_parity(model.flow, x, context=context)
     if html is not None:
-        report.to_html(html)
+        with replacing(html) as temporary:
+            report.to_html(temporary)
     print(report.to_json() if as_json else report)
     if not report.passed:
         raise typer.Exit(1)
@@ -257,63 +366,109 @@ def convert(
     write: Annotated[Form, typer.Option("--to", help="What the target becomes.")] = Form.TORCH,
     architecture: Annotated[
         Path | None,
-        typer.Option(help="JSON of the architecture, for a source that does not carry it."),
+        typer.Option(
+            help="For a source without one: JSON of the architecture, or a checkpoint that has it."
+        ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Convert between a checkpoint, a bare torch state_dict (safetensors) and Flax variables."""
     from twinflows.command.convert import convert_file
+    from twinflows.command.outputs import check_outputs
 
+    check_outputs([target], [source, architecture], force)
     convert_file(source, read.value, target, write.value, architecture)
     print(f"{target}: {write.value}")
 
 
-def _split(table: np.ndarray, context_dim: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows, and the last columns as their contexts."""
-    if len(table) == 0:
-        raise ValueError("the data have no rows.")
-    if context_dim == 0:
-        return table, None
-    if table.ndim != 2 or table.shape[1] <= context_dim:
+def _check_batches(arrays: Any, rows: int, validation: float, batch_size: int) -> None:
+    """Raise ``ValueError`` where batch statistics would meet batches of one row."""
+    held_out = max(1, round(rows * validation)) if 0 < validation < 1 else 0
+    size = min(batch_size, rows - held_out)
+    if size < 2 and any(name.endswith("running_var") for name in arrays):
         raise ValueError(
-            f"the data are expected to have more than {context_dim} columns, the last "
-            f"{context_dim} of them the context; their shape is {table.shape}."
+            f"a model with batch statistics needs at least 2 rows in a batch, here they have {size}."
         )
-    return table[:, :-context_dim], np.asarray(table[:, -context_dim:])
 
 
-def _one_context(text: str | None, context_dim: int, rows: int) -> np.ndarray | None:
-    try:
-        values = [float(part) for part in text.split(",")] if text else []
-    except ValueError as error:
-        raise ValueError(f"--context is expected as numbers with commas, got {text!r}.") from error
-    if len(values) != context_dim:
-        raise ValueError(
-            f"the model expects a context of {context_dim} numbers, got {len(values)}."
-        )
-    return np.tile(values, (rows, 1)) if values else None
-
-
-def _emit(rows: np.ndarray, names: list[str], out: Path | None, summary: Any) -> None:
+def _emit(rows: np.ndarray, names: Any, out: Path | None, summary: Any, digits: int) -> None:
     """Rows to a file or, as text, to stdout; or a summary to stdout."""
-    from twinflows.command.tables import write_table
+    from twinflows.command.tables import write_csv, write_table
 
     if out is not None:
-        write_table(out, rows, names)
+        write_table(out, rows, names, digits)
     if summary is not None:
-        print(json.dumps(summary))
+        _print_json(summary)
     elif out is not None:
         print(f"{out}: {len(rows)} rows")
     else:
-        np.savetxt(sys.stdout, rows.reshape(len(rows), -1), fmt="%.9g", delimiter=",")
+        write_csv(sys.stdout, rows, names, digits)
+
+
+def _digits(file: Path) -> int:
+    """How many digits tell the numbers of a model apart."""
+    from flow_bridge.checkpoint import read_header
+
+    tensors = read_header(file).tensors.values()
+    return 17 if any(tensor.dtype == "float64" for tensor in tensors) else 9
+
+
+def _print_json(value: Any) -> None:
+    """JSON on stdout; numbers that are not finite, which JSON does not have, are null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(finite(value)))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _warn(messages: Iterable[str]) -> None:
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def main() -> None:
-    """The entry point: errors a user can act on go to stderr in one line."""
+    """The entry point: whatever goes wrong is one line on stderr."""
     try:
-        app()
-    except (NonFiniteError, ConvergenceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (TwinflowsError, OSError, ValueError, TypeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with warnings.catch_warnings():
+            if not os.environ.get(DEBUG):  # those of libraries are for programmers
+                warnings.simplefilter("ignore")
+            app()
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        if isinstance(error, BrokenPipeError):  # of who reads stdout, which nobody does any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        sentence, code = _explain(error)
+        print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code for an exception."""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in EXTRAS:
+        package, extra = EXTRAS[str(error.name).partition(".")[0]]
+        return f"this needs {package}: pip install 'twinflows[{extra}]'.", 2
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return "there is not enough memory for this.", 1
+    if isinstance(error, RecursionError):
+        return "an architecture is nested too deeply.", 2
+    if isinstance(error, NonFiniteError | ConvergenceError):
+        return str(error), 1
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fspath(error.filename)}: {error.strerror}.", 2
+    if isinstance(error, TwinflowsError | OSError | ValueError | TypeError | ImportError):
+        return str(error) or type(error).__name__, 2
+    return (
+        f"{type(error).__name__}: {error} This is a defect of twinflows: please report it, with the "
+        f"command and with what {DEBUG}=1 shows of it."
+    ), 1

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from flow_bridge.architecture import Architecture
-from flow_bridge.checkpoint import read_checkpoint, write_checkpoint
+from flow_bridge.checkpoint import read_checkpoint, read_header, write_checkpoint
 from flow_bridge.errors import ConversionError
-from flow_bridge.weights import check_table, jax_to_torch, torch_shapes, torch_to_jax
+from flow_bridge.weights import check_table, jax_to_torch, torch_to_jax
+from twinflows.command.models import expected_shapes
+from twinflows.command.outputs import replacing
 
 
 def convert_file(
@@ -29,32 +32,44 @@ def convert_file(
         CheckpointError: if the source is a checkpoint and something is wrong with it.
     """
     if source_form == "twinflows":
-        architecture, arrays = read_checkpoint(source, _shapes)
+        architecture, arrays = read_checkpoint(source, expected_shapes)
     else:
         if architecture_file is None:
             raise ConversionError(f"a {source_form} file carries no architecture: name one.")
-        architecture = json.loads(architecture_file.read_text())
+        architecture = _read_architecture(architecture_file)
         arrays = _read_state(source) if source_form == "torch" else _read_flax(source)
-        check_table({name: a.shape for name, a in arrays.items()}, _shapes(architecture))
+        check_table({name: a.shape for name, a in arrays.items()}, expected_shapes(architecture))
     if target_form == "twinflows":
-        write_checkpoint(target, architecture, arrays)
-    elif target_form == "torch":
-        from safetensors.numpy import save_file
-
-        save_file({n: np.array(a, order="C") for n, a in arrays.items()}, target, {"format": "pt"})
+        write_checkpoint(target, architecture, arrays, expected_shapes)
+        return
+    if target_form == "torch":
+        contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+        contents = safetensors.numpy.save(contiguous, {"format": "pt"})
     else:
         from flax.serialization import to_bytes
 
-        target.write_bytes(to_bytes(torch_to_jax(arrays, _like(architecture))))
+        contents = to_bytes(torch_to_jax(arrays, _like(architecture)))
+    with replacing(target) as temporary:
+        temporary.write_bytes(contents)
+
+
+def _read_architecture(path: Path) -> Architecture:
+    """From JSON of it, from JSON that ``inspect`` prints, or from a checkpoint."""
+    with path.open("rb") as file:
+        is_json = file.read(64).lstrip().startswith(b"{")
+    if not is_json:
+        return read_header(path).model().description
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path} is no JSON of an architecture.") from error
+    return found.get("architecture", found)
 
 
 def _read_state(source: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
-        return load_file(source)
-    except SafetensorError as error:
+        return safetensors.numpy.load_file(source)
+    except safetensors.SafetensorError as error:
         raise ConversionError(f"{source} is not a safetensors file: {error}") from error
 
 
@@ -74,16 +89,3 @@ def _like(architecture: Architecture) -> Mapping[str, Any]:
     import jax_flows
 
     return jax_flows.build(architecture).shapes()
-
-
-def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """The expected table, from whichever half is installed."""
-    try:
-        import torch
-
-        import torch_flows
-    except ImportError:
-        return torch_shapes(_like(architecture))
-    with torch.device("meta"):
-        state = torch_flows.build(architecture).state_dict()
-    return {name: tuple(array.shape) for name, array in state.items()}

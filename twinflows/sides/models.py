@@ -1,25 +1,21 @@
-"""A flow of either half behind one face of numpy arrays: what the command line works with."""
+"""A flow of either half behind one face of numpy arrays."""
 
-import inspect
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from flow_bridge.architecture import Architecture, architecture
+from flow_bridge.architecture import Architecture
 from flow_bridge.checkpoint import read_header
-from flow_bridge.errors import ArchitectureError
 from flow_bridge.training import History
 from flow_bridge.weights import jax_to_torch
 
 BACKENDS = {"torch": "torch", "jax": "jax"}
 """The packages that the halves need."""
 
-BLOCK_ROWS = 4096
 INITIAL_ROWS = 4096
 """Rows of data that ``ActNorm`` is initialised from."""
 
@@ -29,6 +25,9 @@ class Model(Protocol):
 
     flow: Any
 
+    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
+        """Make the scaling of data and context part of the flow, see ``standardized`` of each half."""
+
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         """Initialise from data, then fit by maximum likelihood; options as of ``fit``."""
 
@@ -37,9 +36,6 @@ class Model(Protocol):
 
     def from_noise(self, noise: np.ndarray, context: np.ndarray | None) -> np.ndarray:
         """Samples from noise as the base distribution takes it, the same in both halves."""
-
-    def parts(self) -> tuple[Architecture, Architecture]:
-        """The architectures of the bijector and of the base."""
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         """The weights under their names in PyTorch."""
@@ -66,6 +62,11 @@ class TorchModel:
 
         return cls(torch_flows.load(path))
 
+    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
+        import torch_flows
+
+        self.flow = torch_flows.standardized(self.flow, x, context)
+
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         import torch_flows
 
@@ -85,9 +86,6 @@ class TorchModel:
         with torch.no_grad():
             z = self.flow.base.from_noise(noise_tensor)
             return self.flow.inverse(z, context_tensor)[0].double().cpu().numpy()
-
-    def parts(self) -> tuple[Architecture, Architecture]:
-        return _parts(self.flow)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         from torch_flows.checkpoint import to_numpy
@@ -137,6 +135,11 @@ class JaxModel:
             jax.config.update("jax_enable_x64", True)
         return cls(*jax_flows.load(path))
 
+    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
+        import jax_flows
+
+        self.flow, self.variables = jax_flows.standardized(self.flow, self.variables, x, context)
+
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         import jax_flows
 
@@ -160,9 +163,6 @@ class JaxModel:
         x, _ = inverse(self.variables, z, context_array)
         return np.asarray(x, np.float64)
 
-    def parts(self) -> tuple[Architecture, Architecture]:
-        return _parts(self.flow)
-
     def arrays(self) -> Mapping[str, np.ndarray]:
         return jax_to_torch(self.variables)
 
@@ -175,151 +175,11 @@ class JaxModel:
         return [None if a is None else jnp.asarray(a, dtype) for a in arrays]
 
 
-def open_model(path: str | os.PathLike[str], backend: str | None) -> Model:
-    """The flow in a checkpoint, in the named backend or in the one that is installed.
-
-    Raises:
-        CheckpointError: whatever is wrong with the file.
-        ArchitectureError: if it holds something that has no density.
-    """
-    model: Model = _half(backend).load(path)
-    if not hasattr(model.flow, "base"):
-        name = type(model.flow).__name__
-        raise ArchitectureError(f"{os.fspath(path)} holds a {name}, which is no flow.")
-    return model
-
-
-def describe(
-    model: str,
-    backend: str | None,
-    event_shape: tuple[int, ...],
-    context_dim: int,
-    options: list[str],
-) -> Architecture:
-    """The architecture of a named model for events of a shape.
-
-    Args:
-        model: its name, in any case.
-        options: further arguments, each ``"NAME=JSON"``.
-
-    Raises:
-        ValueError: for an unknown name and for options of another form.
-    """
-    types = {name.lower(): cls for name, cls in flow_types(backend).items()}
-    if model.lower() not in types:
-        raise ValueError(f"there is no model {model!r}; there are {', '.join(sorted(types))}.")
-    cls = types[model.lower()]
-    described: Architecture = {"type": cls.__name__}
-    if "shape" in inspect.signature(cls).parameters:
-        described["shape"] = list(event_shape)
-    elif len(event_shape) == 1:
-        described["dim"] = event_shape[0]
-    else:
-        raise ValueError(f"{cls.__name__} expects rows of numbers, got events of {event_shape}.")
-    if context_dim:
-        described["context_dim"] = context_dim
-    for option in options:
-        name, _, text = option.partition("=")
-        try:
-            described[name] = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
-    return described
-
-
-class Scaling(NamedTuple):
-    """Mean and standard deviation of every column."""
-
-    mean: np.ndarray
-    sd: np.ndarray
-
-    def prepend(
-        self, parts: tuple[Architecture, Architecture], arrays: Mapping[str, np.ndarray]
-    ) -> tuple[Architecture, dict[str, np.ndarray]]:
-        """Architecture and weights of the flow that standardises first."""
-        bijector, base = parts
-        affine = {"type": "Affine", "dim": len(self.mean)}
-        chain = {"type": "Chain", "bijectors": [affine, bijector]}
-        dtype = next(iter(arrays.values())).dtype
-        own = {"log_scale": -np.log(self.sd), "shift": -self.mean / self.sd}
-        named = {f"bijector.bijectors.0.{name}": a.astype(dtype) for name, a in own.items()}
-        for name, array in arrays.items():
-            part, _, rest = name.partition(".")
-            named[f"bijector.bijectors.1.{rest}" if part == "bijector" else name] = array
-        return {"type": "Flow", "bijector": chain, "base": base}, named
-
-
-def standardized(x: np.ndarray, dtype: str) -> Scaling:
-    """The scaling of data ``(rows, columns)``.
-
-    Raises:
-        ValueError: for a column that is constant, or that ``dtype`` cannot tell from a constant.
-    """
-    mean, sd = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    if not (sd > 0).all():
-        raise ValueError(f"column {int(np.argmin(sd))} of the data is constant: it has no density.")
-    far = np.abs(mean) * np.finfo(dtype).eps > 1e-3 * sd
-    if far.any():
-        raise ValueError(
-            f"column {int(np.argmax(far))} of the data has a mean of {mean[far][0]:.3g} and a "
-            f"standard deviation of {sd[far][0]:.3g}, too little for {dtype}: subtract a constant "
-            "first, or take float64."
-        )
-    return Scaling(mean, sd)
-
-
-def new_model(architecture: Architecture, backend: str | None, dtype: str, seed: int) -> Model:
-    """A flow with initial weights."""
-    return _half(backend).build(architecture, dtype, seed)
-
-
-def flow_types(backend: str | None) -> dict[str, type]:
-    """The named models of a backend."""
-    half: Any
-    if _half(backend) is TorchModel:
-        import torch_flows as half
-    else:
-        import jax_flows as half
-    return {
-        name: cls
-        for name, cls in half.registry.registry.types.items()
-        if issubclass(cls, half.Flow) and cls is not half.Flow
-    }
-
-
-def in_blocks(
-    function: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
-    rows: np.ndarray,
-    context: np.ndarray | None,
-) -> np.ndarray:
-    """``function`` on a few thousand rows at a time; the last block is filled up, so that all have
-    one shape."""
-    results = []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        index = np.arange(start, start + min(BLOCK_ROWS, len(rows))) % len(rows)
-        block = None if context is None else context[index]
-        results.append(function(rows[index], block)[: len(rows) - start])
-    return np.concatenate(results)
-
-
-def draw(
-    model: Model, num_samples: int, generator: np.random.Generator, context: np.ndarray | None
-) -> np.ndarray:
-    """Samples, the same in both halves; any size where an event has none of its own is 1."""
-    base = model.flow.base
-    shape = num_samples, *(1 if size is None else size for size in base.noise_shape)
-    noise = generator.random(shape) if base.noise == "uniform" else generator.normal(size=shape)
-    return in_blocks(model.from_noise, noise, context)
-
-
-def _half(backend: str | None) -> type[TorchModel] | type[JaxModel]:
+def half(backend: str | None) -> type[TorchModel] | type[JaxModel]:
+    """The class of the named backend's models, or of the one that is installed."""
     if backend is None:
         backend = next((b for b, package in BACKENDS.items() if find_spec(package)), "torch")
     return TorchModel if backend == "torch" else JaxModel
-
-
-def _parts(flow: Any) -> tuple[Architecture, Architecture]:
-    return architecture(flow.bijector), architecture(flow.base)
 
 
 def _first(array: np.ndarray | None, rows: int) -> np.ndarray | None:

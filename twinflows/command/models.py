@@ -1,0 +1,201 @@
+"""What the commands do with models: describe, open, draw."""
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flow_bridge.architecture import Architecture, architecture
+from flow_bridge.errors import ArchitectureError
+from flow_bridge.weights import torch_shapes
+from twinflows.sides.models import Model, TorchModel, half
+
+BLOCK_ROWS = 4096
+BASE_DEFAULTS: dict[str, Architecture] = {
+    "GaussianMixture": {"num_components": 8},
+    "StudentT": {"df": 4.0},
+}
+"""Of the arguments that a constructor leaves open."""
+
+
+def open_model(path: str | os.PathLike[str], backend: str | None) -> Model:
+    """The flow in a checkpoint, in the named backend or in the one that is installed.
+
+    Raises:
+        CheckpointError: whatever is wrong with the file.
+        ArchitectureError: if it holds something that has no density.
+    """
+    model: Model = half(backend).load(path)
+    if not hasattr(model.flow, "base"):
+        name = type(model.flow).__name__
+        raise ArchitectureError(f"{os.fspath(path)} holds a {name}, which is no flow.")
+    return model
+
+
+def describe(
+    model: str,
+    backend: str | None,
+    event_shape: tuple[int, ...],
+    context_dim: int,
+    options: Sequence[str],
+    base: str | None = None,
+    columns: Sequence[str] | None = None,
+    context_columns: Sequence[str] | None = None,
+) -> Architecture:
+    """The architecture of a flow like a named model, for events of a shape.
+
+    Args:
+        model: its name, in any case.
+        options: further arguments, each ``"NAME=JSON"``; those of the base are ``"base.NAME=JSON"``.
+        base: the name of another base distribution, in any case.
+        columns, context_columns: the names of the entries.
+
+    Raises:
+        ValueError: for an unknown name and for options of another form.
+    """
+    package = _package(backend)
+    types = package.registry.registry.types
+    flows = {
+        n: c for n, c in types.items() if issubclass(c, package.Flow) and c is not package.Flow
+    }
+    cls = _named("model", model, flows)
+    described: Architecture = {"type": cls.__name__} | _size(cls, event_shape)
+    if context_dim:
+        described["context_dim"] = context_dim
+    base_options: Architecture = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            value = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
+        if name.startswith("base."):
+            base_options[name.removeprefix("base.")] = value
+        else:
+            described[name] = value
+    named = _outline(described, backend)
+    described_base = architecture(named.base)
+    if base is not None:
+        bases = {n: c for n, c in types.items() if issubclass(c, package.Distribution)}
+        kind = _named("base distribution", base, bases).__name__
+        described_base = {"type": kind, "dim": described_base["dim"], **BASE_DEFAULTS.get(kind, {})}
+    return {
+        "type": "Flow",
+        "bijector": architecture(named.bijector),
+        "base": described_base | base_options,
+        "columns": columns,
+        "context_columns": context_columns,
+    }
+
+
+def new_model(architecture: Architecture, backend: str | None, dtype: str, seed: int) -> Model:
+    """A flow with initial weights.
+
+    Raises:
+        ValueError: if the machine's memory cannot hold it.
+    """
+    num_values = sum(math.prod(shape) for shape in expected_shapes(architecture).values())
+    check_memory(f"training {num_values:,} weights", 4 * num_values * np.dtype(dtype).itemsize)
+    return half(backend).build(architecture, dtype, seed)
+
+
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays, in PyTorch's layout, from whichever half is installed."""
+    flow = _outline(architecture, None)
+    if half(None) is TorchModel:
+        return {name: tuple(array.shape) for name, array in flow.state_dict().items()}
+    return torch_shapes(flow.shapes())
+
+
+def _outline(architecture: Architecture, backend: str | None) -> Any:
+    """The flow without its weights."""
+    if half(backend) is TorchModel:
+        import torch
+
+        import torch_flows  # says what is missing where there is no torch
+
+        with torch.device("meta"):
+            return torch_flows.build(architecture)
+    import jax_flows
+
+    return jax_flows.build(architecture)
+
+
+def check_memory(what: str, num_bytes: int) -> None:
+    """Raise ``ValueError`` where the machine has less memory than something needs."""
+    try:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not known on this system
+        return
+    if num_bytes > available:
+        raise ValueError(
+            f"{what} needs {num_bytes / 2**30:,.0f} GiB, this machine has {available / 2**30:,.0f}."
+        )
+
+
+def draw(
+    model: Model, num_samples: int, generator: np.random.Generator, context: np.ndarray | None
+) -> np.ndarray:
+    """Samples, the same in both halves; any size where an event has none of its own is 1.
+
+    Raises:
+        ValueError: if the machine's memory cannot hold them.
+    """
+    base, shape = model.flow.base, noise_shape(model, num_samples)
+    noise = generator.random(shape) if base.noise == "uniform" else generator.normal(size=shape)
+    return in_blocks(model.from_noise, noise, context)
+
+
+def noise_shape(model: Model, num_samples: int) -> tuple[int, ...]:
+    """The shape of the noise for samples, where the machine's memory can hold them.
+
+    Raises:
+        ValueError: where it cannot.
+    """
+    shape = num_samples, *(1 if size is None else size for size in model.flow.base.noise_shape)
+    check_memory(f"drawing {num_samples:,} samples", 16 * math.prod(shape))
+    return shape
+
+
+def in_blocks(
+    function: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    rows: np.ndarray,
+    context: np.ndarray | None,
+) -> np.ndarray:
+    """``function`` on a few thousand rows at a time; the last block is filled up, so that all have
+    one shape."""
+    results = []
+    for start in range(0, len(rows), BLOCK_ROWS):
+        index = np.arange(start, start + min(BLOCK_ROWS, len(rows))) % len(rows)
+        block = None if context is None else context[index]
+        results.append(function(rows[index], block)[: len(rows) - start])
+    return np.concatenate(results)
+
+
+def _package(backend: str | None) -> Any:
+    if half(backend) is TorchModel:
+        import torch_flows
+
+        return torch_flows
+    import jax_flows
+
+    return jax_flows
+
+
+def _named(what: str, name: str, types: dict[str, type]) -> type:
+    known = {n.lower(): cls for n, cls in types.items()}
+    if name.lower() not in known:
+        raise ValueError(f"there is no {what} {name!r}; there are {', '.join(sorted(known))}.")
+    return known[name.lower()]
+
+
+def _size(cls: type, event_shape: tuple[int, ...]) -> Architecture:
+    if "shape" in inspect.signature(cls).parameters:
+        return {"shape": list(event_shape)}
+    if len(event_shape) == 1:
+        return {"dim": event_shape[0]}
+    raise ValueError(f"{cls.__name__} expects rows of numbers, got events of {event_shape}.")
