@@ -1,8 +1,8 @@
 """Real data learned in one framework, carried to the other, and proven to be the same model.
 
-RealNVP and PlanarFlow learn Two Moons and Two Circles, in JAX and in PyTorch, from the same initial
-weights. Each trained model crosses to the other framework through a checkpoint file. Run it with
-``make demo``; it writes to ``outputs/two_moons``.
+A spline flow, RealNVP and a planar flow learn Two Moons and Two Circles, in JAX and in PyTorch, from the
+same initial weights. Each trained model crosses to the other framework through a checkpoint file. Run it
+with ``make demo``; it writes to ``outputs/two_moons``.
 """
 
 import math
@@ -19,7 +19,7 @@ from sklearn.datasets import make_circles, make_moons
 
 import jax_flows
 import torch_flows
-from twinflows.parity.compare import check_parity
+from twinflows import check_parity
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -27,7 +27,23 @@ import matplotlib.pyplot as plt
 OUTPUT = Path("outputs/two_moons")
 TRAIN_ROWS, TEST_ROWS = 20_000, 10_000
 BATCH_SIZE = 512
-MODELS = {"RealNVP": (60, 5e-3), "PlanarFlow": (30, 1e-2)}  # epochs, highest learning rate
+
+
+class Training(NamedTuple):
+    """A named model's arguments, the epochs it trains, and its highest learning rate."""
+
+    arguments: dict[str, Any]
+    num_epochs: int
+    peak: float
+
+
+SPLINES = "NeuralSplineFlow"
+SPLINE_ARGUMENTS = {"hidden_dims": (64, 64), "num_layers": 4, "tail_bound": 3.0}
+MODELS = {
+    SPLINES: Training(SPLINE_ARGUMENTS, 60, 5e-3),
+    "RealNVP": Training({}, 60, 5e-3),
+    "PlanarFlow": Training({}, 30, 1e-2),
+}
 
 
 class Data(NamedTuple):
@@ -90,7 +106,7 @@ def main() -> None:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # models this small lose more to the threads than they gain
-    rows, trained = [], {}
+    rows, trained, densities = [], {}, {}
     for data_name, data in DATA.items():
 
         def standardise(x: np.ndarray, data: Data = data) -> np.ndarray:
@@ -98,10 +114,10 @@ def main() -> None:
 
         x = standardise(data.sample(TRAIN_ROWS, 0))
         test = standardise(data.sample(TEST_ROWS, 1))
-        for model_name, (num_epochs, peak) in MODELS.items():
+        for model_name, (arguments, num_epochs, peak) in MODELS.items():
             stem = f"{data_name} {model_name}".lower().replace(" ", "_")
             start = OUTPUT / f"{stem}_start.safetensors"
-            torch_flows.save(getattr(torch_flows, model_name)(dim=2), start)
+            torch_flows.save(getattr(torch_flows, model_name)(dim=2, **arguments), start)
             for trainer, train in (("PyTorch", train_torch), ("JAX", train_jax)):
                 print(f"{model_name} on {data_name}, trained in {trainer}")
                 end = OUTPUT / f"{stem}_{trainer.lower()}.safetensors"
@@ -127,10 +143,20 @@ def main() -> None:
                     "one model": "yes" if report.passed else "NO",
                 })  # fmt: skip
                 trained[data_name, model_name, trainer] = torch_flow
+                grid, _ = plane(data)
+                standard = standardise(grid)
+                with torch.no_grad():
+                    in_torch = torch_flow.log_prob(torch.from_numpy(standard)).numpy()
+                in_jax = np.asarray(jax.jit(jax_flow.log_prob)(variables, standard))
+                densities[data_name, model_name, trainer] = {"PyTorch": in_torch, "JAX": in_jax}
     table = markdown(rows)
     print(f"\nTest negative log-likelihood in nats beside the true entropy of the data.\n\n{table}")
     (OUTPUT / "results.md").write_text(table)
-    draw_densities(trained)
+    pairs = [(a, b) for a in ("PyTorch", "JAX") for b in dict.fromkeys((a, "PyTorch", "JAX"))]
+    draw_densities(densities, {SPLINES: pairs}).savefig(OUTPUT / "densities.png", dpi=110)
+    own = [pair for pair in pairs if pair[0] == pair[1]]
+    seeds = {model: own for model in MODELS if model != SPLINES}
+    draw_densities(densities, seeds).savefig(OUTPUT / "seeds.png", dpi=110)
     draw_samples(trained)
     draw_warping(trained)
     print(f"\nCheckpoints, parity reports and pictures are in {OUTPUT}")
@@ -165,30 +191,37 @@ def panels(rows: int, columns: int) -> tuple[Any, np.ndarray]:
     return figure, axes
 
 
-def draw_densities(trained: dict[Any, Any]) -> None:
-    """Density heatmaps beside the data, for every model and both frameworks."""
-    columns = [(model, trainer) for model in MODELS for trainer in ("PyTorch", "JAX")]
+def plane(data: Data) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """A grid of points around the data, and its extent."""
+    points = data.sample(2000, 2)
+    low, high = points.min(0) - 0.3, points.max(0) + 0.3
+    axes = [np.linspace(a, b, 200) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes), -1), (low[0], high[0], low[1], high[1])
+
+
+def draw_densities(densities: dict[Any, Any], models: dict[str, list[tuple[str, str]]]) -> Any:
+    """Density heatmaps beside the data.
+
+    Args:
+        densities: by data, model and trainer: the log-densities on the grid, by who evaluated them.
+        models: the columns: for each model, who trained it and who evaluates it.
+    """
+    columns = [(model, *pair) for model, pairs in models.items() for pair in pairs]
     figure, axes = panels(len(DATA), 1 + len(columns))
     for row, (data_name, data) in zip(axes, DATA.items(), strict=True):
-        points = data.sample(2000, 2)
-        low, high = points.min(0) - 0.3, points.max(0) + 0.3
-        grid = np.stack(
-            np.meshgrid(*(np.linspace(a, b, 200) for a, b in zip(low, high, strict=True))), -1
-        )
-        row[0].scatter(*points.T, s=1, color="#1d2433")
-        row[0].set(ylabel=data_name, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        standard = torch.from_numpy(((grid - data.mean) / data.sd).astype(np.float32))
-        for axis, key in zip(row[1:], columns, strict=True):
-            with torch.no_grad():
-                density = trained[data_name, *key].log_prob(standard).exp().numpy()
-            axis.imshow(
-                density, origin="lower", extent=(low[0], high[0], low[1], high[1]), aspect="auto"
-            )
+        extent = plane(data)[1]
+        row[0].scatter(*data.sample(2000, 2).T, s=1, color="#1d2433")
+        row[0].set(ylabel=data_name, xlim=extent[:2], ylim=extent[2:])
+        for axis, (model, trainer, evaluator) in zip(row[1:], columns, strict=True):
+            density = np.exp(densities[data_name, model, trainer][evaluator])
+            axis.imshow(density, origin="lower", extent=extent, aspect="auto")
     axes[0, 0].set_title("data")
-    for axis, (model, trainer) in zip(axes[0, 1:], columns, strict=True):
-        axis.set_title(f"{model}\ntrained in {trainer}", fontsize=10)
+    for axis, (model, trainer, evaluator) in zip(axes[0, 1:], columns, strict=True):
+        where = "" if trainer == evaluator else f",\nthe same weights in {evaluator}"
+        name = "" if model == SPLINES else f"{model}\n"
+        axis.set_title(f"{name}trained in {trainer}{where}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(OUTPUT / "densities.png", dpi=110)
+    return figure
 
 
 def draw_samples(trained: dict[Any, Any]) -> None:

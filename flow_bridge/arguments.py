@@ -83,6 +83,11 @@ class Kind(NamedTuple):
 _OTHER = object()
 
 
+def plain(owner: str, name: str, kind: type, value: Any) -> Any:
+    """One argument as a value of a plain type, or ``ValueError``."""
+    return Kind((kind,), (), False).convert(owner, name, value)
+
+
 @cache
 def _describe(cls: type) -> tuple[inspect.Signature, dict[str, Kind]]:
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]

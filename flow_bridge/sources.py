@@ -195,7 +195,7 @@ class Stream:
         arrays = tuple(map(self.to_numpy, labels, given))
         self.expected.check(what, described(arrays))
         for label, array in zip(labels, arrays, strict=False):
-            check_rows(label, len(arrays[0]), np.isfinite(array).all(tuple(range(1, array.ndim))))
+            check_rows(label, len(arrays[0]), finite_rows(array))
         return arrays
 
 
@@ -461,6 +461,11 @@ def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, n
             f"fit has no rows left to train on: validation={fraction!r} holds out all {num_rows}."
         )
     return order[num_validation:], order[:num_validation]
+
+
+def finite_rows(array: np.ndarray) -> np.ndarray:
+    """For each row, whether all its values are finite."""
+    return np.isfinite(array).all(tuple(range(1, array.ndim)))
 
 
 def check_rows(name: str, num_rows: int, finite: np.ndarray) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flow_bridge import checks
+from flow_bridge.arguments import plain
 from flow_bridge.checkpoint import read_arrays, write_arrays
 from flow_bridge.errors import CheckpointError, NonFiniteError
 from flow_bridge.sources import Chunk, Chunks, Part, Source, validation_blocks
@@ -88,39 +89,49 @@ class Engine(Protocol):
 
 def check_options(
     owner: str,
-    learning_rate: LearningRate | None,
     optimizer: object,
-    max_grad_norm: float | None,
-    patience: int | None,
+    *,
     seed: int,
-    state_every: int | None,
-) -> LearningRate:
-    """Check the arguments that both halves have in common, and return the learning rate.
+    learning_rate: LearningRate | None,
+    max_grad_norm: float | None,
+    **counts: int | None,
+) -> list[Any]:
+    """The arguments that both halves have in common, as plain numbers and in the order given.
 
     Raises:
         ValueError: for one that makes no sense, and for an optimiser beside a learning rate.
     """
-    checks.non_negative_int(owner, seed=seed)
-    for name, value in {"patience": patience, "state_every": state_every}.items():
-        if value is not None:
-            checks.positive_int(owner, **{name: value})
-    if max_grad_norm is not None:
-        checks.positive_number(owner, max_grad_norm=max_grad_norm)
-    if learning_rate is None:
-        return DEFAULT_RATE
-    if optimizer is not None:
+    if optimizer is not None and learning_rate is not None:
         raise ValueError(
             f"{owner} takes learning_rate or optimizer, not both: an optimizer has its own rate."
         )
-    if not callable(learning_rate):
-        checks.positive_number(owner, learning_rate=learning_rate)
-    return learning_rate
+    seed = plain(owner, "seed", int, seed)
+    checks.non_negative_int(owner, seed=seed)
+    positive: dict[str, Any] = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
+    for name, value in positive.items():
+        if value is not None and not (name == "learning_rate" and callable(value)):
+            positive[name] = plain(owner, name, float, value)
+            checks.positive_number(owner, **{name: positive[name]})
+    if learning_rate is None:
+        positive["learning_rate"] = DEFAULT_RATE
+    for name, count in counts.items():
+        if count is not None or name not in ("patience", "state_every"):
+            count = plain(owner, name, int, count)
+            checks.positive_int(owner, **{name: count})
+            counts[name] = count
+    return [seed, *positive.values(), *counts.values()]
 
 
 def check_weights(owner: str, flow: str, num_weights: int) -> None:
     """Raise ``ValueError`` unless there is something to train."""
     if num_weights == 0:
         raise ValueError(f"{owner} got a {flow} without weights to train.")
+
+
+def check_callable(owner: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless an argument is a function."""
+    if not callable(value):
+        raise TypeError(f"{owner} expects {name} as a function, got {type(value).__name__}.")
 
 
 def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:

@@ -105,9 +105,18 @@ def fit(
         NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
-    checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit", learning_rate, optimizer, max_grad_norm, patience, seed, state_every
+    seed, learning_rate, max_grad_norm, num_epochs, batch_size, patience, state_every = (
+        training.check_options(
+            "fit",
+            optimizer,
+            seed=seed,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            patience=patience,
+            state_every=state_every,
+        )
     )
     variables = _trainable("fit", flow, variables, data, context)
     source = _source(flow, variables, "data", data, context, num_epochs)
@@ -170,11 +179,18 @@ def fit_to_energy(
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
-    checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
+    seed, learning_rate, max_grad_norm, num_steps, batch_size, state_every = training.check_options(
+        "fit_to_energy",
+        optimizer,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        state_every=state_every,
     )
     variables = _trainable("fit_to_energy", flow, variables, context)
+    training.check_callable("fit_to_energy", "energy", energy)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
@@ -238,8 +254,7 @@ def _source(
     ]
     expected.check(name, sources.described(arrays))
     for label, array in zip(labels, arrays, strict=False):
-        finite = np.isfinite(array).all(tuple(range(1, array.ndim)))
-        sources.check_rows(label, len(arrays[0]), finite)
+        sources.check_rows(label, len(arrays[0]), sources.finite_rows(array))
     return Rows(tuple(arrays))
 
 
@@ -385,11 +400,15 @@ class _Engine:
         )
 
     def train(self, *args: Any, **options: Any) -> tuple[dict[str, Any], History]:
+        start = self.variables
         try:
             history = training.train(self, *args, **options)
         except BaseException as error:
             error.variables = self.devices.own(self.variables)  # type: ignore[attr-defined]
-            error.add_note("The weights so far are the attribute `variables` of this exception.")
+            if self.variables is not start:
+                error.add_note(
+                    "The weights so far are the attribute `variables` of this exception."
+                )
             raise
         return self.devices.own(self.variables), history
 

@@ -4,17 +4,20 @@ every example in a docstring."""
 import builtins
 import doctest
 import importlib
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import griffe
 import jax
 import pytest
 import torch
 
 import jax_flows.registry
 import torch_flows.registry
+from docs.signatures import Signatures
 
 ROOT = Path(__file__).parent.parent
 TAB = re.compile(r'^=== "(?P<label>.+)"$')
@@ -103,3 +106,41 @@ def test_docstring_examples(module) -> None:
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "tour.md"], ids=["README", "tour"])
+def test_first_pages_need_what_their_install_line_brings(page) -> None:
+    imported = {
+        name.split(".")[0]
+        for _, source in blocks(page)
+        for name in re.findall(r"^ *(?:import|from) ([\w.]+)", source, re.M)
+    }
+    standard = {"dataclasses", "math", "typing"}
+    brought = {
+        "jax",
+        "numpy",
+        "optax",
+        "torch",
+        "torch_flows",
+        "jax_flows",
+        "flow_bridge",
+        "twinflows",
+    }
+    assert imported <= brought | standard
+
+
+@pytest.mark.parametrize("half", ["torch_flows", "jax_flows"])
+def test_reference_shows_the_real_constructors(half) -> None:
+    extensions = griffe.load_extensions(Signatures)
+    shown = griffe.load(half, extensions=extensions, search_paths=[ROOT])
+    for cls in importlib.import_module(half).registry.registry.types.values():
+        parameters = shown[f"{cls.__module__}.{cls.__name__}".removeprefix(f"{half}.")].parameters
+        names = [p.name for p in parameters if p.name != "self"]
+        assert names == list(inspect.signature(cls).parameters), cls.__name__
+
+
+def test_site_opens_from_disk() -> None:
+    """Links name files, and the search does not ask a server."""
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "use_directory_urls: false" in config
+    assert "- offline" in config

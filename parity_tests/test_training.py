@@ -1,5 +1,6 @@
 """Training: the same trajectory in both halves, and a loop that loses nothing."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.errors import CheckpointError, NonFiniteError
-from flow_bridge.sources import row_batches
-from flow_bridge.training import History
+from flow_bridge.sources import Part, Rows, row_batches
+from flow_bridge.training import History, train
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from parity_tests.catalogue import Case, arch, cases, flow, smooth_real_nvp
@@ -234,3 +235,198 @@ def test_batches_are_a_permutation_per_epoch() -> None:
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, row_batches(103, 20, seed=3)(0))
     assert row_batches(4, 256, seed=0)(0).shape == (1, 4)
+
+
+# What evaluation uses where training normalises with statistics of the batch.
+
+TWICE_NORMED = Case("twice", flow(arch("Chain", bijectors=[
+    smooth_real_nvp(2, 2), arch("BatchNorm", dim=2),
+    arch("Chain", bijectors=[arch("Affine", dim=2), arch("Tanh"), arch("BatchNorm", dim=2)]),
+    arch("Invert", bijector=arch("BatchNorm", dim=2)),
+]), arch("StandardNormal", dim=2)))  # fmt: skip
+
+
+def evaluated(half: str, case: Case, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """-log_prob in evaluation mode."""
+    if half == "torch":
+        model = torch_flows.build(case.architecture).double().eval()
+        model.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+        return -model.log_prob(torch.from_numpy(x)).detach().numpy()
+    model = jax_flows.build(case.architecture)
+    return -np.asarray(model.log_prob(from_numpy(torch_to_jax(weights, model.shapes())), x))
+
+
+@HALVES
+@pytest.mark.parametrize("kind", ["array", "iterable"])
+def test_evaluation_has_the_statistics_of_the_data(half: str, kind: str, quick_jax: None) -> None:
+    """Data of a scale of 1e-4: the density in evaluation is that of all rows as one training batch."""
+    x = 1e-4 * data(96)
+    source = x if kind == "array" else lambda epoch: (x[i : i + 32] for i in range(0, 96, 32))
+    weights, _ = fit_half(
+        half, TWICE_NORMED, source, num_epochs=4, learning_rate=1e-2, validation=0
+    )
+    model = torch_flows.build(TWICE_NORMED.architecture).double().train()
+    model.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+    trained = -model.log_prob(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(evaluated(half, TWICE_NORMED, weights, x), trained, rtol=1e-10)
+    inverted = "bijector.bijectors.3.bijector.running_var"
+    np.testing.assert_array_equal(weights[inverted], TWICE_NORMED.weights()[inverted])
+
+
+@HALVES
+def test_statistics_by_hand(half: str) -> None:
+    """A weight of 0 leaves a row out; one of 2 counts it twice; modes stay as they were."""
+    x, share = data(12), np.repeat([0.0, 1.0, 2.0], 4)
+    doubled = np.concatenate([x[4:], x[8:]])
+    if half == "torch":
+        models = [NORMED.torch_model().train() for _ in range(2)]
+        models[0].set_statistics(torch.from_numpy(x), weights=torch.from_numpy(share))
+        models[1].set_statistics(torch.from_numpy(doubled))
+        assert all(part.training for part in models[0].modules())
+        results = [to_numpy(model.bijector.bijectors[1].running_var) for model in models]
+        parts = [to_numpy(NORMED.torch_model().bijector.bijectors[1].running_var)]
+    else:
+        model = jax_flows.build(NORMED.architecture)
+        start = from_numpy(torch_to_jax(NORMED.weights(), model.shapes()))
+        new = model.set_statistics(start, x, weights=share), model.set_statistics(start, doubled)
+        results, parts = (
+            [v["batch_stats"]["bijector"]["bijectors_1"]["var"] for v in variables]
+            for variables in (new, [start])
+        )
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-12)
+    assert not np.allclose(results[0], parts[0])
+
+
+@HALVES
+def test_batches_of_one_row_are_left_out(half: str, quick_jax: None) -> None:
+    """Where batch statistics are taken; the last batch of a loader above all."""
+    x = data(33)
+    batches = [x[:32], x[32:]]
+    _, history = fit_half(half, NORMED, batches, num_epochs=2, validation=0)
+    assert len(history.step_losses) == 2
+    with pytest.raises(
+        ValueError, match=r"^fit got no batches of data with at least 2 rows in epoch 0"
+    ):
+        fit_half(half, NORMED, batches[1:], num_epochs=1, validation=0)
+    with pytest.raises(
+        ValueError, match=r"^fit of a flow with batch statistics needs at least 2 rows"
+    ):
+        fit_half(half, NORMED, x, batch_size=1)
+    _, history = fit_half(half, SMALL, batches, num_epochs=1, validation=0)
+    assert len(history.step_losses) == 2
+
+
+# What interrupts training.
+
+
+@HALVES
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_interrupted(
+    half: str, validated: bool, error: type[BaseException], quick_jax: None
+) -> None:
+    """In epoch 3: the best weights so far, or the last ones, ready for evaluation."""
+    x = data(64)
+
+    def batches(epoch: int) -> Any:
+        for start in (0, 32):
+            if epoch == 3 and start == 32:
+                raise error
+            yield x[start : start + 32]
+
+    options = {"validation": x if validated else 0, "learning_rate": 1e-2}
+    expected, _ = fit_half(half, NORMED, batches, num_epochs=3, **options)
+    if half == "torch":
+        model = NORMED.torch_model()
+        with pytest.raises(error):
+            torch_flows.fit(model, batches, num_epochs=9, **QUIET | options)
+        assert not any(part.training for part in model.modules())
+        found = {name: to_numpy(array) for name, array in model.state_dict().items()}
+    else:
+        model = jax_flows.build(NORMED.architecture)
+        variables = from_numpy(torch_to_jax(NORMED.weights(), model.shapes()))
+        with pytest.raises(error) as info:
+            jax_flows.fit(model, variables, batches, num_epochs=9, **QUIET | options)
+        found = jax_to_torch(info.value.variables)
+        assert "`variables`" in info.value.__notes__[0]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(array, found[name])
+
+
+def test_interrupted_within_a_step() -> None:
+    """PyTorch changes weights in place: a step that is cut off leaves those before its call."""
+
+    class CutOff(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            raise KeyboardInterrupt
+
+    model = SMALL.torch_model()
+    with pytest.raises(KeyboardInterrupt):
+        torch_flows.fit(model, data(64), optimizer=partial(CutOff, lr=0.1), **QUIET)
+    assert not model.training
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array.numpy(), SMALL.weights()[name])
+
+
+class Scripted:
+    """An engine whose weights are the number of steps taken, with validation losses as given."""
+
+    def __init__(self, losses: list[float]) -> None:
+        self.losses, self.weights, self.part, self.is_main = losses, 0, Part(), True
+
+    def gather(self, values: Any) -> np.ndarray:
+        return np.array([values])
+
+    def run(self, chunk: Any, rates: np.ndarray) -> tuple[np.ndarray, bool]:
+        self.weights += len(rates)
+        return np.zeros(len(rates)), True
+
+    def evaluate(self, block: Any, is_part: bool) -> float:
+        return self.losses[self.weights - 1]
+
+    def set_statistics(self) -> None:
+        pass
+
+    def snapshot(self) -> int:
+        return self.weights
+
+    def restore(self, snapshot: int) -> None:
+        self.weights = snapshot
+
+
+@pytest.mark.parametrize(("losses", "best", "epochs"), [
+    ([np.nan, 2.0, 1.0, 3.0, 4.0], 2, 5),
+    ([2.0, np.nan, 1.0, 1.0, np.nan], 3, 5),
+    ([np.inf, np.inf, 3.0, 4.0, 5.0], 2, 5),
+    ([3.0, np.nan, np.nan, 1.0, 1.0], 0, 3),
+    ([np.nan] * 5, None, 2),
+])  # fmt: skip
+def test_which_epoch_is_the_best(losses: list[float], best: int | None, epochs: int) -> None:
+    """A NaN is never it, and does not hide the ones after it."""
+    engine: Any = Scripted(losses)
+    history = train(
+        engine,
+        lambda epoch, skip: [(np.zeros((1, 1)),)],
+        5,
+        Rows((np.zeros((1, 1)),)),
+        learning_rate=1e-3,
+        patience=2,
+        progress=False,
+        state_path=None,
+        state_every=None,
+        settings={},
+    )
+    assert history.best_epoch == best
+    assert engine.weights == (epochs if best is None else best + 1)
+    assert len(history.validation_loss) == epochs
+
+
+@HALVES
+def test_a_first_loss_that_is_far_off_is_told(half: str) -> None:
+    case = Case("affine", flow(arch("Affine", dim=2), arch("StandardNormal", dim=2)))
+    with pytest.warns(UserWarning, match=r"nats per dimension: the data are far from where"):
+        fit_half(half, case, 1e3 * data(40), num_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_half(half, case, data(40), num_epochs=1)

@@ -101,9 +101,18 @@ def fit(
         NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
-    checks.positive_int("fit", num_epochs=num_epochs, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit", learning_rate, optimizer, max_grad_norm, patience, seed, state_every
+    seed, learning_rate, max_grad_norm, num_epochs, batch_size, patience, state_every = (
+        training.check_options(
+            "fit",
+            optimizer,
+            seed=seed,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            patience=patience,
+            state_every=state_every,
+        )
     )
     flow = _trainable("fit", flow)
     source = _source(flow, "data", data, context, num_epochs)
@@ -163,11 +172,18 @@ def fit_to_energy(
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
-    checks.positive_int("fit_to_energy", num_steps=num_steps, batch_size=batch_size)
-    learning_rate = training.check_options(
-        "fit_to_energy", learning_rate, optimizer, max_grad_norm, None, seed, state_every
+    seed, learning_rate, max_grad_norm, num_steps, batch_size, state_every = training.check_options(
+        "fit_to_energy",
+        optimizer,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        state_every=state_every,
     )
     flow = _trainable("fit_to_energy", flow)
+    training.check_callable("fit_to_energy", "energy", energy)
     checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
     num_epochs, batches = sources.noise_batches(
         flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
@@ -299,6 +315,7 @@ class _Engine:
         self.parameters = [trained[i] for i in self.order]
         self.sharded = any(is_sharded(p) for p in trained)
         self.sets_rate = optimizer is None
+        training.check_callable("fit", "optimizer", optimizer or adam)
         self.optimizer = (optimizer or adam)(self._groups())
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is closure.empty
