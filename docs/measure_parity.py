@@ -12,8 +12,9 @@ import jax_flows
 import torch_flows
 from parity_tests import conftest  # noqa: F401  (float64 in JAX, one thread)
 from parity_tests.catalogue import CASES, Case
-from twinflows.parity.compare import Comparison, ParityReport, compare
+from twinflows.parity.compare import compare
 from twinflows.parity.limits import GATES
+from twinflows.parity.report import Comparison, ParityReport
 
 TABLE = Path(__file__).parent / "parity_table.md"
 NUM_ROWS = 256

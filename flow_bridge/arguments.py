@@ -157,12 +157,12 @@ def _shown(value: Any) -> str:
     return repr(value) if plain else type(value).__name__
 
 
-def changed_arguments(instance: Any) -> list[tuple[str, Any]]:
-    """Names and values of an object's plain constructor arguments, defaults left out."""
+def plain_arguments(instance: Any) -> list[tuple[str, Any]]:
+    """Names and values of an object's plain constructor arguments."""
     shown = []
     for parameter in _describe(cast(Any, type(instance)))[0].parameters.values():
         value = getattr(instance, parameter.name, _OTHER)
-        if _is_plain(value) and value != parameter.default:
+        if _is_plain(value):
             shown.append((parameter.name, value))
     return shown
 

@@ -1,6 +1,5 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
-import importlib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -205,6 +204,12 @@ def batch_of(
             f"{owner} expects {name} of shape {describe(event_shape)}, got {tuple(shape)}."
         )
     return shape[: len(shape) - event_ndim]
+
+
+def probe_array(owner: str, shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless a probe has the shape of its x."""
+    if tuple(shape) != tuple(x_shape):
+        raise ValueError(f"{owner} expects noise of shape {tuple(x_shape)}, got {tuple(shape)}.")
 
 
 def context_array(
@@ -439,13 +444,3 @@ def non_negative_number(owner: str, **values: float) -> None:
             raise ValueError(
                 f"{owner} expects {name} to be a number of at least 0 that float32 holds, got {value!r}."
             )
-
-
-def host(owner: str, module: str, package: str, extra: str = "hosts") -> Any:
-    """Import a module of an optional package, or raise ``ImportError`` that says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{owner} needs {package}: pip install 'twinflows[{extra}]'.", name=module
-        ) from error

@@ -49,11 +49,19 @@ def stack_name(name: str, indices: range) -> str:
     return f"{name}_{indices.start}:{indices.stop}:{indices.step}"
 
 
+def part_name(name: str) -> str:
+    """The key of a part that is no list item, though its name may end like one: ``part_1.``."""
+    return f"{name}." if _LIST_ITEM.match(name) else name
+
+
 def torch_modules(key: str) -> list[str]:
     """The torch module paths that one Flax module key stands for, more than one for a stack.
 
-    ``layers_3`` is ``layers.3``; ``layers_0:8:2`` is ``layers.0``, ``layers.2``, ...
+    ``layers_3`` is ``layers.3``; ``layers_0:8:2`` is ``layers.0``, ``layers.2``, ...; ``part_1.`` is
+    ``part_1``.
     """
+    if key.endswith("."):
+        return [key[:-1]]
     if stack := _STACK.match(key):
         name, *bounds = stack.groups()
         return [f"{name}.{i}" for i in range(*map(int, bounds))]

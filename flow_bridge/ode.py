@@ -4,6 +4,9 @@ REFINEMENT = 8
 """How many times the steps of a solver that is judged against itself."""
 
 
+STEP_SHARE = 1 / 4
+"""The part of the tolerance that one adaptive step may leave; their sum is then within 10 tolerances."""
+
 HOST_STEPS = (
     "ContinuousBijector with solver 'dopri5' chooses its steps on the host, which no transform of "
     "torch.func and no forward-mode derivative can follow: use torch.autograd, or solver 'rk4'."

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from flow_bridge import checks
 from flow_bridge.arguments import plain
-from flow_bridge.checkpoint import read_arrays, write_arrays
-from flow_bridge.errors import CheckpointError, NonFiniteError
+from flow_bridge.errors import NonFiniteError
 from flow_bridge.sources import Chunk, Chunks, Part, Source, validation_blocks
+from flow_bridge.training_state import Group, load_state, save_state
 
 LearningRate = float | Callable[[int], float]
 Item = TypeVar("Item")
@@ -82,6 +82,9 @@ class Engine(Protocol):
 
     def state_arrays(self, best: Any) -> dict[str, np.ndarray]:
         """Weights, best weights and optimiser state by name."""
+
+    def state_groups(self) -> list[Group]:
+        """What ``load_state_arrays`` takes."""
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Take over what ``state_arrays`` gave, and return the best weights."""
@@ -175,7 +178,9 @@ def train(
     """
     history, best, skip, stale = History(), None, 0, False
     if state_path is not None and Path(state_path).exists():
-        history, best, skip = _load_state(engine, state_path, settings)
+        made, arrays = load_state(state_path, settings, engine.state_groups())
+        skip, history = made.pop("epoch_steps"), History(**made)
+        best = engine.load_state_arrays(arrays)
         if epoch_length is not None:
             complete, skip = divmod(len(history.step_losses), epoch_length)
             del history.train_loss[complete:]
@@ -191,7 +196,10 @@ def train(
     def save(epoch_steps: int) -> None:
         if state_path is not None:
             settle()
-            _save_state(engine, state_path, settings, history, best, epoch_steps)
+            arrays = engine.state_arrays(best)  # of all processes
+            if engine.is_main:
+                made = {"epoch_steps": epoch_steps, **vars(history)}
+                save_state(state_path, settings, made, arrays)
 
     epochs = range(len(history.train_loss), num_epochs)
     silent = not (progress and engine.is_main)
@@ -318,41 +326,3 @@ def _warn_of_far_data(loss: float, event_shape: Sequence[int | None]) -> None:
             "where the flow starts. Standardise them, as standardized(flow, x) does.",
             stacklevel=1,
         )
-
-
-def _save_state(
-    engine: Engine,
-    path: str | os.PathLike[str],
-    settings: Mapping[str, Any],
-    history: History,
-    best: Any,
-    epoch_steps: int,
-) -> None:
-    description = {
-        "settings": dict(settings),
-        "epoch_steps": epoch_steps,
-        "train_loss": history.train_loss,
-        "validation_loss": history.validation_loss,
-        "best_epoch": history.best_epoch,
-        "stopped_early": history.stopped_early,
-    }
-    arrays = engine.state_arrays(best) | {"step_losses": np.array(history.step_losses)}
-    if engine.is_main:
-        write_arrays(path, "training state", description, arrays)
-
-
-def _load_state(
-    engine: Engine, path: str | os.PathLike[str], settings: Mapping[str, Any]
-) -> tuple[History, Any, int]:
-    header, arrays = read_arrays(path, "training state")
-    description = header.description
-    stored, epoch_steps = description.pop("settings"), description.pop("epoch_steps", 0)
-    for name, value in settings.items():
-        if stored.get(name) != value:
-            raise CheckpointError(
-                f"{os.fspath(path)} is the state of another run: its {name} is "
-                f"{stored.get(name)!r}, here it is {value!r}."
-            )
-    step_losses = arrays.pop("step_losses").tolist()
-    history = History(**description, step_losses=step_losses)
-    return history, engine.load_state_arrays(arrays), epoch_steps

@@ -16,6 +16,7 @@ from jax_flows.inputs import check_array
 from jax_flows.numerics import sum_event
 from jax_flows.registry import register
 from jax_flows.variables import (
+    AnyArray,
     HasVariables,
     Variables,
     check_variables,
@@ -39,7 +40,7 @@ class Distribution(HasVariables):
 
     noise = "normal"
     reparameterized = True
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -57,7 +58,7 @@ class Distribution(HasVariables):
         return {}
 
     @kept
-    def log_prob(self, variables: Variables, z: Array) -> Array:
+    def log_prob(self, variables: Variables, z: AnyArray) -> Array:
         """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
         Raises:
@@ -68,7 +69,7 @@ class Distribution(HasVariables):
         return self.log_density(variables, jnp.asarray(z))
 
     @kept
-    def from_noise(self, variables: Variables, noise: Array) -> Array:
+    def from_noise(self, variables: Variables, noise: AnyArray) -> Array:
         """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
         Errors as ``log_prob``.
@@ -105,7 +106,7 @@ class StandardNormal(Distribution):
         dim: number of dimensions, or an event shape.
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def log_density(self, variables: Variables, z: Array) -> Array:
         event_ndim = len(self.event_shape)
@@ -133,7 +134,7 @@ class DiagonalNormal(Distribution):
         ((5, 2), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.event_shape, dtype)
@@ -167,7 +168,7 @@ class Uniform(Distribution):
 
     noise = "uniform"
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
     low: float = 0.0
     high: float = 1.0
 
@@ -204,7 +205,7 @@ class GaussianMixture(Distribution):
 
     reparameterized = False
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
     num_components: int
 
     def __post_init__(self) -> None:
@@ -258,7 +259,7 @@ class StudentT(Distribution):
 
     noise = "uniform"
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
     df: float
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """A flow is a bijector and a base distribution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from jax_flows.inputs import check_input, context_batch
 from jax_flows.numerics import beyond
 from jax_flows.registry import register
 from jax_flows.variables import (
+    AnyArray,
     HasVariables,
     Output,
     Variables,
@@ -111,7 +112,7 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else net.init(net_key, jnp.zeros(net.in_dim, dtype))
             )
-        return gather(parts)
+        return self.join(parts)
 
     def variable_shapes(self, dtype: Any) -> Variables:
         parts = {
@@ -124,10 +125,10 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else network_shapes(net, (net.in_dim,), dtype)
             )
-        return gather(parts)
+        return self.join(parts)
 
     @kept
-    def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
+    def forward(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Output:
         """Data to latent.
 
         Args:
@@ -146,58 +147,71 @@ class Flow(HasVariables):
         return self.bijector.map_forward(child(variables, "bijector"), x, context)
 
     @kept
-    def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
+    def inverse(self, variables: Variables, z: AnyArray, context: AnyArray | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         z, context = self._condition(variables, "z", z, context)
         return self.bijector.map_inverse(child(variables, "bijector"), z, context)
 
     @kept
     def forward_and_update(
-        self, variables: Variables, x: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
         x, context = self._condition(variables, "x", x, context)
         z, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, context
         )
-        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return z, log_det, gather(parts)["batch_stats"]
+        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return z, log_det, self.join(parts)["batch_stats"]
+
+    @kept
+    def steps(
+        self,
+        variables: Variables,
+        x: AnyArray,
+        context: AnyArray | None = None,
+        inverse: bool = False,
+    ) -> list[Output]:
+        """Every intermediate value and the log-det of its step, see ``Bijector.steps``."""
+        x, context = self._condition(variables, "z" if inverse else "x", x, context)
+        return self.bijector.map_steps(child(variables, "bijector"), x, context, inverse)
 
     def initialize(
-        self, variables: Variables, x: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> dict[str, Any]:
         """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
         own = child(variables, "bijector")
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
-        return {**variables, **gather(self._parts_of(variables) | {"bijector": own})}
+        return {**variables, **self.join(self.split(variables) | {"bijector": own})}
 
     @kept
-    def embed(self, variables: Variables, context: Array) -> Array:
+    def embed(self, variables: Variables, context: AnyArray) -> Array:
         """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
+        embedded = jnp.asarray(context)
         for i, net in enumerate(list_of_nets(self.context_net)):
             own = child(variables, f"context_net_{i}")
             if isinstance(net, Bijector):
-                context = net.map_forward(own, context, None)[0]
+                embedded = net.map_forward(own, embedded, None)[0]
             else:
-                context = net.apply(own, context)
-        return context
+                embedded = net.apply(own, embedded)
+        return embedded
 
     def set_statistics(
         self,
         variables: Variables,
-        x: Array,
-        context: Array | None = None,
+        x: AnyArray,
+        context: AnyArray | None = None,
         weights: Array | None = None,
     ) -> dict[str, Any]:
         """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
         x, context = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")
         _, batch_stats = self.bijector.map_and_set_statistics(own, x, context, weights)
-        parts = self._parts_of(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return {**variables, "batch_stats": gather(parts)["batch_stats"]}
+        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": self.join(parts)["batch_stats"]}
 
     @kept
-    def log_prob(self, variables: Variables, x: Array, context: Array | None = None) -> Array:
+    def log_prob(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
         Outside the domain of the bijector and at its ends (at infinity too) it is -inf; a row of x
@@ -212,7 +226,7 @@ class Flow(HasVariables):
 
     @kept
     def log_prob_and_update(
-        self, variables: Variables, x: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
         x, _ = check_input(self, variables, "x", x, context)
@@ -228,7 +242,7 @@ class Flow(HasVariables):
         variables: Variables,
         key: Array,
         num_samples: int | Sequence[int] = (),
-        context: Array | None = None,
+        context: AnyArray | None = None,
     ) -> Array:
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
 
@@ -248,7 +262,7 @@ class Flow(HasVariables):
         variables: Variables,
         key: Array,
         num_samples: int | Sequence[int] = (),
-        context: Array | None = None,
+        context: AnyArray | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
@@ -264,7 +278,7 @@ class Flow(HasVariables):
     def distribution(
         self,
         variables: Variables,
-        context: Array | None = None,
+        context: AnyArray | None = None,
         validate_args: bool | None = None,
     ) -> Any:
         """The flow as a NumPyro ``Distribution``, see ``interop.numpyro_distribution``."""
@@ -278,7 +292,7 @@ class Flow(HasVariables):
         return jnp.where(rows, self.bijector.domain.middle, x)
 
     def _condition(
-        self, variables: Variables, name: str, x: Array, context: Array | None
+        self, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
     ) -> tuple[Array, Array | None]:
         x, expanded = check_input(self, variables, name, x, context)
         if context is None or expanded is None or self.context_net is None:
@@ -286,9 +300,14 @@ class Flow(HasVariables):
         embedded = self.embed(variables, context)
         return x, jnp.broadcast_to(embedded, (*expanded.shape[:-1], embedded.shape[-1]))
 
-    def _parts_of(self, variables: Variables) -> dict[str, Variables]:
+    def split(self, variables: Variables) -> dict[str, Variables]:
+        """The variables of each part, by its name: ``"bijector"``, ``"base"``, ``"context_net_0"``, ..."""
         nets = [f"context_net_{i}" for i in range(len(self.context_net or ()))]
         return {name: child(variables, name) for name in ("bijector", "base", *nets)}
+
+    def join(self, parts: Mapping[str, Variables]) -> dict[str, Any]:
+        """The flow's variables from those of its parts, as ``split`` returns them."""
+        return gather(parts, lists=True)
 
 
 def standardized(

@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
-from jax_flows.variables import Variables, check_variables, weight_dtype
+from jax_flows.variables import AnyArray, Variables, check_variables, weight_dtype
 
 
 def check_array(
-    owner: Any, variables: Variables, name: str, x: Array, event_shape: tuple[int | None, ...]
+    owner: Any, variables: Variables, name: str, x: AnyArray, event_shape: tuple[int | None, ...]
 ) -> tuple[int, ...]:
     """Check one array and return its batch shape."""
     label = type(owner).__name__
@@ -28,18 +28,25 @@ def check_array(
 
 
 def check_input(
-    owner: Any, variables: Variables, name: str, x: Array, context: Array | None
+    owner: Any, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
 ) -> tuple[Array, Array | None]:
     """Check an input and its context, and return both, the context broadcast to the batch."""
     event_shape = owner.latent_shape if name == "z" else owner.event_shape
     batch = check_array(owner, variables, name, x, event_shape)
     _check_context(owner, context, batch, x.dtype.name)
     if context is not None:
-        context = jnp.broadcast_to(context, (*batch, owner.context_dim))
-    return jnp.asarray(x), context
+        context = jnp.broadcast_to(to_jax(context), (*batch, owner.context_dim))
+    return to_jax(x), context
 
 
-def context_batch(owner: Any, variables: Variables, context: Array | None) -> tuple[int, ...]:
+def check_probe(owner: Any, variables: Variables, noise: AnyArray, x: Array) -> Array:
+    """Check the probe of an estimate, which has the shape and the dtype of x, and return it."""
+    check_array(owner, variables, "noise", noise, owner.event_shape)
+    checks.probe_array(type(owner).__name__, noise.shape, x.shape)
+    return jnp.asarray(noise)
+
+
+def context_batch(owner: Any, variables: Variables, context: AnyArray | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
     check_variables(owner, variables)
     dtype = weight_dtype(variables) or getattr(context, "dtype", None)
@@ -48,12 +55,21 @@ def context_batch(owner: Any, variables: Variables, context: Array | None) -> tu
     return batch
 
 
+def to_jax(x: AnyArray) -> Array:
+    """x as JAX's array; numpy's may be in the other byte order."""
+    return jnp.asarray(
+        x if isinstance(x, jax.Array) else x.astype(x.dtype.newbyteorder("="), copy=False)
+    )
+
+
 def is_array(x: object) -> bool:
     """Whether x is an array for JAX: its own, or numpy's without a mask."""
     return isinstance(x, jax.Array | np.ndarray) and not isinstance(x, np.ma.MaskedArray)
 
 
-def _check_context(owner: Any, context: Array | None, batch: tuple[int, ...], dtype: str) -> None:
+def _check_context(
+    owner: Any, context: AnyArray | None, batch: tuple[int, ...], dtype: str
+) -> None:
     label = type(owner).__name__
     if context is None:
         return checks.context_array(label, None, None, owner.context_dim, batch, dtype)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax import Array
 
-from flow_bridge import checks
+from flow_bridge import checks, optional
 from flow_bridge.domains import REALS, Interval
 from jax_flows.bijectors.base import Bijector
 from jax_flows.inputs import context_batch
-from jax_flows.variables import Output, Variables, child
+from jax_flows.variables import AnyArray, Output, Variables, child
 
 if TYPE_CHECKING:
     from jax_flows.flows import Flow
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def numpyro_distribution(
     flow: "Flow",
     variables: Variables,
-    context: Array | None = None,
+    context: AnyArray | None = None,
     validate_args: bool | None = None,
 ) -> Any:
     """A flow as a ``numpyro.distributions.Distribution`` (class ``NumPyroDistribution``).
@@ -45,7 +45,7 @@ def numpyro_distribution(
 
 
 def numpyro_transform(
-    bijector: Bijector, variables: Variables, context: Array | None = None
+    bijector: Bijector, variables: Variables, context: AnyArray | None = None
 ) -> Any:
     """A bijector as a ``numpyro.distributions.transforms.Transform``, from data to latent.
 
@@ -65,13 +65,15 @@ def numpyro_transform(
     return _numpyro_classes()[1](*_bijector_of(bijector, variables), context)
 
 
-def distrax_distribution(flow: "Flow", variables: Variables, context: Array | None = None) -> Any:
+def distrax_distribution(
+    flow: "Flow", variables: Variables, context: AnyArray | None = None
+) -> Any:
     """A flow as a ``distrax.Distribution``. Shapes, arguments and errors as ``numpyro_distribution``."""
     return _distrax_classes()[0](flow, variables, context)
 
 
 def distrax_bijector(
-    bijector: "Bijector | Flow", variables: Variables, context: Array | None = None
+    bijector: "Bijector | Flow", variables: Variables, context: AnyArray | None = None
 ) -> Any:
     """A bijector as a ``distrax.Bijector``, from data to latent.
 
@@ -83,7 +85,7 @@ def distrax_bijector(
 
 @cache
 def _numpyro_classes() -> tuple[Any, Any]:
-    dist = checks.host("A NumPyro distribution", "numpyro.distributions", "NumPyro")
+    dist = optional.host("A NumPyro distribution", "numpyro.distributions", "NumPyro")
     Distribution: Any = dist.Distribution
     Transform: Any = dist.transforms.Transform
     constraints = dist.constraints
@@ -208,7 +210,7 @@ def _numpyro_classes() -> tuple[Any, Any]:
 
 @cache
 def _distrax_classes() -> tuple[Any, Any]:
-    distrax = checks.host("A Distrax distribution", "distrax", "Distrax")
+    distrax = optional.host("A Distrax distribution", "distrax", "Distrax")
     Distribution: Any = distrax.Distribution
     HostBijector: Any = distrax.Bijector
 

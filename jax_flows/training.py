@@ -1,6 +1,7 @@
 """Training: maximum likelihood on data, and reverse KL to an energy."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -17,8 +18,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
+from flow_bridge.checkpoint import TensorInfo
 from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
+from flow_bridge.training_state import (
+    Group,
+    fingerprint,
+    probe_energy,
+    probe_rate,
+    run_settings,
+    weight_groups,
+)
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.flows import Flow
@@ -52,9 +62,10 @@ def fit(
 ) -> tuple[dict[str, Any], History]:
     """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
 
-    Up to 200 steps run in one compiled call, without a round trip to the host. Its program serves any
-    number of steps, and numbers of rows up to the next power of two; batches of another length compile
-    once more. The programs of the last 16 flows, optimisers and energies are kept.
+    Up to 200 steps run in one compiled call, without a round trip to the host. Its program serves
+    numbers of steps and rows up to the next power of two, above 4,096 rows up to an eighth more; batches
+    of another length compile once more. The programs of the last 16 flows, optimisers and energies are
+    kept.
 
     An exception that ends training (``KeyboardInterrupt``, what an iterable raises) has the attribute
     ``variables``: the best ones so far, or without validation data those of the last completed call.
@@ -142,11 +153,21 @@ def fit(
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings={
-            "architecture": architecture(flow),
-            **sources.sizes(source, batch_size),
-            "seed": seed,
-        },
+        settings=run_settings(
+            "jax_flows",
+            architecture(flow),
+            seed,
+            max_grad_norm,
+            state_path,
+            sources.sizes(source, batch_size),
+            loss=lambda: "negative log-likelihood",
+            data=lambda: fingerprint(source, 0, np.asarray),
+            context=lambda: fingerprint(source, 1, np.asarray),
+            validation_data=lambda: fingerprint(held_out, 0, np.asarray),
+            validation_context=lambda: fingerprint(held_out, 1, np.asarray),
+            optimizer=engine.describe_optimizer,
+            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
+        ),
         event_shape=flow.event_shape,
     )
 
@@ -209,11 +230,19 @@ def fit_to_energy(
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings={
-            "architecture": architecture(flow),
-            "batch_size": batch_size,
-            "seed": seed,
-        },
+        settings=run_settings(
+            "jax_flows",
+            architecture(flow),
+            seed,
+            max_grad_norm,
+            state_path,
+            {"batch_size": batch_size},
+            loss=lambda: "reverse KL",
+            energy=lambda: probe_energy(jax.jit(energy), _points(flow, variables, batch_size)),
+            context=lambda: None if context is None else np.asarray(context).tolist(),
+            optimizer=engine.describe_optimizer,
+            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
+        ),
         epoch_length=sources.MAX_STEPS_PER_CALL,
     )
 
@@ -230,6 +259,13 @@ def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> di
     own = own_variables(flow, variables)
     training.check_weights(owner, type(flow).__name__, len(jax.tree.leaves(own["params"])))
     return own
+
+
+def _points(flow: Flow, variables: Variables, num_rows: int) -> Array:
+    """Where the energies of two runs are compared."""
+    points = np.random.default_rng(0).standard_normal((num_rows, *flow.base.event_shape))
+    shape = (num_rows, *(size or 1 for size in flow.event_shape))
+    return jnp.asarray(points.reshape(shape), weight_dtype(variables))
 
 
 def _source(
@@ -360,8 +396,9 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
 
 
 def _round_up(length: int) -> int:
-    """To the next power of two, of large numbers to a multiple of one: few programs for all lengths."""
-    step = 1 << min(14, max(0, length - 1).bit_length())
+    """To the next power of two, above 4096 by an eighth or less: few programs for all lengths."""
+    bits = max(0, length - 1).bit_length()
+    step = 1 << (bits if bits <= 12 else bits - 4)
     return -(-length // step) * step
 
 
@@ -462,30 +499,97 @@ class _Engine:
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.variables = snapshot
 
+    def describe_optimizer(self) -> list[Any]:
+        """The types of the optimiser's state, and what it makes of some gradients."""
+        return [_type_names(self.optimizer_state), _probe_optimizer(self.optimizer.value)]
+
     def state_arrays(self, best: dict[str, Any] | None) -> dict[str, np.ndarray]:
         groups = {
             "weights": jax_to_torch(self.variables),
             "best": jax_to_torch(best or {}),
             "optimizer": {
-                f"p{i}": np.asarray(leaf)
-                for i, leaf in enumerate(jax.tree.leaves(self.optimizer_state))
+                name: np.asarray(_key_data(leaf))
+                for name, leaf in _named_leaves(self.optimizer_state).items()
             },
         }
         return {f"{g}.{name}": array for g, tree in groups.items() for name, array in tree.items()}
+
+    def state_groups(self) -> list[Group]:
+        weights = {
+            name: TensorInfo(array.dtype.name, array.shape)
+            for name, array in jax_to_torch(self.variables).items()
+        }
+        leaves = {
+            f"optimizer.{name}": TensorInfo(_key_data(leaf).dtype.name, _key_data(leaf).shape)
+            for name, leaf in _named_leaves(self.optimizer_state).items()
+        }
+        return [*weight_groups(weights), Group(leaves)]
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         groups: dict[str, dict[str, np.ndarray]] = {"weights": {}, "best": {}, "optimizer": {}}
         for path, array in arrays.items():
             group, name = path.split(".", 1)
             groups[group][name] = array
-        leaves, structure = jax.tree.flatten(self.optimizer_state)
-        slots = [jnp.array(groups["optimizer"][f"p{i}"]) for i in range(len(leaves))]
+        structure = jax.tree.structure(self.optimizer_state)
+        slots = [
+            _like_key(jnp.array(groups["optimizer"][name]), leaf)
+            for name, leaf in _named_leaves(self.optimizer_state).items()
+        ]
         self.optimizer_state = self.devices.replicate(jax.tree.unflatten(structure, slots))
         self.restore(self._weights(groups["weights"]))
         return self._weights(groups["best"]) if groups["best"] else None
 
     def _weights(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.devices.replicate(from_numpy(torch_to_jax(arrays, self.flow.shapes())))
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their number and their place in it."""
+    leaves = {}
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(tree)[0]):
+        place = re.sub(
+            r"[^A-Za-z0-9_.]", "_", jax.tree_util.keystr(path, simple=True, separator=".")
+        )
+        leaves[f"p{i}.{place}"[:400]] = leaf
+    return leaves
+
+
+def _key_data(leaf: Any) -> Any:
+    """A leaf as an array: of a random key what it is made of."""
+    is_key = jax.dtypes.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else jnp.asarray(leaf)
+
+
+def _like_key(array: Array, leaf: Any) -> Array:
+    """The reverse of ``_key_data``, for a leaf like the given one."""
+    is_key = jax.dtypes.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+
+
+def _type_names(state: Any) -> str:
+    """``"(ScaleByAdamState(*, *, *), EmptyState())"``: the types that a state is made of."""
+    if isinstance(state, tuple):
+        name = type(state).__name__ if hasattr(state, "_fields") else ""
+        return f"{name}({', '.join(map(_type_names, state))})"
+    return "*" if isinstance(state, Mapping) or hasattr(state, "shape") else type(state).__name__
+
+
+def _probe_optimizer(optimizer: optax.GradientTransformation) -> list[float] | None:
+    """The updates that an optimiser makes of two gradients; ``None`` if it needs a model of its own."""
+    parameters = {"w": jnp.array([0.5, -2.0])}
+    extended = optax.with_extra_args_support(optimizer)
+    updates = []
+    try:
+        state = extended.init(parameters)
+        for scale in (1.0, 0.3):
+            gradient = jax.tree.map(lambda w, scale=scale: scale * w, parameters)
+            update, state = extended.update(
+                gradient, state, parameters, value=jnp.array(scale), grad=gradient
+            )
+            updates += np.asarray(update["w"], np.float64).tolist()
+    except Exception:  # one that is made for the parameters of this flow alone
+        return None
+    return updates
 
 
 @lru_cache(NUM_PROGRAMS)

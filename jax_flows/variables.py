@@ -9,14 +9,18 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.arguments import PlainArguments
 from flow_bridge.errors import ConversionError
+from flow_bridge.layouts import part_name
 from flow_bridge.weights import check_found
 
 Variables = Mapping[str, Any]
+
+AnyArray = Array | np.ndarray
 
 
 Output = tuple[Array, Array]
@@ -122,13 +126,21 @@ def freeze_lists(instance: Any) -> None:
 
 def child(variables: Variables, name: str) -> dict[str, Any]:
     """The variables of one part."""
-    return {collection: tree.get(name, {}) for collection, tree in variables.items()}
-
-
-def gather(children: Mapping[str, Variables]) -> dict[str, Any]:
-    """The variables of a whole from those of its parts; parts without any leave no trace."""
+    key = part_name(name)
     return {
-        collection: {name: v[collection] for name, v in children.items() if v.get(collection)}
+        collection: tree[name] if name in tree else tree.get(key, {})
+        for collection, tree in variables.items()
+    }
+
+
+def gather(children: Mapping[str, Variables], lists: bool = False) -> dict[str, Any]:
+    """The variables of a whole from those of its parts; parts without any leave no trace.
+
+    With ``lists``, a part ``layers_3`` is item 3 of a list ``layers``; otherwise that is its name.
+    """
+    keys = {name: name if lists else part_name(name) for name in children}
+    return {
+        collection: {keys[name]: v[collection] for name, v in children.items() if v.get(collection)}
         for collection in ("params", "batch_stats")
     }
 

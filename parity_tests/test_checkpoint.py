@@ -1,23 +1,29 @@
 """Files that nobody vouches for: every malformed one is refused with CheckpointError, and quickly."""
 
+import io
 import json
 import os
+import pickle
 import struct
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
 import torch
+from flax.serialization import to_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jax_flows
 import torch_flows
+from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import read_header, write_checkpoint
 from flow_bridge.errors import CheckpointError
+from parity_tests.files import packed
+from parity_tests.golden.make_files import MODELS, inputs
 from torch_flows.checkpoint import expected_shapes, to_numpy
 
 HALVES = pytest.mark.parametrize("load", [torch_flows.load, jax_flows.load], ids=["torch", "jax"])
@@ -294,3 +300,281 @@ def test_weights_of_another_flow_are_refused(tmp_path) -> None:
     flow, other = jax_flows.Planar(2), jax_flows.Planar(3)
     with pytest.raises(ValueError, match=r"array 'u' has shape \(3,\), expected \(2,\)"):
         jax_flows.save(flow, other.init(jax.random.key(0)), tmp_path / "m.safetensors")
+
+
+def chain(*bijectors: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Chain", "bijectors": list(bijectors)}
+
+
+def roulette(**arguments: Any) -> dict[str, Any]:
+    return {"type": "InvertibleResidual", "dim": 2, "log_det": "series", **arguments}
+
+
+HUGE = 2**20
+ASKS_FOR_MUCH: dict[str, dict[str, Any]] = {
+    "30 nested inversions": _nested({"type": "Affine", "dim": 2}, 30),
+    "1,000 random permutations": chain(
+        *({"type": "RandomPermutation", "dim": HUGE, "seed": i} for i in range(1000))
+    ),
+    "1,000 reversals": chain(
+        *[{"type": "Permutation", "permutation": "reverse", "dim": HUGE}] * 1000
+    ),
+    "1,000 couplings": chain(*[{"type": "AffineCoupling", "dim": HUGE}] * 1000),
+    "1,000 masked maps": chain(*[{"type": "MaskedAffineAutoregressive", "dim": HUGE}] * 1000),
+    "a roulette that stops at 1e-8": roulette(stop_probability=1e-8),
+    "a roulette that stops at 1e-10": roulette(stop_probability=1e-10),
+    "a roulette near 1": roulette(lipschitz=1 - 1e-9),
+    "999 bins": {"type": "MaskedSplineAutoregressive", "dim": HUGE, "num_bins": 999},
+    "499 planar maps": {"type": "PlanarFlow", "dim": HUGE, "num_layers": 499},
+    "a long mask": {"type": "AffineCoupling", "dim": 300_000, "mask": [0, 1] * 150_000},
+    "a long order": {
+        "type": "MaskedAffineAutoregressive",
+        "dim": 100_000,
+        "order": list(range(100_000)),
+    },
+    "2,000 elementwise maps": chain(*({"type": "ELU", "alpha": 1 + i / 1000} for i in range(2000))),
+    "a million levels": {"type": "Glow", "shape": [3, 8, 8], "num_levels": HUGE},
+    "20,000 hidden layers": {"type": "AffineCoupling", "dim": 2, "hidden_dims": [3] * 20_000},
+    "a dimension of 2^70": {"type": "Affine", "dim": 2**70},
+    "a dimension of 2^40": {"type": "LULinear", "dim": 2**40},
+    "lists in lists": {
+        "type": "AffineCoupling",
+        "dim": 2,
+        "mask": json.loads("[" * 300 + "]" * 300),
+    },
+}
+"""Architectures in files of a few hundred bytes to 600 KB without an array."""
+
+
+@HALVES
+@pytest.mark.parametrize("name", ASKS_FOR_MUCH)
+def test_what_a_file_asks_for_is_looked_at_before_it_is_built(name: str, load: Any) -> None:
+    data = packed(ASKS_FOR_MUCH[name])
+    start = time.process_time()
+    with pytest.raises(CheckpointError):
+        load(data)
+    assert time.process_time() - start < 3  # 0.1 to 1 on a quiet machine
+
+
+CHEAP: dict[str, dict[str, Any]] = {
+    "42 nested inversions": _nested({"type": "Tanh"}, 42),
+    "500 elementwise maps": chain(*({"type": "ELU", "alpha": 1 + i / 1000} for i in range(500))),
+    "a long permutation": {"type": "Permutation", "permutation": list(range(50_000))},
+    "a large seed": {"type": "RandomPermutation", "dim": 3, "seed": 10**30},
+}
+
+
+@HALVES
+@pytest.mark.parametrize("name", CHEAP)
+def test_what_is_cheap_is_read(name: str, load: Any) -> None:
+    start = time.process_time()
+    load(packed(CHEAP[name]))
+    assert time.process_time() - start < 3
+
+
+EDITED: dict[str, tuple[dict[str, Any], str]] = {
+    "momentum": (
+        {"type": "BatchNorm", "dim": 2, "momentum": 2.0},
+        "momentum above 0 and at most 1",
+    ),
+    "large momentum": (
+        {"type": "BatchNorm", "dim": 2, "momentum": 1024},
+        "momentum above 0 and at most 1",
+    ),
+    "eps": ({"type": "BatchNorm", "dim": 2, "eps": 5.0}, "eps between 0 and 1"),
+    "atol": ({"type": "ContinuousBijector", "dim": 2, "atol": 1.0}, "atol between 0 and 1"),
+    "0 for false": ({"type": "LULinear", "dim": 2, "bias": 0}, "bias as True or False"),
+    "1 for true": (
+        {"type": "ContinuousBijector", "dim": 2, "adjoint": 1},
+        "adjoint as True or False",
+    ),
+    "renamed": (
+        {"type": "ContinuousBijector", "dim": 2, "ad_joint": True},
+        "ContinuousBijector has no argument 'ad_joint'",
+    ),
+    "renamed in a model": (
+        {"type": "FFJORD", "dim": 2, "_adjoint": True},
+        "FFJORD has no argument '_adjoint'",
+    ),
+    "infinity": ({"type": "Uniform", "dim": 2, "high": 1e999}, None),
+}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_edited_arguments_are_refused_with_one_sentence(name: str) -> None:
+    edited, sentence = EDITED[name]
+    data = packed({"type": "Tanh"})
+    header, body = parts(data)
+    header["__metadata__"]["twinflows.description"] = json.dumps(edited).replace(
+        "Infinity", "1e999"
+    )
+    said = []
+    for load in (torch_flows.load, jax_flows.load):
+        with pytest.raises(CheckpointError, match=sentence or "not a finite number") as info:
+            load(pack(header, body))
+        said.append(str(info.value).split(" has no argument")[0])
+    assert said[0] == said[1]
+
+
+class Half(NamedTuple):
+    """``save`` and ``load`` of a half, from an architecture and to one."""
+
+    package: Any
+
+    def save(self, build: Any, target: Any) -> None:
+        made = build(self.package)
+        if self.package is torch_flows:
+            torch_flows.save(made, target)
+        else:
+            jax_flows.save(made, made.init(jax.random.key(0)), target)
+
+    def load(self, source: Any) -> Any:
+        loaded = self.package.load(source)
+        return loaded if self.package is torch_flows else loaded[0]
+
+
+BOTH = pytest.mark.parametrize("half", [Half(torch_flows), Half(jax_flows)], ids=["torch", "jax"])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda f: f.Flow(f.Affine(2), f.StudentT(2, 10**7)),
+        lambda f: f.Flow(f.Affine(2), f.Uniform(2, -2_000_000, 2_000_000)),
+        lambda f: f.ContinuousBijector(2, (3,), max_steps=10**7),
+        lambda f: f.Chain([f.Tanh() for _ in range(500)]),
+        lambda f: nested_chains(f, 20),
+    ],
+    ids=["df", "bounds", "max_steps", "500 maps", "20 nested chains"],
+)
+def test_what_is_saved_is_read(build: Any, half: Half, tmp_path: Path) -> None:
+    half.save(build, path := tmp_path / "m.safetensors")
+    for other in (Half(torch_flows), Half(jax_flows)):
+        assert architecture(other.load(path)) == architecture(build(other.package))
+
+
+def nested_chains(package: Any, depth: int) -> Any:
+    bijector = package.Tanh()
+    for _ in range(depth):
+        bijector = package.Invert(package.Chain([bijector]))
+    return bijector
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda f: f.Chain([f.Tanh() for _ in range(1500)]), "asks for more layers"),
+        (lambda f: nested_chains(f, 60), "nested deeper than 128"),
+        (lambda f: f.Chain([f.RandomPermutation(400_000, i) for i in range(3)]), "larger masks"),
+    ],
+    ids=["1,500 maps", "60 nested chains", "large permutations"],
+)
+def test_what_would_not_be_read_is_not_saved(
+    build: Any, sentence: str, half: Half, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(CheckpointError, match=sentence):
+        half.save(build, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@BOTH
+def test_bytes_and_files(half: Half, tmp_path: Path) -> None:
+    half.save(lambda f: f.Planar(2), path := tmp_path / "m.safetensors")
+    with (tmp_path / "n.safetensors").open("wb") as file:
+        half.save(lambda f: f.Planar(2), file)
+    data = path.read_bytes()
+    half.save(lambda f: f.Planar(2), buffer := io.BytesIO())
+    assert len(buffer.getvalue()) == len(data)
+    for source in (data, bytearray(data), memoryview(data), io.BytesIO(data), str(path)):
+        assert half.load(source).dim == 2
+    with (tmp_path / "n.safetensors").open("rb") as file:
+        assert half.load(file).dim == 2
+    with (tmp_path / "n.safetensors").open("rb") as file:
+        file.seek(5)
+        with pytest.raises(
+            CheckpointError, match=r"n\.safetensors: this is not a safetensors file"
+        ):
+            half.load(file)
+    with pytest.raises(CheckpointError, match="the given bytes: tensor 'w' does not fit"):
+        half.load(data[:-3])
+    with pytest.raises(CheckpointError, match="open it in binary mode"):
+        half.load(io.StringIO("text"))
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        half.save(lambda f: f.Planar(2), tmp_path / "nowhere" / "m.safetensors")
+    for act in (half.load, lambda path: half.save(lambda f: f.Planar(2), path)):
+        with pytest.raises(CheckpointError, match="this is a folder"):
+            act(tmp_path)
+
+
+def zipped() -> bytes:
+    torch.save({"w": torch.zeros(2)}, file := io.BytesIO())
+    return file.getvalue()
+
+
+def of_numpy() -> bytes:
+    np.save(file := io.BytesIO(), np.zeros(2))
+    return file.getvalue()
+
+
+@HALVES
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (pickle.dumps({"w": np.zeros(2)}), "this is a pickle, not a safetensors file"),
+        (zipped(), "this is a zip archive, as torch.save"),
+        (of_numpy(), "this is a NumPy file"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "this is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "this is a Git LFS pointer"),
+        (b'{"type": "RealNVP", "dim": 2}', "this is JSON"),
+        (to_bytes({"params": {"w": np.zeros(2)}}), "this is a msgpack file, as Flax"),
+        (b"\x1f\x8b\x08" + b"\0" * 40, "this is a gzip archive"),
+        (b"a,b,c\n1,2,3\n" * 9, "this is not a safetensors file"),
+        (b"", "this is not a safetensors file"),
+    ],
+)
+def test_files_of_other_kinds_are_named(data: bytes, what: str, load: Any) -> None:
+    with pytest.raises(CheckpointError, match=what):
+        load(data)
+
+
+def test_devices_of_what_is_loaded(tmp_path: Path) -> None:
+    """``meta`` stands for a GPU: what is not there would stay behind."""
+    path = tmp_path / "m.safetensors"
+    torch_flows.save(torch_flows.ResidualFlow(2, (3,), 1, log_det="series"), path)
+
+    def devices(flow: Any) -> set[str]:
+        return {t.device.type for t in (*flow.parameters(), *flow.buffers())}
+
+    assert devices(torch_flows.load(path, device="meta")) == {"meta"}
+    with torch.device("meta"):
+        assert devices(torch_flows.load(path)) == {"meta"}
+        assert devices(torch_flows.load(path, device="cpu")) == {"cpu"}
+    assert devices(torch_flows.load(path)) == {"cpu"}
+    device = jax.devices()[0]
+    _, variables = jax_flows.load(path, device=device)
+    assert {leaf.device for leaf in jax.tree.leaves(variables)} == {device}
+
+
+GOLDEN = Path(__file__).parent / "golden" / "files_v1"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_of_format_version_1(name: str) -> None:
+    """Written by release 0.1 of both halves: every later release reads them, with these densities."""
+    expected = np.load(GOLDEN / "log_prob.npz")[name]
+    for half in ("torch", "jax"):
+        path = GOLDEN / f"{name}_{half}.safetensors"
+        flow = torch_flows.load(path)
+        x, context = inputs(flow)
+        given = None if context is None else torch.from_numpy(context)
+        with torch.no_grad():
+            found = flow.log_prob(torch.from_numpy(x), given).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        twin, variables = jax_flows.load(path)
+        found = jax.jit(twin.log_prob)(variables, x, context)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)

@@ -19,9 +19,10 @@ from safetensors.numpy import load_file
 import jax_flows
 import torch_flows
 import twinflows
-from flow_bridge.checkpoint import read_header
+from flow_bridge.checkpoint import read_checkpoint, read_header, write_arrays
 from torch_flows.checkpoint import to_numpy
 from twinflows.command import cli
+from twinflows.command.models import expected_shapes
 from twinflows.command.tables import read_table
 
 
@@ -180,11 +181,18 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
         (("--context", "age,age"), "column 'age' is named twice."),
         (("--base", "cauchy"), "there is no base distribution 'cauchy'; there are diagonalnormal,"),
         (("--model", "realnvp", "--set", "hidden_dim=1000000"), "GiB, this machine has"),
+        (("--set", "hidden_dims=[100000000000]"), "asks for larger masks, orders or tables"),
         (("--set", f"hidden_dims={'[' * 100_000}"), "--set expects NAME=JSON"),
         (
             ("--model", "realnvp", "--batch-size", 1),
             "at least 2 rows in a batch, here they have 1.",
         ),
+        (("--set", "dim=2"), "--set cannot set 'dim': that follows from the data."),
+        (("--set", 'type="IAF"'), "--set cannot set 'type'"),
+        (("--set", "context_dim=1"), "--set cannot set 'context_dim'"),
+        (("--epochs", 0), "'--epochs': "),
+        (("--epoch", 1), "--epoch"),
+        (("--backend", "numpy"), "'--backend': "),
         (("--picture", "m.xyz"), "m.xyz is expected to end in .png, .pdf, .svg, .jpg."),
         (("--validation", 1.5), "a fraction in [0, 1), got 1.5"),
     ],
@@ -193,6 +201,7 @@ def test_train_refuses(run, table, arguments, reason, tmp_path) -> None:
     code, out, err = run("train", table, "--out", tmp_path / "m.safetensors", *arguments)
     assert (code, out) == (2, "")
     assert reason in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -359,6 +368,34 @@ def test_inspect_shows_columns_and_their_scaling(run, table, named) -> None:
             assert column["sd"] == pytest.approx(values.std(ddof=0), rel=1e-6)
 
 
+def test_inspect_believes_nothing(run, named, tmp_path) -> None:
+    description, arrays = read_checkpoint(named, expected_shapes)
+    for number, changes in enumerate(
+        (
+            {"columns": [1, "\x1b[2J"]},
+            {"columns": {"a": 1}},
+            {"columns": ["a"]},
+            {"bijector": {"bijectors": [{"type": "Standardize"}]}, "columns": 3},
+            {"bijector": {"bijectors": ["x"]}, "context_net": 5},
+        )
+    ):
+        path, kept = tmp_path / f"{number}", {k: a for k, a in arrays.items() if "loc" not in k}
+        write_arrays(path, "model", description | changes, arrays if number < 3 else kept)
+        for options in ((), ("--json",)):
+            code, out, err = run("inspect", path, *options)
+            assert (code, err) == (0, "")
+            assert "\x1b" not in out
+
+
+def test_what_could_not_be_saved_is_not_trained(run, table, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch_flows, "fit", lambda *args, **options: pytest.fail("it is trained"))
+    monkeypatch.setattr("flow_bridge.checkpoint.BASE_LAYERS", 3)
+    command = ("train", table, "--out", tmp_path / "m", "--no-picture", "--backend", "torch")
+    code, _, err = run(*command, *TINY)
+    assert code == 2
+    assert "asks for more layers" in err
+
+
 def test_the_context_is_standardized(run, table, tmp_path) -> None:
     frame = pandas.read_csv(table)
     frame.assign(age=1e4 + 1e5 * frame.age).to_csv(tmp_path / "far.csv", index=False)
@@ -493,6 +530,8 @@ def test_errors_are_one_line(run, checkpoint, tmp_path) -> None:
     (bad := tmp_path / "bad.safetensors").write_bytes(checkpoint.read_bytes()[:-1])
     torch_flows.save(torch_flows.Affine(2), bijector := tmp_path / "bijector.safetensors")
     (deep := tmp_path / "deep.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    nested = '{"type":"Invert","bijector":' * 300 + '{"type":"Tanh"}' + "}" * 300
+    (nested_file := tmp_path / "nested.json").write_text(nested)
     from_torch = ("--from", "torch", "--to", "twinflows", "--architecture")
     for arguments in (
         ("inspect", bad),
@@ -503,8 +542,11 @@ def test_errors_are_one_line(run, checkpoint, tmp_path) -> None:
         ("inspect", tmp_path / "nowhere"),
         ("convert", bad, tmp_path / "x", "--from", "torch"),
         ("convert", bijector, tmp_path / "x", *from_torch, deep),
+        ("convert", bijector, tmp_path / "x", *from_torch, nested_file),
         ("sample", checkpoint, "--num", 10**12, "--context", "1,2,3"),
         ("parity", checkpoint, "--rows", 10**12),
+        ("parse", checkpoint),
+        ("sample",),
     ):
         code, out, err = run(*arguments)
         assert code == 2, (arguments, err)

@@ -108,6 +108,10 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
         lambda h: h.call("log_prob", "Uniform", {"dim": 3}, X.astype(np.int32)), TypeError,
         "Uniform expects z in floating point, got int32.",
     ),
+    "a probe of another shape": (
+        lambda h: h.call("forward_with_noise", "ContinuousBijector", {"dim": 3}, X, X[:1]),
+        ValueError, "ContinuousBijector expects noise of shape (4, 3), got (1, 3).",
+    ),
     "samples by a float": (
         lambda h: h.sample("Planar", {"dim": 3}, 5.0), ValueError,
         "Flow expects num_samples as an integer of at least 0 or a shape of them, got 5.0.",

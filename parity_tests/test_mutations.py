@@ -156,7 +156,7 @@ def test_without_a_mutation_all_pass(row: Any) -> None:
 
 
 def test_an_empty_report_is_no_pass() -> None:
-    from twinflows.parity.compare import ParityReport
+    from twinflows.parity.report import ParityReport
 
     assert not ParityReport({"type": "Planar"}).passed
 

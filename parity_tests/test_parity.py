@@ -15,7 +15,8 @@ from flow_bridge.weights import DTYPES, jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy as jax_arrays
 from parity_tests.catalogue import Case, cases
 from torch_flows.checkpoint import to_numpy
-from twinflows.parity.compare import EPS, compare
+from twinflows.parity.compare import compare
+from twinflows.parity.errors import EPS
 from twinflows.parity.limits import GATES
 
 MAX_ARRAYS_SECOND_ORDER = 12  # deep stacks repeat what their parts already showed

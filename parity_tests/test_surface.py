@@ -13,6 +13,7 @@ import torch
 import flow_bridge
 import jax_flows
 import torch_flows
+from jax_flows.variables import child, gather
 
 pytestmark = pytest.mark.usefixtures("quick_jax")
 
@@ -52,6 +53,15 @@ def test_float64_is_not_rounded_behind_the_back() -> None:
         method = owner.log_prob if hasattr(owner, "log_prob") else owner.forward
         with jax.enable_x64(False), pytest.raises(TypeError, match="float64, which JAX rounds"):
             method({}, np.zeros((3, 2)))
+
+
+def test_numpy_arrays_of_any_layout() -> None:
+    flow = jax_flows.Flow(jax_flows.Planar(2, 1), jax_flows.StandardNormal(2))
+    variables = flow.init(KEY, "float32")
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    expected = flow.log_prob(variables, x, x[:, :1])
+    other = flow.log_prob(variables, x[::-1].astype(">f4"), x[::-1, :1].astype(">f4"))
+    np.testing.assert_array_equal(other, expected[::-1])
 
 
 def test_parts_of_several_dtypes_are_refused() -> None:
@@ -145,7 +155,7 @@ def small(**arguments: Any) -> Any:
             lambda v: {"params": v["params"]},
             "whole variables, .*: 'batch_stats' is missing, got 'par",
         ),
-        (lambda v: v["params"], "whole variables, .*: 'batch_stats' is missing, got 'bijector'"),
+        (lambda v: v["params"], "whole variables, .*: 'params' is missing, got 'bijector'"),
         (lambda v: None, "expects variables as init, fit and load return them, .* got NoneType"),
         (lambda v: {**v, "params": 3.0}, "what is no array|'params' is missing"),
         (
@@ -225,3 +235,100 @@ def test_an_equal_flow_is_not_traced_again() -> None:
         jax.jit(flow.bijector.forward)(variables, ROWS)
     assert len(traces) == 2
     assert jax_flows.Flow.log_prob.__doc__
+
+
+def deep(half: Any) -> Any:
+    """Members that are stacked, members that are not, and one with a context."""
+    pair = [lambda: half.AffineCoupling(2, (3,)), lambda: half.AffineCoupling(2, (3,), "odd")]
+    layers = [make() for make in pair * 3]
+    last = [half.Planar(2, context_dim=1), half.Chain([half.LeakyReLU(), half.Affine(2)])]
+    return half.Flow(half.Chain([*layers, *last]), half.StandardNormal(2))
+
+
+def test_the_members_of_a_chain() -> None:
+    for half in (torch_flows, jax_flows):
+        chain = deep(half).bijector
+        assert len(chain) == 8
+        assert list(chain)[-1] is chain[-1] is chain[7]
+        assert isinstance(chain[2:6], half.Chain)
+        assert [*chain[2:4]] == [chain[2], chain[3]]
+        with pytest.raises(IndexError):
+            chain[8]
+
+
+def test_every_step_and_every_part() -> None:
+    flow, twin = deep(torch_flows), deep(jax_flows)
+    arrays = {name: array.numpy() for name, array in flow.state_dict().items()}
+    variables = flow_bridge.torch_to_jax(arrays, twin.shapes())
+    x = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    context = np.ones((5, 1), np.float32)
+    for inverse in (False, True):
+        with torch.no_grad():
+            steps = flow.steps(torch.from_numpy(x), torch.from_numpy(context), inverse)
+            method = flow.inverse if inverse else flow.forward
+            whole = method(torch.from_numpy(x), torch.from_numpy(context))
+        assert len(steps) == 8
+        torch.testing.assert_close(steps[-1][0], whole[0])
+        torch.testing.assert_close(torch.stack([d for _, d in steps]).sum(0), whole[1])
+        in_jax = jax.jit(twin.steps, static_argnums=3)(variables, x, context, inverse)
+        for (z, log_det), (twin_z, twin_log_det) in zip(steps, in_jax, strict=True):
+            np.testing.assert_allclose(twin_z, z, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(twin_log_det, log_det, rtol=1e-4, atol=1e-5)
+    parts = twin.split(variables)
+    layers = twin.bijector.split(parts["bijector"])
+    z, _ = twin.bijector[3].forward(layers[3], x)
+    np.testing.assert_allclose(z, flow.bijector[3](torch.from_numpy(x))[0].detach(), rtol=1e-4)
+    again = twin.join(parts | {"bijector": twin.bijector.join(layers)})
+    jax.tree.map(np.testing.assert_array_equal, again, dict(variables))
+    middle = twin.bijector[1:5]
+    np.testing.assert_allclose(
+        middle.forward(middle.join(layers[1:5]), x)[0],
+        flow.bijector[1:5](torch.from_numpy(x))[0].detach(),
+        rtol=1e-4,
+    )
+
+
+class TorchTwoParts(torch_flows.Bijector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part_0, self.part_1 = torch_flows.Affine(2), torch_flows.Planar(2)
+
+    def map_forward(self, x: Any, context: Any) -> Any:
+        x, first = self.part_0.map_forward(x, None)
+        z, second = self.part_1.map_forward(x, None)
+        return z, first + second
+
+    def map_inverse(self, z: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+class JaxTwoParts(jax_flows.Bijector):
+    def init_variables(self, key: Any, dtype: Any) -> Any:
+        parts = {"part_0": jax_flows.Affine(2), "part_1": jax_flows.Planar(2)}
+        return gather({name: part.init_variables(key, dtype) for name, part in parts.items()})
+
+    def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
+        x, first = jax_flows.Affine(2).map_forward(child(variables, "part_0"), x, None)
+        z, second = jax_flows.Planar(2).map_forward(child(variables, "part_1"), x, None)
+        return z, first + second
+
+    def map_inverse(self, variables: Any, z: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_part_whose_name_ends_in_a_digit_is_converted() -> None:
+    chain, twin = torch_flows.Chain([TorchTwoParts()]), jax_flows.Chain([JaxTwoParts()])
+    arrays = {name: array.numpy() for name, array in chain.state_dict().items()}
+    variables = flow_bridge.torch_to_jax(arrays, twin.shapes())
+    assert flow_bridge.jax_to_torch(variables).keys() == arrays.keys()
+    x = np.ones((3, 2), np.float32)
+    z, log_det = chain(torch.from_numpy(x))
+    twin_z, twin_log_det = twin.forward(variables, x)
+    np.testing.assert_allclose(twin_z, z.detach(), rtol=1e-5)
+    np.testing.assert_allclose(twin_log_det, log_det.detach(), rtol=1e-5)
+
+
+def test_a_flow_shows_what_it_is() -> None:
+    shown = str(deep(torch_flows))
+    for part in ("mask='odd'", "context_dim=1", "(base): StandardNormal(dim=2)"):
+        assert part in shown

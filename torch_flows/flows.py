@@ -101,6 +101,13 @@ class Flow(HasVariables):
         context = self._condition("z", z, context)
         return check_output(self, z, self.bijector.map_inverse(z, context))
 
+    def steps(
+        self, x: Tensor, context: Tensor | None = None, inverse: bool = False
+    ) -> list[Output]:
+        """Every intermediate value and the log-det of its step, see ``Bijector.steps``."""
+        context = self._condition("z" if inverse else "x", x, context)
+        return self.bijector.map_steps(x, context, inverse)
+
     def confirm(self, architecture: Architecture) -> Architecture:
         """As ``Buildable.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
         try:

@@ -45,6 +45,13 @@ def check_output(owner: Any, x: Tensor, output: tuple[Tensor, Tensor]) -> tuple[
     return output
 
 
+def check_probe(owner: Any, noise: Tensor, x: Tensor) -> Tensor:
+    """Check the probe of an estimate, which has the shape and the dtype of x, and return it."""
+    check_array(owner, "noise", noise, owner.event_shape)
+    checks.probe_array(type(owner).__name__, noise.shape, x.shape)
+    return noise
+
+
 def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
     weight = next(owner.parameters(), context)

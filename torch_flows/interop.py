@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from flow_bridge import checks
+from flow_bridge import checks, optional
 from flow_bridge.domains import REALS, Interval
 from torch_flows.bijectors.base import Bijector
 from torch_flows.inputs import context_batch
@@ -184,7 +184,7 @@ def distribution(
 
 @cache
 def _pyro_class() -> type[FlowDistribution]:
-    pyro = checks.host("PyroFlowDistribution", "pyro.distributions.torch_distribution", "Pyro")
+    pyro = optional.host("PyroFlowDistribution", "pyro.distributions.torch_distribution", "Pyro")
     Mixin: Any = pyro.TorchDistributionMixin
 
     class PyroFlowDistribution(FlowDistribution, Mixin):

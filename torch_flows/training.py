@@ -1,5 +1,6 @@
 """Training: maximum likelihood on data, and reverse KL to an energy."""
 
+import copy
 import inspect
 import os
 import warnings
@@ -13,8 +14,18 @@ from torch import Tensor, nn
 
 from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
+from flow_bridge.checkpoint import TensorInfo
+from flow_bridge.errors import CheckpointError
 from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
+from flow_bridge.training_state import (
+    Group,
+    fingerprint,
+    probe_energy,
+    probe_rate,
+    run_settings,
+    weight_groups,
+)
 from torch_flows.checkpoint import from_numpy, to_numpy
 from torch_flows.devices import (
     gather,
@@ -135,11 +146,21 @@ def fit(
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings={
-            "architecture": architecture(flow),
-            **sources.sizes(source, batch_size),
-            "seed": seed,
-        },
+        settings=run_settings(
+            "torch_flows",
+            architecture(flow),
+            seed,
+            max_grad_norm,
+            state_path,
+            sources.sizes(source, batch_size),
+            loss=lambda: "negative log-likelihood",
+            data=lambda: fingerprint(source, 0, _host),
+            context=lambda: fingerprint(source, 1, _host),
+            validation_data=lambda: fingerprint(held_out, 0, _host),
+            validation_context=lambda: fingerprint(held_out, 1, _host),
+            optimizer=engine.describe_optimizer,
+            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
+        ),
         event_shape=flow.event_shape,
     )
 
@@ -200,11 +221,21 @@ def fit_to_energy(
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings={
-            "architecture": architecture(flow),
-            "batch_size": batch_size,
-            "seed": seed,
-        },
+        settings=run_settings(
+            "torch_flows",
+            architecture(flow),
+            seed,
+            max_grad_norm,
+            state_path,
+            {"batch_size": batch_size},
+            loss=lambda: "reverse KL",
+            energy=lambda: probe_energy(
+                lambda x: to_numpy(energy(x).double()), _points(flow, batch_size)
+            ),
+            context=lambda: None if loss.context is None else _host(loss.context).tolist(),
+            optimizer=engine.describe_optimizer,
+            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
+        ),
         epoch_length=sources.MAX_STEPS_PER_CALL,
     )
 
@@ -248,6 +279,18 @@ def _source(flow: Flow, name: str, data: Any, context: Any, num_epochs: int) -> 
         finite = tensor.isfinite().flatten(1).all(1).cpu().numpy()
         sources.check_rows(label, len(tensors[0]), finite)
     return Rows(tuple(tensors))
+
+
+def _host(array: Any) -> np.ndarray:
+    return to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)
+
+
+def _points(flow: Flow, num_rows: int) -> Tensor:
+    """Where the energies of two runs are compared."""
+    weight = next(flow.parameters())
+    points = np.random.default_rng(0).standard_normal((num_rows, *flow.base.event_shape))
+    shape = (num_rows, *(size or 1 for size in flow.event_shape))
+    return from_numpy(points.reshape(shape)).to(weight.device, weight.dtype)
 
 
 def _context(flow: Flow, context: Any) -> Tensor | None:
@@ -309,11 +352,11 @@ class _Engine:
     ) -> None:
         self.flow, self.max_grad_norm = flow.eval(), max_grad_norm
         self.data, self.validation = data, validation
-        trained = [p for p in flow.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in flow.named_parameters() if p.requires_grad]
         # Sharded ones last, in a group of their own: no kernel takes both kinds at once.
-        self.order = sorted(range(len(trained)), key=lambda i: is_sharded(trained[i]))
-        self.parameters = [trained[i] for i in self.order]
-        self.sharded = any(is_sharded(p) for p in trained)
+        trained.sort(key=lambda item: is_sharded(item[1]))
+        self.names, self.parameters = [name for name, _ in trained], [p for _, p in trained]
+        self.sharded = any(map(is_sharded, self.parameters))
         self.sets_rate = optimizer is None
         training.check_callable("fit", "optimizer", optimizer or adam)
         self.optimizer = (optimizer or adam)(self._groups())
@@ -400,12 +443,77 @@ class _Engine:
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         self.flow.load_state_dict(snapshot)
 
+    def describe_optimizer(self) -> list[Any]:
+        """The optimiser's type and its options, by group of parameters."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return [plain(item) for item in value]
+            if isinstance(value, Tensor):
+                return float(value)
+            known = value is None or isinstance(value, bool | int | float | str)
+            return value if known else type(value).__name__
+
+        hidden = {"params", "lr"} if self.sets_rate else {"params"}
+        groups: list[Any] = []
+        for group in self.optimizer.param_groups:
+            options = {k: plain(v) for k, v in group.items() if k not in hidden}
+            if options not in groups:  # sharded and other parameters have groups of their own
+                groups.append(options)
+        return [type(self.optimizer).__name__, *groups]
+
     def state_arrays(self, best: dict[str, Tensor] | None) -> dict[str, np.ndarray]:
         groups = {"weights": self.flow.state_dict(), "best": best or {}}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            group = {k: v for k, v in slots.items() if isinstance(v, Tensor)}
-            groups[f"optimizer.p{self.order[i]}"] = group
+        slots = {}
+        for i, group in self.optimizer.state_dict()["state"].items():
+            for name, value in group.items():
+                slots[f"{self.names[i]}.{name}"] = self._slot(name, value)
+        groups["optimizer"] = slots
         return {f"{g}.{name}": to_numpy(a) for g, t in groups.items() for name, a in t.items()}
+
+    def _slot(self, name: str, value: Any) -> Tensor:
+        if isinstance(value, Tensor | bool | int | float):
+            return torch.as_tensor(value)
+        raise CheckpointError(
+            f"{type(self.optimizer).__name__} keeps a {type(value).__name__} as {name!r}, which the "
+            "state of a training run cannot hold: train without state_path."
+        )
+
+    def state_groups(self) -> list[Group]:
+        weights = {
+            name: TensorInfo(dtype_name(array.dtype), tuple(array.shape))
+            for name, array in self.flow.state_dict().items()
+        }
+        groups = weight_groups(weights)
+        try:
+            slots = self._expected_slots()
+        except Exception:  # an optimiser of the user's own, run where it may not run
+            return [*groups, Group(None)]
+        for i, group in slots.items():
+            infos = {
+                f"optimizer.{self.names[i]}.{name}": TensorInfo(
+                    dtype_name(value.dtype), tuple(value.shape)
+                )
+                for name, value in group.items()
+            }
+            groups.append(Group(infos, optional=True))
+        return groups
+
+    def _expected_slots(self) -> dict[int, dict[str, Tensor]]:
+        """What the optimiser keeps after a step, found out with parameters that hold nothing."""
+        stand_ins: dict[int, Any] = {}
+        for p in self.parameters:
+            stand_in = torch.empty(p.shape, dtype=p.dtype, device="meta")
+            stand_ins[id(p)] = nn.Parameter(stand_in)
+            stand_ins[id(p)].grad = torch.empty_like(stand_in)
+        optimizer = copy.deepcopy(self.optimizer, stand_ins)
+        for group in optimizer.param_groups:
+            group.update({name: False for name in ("fused", "foreach") if name in group})
+        optimizer.step()
+        return {
+            i: {name: self._slot(name, value) for name, value in group.items()}
+            for i, group in optimizer.state_dict()["state"].items()
+        }
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
         groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}}
@@ -413,8 +521,8 @@ class _Engine:
         for path, array in arrays.items():
             group, name = path.split(".", 1)
             if group == "optimizer":
-                index, name = name.split(".", 1)
-                slots.setdefault(self.order.index(int(index[1:])), {})[name] = from_numpy(array)
+                owner, name = name.rsplit(".", 1)
+                slots.setdefault(self.names.index(owner), {})[name] = from_numpy(array)
             else:
                 groups[group][name] = from_numpy(array)
         like = self.flow.state_dict()

@@ -16,7 +16,7 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval
 from jax_flows.inputs import check_input
 from jax_flows.numerics import beyond
-from jax_flows.variables import HasVariables, Output, Variables, freeze_lists, kept
+from jax_flows.variables import AnyArray, HasVariables, Output, Variables, freeze_lists, kept
 
 Shape = tuple[int | None, ...]
 
@@ -34,7 +34,8 @@ class Bijector(HasVariables):
         context_dim: width of the context, 0 for none.
         has_batch_statistics: whether training mode normalises with statistics of the batch, which
             ``map_and_set_statistics`` replaces for evaluation.
-        stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape.
+        stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape. On
+            CPU XLA runs convolutions in a scan slowly: ``False`` may be faster for networks of them.
         domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
             result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
             what its other members ask for depends on its weights, see ``outside``.
@@ -69,7 +70,7 @@ class Bijector(HasVariables):
         return shape
 
     @kept
-    def forward(self, variables: Variables, x: Array, context: Array | None = None) -> Output:
+    def forward(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Output:
         """Data to latent.
 
         Args:
@@ -87,21 +88,38 @@ class Bijector(HasVariables):
         return self.map_forward(variables, *check_input(self, variables, "x", x, context))
 
     @kept
-    def inverse(self, variables: Variables, z: Array, context: Array | None = None) -> Output:
+    def inverse(self, variables: Variables, z: AnyArray, context: AnyArray | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
         return self.map_inverse(variables, *check_input(self, variables, "z", z, context))
 
     @kept
     def forward_and_update(
-        self, variables: Variables, x: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
         return self.map_forward_and_update(
             variables, *check_input(self, variables, "x", x, context)
         )
 
+    @kept
+    def steps(
+        self,
+        variables: Variables,
+        x: AnyArray,
+        context: AnyArray | None = None,
+        inverse: bool = False,
+    ) -> list[Output]:
+        """Every intermediate value and the log-det of its step, in the order in which they come about.
+
+        A chain has a step for each of its members, any other bijector one; the last value is that of
+        ``forward``, the log-dets add up to its. With ``inverse`` x is a latent z, and the last value that
+        of ``inverse``. Arguments and errors as ``forward``.
+        """
+        x, context = check_input(self, variables, "z" if inverse else "x", x, context)
+        return self.map_steps(variables, x, context, inverse)
+
     def initialize(
-        self, variables: Variables, x: Array, context: Array | None = None
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> dict[str, Any]:
         """New variables, with what is initialised from data (``ActNorm``) set, layer after layer.
 
@@ -121,8 +139,8 @@ class Bijector(HasVariables):
     def set_statistics(
         self,
         variables: Variables,
-        x: Array,
-        context: Array | None = None,
+        x: AnyArray,
+        context: AnyArray | None = None,
         weights: Array | None = None,
     ) -> dict[str, Any]:
         """New variables, with the statistics of evaluation (``BatchNorm``) those of x, layer after layer.
@@ -144,17 +162,17 @@ class Bijector(HasVariables):
         _, batch_stats = self.map_and_set_statistics(variables, x, context, weights)
         return {**variables, "batch_stats": batch_stats}
 
-    def transform(self, variables: Variables, context: Array | None = None) -> Any:
+    def transform(self, variables: Variables, context: AnyArray | None = None) -> Any:
         """The bijector as a NumPyro ``Transform``, see ``interop.numpyro_transform``."""
         from jax_flows import interop
 
         return interop.numpyro_transform(self, variables, context)
 
-    def check_domain(self, x: Array) -> None:
+    def check_domain(self, x: AnyArray) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
         self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
 
-    def check_codomain(self, z: Array) -> None:
+    def check_codomain(self, z: AnyArray) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
 
@@ -188,6 +206,12 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Array, Variables]:
         return *self.map_forward(variables, x, context), variables.get("batch_stats", {})
 
+    def map_steps(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> list[Output]:
+        """``steps`` of what has been checked."""
+        return [(self.map_inverse if inverse else self.map_forward)(variables, x, context)]
+
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
@@ -208,8 +232,8 @@ def initialize(
     bijector: Bijector,
     variables: Variables,
     own: Variables,
-    x: Array,
-    context: Array | None,
+    x: AnyArray,
+    context: AnyArray | None,
     embed: Callable[[Variables, Array], Array] = lambda variables, context: context,
 ) -> dict[str, Any]:
     """The variables ``own`` of a bijector, initialised from data; ``variables`` are those of owner."""

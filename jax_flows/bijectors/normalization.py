@@ -1,6 +1,7 @@
 """Normalisation with statistics of the data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,9 +75,7 @@ class BatchNorm(Bijector):
         mean = rows.mean(0)
         var = jnp.square(rows - mean).mean(0)
         new = {"mean": mean, "var": var * (rows.shape[0] / (rows.shape[0] - 1))}
-        old = variables["batch_stats"]
-        moved = {name: a + self.momentum * (new[name] - a) for name, a in old.items()}
-        batch_stats = self._store(old, moved)
+        batch_stats = self._update(variables["batch_stats"], new)
         return *self._normalize(variables["params"], x, mean, var), batch_stats
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
@@ -101,6 +100,11 @@ class BatchNorm(Bijector):
         log_scale = params["log_gamma"] - jnp.log(var + self.eps) / 2
         z = (x - mean) * jnp.exp(log_scale) + params["beta"]
         return z, jnp.broadcast_to(log_scale.sum(), x.shape[:-1])
+
+    def _update(self, running: Variables, new: Variables) -> Variables:
+        return self._store(
+            running, {name: a + self.momentum * (new[name] - a) for name, a in running.items()}
+        )
 
     def _store(self, running: Variables, new: Variables) -> Variables:
         finite = jnp.isfinite(new["mean"]).all() & jnp.isfinite(new["var"]).all()
@@ -133,7 +137,7 @@ class ActNorm(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +212,7 @@ class Standardize(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
 
     def __post_init__(self) -> None:
         super().__post_init__()

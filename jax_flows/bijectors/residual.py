@@ -1,6 +1,7 @@
 """Residual maps: the identity plus something small enough to stay invertible."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from flow_bridge import lipschitz as bridge
 from flow_bridge.errors import ConvergenceError
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
-from jax_flows.inputs import check_input
+from jax_flows.inputs import check_input, check_probe
 from jax_flows.networks import LipschitzMLP
 from jax_flows.numerics import (
     DIFFERENTIABLE_STEPS,
@@ -26,7 +27,7 @@ from jax_flows.numerics import (
     random_bits,
 )
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, child, gather
+from jax_flows.variables import AnyArray, Output, Variables, child, gather
 
 _Search = tuple[Array, Array, Array, Array, Array, Array, Array]
 
@@ -77,7 +78,7 @@ class InvertibleResidual(Bijector):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     lipschitz: float = 0.97
     log_det: str = "exact"
     activation: str = "silu"
@@ -105,7 +106,7 @@ class InvertibleResidual(Bijector):
     @property
     def network(self) -> LipschitzMLP:
         """The network g."""
-        widths = (self.dim, self.hidden_dims)
+        widths = (self.dim, tuple(self.hidden_dims))
         return LipschitzMLP(*widths, self.activation, self.lipschitz, self.context_dim)
 
     @property
@@ -156,10 +157,10 @@ class InvertibleResidual(Bijector):
     def forward_with_noise(
         self,
         variables: Variables,
-        x: Array,
-        noise: Array,
+        x: AnyArray,
+        noise: AnyArray,
         num_terms: int | Array,
-        context: Array | None = None,
+        context: AnyArray | None = None,
     ) -> Output:
         """``forward`` in evaluation mode, with the estimate of the log-det that training uses.
 
@@ -174,7 +175,7 @@ class InvertibleResidual(Bijector):
         """
         x, context = check_input(self, variables, "x", x, context)
         layers, _ = self.network.normalized(child(variables, "network"), context)
-        return self._estimate(layers, x, noise, num_terms)
+        return self._estimate(layers, x, check_probe(self, variables, noise, x), num_terms)
 
     def _evaluate(self, layers: Layers, x: Array, num_terms: int | None) -> Output:
         g, slopes = evaluate(layers, self.activation, x)

@@ -1,9 +1,9 @@
 """Bijectors made of others."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class _Segment(NamedTuple):
             )
 
 
-def _segments(bijectors: tuple[Bijector, ...]) -> list[_Segment]:
+def _segments(bijectors: Sequence[Bijector]) -> list[_Segment]:
     known: dict[Bijector, int] = {}  # equal ones have one number, what does not stack its own
     kinds = [
         known.setdefault(b, len(known)) if b.stackable else -1 - i for i, b in enumerate(bijectors)
@@ -87,7 +87,7 @@ class Chain(Bijector):
         ((5, 2), (5,))
     """
 
-    bijectors: tuple[Bijector, ...]
+    bijectors: Sequence[Bijector]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +95,22 @@ class Chain(Bijector):
             raise ValueError("Chain expects at least one bijector.")
         checks.instances("Chain", "bijectors", self.bijectors, Bijector)
         _ = self.event_shape, self.context_dim
+
+    def __len__(self) -> int:
+        return len(self.bijectors)
+
+    def __iter__(self) -> Iterator[Bijector]:
+        return iter(self.bijectors)
+
+    @overload
+    def __getitem__(self, index: int) -> Bijector: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Chain": ...
+
+    def __getitem__(self, index: int | slice) -> "Bijector | Chain":
+        """One member, or a chain of several; ``split`` has their variables."""
+        return Chain(self.bijectors[index]) if isinstance(index, slice) else self.bijectors[index]
 
     @cached_property
     def event_shape(self) -> Shape:
@@ -140,7 +156,30 @@ class Chain(Bijector):
                 children[name] = (
                     init(keys[indices[0]]) if len(indices) == 1 else jax.lax.map(init, layer_keys)
                 )
-        return gather(children)
+        return gather(children, lists=True)
+
+    def split(self, variables: Variables) -> list[Variables]:
+        """The variables of each member, taken out of the stacks."""
+        layers: dict[int, Variables] = {}
+        for segment in self.segments:
+            for name, indices in segment.names():
+                own = child(variables, name)
+                for i, index in enumerate(indices):
+                    layers[index] = (
+                        jax.tree.map(lambda leaf, i=i: leaf[i], own) if indices[1:] else own
+                    )
+        return [layers[index] for index in range(len(self))]
+
+    def join(self, layers: Sequence[Variables]) -> dict[str, Any]:
+        """The chain's variables from those of its members, as ``split`` returns them."""
+        children = {}
+        for segment in self.segments:
+            for name, indices in segment.names():
+                own = [layers[index] for index in indices]
+                children[name] = (
+                    jax.tree.map(lambda *leaves: jnp.stack(leaves), *own) if own[1:] else own[0]
+                )
+        return gather(children, lists=True)
 
     def variable_shapes(self, dtype: Any) -> Variables:
         known: dict[Bijector, Variables] = {}
@@ -152,7 +191,7 @@ class Chain(Bijector):
                     known[bijector] = bijector.variable_shapes(dtype)
                 shapes, count = known[bijector], len(indices)
                 children[name] = shapes if count == 1 else stacked_shapes(shapes, count)
-        return gather(children)
+        return gather(children, lists=True)
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
@@ -194,6 +233,17 @@ class Chain(Bijector):
 
         return self._run(step, variables, x, context)
 
+    def map_steps(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> list[Output]:
+        steps = []
+        members = list(zip(self.bijectors, self.split(variables), strict=True))
+        for bijector, layer in members[:: -1 if inverse else 1]:
+            step = bijector.map_inverse if inverse else bijector.map_forward
+            x, log_det = step(layer, x, context if bijector.context_dim else None)
+            steps.append((x, log_det))
+        return steps
+
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
@@ -204,7 +254,7 @@ class Chain(Bijector):
             return x, jnp.zeros((), x.dtype), layer
 
         x, _, layers = self._run(step, variables, x, context, inverse)
-        return x, gather(layers)
+        return x, gather(layers, lists=True)
 
     def map_and_set_statistics(
         self, variables: Variables, x: Array, context: Array | None, weights: Array | None

@@ -93,6 +93,18 @@ class Bijector(HasVariables):
         context = check_input(self, "z", z, context)
         return check_output(self, z, self.map_inverse(z, context))
 
+    def steps(
+        self, x: Tensor, context: Tensor | None = None, inverse: bool = False
+    ) -> list[Output]:
+        """Every intermediate value and the log-det of its step, in the order in which they come about.
+
+        A chain has a step for each of its members, any other bijector one; the last value is that of
+        ``forward``, the log-dets add up to its. With ``inverse`` x is a latent z, and the last value that
+        of ``inverse``. Arguments and errors as ``forward``.
+        """
+        context = check_input(self, "z" if inverse else "x", x, context)
+        return self.map_steps(x, context, inverse)
+
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set what is initialised from data (``ActNorm``), layer after layer, in place.
 
@@ -163,6 +175,10 @@ class Bijector(HasVariables):
 
     @abstractmethod
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
+
+    def map_steps(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> list[Output]:
+        """``steps`` of what has been checked."""
+        return [(self.map_inverse if inverse else self.map_forward)(x, context)]
 
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False

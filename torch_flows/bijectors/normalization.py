@@ -63,9 +63,7 @@ class BatchNorm(Bijector):
         checks.enough_rows("BatchNorm", num_rows)
         mean = mean_over_ranks(rows.mean(0))
         var = mean_over_ranks((rows - mean).square().mean(0))
-        new = mean.detach(), var.detach() * (num_rows / (num_rows - 1))
-        old = self.running_mean, self.running_var
-        self._store(*(a + self.momentum * (b - a) for a, b in zip(old, new, strict=True)))
+        self._update(mean.detach(), var.detach() * (num_rows / (num_rows - 1)))
         return self._normalize(x, mean, var)
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
@@ -88,6 +86,10 @@ class BatchNorm(Bijector):
         log_scale = self.log_gamma - (var + self.eps).log() / 2
         z = (x - mean) * log_scale.exp() + self.beta
         return z, log_scale.sum().expand(x.shape[:-1])
+
+    def _update(self, mean: Tensor, var: Tensor) -> None:
+        pairs = (self.running_mean, mean), (self.running_var, var)
+        self._store(*(running + self.momentum * (new - running) for running, new in pairs))
 
     def _store(self, mean: Tensor, var: Tensor) -> None:
         finite = mean.isfinite().all() & var.isfinite().all()

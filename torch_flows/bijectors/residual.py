@@ -13,7 +13,7 @@ from flow_bridge.errors import ConvergenceError
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from torch_flows.devices import own_rows
-from torch_flows.inputs import check_input
+from torch_flows.inputs import check_input, check_probe
 from torch_flows.networks import LipschitzMLP
 from torch_flows.numerics import (
     DIFFERENTIABLE_STEPS,
@@ -156,7 +156,8 @@ class InvertibleResidual(Bijector):
             context: as for ``forward``.
         """
         context = check_input(self, "x", x, context)
-        return self._estimate(self.network.normalized(context), x, noise, num_terms)
+        layers = self.network.normalized(context)
+        return self._estimate(layers, x, check_probe(self, noise, x), num_terms)
 
     def _evaluate(self, layers: Layers, x: Tensor, num_terms: int | None) -> Output:
         g, slopes = evaluate(layers, self.activation, x)

@@ -1,7 +1,7 @@
 """Bijectors made of others."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,22 @@ class Chain(Bijector):
     @property
     def has_batch_statistics(self) -> bool:  # type: ignore[override]
         return any(b.has_batch_statistics for b in self.bijectors)
+
+    def __len__(self) -> int:
+        return len(self.bijectors)
+
+    def __iter__(self) -> Iterator[Bijector]:
+        return iter(self.bijectors)
+
+    @overload
+    def __getitem__(self, index: int) -> Bijector: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Chain": ...
+
+    def __getitem__(self, index: int | slice) -> "Bijector | Chain":
+        """One member, or a chain of several, which it shares."""
+        return Chain(self.bijectors[index]) if isinstance(index, slice) else self.bijectors[index]
 
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
         for bijector in self.bijectors[:: -1 if inverse else 1]:
@@ -104,6 +120,14 @@ class Chain(Bijector):
         if partition is not None:
             x = partition.merge(fixed, free)
         return x, torch.stack(log_dets).sum(0)
+
+    def map_steps(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> list[Output]:
+        steps = []
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            step = bijector.map_inverse if inverse else bijector.map_forward
+            x, log_det = step(x, context if bijector.context_dim else None)
+            steps.append((x, log_det))
+        return steps
 
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False

@@ -4,9 +4,11 @@ Exit codes: 0 for success, 1 where a parity check fails, training diverges or so
 2 for bad input. Results go to stdout, progress, warnings and errors to stderr.
 """
 
+import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -146,7 +148,13 @@ def train(
     from flow_bridge.checkpoint import write_checkpoint
     from flow_bridge.standardization import location_and_scale
     from twinflows.command.columns import choose, take
-    from twinflows.command.models import describe, draw, expected_shapes, new_model
+    from twinflows.command.models import (
+        check_storable,
+        describe,
+        draw,
+        expected_shapes,
+        new_model,
+    )
     from twinflows.command.outputs import check_outputs
     from twinflows.command.pictures import check_picture, draw_training
     from twinflows.command.tables import read_table
@@ -187,9 +195,10 @@ def train(
     _check_batches(built.arrays(), len(x), validation, batch_size)
     if standardize and x.ndim in (2, 4):
         built.standardize(x, contexts if given else None)
-    contexts_cast = contexts.astype(dtype.value) if given else None
+    check_storable(architecture(built.flow), built.arrays())
+    contexts_cast = contexts.astype(dtype.value, copy=False) if given else None
     history = built.fit(
-        x.astype(dtype.value),
+        x.astype(dtype.value, copy=False),
         contexts_cast,
         validation=validation,
         num_epochs=epochs,
@@ -307,7 +316,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
             "values": header.num_values,
             "sha256": header.sha256,
         }
-        print(json.dumps(contents, indent=2))
+        _print_json(contents, indent=2)
         return
     print(json.dumps(header.description, indent=2))
     for title, columns in scaling.items():
@@ -329,6 +338,10 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 @app.command()
 def parity(
     file: File,
+    second: Annotated[
+        Path | None,
+        typer.Argument(help="Another checkpoint: is it the same model? It is opened in JAX."),
+    ] = None,
     rows: Annotated[
         int, typer.Option(min=1, help="Rows to compare on, drawn from the model.")
     ] = 256,
@@ -337,19 +350,32 @@ def parity(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Load a checkpoint into both frameworks and compare everything that they compute."""
+    """Compare everything that a checkpoint computes in both frameworks, or two checkpoints."""
     from twinflows.command.models import draw, noise_shape, open_model
     from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
 
-    check_outputs([html], [file], force)
+    check_outputs([html], [file, second], force)
     model = open_model(file, "torch")
+    twin: Any = None if second is None else open_model(second, "jax")
     noise_shape(model, rows)
     generator = np.random.default_rng(seed)
     width = model.flow.context_dim
     context = generator.standard_normal((rows, width)) if width else None
     x = draw(model, rows, generator, context)
-    report = check_parity(model.flow, x, context=context)
+    report = check_parity(
+        model.flow,
+        x,
+        context=context,
+        twin=None if twin is None else (twin.flow, twin.variables),
+        source=f"drawn from the model with seed {seed}",
+    )
+    files = {"file": file} if second is None else {"first file": file, "second file": second}
+    report.subject = (
+        {name: f"{path}, sha256 {_sha256(path)}" for name, path in files.items()}
+        | report.subject
+        | {"command": shlex.join(["twinflows", *sys.argv[1:]])}
+    )
     if html is not None:
         with replacing(html) as temporary:
             report.to_html(temporary)
@@ -379,6 +405,11 @@ def convert(
     check_outputs([target], [source, architecture], force)
     convert_file(source, read.value, target, write.value, architecture)
     print(f"{target}: {write.value}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_batches(arrays: Any, rows: int, validation: float, batch_size: int) -> None:
@@ -413,7 +444,7 @@ def _digits(file: Path) -> int:
     return 17 if any(tensor.dtype == "float64" for tensor in tensors) else 9
 
 
-def _print_json(value: Any) -> None:
+def _print_json(value: Any, indent: int | None = None) -> None:
     """JSON on stdout; numbers that are not finite, which JSON does not have, are null."""
 
     def finite(value: Any) -> Any:
@@ -423,7 +454,7 @@ def _print_json(value: Any) -> None:
             return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    print(json.dumps(finite(value)))
+    print(json.dumps(finite(value), indent=indent))
 
 
 def _printable(text: str) -> str:
@@ -441,13 +472,18 @@ def main() -> None:
         with warnings.catch_warnings():
             if not os.environ.get(DEBUG):  # those of libraries are for programmers
                 warnings.simplefilter("ignore")
-            app()
+            code = app(standalone_mode=False)
+            sys.stdout.flush()
+            sys.exit(code)
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         if isinstance(error, BrokenPipeError):  # of who reads stdout, which nobody does any more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
         sentence, code = _explain(error)
         print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
         sys.exit(code)
@@ -455,6 +491,12 @@ def main() -> None:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """The sentence and the exit code for an exception."""
+    if hasattr(error, "format_message"):  # of typer, for arguments that it does not take
+        context = getattr(error, "ctx", None)
+        help_of = "twinflows" if context is None else context.command_path
+        return f"{error.format_message()} See {help_of} --help.", 2
+    if isinstance(error, typer.Abort):
+        return "interrupted.", 130
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in EXTRAS:
         package, extra = EXTRAS[str(error.name).partition(".")[0]]
         return f"this needs {package}: pip install 'twinflows[{extra}]'.", 2

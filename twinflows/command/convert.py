@@ -11,8 +11,8 @@ import safetensors.numpy
 from flow_bridge.architecture import Architecture
 from flow_bridge.checkpoint import read_checkpoint, read_header, write_checkpoint
 from flow_bridge.errors import ConversionError
-from flow_bridge.weights import check_table, jax_to_torch, torch_to_jax
-from twinflows.command.models import expected_shapes
+from flow_bridge.weights import jax_to_torch, torch_to_jax
+from twinflows.command.models import check_storable, expected_shapes
 from twinflows.command.outputs import replacing
 
 
@@ -38,7 +38,7 @@ def convert_file(
             raise ConversionError(f"a {source_form} file carries no architecture: name one.")
         architecture = _read_architecture(architecture_file)
         arrays = _read_state(source) if source_form == "torch" else _read_flax(source)
-        check_table({name: a.shape for name, a in arrays.items()}, expected_shapes(architecture))
+        check_storable(architecture, arrays)
     if target_form == "twinflows":
         write_checkpoint(target, architecture, arrays, expected_shapes)
         return

@@ -4,17 +4,20 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flow_bridge.architecture import Architecture, architecture
+from flow_bridge.architecture import Architecture, architecture, construction_budget
+from flow_bridge.checkpoint import MODEL, Header, TensorInfo, check_model
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_shapes
-from twinflows.sides.models import Model, TorchModel, half
+from twinflows.sides.base import Side, half
 
 BLOCK_ROWS = 4096
+MAX_LAYERS, MAX_ENTRIES = 100_000, 1 << 27
+"""What a model may have of layers and of entries of masks, before its size is known."""
 BASE_DEFAULTS: dict[str, Architecture] = {
     "GaussianMixture": {"num_components": 8},
     "StudentT": {"df": 4.0},
@@ -22,14 +25,14 @@ BASE_DEFAULTS: dict[str, Architecture] = {
 """Of the arguments that a constructor leaves open."""
 
 
-def open_model(path: str | os.PathLike[str], backend: str | None) -> Model:
+def open_model(path: str | os.PathLike[str], backend: str | None) -> Side:
     """The flow in a checkpoint, in the named backend or in the one that is installed.
 
     Raises:
         CheckpointError: whatever is wrong with the file.
         ArchitectureError: if it holds something that has no density.
     """
-    model: Model = half(backend).load(path)
+    model: Side = half(backend).load(path)
     if not hasattr(model.flow, "base"):
         name = type(model.flow).__name__
         raise ArchitectureError(f"{os.fspath(path)} holds a {name}, which is no flow.")
@@ -63,7 +66,8 @@ def describe(
         n: c for n, c in types.items() if issubclass(c, package.Flow) and c is not package.Flow
     }
     cls = _named("model", model, flows)
-    described: Architecture = {"type": cls.__name__} | _size(cls, event_shape)
+    size = _size(cls, event_shape)
+    described: Architecture = {"type": cls.__name__, **size}
     if context_dim:
         described["context_dim"] = context_dim
     base_options: Architecture = {}
@@ -73,11 +77,14 @@ def describe(
             value = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
+        if name in (*size, "type", "context_dim"):
+            raise ValueError(f"--set cannot set {name!r}: that follows from the data.")
         if name.startswith("base."):
             base_options[name.removeprefix("base.")] = value
         else:
             described[name] = value
-    named = _outline(described, backend)
+    with construction_budget(layers=MAX_LAYERS, entries=MAX_ENTRIES):
+        named = _outline(described, backend)
     described_base = architecture(named.base)
     if base is not None:
         bases = {n: c for n, c in types.items() if issubclass(c, package.Distribution)}
@@ -92,7 +99,7 @@ def describe(
     }
 
 
-def new_model(architecture: Architecture, backend: str | None, dtype: str, seed: int) -> Model:
+def new_model(architecture: Architecture, backend: str | None, dtype: str, seed: int) -> Side:
     """A flow with initial weights.
 
     Raises:
@@ -106,14 +113,14 @@ def new_model(architecture: Architecture, backend: str | None, dtype: str, seed:
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays, in PyTorch's layout, from whichever half is installed."""
     flow = _outline(architecture, None)
-    if half(None) is TorchModel:
+    if half(None).backend == "torch":
         return {name: tuple(array.shape) for name, array in flow.state_dict().items()}
     return torch_shapes(flow.shapes())
 
 
 def _outline(architecture: Architecture, backend: str | None) -> Any:
     """The flow without its weights."""
-    if half(backend) is TorchModel:
+    if half(backend).backend == "torch":
         import torch
 
         import torch_flows  # says what is missing where there is no torch
@@ -123,6 +130,14 @@ def _outline(architecture: Architecture, backend: str | None) -> Any:
     import jax_flows
 
     return jax_flows.build(architecture)
+
+
+def check_storable(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ``TwinflowsError`` unless a checkpoint may hold these: before they are trained or made."""
+    tensors = {name: TensorInfo(a.dtype.name, a.shape) for name, a in arrays.items()}
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    header = Header(MODEL, architecture, tensors, "", num_bytes)
+    check_model(header, expected_shapes, writing=True)
 
 
 def check_memory(what: str, num_bytes: int) -> None:
@@ -138,7 +153,7 @@ def check_memory(what: str, num_bytes: int) -> None:
 
 
 def draw(
-    model: Model, num_samples: int, generator: np.random.Generator, context: np.ndarray | None
+    model: Side, num_samples: int, generator: np.random.Generator, context: np.ndarray | None
 ) -> np.ndarray:
     """Samples, the same in both halves; any size where an event has none of its own is 1.
 
@@ -150,7 +165,7 @@ def draw(
     return in_blocks(model.from_noise, noise, context)
 
 
-def noise_shape(model: Model, num_samples: int) -> tuple[int, ...]:
+def noise_shape(model: Side, num_samples: int) -> tuple[int, ...]:
     """The shape of the noise for samples, where the machine's memory can hold them.
 
     Raises:
@@ -177,7 +192,7 @@ def in_blocks(
 
 
 def _package(backend: str | None) -> Any:
-    if half(backend) is TorchModel:
+    if half(backend).backend == "torch":
         import torch_flows
 
         return torch_flows

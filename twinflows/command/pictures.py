@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flow_bridge import checks
+from flow_bridge import optional
 from flow_bridge.training import History
 from twinflows.command.outputs import replacing
 
@@ -31,7 +31,7 @@ def draw_training(
     Raises:
         ImportError: without matplotlib.
     """
-    matplotlib = checks.host("A picture", "matplotlib.figure", "matplotlib", "tables")
+    matplotlib = optional.host("A picture", "matplotlib.figure", "matplotlib", "tables")
     figure = matplotlib.Figure(figsize=(11, 4.5), layout="constrained")
     losses, points = figure.subplots(1, 2)
     epochs = np.arange(1, len(history.train_loss) + 1)

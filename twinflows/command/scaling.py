@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flow_bridge.checkpoint import Header, read_arrays
 
 
@@ -12,7 +14,7 @@ def read_scaling(path: Path, header: Header) -> dict[str, list[dict[str, Any]]]:
     Names are numbers where the checkpoint has none, mean and standard deviation are ``None`` where it
     does not standardise; without both there is no entry.
     """
-    flow = header.description
+    flow, result = header.description, {}
     first = {
         "columns": (_first(flow.get("bijector"), "bijectors"), "bijector.bijectors.0"),
         "context_columns": (_first(flow, "context_net"), "context_net.0"),
@@ -20,20 +22,21 @@ def read_scaling(path: Path, header: Header) -> dict[str, list[dict[str, Any]]]:
     arrays: Any = {}
     if any(part.get("type") == "Standardize" for part, _ in first.values()):
         _, arrays = read_arrays(path, header.kind, allow_non_finite=True)
-    result = {}
     for title, (part, prefix) in first.items():
-        names, scaled = flow.get(title), part.get("type") == "Standardize"
-        count = len(names) if names else len(arrays.get(f"{prefix}.loc", ())) if scaled else 0
-        columns = [
-            {
-                "name": names[i] if names else str(i),
-                "mean": float(arrays[f"{prefix}.loc"][i]) if scaled else None,
-                "sd": float(arrays[f"{prefix}.scale"][i]) if scaled else None,
-            }
-            for i in range(count)
-        ]
-        if columns:
-            result[title] = columns
+        names, scaling = flow.get(title), [arrays.get(f"{prefix}.{n}") for n in ("loc", "scale")]
+        if part.get("type") != "Standardize" or any(np.ndim(a) != 1 for a in scaling):
+            scaling = [np.full(len(names) if isinstance(names, list) else 0, None)] * 2
+        if not isinstance(names, list):
+            names = range(len(scaling[0]))
+        if len({len(names), *map(len, scaling)}) == 1 and names:
+            result[title] = [
+                {
+                    "name": str(name),
+                    "mean": m if m is None else float(m),
+                    "sd": m if m is None else float(s),
+                }
+                for name, m, s in zip(names, *scaling, strict=True)
+            ]
     return result
 
 

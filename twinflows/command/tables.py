@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flow_bridge import checks
+from flow_bridge import optional
 from twinflows.command.outputs import replacing
 
 BLOCK_ROWS = 65536
@@ -103,7 +103,7 @@ def write_table(path: Path, array: np.ndarray, names: Sequence[str], digits: int
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 write_csv(file, array, names, digits)
         else:
-            pandas = checks.host(str(path), "pandas", "pandas", "tables")
+            pandas = optional.host(str(path), "pandas", "pandas", "tables")
             pandas.DataFrame(array, columns=list(names)).to_parquet(temporary, index=False)
 
 
@@ -225,8 +225,8 @@ def _names(path: Path, cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str
 
 
 def _read_parquet(path: Path) -> Table:
-    pandas = checks.host(str(path), "pandas", "pandas", "tables")
-    checks.host(str(path), "pyarrow", "pyarrow", "tables")
+    pandas = optional.host(str(path), "pandas", "pandas", "tables")
+    optional.host(str(path), "pyarrow", "pyarrow", "tables")
     if not path.is_file():
         raise FileNotFoundError(2, "No such file", str(path))
     try:

@@ -5,6 +5,7 @@ said otherwise). float32 has the same limits in units of its own eps. A limit is
 nowhere else.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -18,6 +19,12 @@ class Gate(NamedTuple):
     def limit(self, num_layers: int) -> float:
         """The limit in eps for a stack of ``num_layers``; one bijector alone gets ``base``."""
         return self.base + (self.per_layer * num_layers if num_layers > 1 else 0)
+
+    def reason(self, num_layers: int) -> str:
+        """The limit in words."""
+        if self.per_layer and num_layers > 1:
+            return f"{self.base:g} + {self.per_layer:g} for each of {num_layers} layers"
+        return f"{self.base:g}"
 
 
 GATES = {
@@ -35,6 +42,15 @@ where the truth is 0 (Sylvester, dim 1), sums over 256 rows were 7 eps of the wh
 ORACLE_RATIO = 8
 """An ill-conditioned case passes if neither backend is this many times further from the oracle."""
 
+MOVE = 64
+"""By how many eps inputs and weights are moved, to see how far results go."""
+
+MAX_CONDITIONING = 4.5e7
+"""No conditioning raises a limit of float64 further, in eps: to 1e-8, where wrong formulas begin."""
+
+MAX_FLOAT32 = 2.0**17
+"""No float32 result may be further from float64, in eps: 1/64."""
+
 REFINED_RATIO = 512
 """With finer steps a solver comes this much closer to the truth, at least; in theory by 4,096."""
 
@@ -42,3 +58,27 @@ TRAJECTORY = 1e-12
 """Relative L2 of all weights after 200 Adam steps, smooth conditioner, float64: 4.6e-15 measured."""
 
 TRAJECTORY_STEPS = 200
+
+
+class Limit(NamedTuple):
+    """A limit in eps and why it is that."""
+
+    value: float
+    reason: str
+
+    def raised(self, value: float, why: str) -> "Limit":
+        """The limit, or a higher one where something that was measured asks for it."""
+        if not math.isfinite(value) or value <= self.value:
+            return self
+        return Limit(value, f"raised from {self.value:.3g} {why}")
+
+
+def gate(name: str, num_layers: int) -> Limit:
+    """The row of the table, for a number of layers."""
+    return Limit(GATES[name].limit(num_layers), GATES[name].reason(num_layers))
+
+
+BY_CONDITIONING = "by the measured conditioning (rounding in float32, in its eps)"
+BY_MOVING = f"by how far results move with {MOVE} eps in inputs and weights"
+BY_SOLVER = "by the solver's measured error (the same with finer steps)"
+BY_DETERMINANT = "by the condition number of the Jacobian"

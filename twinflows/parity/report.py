@@ -1,102 +1,175 @@
-"""A parity report as one self-contained HTML page: no script, no file beside it."""
+"""What a parity check found, and its verdict."""
 
+import json
 import math
-from html import escape
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from flow_bridge.architecture import to_json
-
-if TYPE_CHECKING:
-    from twinflows.parity.compare import Comparison, ParityReport
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #1d2433; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #dfe3ea; }
-.ok { color: #15703c; } .failed { color: #b3261e; font-weight: 600; }
-pre { background: #f4f6f9; padding: .7rem; overflow-x: auto; } svg { width: 100%; height: auto; }
-"""
+from twinflows.parity.limits import MAX_FLOAT32, ORACLE_RATIO
 
 
-def html_page(report: "ParityReport") -> str:
-    """The page: verdict, table, errors against their limits, the distribution over rows."""
-    verdict = "The two are one model" if report.passed else "The two differ"
-    css = "ok" if report.passed else "failed"
-    rows = "".join(_table_row(c) for c in report.comparisons)
-    environment = ", ".join(f"{k} {v}" for k, v in report.environment.items())
-    title = escape(f"Parity of {report.architecture['type']}")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
-<body><h1>{title}</h1><p class="{css}">{verdict}.</p>
-<p>Errors are in units of eps of their dtype; the oracle is the float64 run of the same weights.</p>
-<table><tr><th>quantity</th><th>dtype</th><th>PyTorch against JAX</th><th>limit</th>
-<th>PyTorch against oracle</th><th>JAX against oracle</th><th></th></tr>{rows}</table>
-<h2>Errors against their limits</h2>{_bars(report.comparisons)}
-<h2>Errors of single rows, float64</h2>{_histograms(report.row_errors)}
-<h2>The model</h2><pre>{escape(to_json(report.architecture))}</pre>
-<p>{escape(environment)}</p></body></html>
-"""
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity in one dtype; errors are in eps of that dtype.
 
+    Attributes:
+        quantity: what was compared.
+        dtype: ``"float64"`` or ``"float32"``.
+        error: the largest difference between the backends, or from the truth.
+        limit: what it may be.
+        oracle: a run in a wider dtype that both are held against, where there is one.
+        torch_error, jax_error: each backend's distance from the oracle.
+        reason: what the limit is made of.
+        absolute: the largest difference in the units of the quantity.
+        unit: that unit, ``"nats"`` for log-densities; empty for gradients.
 
-def _table_row(c: "Comparison") -> str:
-    figures = [c.error, c.limit, c.torch_error, c.jax_error]
-    cells = "".join(f"<td>{'' if f is None else f'{f:.3g}'}</td>" for f in figures)
-    verdict = '<td class="ok">ok</td>' if c.passed else '<td class="failed">FAILED</td>'
-    return f"<tr><td>{escape(c.quantity)}</td><td>{c.dtype}</td>{cells}{verdict}</tr>"
+    Raises:
+        ValueError: for errors against an oracle that is not named, or that is one of the two judged.
+    """
 
+    quantity: str
+    dtype: str
+    error: float
+    limit: float
+    oracle: str | None = None
+    torch_error: float | None = None
+    jax_error: float | None = None
+    reason: str = ""
+    absolute: float | None = None
+    unit: str = ""
 
-def _bars(comparisons: "list[Comparison]") -> str:
-    left, width, step = 260, 600, 18
-    top = max([1.0, *(math.log10(max(c.limit, c.error, 1)) for c in comparisons if _finite(c))])
-
-    def position(value: float) -> float:
-        """log10 from 0.1 eps on; anything smaller or exactly 0 starts the axis."""
-        return width * (math.log10(min(max(value, 0.1), 10**top)) + 1) / (top + 1)
-
-    parts = []
-    for i, c in enumerate(comparisons):
-        y = 4 + i * step
-        colour = "#3467a8" if c.passed else "#b3261e"
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 11}" text-anchor="end" font-size="12">'
-            f"{escape(c.quantity)} {c.dtype[-2:]}</text>"
-            f'<rect x="{left}" y="{y}" width="{position(c.error):.1f}" height="12" fill="{colour}"/>'
-            f'<line x1="{left + position(c.limit):.1f}" x2="{left + position(c.limit):.1f}" '
-            f'y1="{y - 2}" y2="{y + 14}" stroke="#1d2433" stroke-width="2"/>'
-        )
-    base = 4 + len(comparisons) * step
-    for power in range(-1, int(top) + 1):
-        x = left + position(10.0**power)
-        parts.append(
-            f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle" font-size="11">1e{power}</text>'
-        )
-    return (
-        f'<svg viewBox="0 0 {left + width + 20} {base + 22}">{"".join(parts)}</svg>'
-        "<p>Bars: error in eps, logarithmic. Marks: the limit.</p>"
-    )
-
-
-def _histograms(row_errors: dict[str, list[float]]) -> str:
-    width, height, gap = 200, 110, 16
-    parts = []
-    for i, (name, errors) in enumerate(row_errors.items()):
-        finite = np.array([e for e in errors if math.isfinite(e)])
-        counts, edges = np.histogram(finite, bins=24)
-        x = i * (width + gap)
-        bar = width / len(counts)
-        for j, count in enumerate(counts):
-            h = height * count / max(1, counts.max())
-            parts.append(
-                f'<rect x="{x + j * bar:.1f}" y="{height - h + 4:.1f}" width="{bar - 1:.1f}" '
-                f'height="{h:.1f}" fill="#3467a8"/>'
+    def __post_init__(self) -> None:
+        errors = [self.torch_error, self.jax_error]
+        if any((error is None) != (self.oracle is None) for error in errors):
+            raise ValueError(
+                f"{self.quantity}: an oracle has a name and the errors of both halves."
             )
-        label = f"{name}: up to {edges[-1]:.2g} eps, {len(finite)} of {len(errors)} rows"
-        parts.append(f'<text x="{x}" y="{height + 20}" font-size="11">{escape(label)}</text>')
-    total = max(1, len(row_errors)) * (width + gap)
-    return f'<svg viewBox="0 0 {total} {height + 28}">{"".join(parts)}</svg>'
+        if self.oracle is not None and (self.dtype, self.oracle) != ("float32", "float64"):
+            raise ValueError(
+                f"{self.quantity}: {self.oracle} is no oracle of {self.dtype}; what is judged never "
+                "judges itself."
+            )
+
+    @property
+    def passed(self) -> bool:
+        """Within the limit; in float32 also where both halves are as far from float64, and near it."""
+        if self.error <= self.limit:
+            return True
+        if self.torch_error is None or self.jax_error is None:
+            return False
+        low, high = sorted([self.torch_error, self.jax_error])
+        return high <= min(ORACLE_RATIO * low, MAX_FLOAT32)
 
 
-def _finite(c: "Comparison") -> bool:
-    return math.isfinite(c.error) and math.isfinite(c.limit)
+@dataclass
+class ParityReport:
+    """What ``check_parity`` found: prints as a table, writes HTML and JSON.
+
+    Attributes:
+        architecture: the model.
+        comparisons: one entry per quantity and dtype.
+        findings: sentences; each says why the two are not one model.
+        notes: sentences on what was not judged, and why.
+        subject: what was judged: weights and inputs with their SHA-256, rows, range, date.
+        row_errors: per quantity, the error of every row in float64, in eps.
+        environment: versions and machine.
+    """
+
+    architecture: dict[str, Any]
+    comparisons: list[Comparison] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    subject: dict[str, str] = field(default_factory=dict)
+    row_errors: dict[str, list[float]] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed, there was at least one, and there is no finding."""
+        passed = bool(self.comparisons) and all(c.passed for c in self.comparisons)
+        return passed and not self.findings
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return "the two are one model" if self.passed else "THE TWO DIFFER"
+
+    def __str__(self) -> str:
+        header = ["quantity", "dtype", "torch-jax", "limit", "torch-oracle", "jax-oracle"]
+        header += ["absolute", ""]
+        rows = [
+            [
+                c.quantity,
+                c.dtype,
+                figure(c.error),
+                figure(c.limit) + _mark(c),
+                figure(c.torch_error),
+                figure(c.jax_error),
+                f"{figure(c.absolute)} {c.unit}",
+                "ok" if c.passed else "FAILED",
+            ]
+            for c in self.comparisons
+        ]
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [header, ["-" * w for w in widths], *rows]
+        ]
+        raised = sorted({c.reason.partition(" by ")[2] for c in self.comparisons if _mark(c)})
+        lines += [f"* raised by {reason}" for reason in raised]
+        about = [f"{name}: {value}" for name, value in self.subject.items()]
+        versions = ", ".join(f"{name} {value}" for name, value in self.environment.items())
+        return "\n".join(
+            [
+                f"{self.architecture['type']}: errors in eps",
+                *lines,
+                *about,
+                versions,
+                *self.notes,
+                *self.findings,
+                self.verdict,
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        comparisons = [asdict(c) | {"passed": c.passed} for c in self.comparisons]
+        return {
+            "architecture": self.architecture,
+            "passed": self.passed,
+            "findings": self.findings,
+            "notes": self.notes,
+            "subject": self.subject,
+            "comparisons": comparisons,
+            "environment": self.environment,
+        }
+
+    def to_json(self) -> str:
+        """``to_dict`` as JSON; a figure that is not finite is null."""
+
+        def finite(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: finite(v) for k, v in value.items()}
+            if isinstance(value, list):
+                return [finite(v) for v in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return json.dumps(finite(self.to_dict()), indent=2)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained page: the verdict, of what, the figures, what the words mean."""
+        from twinflows.parity.page import html_page
+
+        Path(path).write_text(html_page(self), encoding="utf-8")
+
+
+def figure(value: float | None) -> str:
+    """Two digits."""
+    if value is None:
+        return "-"
+    return f"{value:.2g}" if value < 1000 else f"{value:.1e}"
+
+
+def _mark(c: Comparison) -> str:
+    return "*" if c.reason.startswith("raised") else ""

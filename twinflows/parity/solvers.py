@@ -29,6 +29,12 @@ def solvers(torch_model: Any) -> list[Any]:
     return [m for m in torch_model.modules() if isinstance(m, Bijector) and m.refined()]
 
 
+def tolerance(torch_model: Any) -> float:
+    """What adaptive solvers promise, ten of their tolerances, in eps of float64."""
+    adaptive = [solver for solver in solvers(torch_model) if solver.adaptive]
+    return sum(10 * max(s.rtol, s.atol) for s in adaptive) / 2.0**-52
+
+
 def refined_torch(model: Any) -> Any:
     """A copy that shares nothing with the model, with finer steps."""
     model = copy.deepcopy(model)
