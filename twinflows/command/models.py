@@ -66,7 +66,8 @@ def describe(
         n: c for n, c in types.items() if issubclass(c, package.Flow) and c is not package.Flow
     }
     cls = _named("model", model, flows)
-    described: Architecture = {"type": cls.__name__} | _size(cls, event_shape)
+    size = _size(cls, event_shape)
+    described: Architecture = {"type": cls.__name__, **size}
     if context_dim:
         described["context_dim"] = context_dim
     base_options: Architecture = {}
@@ -76,6 +77,8 @@ def describe(
             value = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
+        if name in (*size, "type", "context_dim"):
+            raise ValueError(f"--set cannot set {name!r}: that follows from the data.")
         if name.startswith("base."):
             base_options[name.removeprefix("base.")] = value
         else:
