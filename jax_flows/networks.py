@@ -16,7 +16,12 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from flow_bridge.masks import Autoregression, Index, Order
 from jax_flows.derivatives import Layers
-from jax_flows.numerics import conditioner_operands, matmul_precision, softplus
+from jax_flows.numerics import (
+    at_least_float32,
+    conditioner_operands,
+    matmul_precision,
+    softplus,
+)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "leaky_relu": lambda x: jnp.where(x > 0, x, 0.2 * x),
@@ -338,10 +343,12 @@ class LipschitzMLP:
         layers, batch_stats = [], {}
         for i in range(len(self.hidden_dims) + 1):
             name = f"layers_{i}"
-            kernel, bias = (variables["params"][name][leaf] for leaf in ("kernel", "bias"))
+            layer = variables["params"][name]
+            kernel, bias = at_least_float32(layer["kernel"]), at_least_float32(layer["bias"])
             if i == 0:
                 if context is not None:
                     weight = kernel[self.dim :]
+                    context = at_least_float32(context)
                     bias = jnp.matmul(context, weight, precision=matmul_precision()) + bias
                 kernel = kernel[: self.dim]
             if estimate:
@@ -354,9 +361,11 @@ class LipschitzMLP:
         return layers, batch_stats
 
     def _estimate(self, old: Mapping[str, Array], kernel: Array) -> tuple[Array, dict[str, Array]]:
-        u, v = power_iteration(jax.lax.stop_gradient(kernel).T, old["u"], old["v"])
+        old_u, old_v = at_least_float32(old["u"]), at_least_float32(old["v"])
+        u, v = power_iteration(jax.lax.stop_gradient(kernel).T, old_u, old_v)
         image = jnp.matmul(kernel.T, v, precision=matmul_precision())
-        return jnp.matmul(image, u, precision=matmul_precision()), {"u": u, "v": v}
+        new = {"u": u.astype(old["u"].dtype), "v": v.astype(old["v"].dtype)}
+        return jnp.matmul(image, u, precision=matmul_precision()), new
 
 
 def power_iteration(weight: Array, u: Array, v: Array) -> tuple[Array, Array]:

@@ -55,6 +55,15 @@ def test_float64_is_not_rounded_behind_the_back() -> None:
             method({}, np.zeros((3, 2)))
 
 
+def test_numpy_arrays_of_any_layout() -> None:
+    flow = jax_flows.Flow(jax_flows.Planar(2, 1), jax_flows.StandardNormal(2))
+    variables = flow.init(KEY, "float32")
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    expected = flow.log_prob(variables, x, x[:, :1])
+    other = flow.log_prob(variables, x[::-1].astype(">f4"), x[::-1, :1].astype(">f4"))
+    np.testing.assert_array_equal(other, expected[::-1])
+
+
 def test_parts_of_several_dtypes_are_refused() -> None:
     chain = torch_flows.Chain([torch_flows.Affine(2), torch_flows.Affine(2).double()])
     with pytest.raises(TypeError, match="Chain has weights of several dtypes: float32 and float64"):

@@ -12,7 +12,7 @@ from flow_bridge.architecture import count_construction
 from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from flow_bridge.masks import Autoregression, Order
 from torch_flows.derivatives import Layers
-from torch_flows.numerics import softplus
+from torch_flows.numerics import at_least_float32, softplus
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": lambda x: functional.leaky_relu(x, 0.2),
@@ -229,11 +229,10 @@ class LipschitzMLP(nn.Module):
         target = self.lipschitz ** (1 / len(self.layers))
         layers = []
         for i, layer in enumerate(self.layers):
-            weight: Tensor = layer.weight
-            bias: Tensor = layer.bias
+            weight, bias = at_least_float32(layer.weight), at_least_float32(layer.bias)
             if i == 0:
                 if context is not None:
-                    bias = context @ weight[:, self.dim :].T + bias
+                    bias = at_least_float32(context) @ weight[:, self.dim :].T + bias
                 weight = weight[:, : self.dim]
             norm = self._estimate(layer, weight) if estimate else spectral_bound(weight)
             bound = target / SLOPE_BOUNDS.get(self.activation, 1.0) if i else target
@@ -242,7 +241,7 @@ class LipschitzMLP(nn.Module):
 
     def _estimate(self, layer: nn.Linear, weight: Tensor) -> Tensor:
         old_u, old_v = layer.get_buffer("u"), layer.get_buffer("v")
-        u, v = power_iteration(weight.detach(), old_u, old_v)
+        u, v = power_iteration(weight.detach(), *map(at_least_float32, (old_u, old_v)))
         old_u.copy_(u)
         old_v.copy_(v)
         return u @ weight @ v

@@ -26,8 +26,10 @@ from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input, check_probe
 from jax_flows.networks import MLP
 from jax_flows.numerics import (
+    at_least_float32,
     first_step,
     gaussian,
+    in_float32,
     is_eager,
     matmul_precision,
     next_step,
@@ -220,11 +222,12 @@ class ContinuousBijector(Bijector):
         x, context = check_input(self, variables, "x", x, context)
         if self.solver == "rk4":
             return 4 * self.num_steps
-        state, weights, _ = self._start(variables, x, context, None)
+        state, weights, _ = self._start(variables, at_least_float32(x), context, None)
         solver, field = _Dopri5(self.rtol, self.atol, self.max_steps), _Field(self.activation)
         num_steps = solver.solve(field, state, weights, (0.0, 1.0), _row_norm).stats["num_steps"]
         return 3 + 6 * num_steps  # two to choose the first step, one to start, six a step
 
+    @in_float32
     def _run(
         self,
         variables: Variables,
@@ -248,11 +251,11 @@ class ContinuousBijector(Bijector):
         rows = x.reshape(-1, self.dim)
         given = jnp.isfinite(rows).all(-1, keepdims=True)
         if context is not None:
-            context = context.reshape(-1, self.context_dim)
+            context = at_least_float32(context).reshape(-1, self.context_dim)
             given = given & jnp.isfinite(context).all(-1, keepdims=True)
             context = jnp.where(given, context, 0)
         if noise is not None:
-            noise = noise.reshape(-1, self.dim)
+            noise = at_least_float32(noise).reshape(-1, self.dim)
         state = jnp.concatenate([jnp.where(given, rows, 0), jnp.zeros_like(rows[:, :1])], -1)
         return state, self._weights(variables, context, noise), given
 
@@ -260,6 +263,7 @@ class ContinuousBijector(Bijector):
         """What the field needs: the row of t, what the trace needs, the probe, the layers."""
         network = variables["params"]["network"]
         names = [f"layers_{i}" for i in range(len(self.hidden_dims) + 1)]
+        network = jax.tree.map(at_least_float32, network)
         layers = [(network[name]["kernel"], network[name]["bias"]) for name in names]
         first, bias = layers[0]
         if context is not None:
