@@ -224,7 +224,7 @@ def _nudged_side(side: Any) -> Any:
     """The side with every weight moved a little, each by an amount of its own."""
     generator = np.random.default_rng(0)
     weights = {
-        name: array * (1 + _NUDGE * generator.standard_normal(array.shape))
+        name: np.asarray(array * (1 + _NUDGE * generator.standard_normal(array.shape)))
         for name, array in side.arrays().items()
     }
     return type(side).holding(side.flow, weights, "float64")
