@@ -135,7 +135,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         runs = [
             run | _run(side, None, context, z, size) for side, run in zip(sides, runs, strict=True)
         ]
-        moved = _run(_nudged_side(sides[0]), _nudged(x), context, _nudged(z), size)
+        nudged = None if context is None else _nudged(context)
+        moved = _run(_nudged_side(sides[0]), _nudged(x), nudged, _nudged(z), size)
         rough = _run(trial.rough, found.x, found.context, cast(z, "float32"), size)
     except ConvergenceError as raised:
         report.notes.append(f"Rows beside the given ones were not judged: {raised}")
