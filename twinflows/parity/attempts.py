@@ -22,11 +22,17 @@ from twinflows.parity.limits import (
 from twinflows.parity.probes import SHAPES, Probes, probes
 from twinflows.parity.report import Comparison, ParityReport
 from twinflows.parity.solvers import solvers
-from twinflows.parity.truth import MAX_JACOBIAN_SIZE, NAMES, determinant
+from twinflows.parity.truth import (
+    MAX_JACOBIAN_SIZE,
+    NAMES,
+    NUDGE,
+    determinant,
+    nudged,
+    nudged_side,
+)
 from twinflows.sides.base import Results
 
 REPEATS = 50
-_NUDGE = 2.0**-36
 _WHOLE = {"gradient in x": "gradients", "gradient in z": "inverse gradients"}
 
 
@@ -135,8 +141,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         runs = [
             run | _run(side, None, context, z, size) for side, run in zip(sides, runs, strict=True)
         ]
-        nudged = None if context is None else _nudged(context)
-        moved = _run(_nudged_side(sides[0]), _nudged(x), nudged, _nudged(z), size)
+        near = None if context is None else nudged(context)
+        moved = _run(nudged_side(sides[0]), nudged(x), near, nudged(z), size)
         rough = _run(trial.rough, found.x, found.context, cast(z, "float32"), size)
     except ConvergenceError as raised:
         report.notes.append(f"Rows beside the given ones were not judged: {raised}")
@@ -144,7 +150,7 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
     allowed, judged = {}, {}
     for name in runs[0]:
         with np.errstate(invalid="ignore", over="ignore"):
-            movement = MOVE / _NUDGE * row_errors(moved[name], runs[0][name])
+            movement = MOVE / NUDGE * row_errors(moved[name], runs[0][name])
         noise = ORACLE_RATIO / EPS["float32"] * row_errors(rough[name], runs[0][name])
         noise = np.where(np.isfinite(noise), np.minimum(noise, MAX_CONDITIONING), 0)
         finite = np.isfinite(runs[0][name].reshape(len(x), -1)).all(-1)
@@ -184,14 +190,14 @@ def _probe_truth(
     x, context = cast(found.x, "float64"), cast(found.context, "float64")
     size = len(trial.x)
     square = x[0].size <= MAX_JACOBIAN_SIZE
-    nudged = _nudged_side(trial.sides[0])
+    beside = nudged_side(trial.sides[0])
     rough = _determinants(trial.rough, found.x, found.context, size)[0] if square else None
     for name, side, run in zip(NAMES, trial.sides, runs, strict=True):
         regular = found.regular & np.isfinite(run["z"].reshape(len(x), -1)).all(-1)
         z = np.where(np.isfinite(run["z"]), run["z"], 0)
         again = _run(side, None, context, z, size)["x"]
-        moved = _run(nudged, None, context, _nudged(z), size)["x"]
-        movement = MOVE / _NUDGE * row_errors(moved, again)
+        moved = _run(beside, None, context, nudged(z), size)["x"]
+        movement = MOVE / NUDGE * row_errors(moved, again)
         report.comparisons += _worst(
             f"round trip {name} to {name}, probes",
             "x",
@@ -215,21 +221,6 @@ def _probe_truth(
             np.maximum(allowed["log_det"], loss),
             regular & judged["log_det"] & (loss <= MAX_CONDITIONING),
         )
-
-
-def _nudged(array: np.ndarray) -> np.ndarray:
-    """Every entry moved a little, zeros too: an inverse of 0 that is minus infinity then shows it."""
-    return np.asarray(array * (1 + _NUDGE) + np.finfo(array.dtype).tiny)
-
-
-def _nudged_side(side: Any) -> Any:
-    """The side with every weight moved a little, each by an amount of its own."""
-    generator = np.random.default_rng(0)
-    weights = {
-        name: np.asarray(array * (1 + _NUDGE * generator.standard_normal(array.shape)))
-        for name, array in side.arrays().items()
-    }
-    return type(side).holding(side.flow, weights, "float64")
 
 
 def _determinants(
