@@ -64,6 +64,8 @@ MAX_CONDITION = 1e9
 SATURATED = 30
 """Where a log-det is that large, z may have rounded to the end of the codomain."""
 MAX_NEAR_KINKS = 40
+MINIMISING = 20.0
+"""Seconds that making a failure smaller may take."""
 
 
 class Difference(AssertionError):
@@ -483,7 +485,7 @@ class Judge:
             np.max([_apart(run[i], value) for run in runs], 0)
             for i, value in enumerate(self.values)
         ]
-        self.steepness = np.max([a.numpy() for a in halves.noisy.log_dets], 0)
+        self.steepness = np.fmax.reduce([a.numpy() for a in halves.noisy.log_dets])
 
     def _moved(self, size: float, rowwise: bool) -> tuple[np.ndarray, ...]:
         moved = {n: _moved(self.generator, a, size, False) for n, a in self.halves.weights.items()}
@@ -562,6 +564,7 @@ def check(description: Architecture, shape: tuple[int, ...], seed: int, compiled
     forward.judge("z", 0, in_jax[0])
     forward.judge("log_det", 1, in_jax[1])
     backward = Judge(halves, "inverse", z, context, seed)
+    backward.steepness = np.fmax(backward.steepness, forward.steepness)
     in_jax = halves.run_jax("inverse", z, context, compiled)
     backward.judge("x", 0, in_jax[0])
     backward.judge("inverse log_det", 1, in_jax[1])
@@ -712,8 +715,11 @@ def minimise(
 ) -> tuple[Architecture, str]:
     """A smaller architecture that fails too, and what it says."""
     smallest, message = description, _message(error)
-    for _ in range(10):
+    end = time.monotonic() + MINIMISING
+    while time.monotonic() < end:
         for candidate in _smaller(smallest):
+            if time.monotonic() > end:
+                break
             try:
                 for attempt in range(3):
                     check(candidate, shape, seed + attempt, compiled)
