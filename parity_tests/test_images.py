@@ -15,7 +15,7 @@ from flow_bridge.architecture import architecture
 from flow_bridge.errors import NonFiniteError
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy as jax_arrays
-from jax_flows.networks import conv
+from jax_flows.networks.convolutional import conv
 from torch_flows.checkpoint import to_numpy
 
 BOTH = pytest.mark.parametrize("half", [torch_flows, jax_flows], ids=["torch", "jax"])

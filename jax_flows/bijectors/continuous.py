@@ -24,7 +24,7 @@ from flow_bridge.ode import (
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input, check_probe
-from jax_flows.networks import MLP
+from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import (
     at_least_float32,
     first_step,
@@ -74,7 +74,7 @@ class ContinuousBijector(Bijector):
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
             to the size of the gradient, in constant memory, in reverse mode only; ``False``: through its
             steps. ``"rk4"`` always differentiates its steps.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
         max_steps: the most steps of ``"dopri5"``.
@@ -137,8 +137,8 @@ class ContinuousBijector(Bijector):
     @property
     def network(self) -> MLP:
         """The network f of (x, t, context)."""
-        widths = (self.dim + 1 + self.context_dim, tuple(self.hidden_dims), self.dim)
-        return MLP(*widths, self.activation, parent=None)
+        widths = (self.dim + 1 + self.context_dim, self.dim)
+        return MLP(*widths, tuple(self.hidden_dims), self.activation, parent=None)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)

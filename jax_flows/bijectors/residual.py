@@ -15,7 +15,7 @@ from flow_bridge.errors import ConvergenceError
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from jax_flows.inputs import check_input, check_probe
-from jax_flows.networks import LipschitzMLP
+from jax_flows.networks.lipschitz import LipschitzMLP
 from jax_flows.numerics import (
     DIFFERENTIABLE_STEPS,
     at_least_float32,
@@ -63,7 +63,7 @@ class InvertibleResidual(Bijector):
         hidden_dims: widths of the hidden layers of g.
         lipschitz: the bound on g's Lipschitz constant, between 0 and 1.
         log_det: ``"exact"`` or ``"series"``.
-        activation: a name in ``networks.ACTIVATIONS``, divided by its largest slope.
+        activation: a name in ``networks.activations.ACTIVATIONS``, divided by its largest slope.
         exact_terms: terms of the series that are always there.
         stop_probability: of the roulette; by default (1 - lipschitz^2) / 2.
         eval_terms: terms of the series in evaluation, ``None`` for the exact determinant; not with

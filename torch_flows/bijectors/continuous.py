@@ -23,7 +23,7 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input, check_probe
-from torch_flows.networks import MLP
+from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import (
     at_least_float32,
     first_step,
@@ -72,7 +72,7 @@ class ContinuousBijector(Bijector):
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
             to the size of the gradient, in constant memory, in reverse mode only; ``False``: through its
             steps. ``"rk4"`` always differentiates its steps.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
         max_steps: the most steps of ``"dopri5"``.
@@ -141,7 +141,7 @@ class ContinuousBijector(Bijector):
         self.jacobian_norm = jacobian_norm
         self.context_dim = context_dim
         self.event_shape = (dim,)
-        self.network = MLP(dim + 1 + context_dim, hidden_dims, dim, activation)
+        self.network = MLP(dim + 1 + context_dim, dim, hidden_dims, activation)
         if trace == "hutchinson":
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 

@@ -14,7 +14,7 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input, check_probe
-from torch_flows.networks import LipschitzMLP
+from torch_flows.networks.lipschitz import LipschitzMLP
 from torch_flows.numerics import (
     DIFFERENTIABLE_STEPS,
     at_least_float32,
@@ -58,7 +58,7 @@ class InvertibleResidual(Bijector):
         hidden_dims: widths of the hidden layers of g.
         lipschitz: the bound on g's Lipschitz constant, between 0 and 1.
         log_det: ``"exact"`` or ``"series"``.
-        activation: a name in ``networks.ACTIVATIONS``, divided by its largest slope.
+        activation: a name in ``networks.activations.ACTIVATIONS``, divided by its largest slope.
         exact_terms: terms of the series that are always there.
         stop_probability: of the roulette; by default (1 - lipschitz^2) / 2.
         eval_terms: terms of the series in evaluation, ``None`` for the exact determinant; not with

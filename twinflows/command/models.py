@@ -62,9 +62,7 @@ def describe(
     """
     package = _package(backend)
     types = package.registry.registry.types
-    flows = {
-        n: c for n, c in types.items() if issubclass(c, package.Flow) and c is not package.Flow
-    }
+    flows = {n: c for n, c in types.items() if c is not package.Flow and _is_a(c, package.Flow)}
     cls = _named("model", model, flows)
     size = _size(cls, event_shape)
     described: Architecture = {"type": cls.__name__, **size}
@@ -87,7 +85,7 @@ def describe(
         named = _outline(described, backend)
     described_base = architecture(named.base)
     if base is not None:
-        bases = {n: c for n, c in types.items() if issubclass(c, package.Distribution)}
+        bases = {n: c for n, c in types.items() if _is_a(c, package.Distribution)}
         kind = _named("base distribution", base, bases).__name__
         described_base = {"type": kind, "dim": described_base["dim"], **BASE_DEFAULTS.get(kind, {})}
     return {
@@ -199,6 +197,10 @@ def _package(backend: str | None) -> Any:
     import jax_flows
 
     return jax_flows
+
+
+def _is_a(cls: Any, base: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, base)
 
 
 def _named(what: str, name: str, types: dict[str, type]) -> type:
