@@ -41,7 +41,7 @@ from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from parity_tests.catalogue import Case
 from torch_flows.checkpoint import to_numpy
-from torch_flows.networks import ACTIVATIONS
+from torch_flows.networks.activations import ACTIVATIONS
 
 Architecture = dict[str, Any]
 Results = dict[str, np.ndarray]
