@@ -1,5 +1,6 @@
 """The command line, run as a user would."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -78,6 +79,21 @@ def test_parity_exit_code_and_json(run, checkpoint, monkeypatch) -> None:
     code, out, _ = run("parity", checkpoint, "--rows", 5, "--json")
     assert code == 1
     assert json.loads(out)["passed"] is False
+
+
+def test_parity_of_two_files(run, tmp_path) -> None:
+    flow = torch_flows.Flow(torch_flows.Affine(1), torch_flows.StandardNormal(1))
+    torch_flows.save(flow, first := tmp_path / "a.safetensors")
+    flow.bijector.shift.data += 1
+    torch_flows.save(flow, second := tmp_path / "b.safetensors")
+    code, out, _ = run("parity", first, second, "--rows", 2, "--json")
+    assert code == 1
+    report = json.loads(out)
+    assert report["findings"] == ["The weights differ at bijector.shift: up to 1 apart."]
+    digest = hashlib.sha256(second.read_bytes()).hexdigest()
+    assert report["subject"]["second file"] == f"{second}, sha256 {digest}"
+    assert "seed 0" in report["subject"]["inputs"]
+    assert report["subject"]["command"].startswith("twinflows ")
 
 
 def test_convert_there_and_back(run, checkpoint, tmp_path) -> None:
