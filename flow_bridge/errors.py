@@ -22,7 +22,8 @@ class CheckpointError(TwinflowsError, ValueError):
 class NonFiniteError(TwinflowsError, ArithmeticError):
     """Training met a NaN or an infinity; the message names the step.
 
-    In JAX, ``variables`` holds the last good weights (in PyTorch the flow itself does).
+    In JAX, ``variables`` holds the best weights so far, or without validation data the last good ones
+    (in PyTorch the flow itself does).
     """
 
     variables: Any = None

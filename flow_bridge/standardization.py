@@ -26,11 +26,11 @@ def location_and_scale(
         Both in float64, shape ``(columns,)``.
 
     Raises:
-        ValueError: for no rows, a NaN or an infinity, and for a column that is constant, that
+        ValueError: for fewer than 2 rows, a NaN or an infinity, and for a column that is constant, that
             ``dtype`` cannot tell from a constant, or that ``dtype`` cannot hold.
     """
-    if getattr(x, "ndim", 0) < 2 or len(x) == 0:
-        raise ValueError(f"the {what} are expected as rows, got shape {np.shape(x)}.")
+    if getattr(x, "ndim", 0) < 2 or len(x) < 2:
+        raise ValueError(f"the {what} are expected as at least 2 rows, got shape {np.shape(x)}.")
     info = ml_dtypes.finfo(DTYPES[dtype])
     low = np.min([block.min((0, 2)) for block in _blocks(x)], 0)
     high = np.max([block.max((0, 2)) for block in _blocks(x)], 0)

@@ -35,8 +35,8 @@ def check_input(
     batch = check_array(owner, variables, name, x, event_shape)
     _check_context(owner, context, batch, x.dtype.name)
     if context is not None:
-        context = jnp.broadcast_to(context, (*batch, owner.context_dim))
-    return jnp.asarray(x), context
+        context = jnp.broadcast_to(to_jax(context), (*batch, owner.context_dim))
+    return to_jax(x), context
 
 
 def check_probe(owner: Any, variables: Variables, noise: AnyArray, x: Array) -> Array:
@@ -53,6 +53,13 @@ def context_batch(owner: Any, variables: Variables, context: AnyArray | None) ->
     batch = context.shape[:-1] if context is not None and is_array(context) else ()
     _check_context(owner, context, batch, "" if dtype is None else dtype.name)
     return batch
+
+
+def to_jax(x: AnyArray) -> Array:
+    """x as JAX's array; numpy's may be in the other byte order."""
+    return jnp.asarray(
+        x if isinstance(x, jax.Array) else x.astype(x.dtype.newbyteorder("="), copy=False)
+    )
 
 
 def is_array(x: object) -> bool:

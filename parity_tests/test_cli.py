@@ -187,6 +187,12 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
             ("--model", "realnvp", "--batch-size", 1),
             "at least 2 rows in a batch, here they have 1.",
         ),
+        (("--set", "dim=2"), "--set cannot set 'dim': that follows from the data."),
+        (("--set", 'type="IAF"'), "--set cannot set 'type'"),
+        (("--set", "context_dim=1"), "--set cannot set 'context_dim'"),
+        (("--epochs", 0), "'--epochs': "),
+        (("--epoch", 1), "--epoch"),
+        (("--backend", "numpy"), "'--backend': "),
         (("--picture", "m.xyz"), "m.xyz is expected to end in .png, .pdf, .svg, .jpg."),
         (("--validation", 1.5), "a fraction in [0, 1), got 1.5"),
     ],
@@ -195,6 +201,7 @@ def test_train_refuses(run, table, arguments, reason, tmp_path) -> None:
     code, out, err = run("train", table, "--out", tmp_path / "m.safetensors", *arguments)
     assert (code, out) == (2, "")
     assert reason in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -538,6 +545,8 @@ def test_errors_are_one_line(run, checkpoint, tmp_path) -> None:
         ("convert", bijector, tmp_path / "x", *from_torch, nested_file),
         ("sample", checkpoint, "--num", 10**12, "--context", "1,2,3"),
         ("parity", checkpoint, "--rows", 10**12),
+        ("parse", checkpoint),
+        ("sample",),
     ):
         code, out, err = run(*arguments)
         assert code == 2, (arguments, err)

@@ -16,7 +16,9 @@ import torch_flows
 from flow_bridge.domains import Interval
 from flow_bridge.series import student_t_constant
 from flow_bridge.weights import DTYPES, torch_to_jax
+from jax_flows.numerics import divide
 from parity_tests.catalogue import Case
+from torch_flows.checkpoint import to_numpy as from_torch
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -309,3 +311,89 @@ def test_ends_of_an_interval(dtype: str, ends: tuple[float, float]) -> None:
         assert not interval.low < beyond < interval.high or abs(end) == float(
             ml_dtypes.finfo(kind).tiny
         )
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e20, 1e30])
+def test_radial_gradients_far_out(size: float) -> None:
+    """From 2e19 on, JAX's gradient was 2 where the map is a translation: the square of r overflowed."""
+    weights = {"center": [0.0, 0.0], "raw_alpha": 0.3, "raw_s": -1.0}
+    run = both(arch("Radial", dim=2), weights)
+    exact = both(arch("Radial", dim=2), weights, "float64")
+    for method in ("forward", "inverse"):
+        x = [[size, -size]]
+        right = exact("torch", method, x, gradient=True)[0]
+        for half in HALVES:
+            found = run(half, method, x, gradient=True)[0]
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_quotients() -> None:
+    """As JAX's own where that is right, to the second derivative, compiled and mapped."""
+    a, b = jnp.array([1.5, -2.0]), jnp.array([0.7, -3.0])
+
+    def derivatives(quotient: Any) -> Any:
+        total = jax.hessian(lambda a, b: quotient(a, b).sum(), (0, 1))
+        return jax.jit(total)(a, b), jax.vmap(jax.grad(quotient, (0, 1)))(a, b)
+
+    ours, theirs = derivatives(divide), derivatives(jnp.divide)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+LOW = {
+    "Rotation": arch("Rotation", dim=3),
+    "LULinear": arch("LULinear", dim=2),
+    "Sylvester": arch("Sylvester", dim=2, rank=2),
+    "InvertibleResidual": arch("InvertibleResidual", dim=3, hidden_dims=[3]),
+    "series": arch("InvertibleResidual", dim=2, hidden_dims=[3], log_det="series"),
+    "dopri5": arch("ContinuousBijector", dim=2, hidden_dims=[3]),
+    "hutchinson": arch("ContinuousBijector", dim=2, hidden_dims=[3], trace="hutchinson",
+                       probe="gaussian", solver="rk4", num_steps=2),
+    "GaussianMixture": arch("Flow", bijector=arch("Affine", dim=2),
+                            base=arch("GaussianMixture", dim=2, num_components=2)),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_jax")
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LOW)
+def test_low_precision(name: str, dtype: str) -> None:
+    """No kernel of PyTorch or JAX is missing, and all is right to a few eps of the dtype."""
+    case, kind = Case("row", LOW[name]), getattr(torch, dtype)
+    model = case.torch_model("float32").to(kind).eval()
+    exact = torch_flows.build(case.architecture).double().eval()
+    exact.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    twin = jax_flows.build(case.architecture)
+    weights = {k: from_torch(v) for k, v in model.state_dict().items()}
+    variables = jax.tree.map(jnp.asarray, torch_to_jax(weights, twin.shapes()))
+    x = torch.from_numpy(case.inputs(3)).to(kind)
+    eps, dim = torch.finfo(kind).eps, x.shape[-1]
+    for method in ("forward", "inverse"):
+        right = getattr(exact, method)(x.double())
+        found = getattr(model, method)(x)
+        twins = jax.jit(getattr(twin, method))(variables, from_torch(x))
+        for want, ours, theirs in zip(right, found, twins, strict=True):
+            want = want.detach().numpy()
+            assert ours.dtype == kind
+            assert theirs.dtype.name == dtype
+            for value in (ours.detach().double().numpy(), np.asarray(theirs, np.float64)):
+                np.testing.assert_allclose(value, want, atol=8 * dim * eps * (1 + abs(want).max()))
+    z, log_det = model.train().forward(x)
+    (z.float().sum() + log_det.float().sum()).backward()
+    if name != "Rotation":
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    twins = jax.jit(twin.forward_and_update)(variables, from_torch(x))
+    for a, b in ((z, twins[0]), (log_det, twins[1])):
+        a = a.detach().double().numpy()
+        np.testing.assert_allclose(a, np.asarray(b, np.float64), atol=16 * eps * (1 + abs(a).max()))
+    if name == "GaussianMixture":
+        assert model.sample(5).dtype == kind
+        assert twin.sample(variables, jax.random.key(0), 5).dtype.name == dtype
+
+
+def test_float32_weights_where_float64_is_enabled() -> None:
+    """The gradient in the weights of a continuous flow raised a TypeError in JAX."""
+    flow = jax_flows.ContinuousBijector(2, (3,))
+    variables = flow.init(jax.random.key(0), "float32")
+    gradient = jax.grad(lambda v: flow.forward(v, np.ones((2, 2), np.float32))[1].sum())(variables)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}

@@ -472,13 +472,18 @@ def main() -> None:
         with warnings.catch_warnings():
             if not os.environ.get(DEBUG):  # those of libraries are for programmers
                 warnings.simplefilter("ignore")
-            app()
+            code = app(standalone_mode=False)
+            sys.stdout.flush()
+            sys.exit(code)
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         if isinstance(error, BrokenPipeError):  # of who reads stdout, which nobody does any more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
         sentence, code = _explain(error)
         print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
         sys.exit(code)
@@ -486,6 +491,12 @@ def main() -> None:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """The sentence and the exit code for an exception."""
+    if hasattr(error, "format_message"):  # of typer, for arguments that it does not take
+        context = getattr(error, "ctx", None)
+        help_of = "twinflows" if context is None else context.command_path
+        return f"{error.format_message()} See {help_of} --help.", 2
+    if isinstance(error, typer.Abort):
+        return "interrupted.", 130
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in EXTRAS:
         package, extra = EXTRAS[str(error.name).partition(".")[0]]
         return f"this needs {package}: pip install 'twinflows[{extra}]'.", 2

@@ -62,11 +62,10 @@ def describe(
     """
     package = _package(backend)
     types = package.registry.registry.types
-    flows = {
-        n: c for n, c in types.items() if issubclass(c, package.Flow) and c is not package.Flow
-    }
+    flows = {n: c for n, c in types.items() if c is not package.Flow and _is_a(c, package.Flow)}
     cls = _named("model", model, flows)
-    described: Architecture = {"type": cls.__name__} | _size(cls, event_shape)
+    size = _size(cls, event_shape)
+    described: Architecture = {"type": cls.__name__, **size}
     if context_dim:
         described["context_dim"] = context_dim
     base_options: Architecture = {}
@@ -76,6 +75,8 @@ def describe(
             value = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
+        if name in (*size, "type", "context_dim"):
+            raise ValueError(f"--set cannot set {name!r}: that follows from the data.")
         if name.startswith("base."):
             base_options[name.removeprefix("base.")] = value
         else:
@@ -84,7 +85,7 @@ def describe(
         named = _outline(described, backend)
     described_base = architecture(named.base)
     if base is not None:
-        bases = {n: c for n, c in types.items() if issubclass(c, package.Distribution)}
+        bases = {n: c for n, c in types.items() if _is_a(c, package.Distribution)}
         kind = _named("base distribution", base, bases).__name__
         described_base = {"type": kind, "dim": described_base["dim"], **BASE_DEFAULTS.get(kind, {})}
     return {
@@ -196,6 +197,10 @@ def _package(backend: str | None) -> Any:
     import jax_flows
 
     return jax_flows
+
+
+def _is_a(cls: Any, base: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, base)
 
 
 def _named(what: str, name: str, types: dict[str, type]) -> type:
