@@ -34,6 +34,15 @@ def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
     return quotient, divide(da - quotient * db, b)
 
 
+def tanh(x: Array) -> Array:
+    """tanh(x), 1 from 9.02 in float32 in both frameworks (XLA's own is 1 from 8.0 on a CPU)."""
+    positive = x > 0
+    below = jnp.where(positive, -x, x)
+    exp, excess = jnp.exp(2 * below), jnp.expm1(2 * below)
+    value = jnp.where(below < -1, 2 * exp / (1 + exp) - 1, excess / (2 + excess))
+    return jnp.where(positive, -value, value)
+
+
 def softplus(x: Array) -> Array:
     """log(1 + e^x), exact at every x."""
     return jnp.logaddexp(x, jnp.zeros_like(x))

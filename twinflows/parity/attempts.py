@@ -134,7 +134,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         runs = [
             run | _run(side, None, context, z, size) for side, run in zip(sides, runs, strict=True)
         ]
-        moved = _run(_nudged_side(sides[0]), _nudged(x), context, _nudged(z), size)
+        nudged = None if context is None else _nudged(context)
+        moved = _run(_nudged_side(sides[0]), _nudged(x), nudged, _nudged(z), size)
         rough = _run(trial.rough, found.x, found.context, cast(z, "float32"), size)
     except ConvergenceError as raised:
         report.notes.append(f"Rows beside the given ones were not judged: {raised}")
@@ -223,7 +224,7 @@ def _nudged_side(side: Any) -> Any:
     """The side with every weight moved a little, each by an amount of its own."""
     generator = np.random.default_rng(0)
     weights = {
-        name: array * (1 + _NUDGE * generator.standard_normal(array.shape))
+        name: np.asarray(array * (1 + _NUDGE * generator.standard_normal(array.shape)))
         for name, array in side.arrays().items()
     }
     return type(side).holding(side.flow, weights, "float64")
