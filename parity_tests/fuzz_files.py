@@ -417,6 +417,9 @@ def _same_meaning(found: Any, arrays: Mapping[str, np.ndarray], data: bytes) -> 
 def _says(said: Any, found: Any) -> bool:
     """Whether an object's arguments are all that a file says, which may leave defaults out."""
     if isinstance(said, dict) and isinstance(found, dict):
+        build = torch_flows.registry.registry.types.get(said.get("type"))
+        if build is not None and not isinstance(build, type):  # another name for some arguments
+            said = architecture(build(**{k: v for k, v in said.items() if k != "type"}))
         return all(key in found and _says(value, found[key]) for key, value in said.items())
     if said == [] and found is None:  # no parts
         return True
