@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -599,12 +600,16 @@ def test_no_traceback(run, checkpoint, monkeypatch, error, code, sentence) -> No
         raise error
 
     monkeypatch.setattr("twinflows.command.scaling.read_scaling", fail)
-    found, out, err = run("inspect", checkpoint)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found, out, err = run("inspect", checkpoint)
+    assert not seen
     assert (found, out) == (code, "")
     assert sentence in err
     assert err.count("\n") == 1
     monkeypatch.setenv(cli.DEBUG, "1")
-    assert "Traceback" in run("inspect", checkpoint)[2]
+    with pytest.warns(RuntimeWarning, match="divide by zero"):
+        assert "Traceback" in run("inspect", checkpoint)[2]
 
 
 def test_densities_of_zero_are_null_in_json(run, tmp_path) -> None:
