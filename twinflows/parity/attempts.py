@@ -395,6 +395,6 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
                 limit.value,
                 reason=limit.reason,
                 absolute=gap,
-                unit=f"({worst[1]})",
+                unit=UNITS[KINDS[worst[1]]].format(worst[1]),
             )
         )
