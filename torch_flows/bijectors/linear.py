@@ -22,8 +22,8 @@ class _Reordering(Bijector):
 
     def _set_order(self, order: np.ndarray) -> None:
         self.event_shape = (len(order),)
-        self.register_buffer("order", torch.from_numpy(order), persistent=False)
-        inverse_order = torch.from_numpy(np.argsort(order))
+        self.register_buffer("order", torch.as_tensor(order), persistent=False)
+        inverse_order = torch.as_tensor(np.argsort(order))
         self.register_buffer("inverse_order", inverse_order, persistent=False)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:

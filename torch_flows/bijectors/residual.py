@@ -108,7 +108,7 @@ class InvertibleResidual(Bijector):
         self.network = LipschitzMLP(dim, hidden_dims, activation, lipschitz, context_dim)
         self._stop = stop
         if log_det == "series":
-            thresholds = torch.from_numpy(bridge.roulette_thresholds(stop))
+            thresholds = torch.as_tensor(bridge.roulette_thresholds(stop))
             self.register_buffer("thresholds", thresholds, persistent=False)
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
