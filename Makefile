@@ -1,9 +1,11 @@
 PYTHON ?= python3
 VENV ?= .venv
+SECONDS ?= 300
+SEED ?= 0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs docs-serve bench clean
+.PHONY: demo test test-slow fuzz lint docs docs-serve bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
@@ -13,6 +15,11 @@ test: $(INSTALLED) lint docs
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -q
+
+# as many drawn architectures and damaged files as fit into SECONDS each
+fuzz: $(INSTALLED)
+	$(BIN)/python -m parity_tests.fuzz architectures --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m parity_tests.fuzz files --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

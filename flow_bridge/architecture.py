@@ -12,10 +12,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from flow_bridge.arguments import convert_arguments
 from flow_bridge.errors import ArchitectureError
+from flow_bridge.networks import FLAX, REGISTERED, Network, network_arguments
 
 Architecture = dict[str, Any]
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound=Callable[..., Any])
+N = TypeVar("N")
 
 
 @dataclass
@@ -34,10 +37,10 @@ class Registry:
 
     def __init__(self, package: str) -> None:
         self.package = package
-        self.types: dict[str, type] = {}
+        self.types: dict[str, Callable[..., Any]] = {}
 
     def register(self, cls: T) -> T:
-        """Class decorator: make ``cls`` known to ``build`` and ``load`` under its own name.
+        """Decorator: make a class, or a function that makes one's object, known to ``build`` and ``load``.
 
         Raises:
             ArchitectureError: if another class already has that name.
@@ -50,7 +53,24 @@ class Registry:
             raise ArchitectureError(
                 f"{self.package} already has a type {cls.__name__!r}, from {known.__module__}."
             )
-        self.types[cls.__name__] = cls
+        registered = cls if isinstance(cls, type) else convert_arguments(cls)
+        self.types[cls.__name__] = registered
+        return registered
+
+    def register_network(self, cls: type[N]) -> type[N]:
+        """Class decorator: make a network known to ``build`` and ``load`` under its own name.
+
+        Args:
+            cls: a class whose first two arguments are the widths of its input and output, and whose
+                others are plain data. Registered in both halves under one name, with the same
+                arguments and weights, it is converted and saved like the built-in ones.
+
+        Raises:
+            ArchitectureError: for a class with fewer arguments, or if another has that name.
+        """
+        network_arguments(cls)
+        self.register(cls)
+        REGISTERED.add(cls)
         return cls
 
     def build(self, architecture: Architecture) -> Any:
@@ -70,8 +90,10 @@ class Registry:
                 f"{self.package} has no type {name!r}; a class of your own must be registered "
                 f"first, with {self.package}.register."
             )
-        cls = self.types[name]
+        cls: Any = self.types[name]
         known = argument_names(cls)
+        unbuilt = cls in REGISTERED and known[0] not in architecture
+        known = [*network_arguments(cls)] if unbuilt else known
         arguments = {
             key: self._value(value) for key, value in architecture.items() if key != "type"
         }
@@ -79,7 +101,7 @@ class Registry:
         if unknown:
             raise ArchitectureError(f"{name} has no argument {unknown[0]!r}; it has {known}.")
         try:
-            return cls(**arguments)
+            return Network(cls, **arguments) if unbuilt else cls(**arguments)
         except ArchitectureError:
             raise
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -117,6 +139,8 @@ def architecture(obj: Any) -> Architecture:
         >>> architecture(torch_flows.Planar(dim=2))
         {'type': 'Planar', 'dim': 2, 'context_dim': 0}
     """
+    if isinstance(obj, Network):
+        return _network(obj, "Network")
     described = describe(obj, type(obj))
     return obj.confirm(described) if hasattr(obj, "confirm") else described
 
@@ -177,7 +201,8 @@ def count_entries(entries: int) -> None:
 def argument_names(cls: Callable[..., Any]) -> list[str]:
     """The names of a constructor's arguments."""
     parameters = inspect.signature(cls).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [name for name in names if name not in FLAX] if cls in REGISTERED else names
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -185,9 +210,15 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hasattr(value, "is_architecture"):
+    if isinstance(value, Network):
+        return _network(value, where)
+    if hasattr(value, "is_architecture") or type(value) in REGISTERED:
         return describe(value, type(value))
     raise ArchitectureError(
         f"{where} is a {type(value).__name__}, which is not plain data; "
         "use numbers, strings, lists or registered classes."
     )
+
+
+def _network(network: Network, where: str) -> Architecture:
+    return {key: _plain(item, where) for key, item in network.architecture().items()}

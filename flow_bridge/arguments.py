@@ -10,13 +10,14 @@ import operator
 import types
 import typing
 from abc import ABCMeta
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 _PLURALS = {
@@ -45,6 +46,30 @@ class PlainArguments(ABCMeta):
     @property
     def __signature__(cls) -> inspect.Signature:
         return _describe(cls)[0]
+
+
+def convert_arguments(function: F) -> F:
+    """A function that takes its arguments as a class of ``PlainArguments`` does."""
+    signature, kinds = _describe_function(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # Python says what is missing or too much
+        for name, value in arguments.items():
+            if name in kinds:
+                arguments[name] = kinds[name].convert(function.__name__, name, value)
+        return function(**arguments)
+
+    return cast(F, call)
+
+
+def convert(cls: type, name: str, value: Any) -> Any:
+    """One argument of any class as a plain value, where the class says of which kind it is."""
+    kinds = _describe(cls)[1]
+    return kinds[name].convert(cls.__name__, name, value) if name in kinds else value
 
 
 class Kind(NamedTuple):
@@ -90,14 +115,21 @@ def plain(owner: str, name: str, kind: type, value: Any) -> Any:
 
 @cache
 def _describe(cls: type) -> tuple[inspect.Signature, dict[str, Kind]]:
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    signature, kinds = _describe_function(cls.__init__)  # type: ignore[misc]
     _, *parameters = signature.parameters.values()
+    return signature.replace(parameters=parameters), kinds
+
+
+def _describe_function(
+    function: Callable[..., Any],
+) -> tuple[inspect.Signature, dict[str, Kind]]:
+    signature = inspect.signature(function)
     try:
-        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+        hints = typing.get_type_hints(function)
     except NameError:  # a name that only type checkers see
         hints = {}
-    kinds = {p.name: _kind(hints[p.name]) for p in parameters if p.name in hints}
-    return signature.replace(parameters=parameters), kinds
+    kinds = {name: _kind(hints[name]) for name in signature.parameters if name in hints}
+    return signature, kinds
 
 
 def _kind(annotation: Any) -> Kind:

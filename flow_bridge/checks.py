@@ -63,6 +63,13 @@ def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden_dims)
 
 
+def residual_network(owner: str, hidden_dim: int, num_blocks: int, context: str) -> None:
+    """Check the numbers of a residual network, and how its context enters."""
+    positive_int(owner, hidden_dim=hidden_dim, num_blocks=num_blocks)
+    count_construction(2 * num_blocks + 1)
+    one_of(owner, "context", context, ("concatenate", "gate"))
+
+
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
     """``dim`` as an event shape: ``5`` is ``(5,)``, ``(3, 8, 8)`` stays."""
     shape = (dim,) if isinstance(dim, int) else tuple(dim)
@@ -82,6 +89,62 @@ def vector_or_image(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
             f"{owner} expects dim as a number or as (channels, height, width), got {dim!r}."
         )
     return shape
+
+
+def coupling_shape(owner: str, dim: int | Sequence[int | None]) -> tuple[int | None, ...]:
+    """``dim`` as the event shape of a vector, or of images ``(channels, height, width)``.
+
+    Height and width may be ``None``, for any.
+    """
+    if isinstance(dim, list | tuple) and len(dim) == 3:
+        channels, height, width = dim
+        positive_int(owner, channels=known(channels))
+        for name, size in (("height", height), ("width", width)):
+            if size is not None:
+                positive_int(owner, **{name: size})
+        return channels, height, width
+    if isinstance(dim, list | tuple):
+        raise ValueError(
+            f"{owner} expects dim as a number or as (channels, height, width), got {dim!r}."
+        )
+    vector: Any = dim
+    positive_int(owner, dim=vector)
+    return (vector,)
+
+
+def known(size: int | None) -> int:
+    """A size that is not open."""
+    assert size is not None
+    return size
+
+
+def conditioner_of(owner: str, name: str, takes: int, event_ndim: int) -> None:
+    """Raise ``ValueError`` for a network of vectors in a coupling of images, or the reverse."""
+    if takes != event_ndim:
+        kinds = {1: "vectors", 3: "images"}
+        raise ValueError(
+            f"{owner} of {kinds[event_ndim]} expects a conditioner of {kinds[event_ndim]}, "
+            f"got {name}, which is one of {kinds[takes]}."
+        )
+
+
+def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
+    """Raise ``ValueError`` for a conditioner that has no context to see."""
+    if conditioner is not None and not context_dim:
+        raise ValueError(f"{owner} has a conditioner only with a context: state its context_dim.")
+
+
+def masked_conditioner(name: str, masked: bool, num_features: int) -> None:
+    """Raise ``ValueError`` for a network without masks, and for a map whose networks see angles."""
+    if not masked:
+        raise ValueError(
+            f"MaskedAutoregressive needs a conditioner with masks (MLP, ResidualMLP, MaskedMLP, "
+            f"MaskedResidualMLP), got {name}; Coupling takes any network."
+        )
+    if num_features > 1:
+        raise ValueError(
+            "MaskedAutoregressive has no networks for a circular map; use Coupling or Elementwise."
+        )
 
 
 def image_shape(owner: str, shape: Sequence[int], factor: int) -> tuple[int, ...]:

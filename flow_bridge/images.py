@@ -1,7 +1,7 @@
 """Shapes and units of images, for both halves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flow_bridge import checks
@@ -28,6 +28,13 @@ def split_shape(event_shape: Shape, latent_shape: Shape) -> Shape:
             f"got one from {checks.describe(event_shape)} to {checks.describe(latent_shape)}."
         )
     return _times(event_shape[0], 2), *event_shape[1:]
+
+
+def kept_shape(shape: Shape, map_inner: Callable[[Shape], Shape]) -> Shape:
+    """``shape``, if ``Split`` can halve it and its bijector keeps that of the half."""
+    checks.divisible("Split", 2, channels=shape[0])
+    inner = _over(shape[0], 2), *shape[1:]
+    return split_shape(inner, map_inner(inner))
 
 
 def log_slope(alpha: float) -> float:

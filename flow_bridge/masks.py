@@ -12,8 +12,10 @@ from flow_bridge.architecture import count_entries
 Mask = str | Sequence[int] | Sequence[bool]
 Index = slice | np.ndarray
 Order = str | Sequence[int] | None
+Degrees = str | Sequence[Sequence[int]] | None
 
 NAMED_MASKS = ("even", "odd", "first_half", "second_half")
+CHECKERBOARDS = ("checkerboard_even", "checkerboard_odd")
 
 
 def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
@@ -179,8 +181,19 @@ class Autoregression:
     """Who sees whom in a masked network, by degrees; and in which blocks its inverse goes.
 
     The dimension generated k-th, counted from 0, has degree k + 1 as an input and k as an output; a
-    unit sees those of the layer below whose degree is not above its own. Hidden degrees ascend along
-    each layer, spread evenly, from 0 where there is a context (or one dimension only), else from 1.
+    unit sees those of the layer below whose degree is not above its own.
+
+    Args:
+        dim, num_parameters, context_dim: of the network.
+        hidden_dims: widths of the hidden layers.
+        order: see ``autoregressive_order``.
+        given: the degrees of the hidden units. ``None``: ascending along each layer and spread evenly, from 0
+            where there is a context (or one dimension only), else from 1, to dim - 1. ``"cyclic"``:
+            1, 2, ..., dim - 1, 1, 2, ... Or one list for each layer, with a number from 0 to dim - 1
+            for each unit.
+
+    Raises:
+        ValueError: for degrees that are none of these.
 
     Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
     """
@@ -190,16 +203,26 @@ class Autoregression:
     num_parameters: int
     order: Order
     context_dim: int
+    given: Degrees = None
+
+    def __post_init__(self) -> None:
+        _ = self.hidden, self.generated
 
     @property
     def generated(self) -> np.ndarray:
         """The dimensions in the order in which they are generated."""
         return autoregressive_order(self.order, self.dim)
 
-    @property
+    @cached_property
     def hidden(self) -> list[np.ndarray]:
         """The degrees of the hidden units, layer by layer."""
         count_entries(sum(self.hidden_dims))
+        if self.given == "cyclic":
+            return [
+                np.arange(n) % max(1, self.dim - 1) + min(1, self.dim - 1) for n in self.hidden_dims
+            ]
+        if self.given is not None:
+            return _listed_degrees(self.given, self.hidden_dims, self.dim)
         lowest = 0 if self.context_dim or self.dim == 1 else 1
         return [lowest + np.arange(n) * (self.dim - lowest) // n for n in self.hidden_dims]
 
@@ -213,6 +236,15 @@ class Autoregression:
         position = np.argsort(self.generated)
         inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
+
+    @property
+    def sorting(self) -> list[np.ndarray | None]:
+        """For inputs, each hidden layer and outputs (of one parameter each), the positions in the order
+        in which they can be computed; ``None`` where they stand in it."""
+        outputs = self.generated[:, None] * self.num_parameters + np.arange(self.num_parameters)
+        hidden = [np.argsort(degrees, kind="stable") for degrees in self.hidden]
+        layers = [self.generated, *hidden, outputs.ravel()]
+        return [None if (order == np.arange(len(order))).all() else order for order in layers]
 
     def parts(self, size: float) -> tuple[int, ...]:
         """How the inverse divides the dimensions: into so many parts, each into so many, and so on.
@@ -231,7 +263,7 @@ class Autoregression:
         """For inputs, each hidden layer and outputs, counted in the order of generation: where the
         k-th dimension starts (of the hidden units, those of degree k), for k up to ``dim``."""
         steps = np.arange(self.dim + 1)
-        hidden = [np.searchsorted(degrees, steps) for degrees in self.hidden]
+        hidden = [np.searchsorted(np.sort(degrees), steps) for degrees in self.hidden]
         return [layer.tolist() for layer in (steps, *hidden, steps * self.num_parameters)]
 
     def blocks(self, start: int, run: int, block: int) -> list[np.ndarray]:
@@ -249,3 +281,21 @@ class Autoregression:
             positions = first[:-1, None] + np.arange(size)
             index.append(np.where(positions < first[1:, None], positions, first[-1]))
         return index
+
+
+def _listed_degrees(
+    degrees: str | Sequence[Sequence[int]], hidden_dims: Sequence[int], dim: int
+) -> list[np.ndarray]:
+    if isinstance(degrees, str) or len(degrees) != len(hidden_dims):
+        raise ValueError(
+            f'degrees must be None, "cyclic" or a list for each of the {len(hidden_dims)} hidden '
+            f"layers, got {degrees!r:.60}."
+        )
+    for layer, width in zip(degrees, hidden_dims, strict=True):
+        numbers = isinstance(layer, list | tuple) and all(type(d) is int for d in layer)
+        if not numbers or len(layer) != width or not all(0 <= d < dim for d in layer):
+            raise ValueError(
+                f"degrees must hold {width} integers from 0 to {dim - 1} for a layer of {width} units, "
+                f"got {layer!r:.60}."
+            )
+    return [np.array(layer, int) for layer in degrees]

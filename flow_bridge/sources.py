@@ -137,7 +137,7 @@ class Stream:
         expected: what the flow takes.
         to_numpy: turns an array of the half, which has a name, into one of numpy.
         min_rows: batches of fewer rows are left out.
-        head: where to keep the first batches of epoch 0, whose statistics evaluation uses.
+        head: where to keep the first batches of an epoch, whose statistics evaluation uses.
     """
 
     name: str
@@ -150,19 +150,20 @@ class Stream:
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
         """The batches of one pass from number ``skip`` on, checked, as numpy arrays."""
         source = self.source(epoch) if callable(self.source) else self.source
-        head = self.head if epoch == 0 else None
-        if head is not None:
-            head.clear()
+        if self.head is not None:
+            self.head.begin()
         number, used = -1, 0
         for number, given in enumerate(source):
             batch = self._read(f"batch {number} of {self.name}", given)
             if len(batch[0]) < self.min_rows:
                 continue
-            if head is not None:
-                head.add(batch)
+            if self.head is not None:
+                self.head.add(batch)
             used += 1
             if used > skip:
                 yield batch
+        if self.head is not None:
+            self.head.complete = True
         if not used:
             rows = "" if number < 0 else f" with at least {self.min_rows} rows"
             raise ValueError(f"fit got no batches of {self.name}{rows} in epoch {epoch}.")
@@ -200,15 +201,19 @@ class Stream:
 
 
 class Head:
-    """The first of many batches, up to the rows whose statistics evaluation uses."""
+    """The first batches of an epoch, up to the rows whose statistics evaluation uses."""
 
     def __init__(self) -> None:
-        self.clear()
+        self.last: list[Chunk] = []
+        self.complete = False
+        self.begin()
 
-    def clear(self) -> None:
-        """Begin anew."""
+    def begin(self) -> None:
+        """Begin an epoch."""
+        if self.complete:
+            self.last = self.batches
         self.batches: list[Chunk] = []
-        self.num_rows, self.num_bytes, self.full = 0, 0, False
+        self.num_rows, self.num_bytes, self.full, self.complete = 0, 0, False, False
 
     def add(self, batch: Chunk) -> None:
         """Keep a batch, if it is the first or still fits."""
@@ -218,6 +223,11 @@ class Head:
         self.full |= not fits and bool(self.batches)
         if not self.full:
             self.batches.append(batch)
+
+    def rows(self) -> Chunk:
+        """Those of this epoch; while it is not over those of the one before, if there was one."""
+        batches = self.batches if self.complete or not self.last else self.last
+        return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
 
 
 Source = Rows | HostRows | Stream
@@ -363,13 +373,10 @@ def statistics_rows(source: Source) -> tuple[Chunk, bool]:
     """The rows whose statistics evaluation uses, and whether they are this process's part of them.
 
     They are all rows, or as many as ``STATISTICS_ROWS`` and ``MAX_BYTES_PER_CALL`` allow, evenly spread;
-    of an iterable those of the first batches of epoch 0.
+    of an iterable those of the first batches of an epoch.
     """
     if isinstance(source, Stream):
-        head = source.head or Head()
-        if not head.batches:  # resumed after epoch 0
-            next((None for _ in source.batches(0) if head.full), None)
-        return tuple(np.concatenate(arrays) for arrays in zip(*head.batches, strict=True)), True
+        return (source.head or Head()).rows(), True
     row_bytes = sum(array.nbytes // max(1, len(array)) for array in source.arrays)
     most = min(STATISTICS_ROWS, max(2, MAX_BYTES_PER_CALL // max(1, row_bytes)))
     count = min(len(source), most)

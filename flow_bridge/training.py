@@ -39,7 +39,8 @@ class History:
         train_loss: mean loss of each epoch, in nats.
         validation_loss: mean loss on the validation data after each epoch, empty without any.
         step_losses: loss of every step.
-        best_epoch: the epoch (from 0) whose weights were kept, ``None`` without validation data.
+        best_epoch: the epoch (from 0) whose weights were kept, ``None`` without validation data and where
+            none of its losses is a number.
         stopped_early: whether ``patience`` ran out.
     """
 

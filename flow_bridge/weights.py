@@ -143,7 +143,7 @@ def check_table(
 def check_found(owner: str, variables: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ``ConversionError`` unless JAX variables have the names and shapes that are expected of
     their owner, and one dtype."""
-    for collection, tree in expected.items():
+    for collection, tree in sorted(expected.items()):
         if tree and not isinstance(variables.get(collection), Mapping):
             given = " and ".join(repr(key) for key in variables) or "nothing"
             raise ConversionError(

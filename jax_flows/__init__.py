@@ -9,8 +9,10 @@ except ModuleNotFoundError as error:
 
 from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
+from flow_bridge.networks import Network
 from jax_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
+    MaskedAutoregressive,
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
@@ -19,11 +21,13 @@ from jax_flows.bijectors.coupling import (
     AdditiveCoupling,
     AffineCoupling,
     ConvAffineCoupling,
+    Coupling,
     SplineCoupling,
 )
 from jax_flows.bijectors.elementwise import (
     ELU,
     Affine,
+    Elementwise,
     Exp,
     LeakyReLU,
     Logit,
@@ -62,26 +66,38 @@ from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
-from jax_flows.registry import build, register
+from jax_flows.networks.convolutional import ConvNet
+from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
+from jax_flows.networks.mlp import MLP, SeparateMLPs
+from jax_flows.networks.residual import ResidualMLP
+from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
+from jax_flows.univariate.affine import AffineMap, ShiftMap
+from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.splines import SplineMap
 
 __all__ = [
     "ELU",
     "FFJORD",
     "IAF",
     "MAF",
+    "MLP",
     "NICE",
     "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
+    "AffineMap",
     "BatchNorm",
     "Bijector",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
+    "ConvNet",
+    "Coupling",
     "DiagonalNormal",
     "Distribution",
+    "Elementwise",
     "Exp",
     "Flow",
     "GaussianMixture",
@@ -93,7 +109,11 @@ __all__ = [
     "LeakyReLU",
     "Logit",
     "MaskedAffineAutoregressive",
+    "MaskedAutoregressive",
+    "MaskedMLP",
+    "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "Network",
     "NeuralODE",
     "NeuralSplineFlow",
     "Permutation",
@@ -105,10 +125,14 @@ __all__ = [
     "RealNVP",
     "Rescale",
     "ResidualFlow",
+    "ResidualMLP",
     "Rotation",
+    "SeparateMLPs",
+    "ShiftMap",
     "Sigmoid",
     "Softplus",
     "SplineCoupling",
+    "SplineMap",
     "Split",
     "Squeeze",
     "StandardNormal",
@@ -118,6 +142,7 @@ __all__ = [
     "SylvesterFlow",
     "Tanh",
     "Uniform",
+    "UnivariateMap",
     "__version__",
     "bits_per_dimension",
     "build",
@@ -128,6 +153,7 @@ __all__ = [
     "load",
     "quantize",
     "register",
+    "register_network",
     "save",
     "standardized",
 ]

@@ -61,7 +61,7 @@ VALUE_AND_SLOPE: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "softplus": _softplus,
     "tanh": _tanh,
 }
-"""The activations of ``networks.ACTIVATIONS`` with their derivatives."""
+"""The activations of ``networks.activations.ACTIVATIONS`` with their derivatives."""
 
 
 def evaluate(layers: Layers, activation: str, x: Array) -> tuple[Array, list[Array]]:

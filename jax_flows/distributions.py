@@ -13,7 +13,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.series import student_t_constant
 from jax_flows.inputs import check_array
-from jax_flows.numerics import sum_event
+from jax_flows.numerics import at_least_float32, sum_event
 from jax_flows.registry import register
 from jax_flows.variables import (
     AnyArray,
@@ -237,8 +237,8 @@ class GaussianMixture(Distribution):
 
     def map_noise(self, variables: Variables, noise: Array) -> Array:
         params = variables["params"]
-        ends = jnp.cumsum(jax.nn.softmax(params["logits"]))[:-1]
-        component = (jax.scipy.special.ndtr(noise[..., :1]) >= ends).sum(-1)
+        ends = jnp.cumsum(jax.nn.softmax(at_least_float32(params["logits"])))[:-1]
+        component = (jax.scipy.special.ndtr(at_least_float32(noise[..., :1])) >= ends).sum(-1)
         normal = noise[..., 1:].reshape(*noise.shape[:-1], *self.event_shape)
         return params["loc"][component] + jnp.exp(params["log_scale"][component]) * normal
 

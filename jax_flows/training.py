@@ -72,8 +72,8 @@ def fit(
 
     What normalises with batch statistics (``BatchNorm``) is evaluated with those of the training data,
     taken anew where an epoch ends: of all rows, or of 32,768 evenly spread ones (of fewer where those
-    are over 64 MiB), or of the first batches of an iterable. With batch statistics, batches of one row
-    are left out.
+    are over 64 MiB), or of the first batches that an iterable gives in an epoch. Batches of one row have no
+    batch statistics, and are left out.
 
     With a ``mesh`` its devices train one model together, from the variables of process 0 and on the
     trajectory of one device: the rows of every batch are sharded over the mesh's axis ``"data"``, or its
@@ -371,7 +371,8 @@ def _sum_nll(flow: Flow) -> Callable[..., Array]:
         variables: Variables, batch: list[Array], data: list[Array], counts: Array
     ) -> Array:
         log_prob = flow.log_prob(variables, *_rows(data, batch))
-        return -jnp.where(counts, log_prob, 0).sum()
+        dtype = jnp.promote_types(log_prob.dtype, jnp.float32)
+        return -jnp.where(counts, log_prob, 0).sum(dtype=dtype)
 
     return sum_nll
 

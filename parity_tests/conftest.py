@@ -15,10 +15,23 @@ from jax._src import compiler
 jax.config.update("jax_enable_x64", True)
 torch.set_num_threads(1)
 
+
+def _known(option: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={option: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
 QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
+    option: value
+    for option, value in {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,  # gone in newer versions
+    }.items()
+    if _known(option, value)
 }
 """What XLA leaves out so that it compiles in a fifth of the time: the same operations on the same
 numbers, in slower machine code. What is marked ``optimized`` is compiled as users compile."""

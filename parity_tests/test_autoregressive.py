@@ -41,7 +41,7 @@ def naive_inverse(model: Any, z: torch.Tensor, context: torch.Tensor | None) -> 
     """One pass of the whole network for each dimension, as other libraries do it."""
     x = torch.zeros_like(z)
     for i in autoregressive_order(model.order, model.dim):
-        solved = model._inverse_transform(z, model.network(x, context))[0]
+        solved = model.map.inverse(z, model.network(x, context))[0]
         x = torch.where(torch.arange(model.dim) == int(i), solved, x)
     return x
 

@@ -31,7 +31,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     ),
     "tail_bound": (
         lambda: torch_flows.NeuralSplineFlow(2, hidden_dims=(4,), num_layers=1),
-        lambda f: setattr(f.bijector.bijectors[1], "tail_bound", 50.0),
+        lambda f: setattr(f.bijector.bijectors[1], "map", torch_flows.SplineMap(8, -50.0, 50.0)),
     ),
 }
 
@@ -61,7 +61,8 @@ def swapped_network() -> Any:
 
 def other_width() -> Any:
     flow = nice()
-    flow.bijector.bijectors[0].hidden_dims = (5,)
+    network = torch_flows.Network(torch_flows.MLP, hidden_dims=(5,))
+    flow.bijector.bijectors[0].conditioner = network
     return flow
 
 

@@ -55,9 +55,15 @@ def test_inspect(run, checkpoint) -> None:
 
 
 def test_parity(run, checkpoint, tmp_path) -> None:
-    code, out, _ = run("parity", checkpoint, "--rows", 5, "--html", page := tmp_path / "r.html")
+    """Of a flow of data and contexts far from 0: its contexts are drawn in units of their own."""
+    generator = np.random.default_rng(0)
+    x, context = generator.normal(2e3, 2, (50, 2)), generator.normal(5e4, 20, (50, 3))
+    flow = torch_flows.standardized(torch_flows.load(checkpoint), x, context)
+    torch_flows.save(flow, model := tmp_path / "far.safetensors")
+    code, out, _ = run("parity", model, "--rows", 5, "--html", page := tmp_path / "r.html")
     assert code == 0, out
     assert "the two are one model" in out
+    assert re.search(r"context: 3 columns, from (49|50)\d\d\d", out)
     html = page.read_text()
     assert "<svg" in html
     assert "src=" not in html

@@ -43,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("hidden_dims", [(), (5,), (5, 4), (5, 4, 6)])
 def test_closed_form_derivatives(hidden_dims: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    network = torch_flows.networks.MLP(3, hidden_dims, 3, "silu").double()
+    network = torch_flows.MLP(3, 3, hidden_dims, "silu").double()
     layers = [(layer.weight, layer.bias) for layer in network.layers]
     x, v = normal(7, 3), normal(7, 3, seed=1)
     value, slopes = evaluate(layers, "silu", x)

@@ -339,7 +339,7 @@ fit(num_epochs=1, state_path=folder + "/sharded_state")
 for epochs in (2, 3):
     sharded = torch_flows.load(folder + "/model")
     for module in sharded.modules():
-        if isinstance(module, torch_flows.networks.MLP):
+        if isinstance(module, torch_flows.MLP):
             fully_shard(module)
     result = fit(flow=sharded, num_epochs=epochs, state_path=folder + "/sharded_state")
     sizes = [p.to_local().numel() / p.numel() for p in sharded.parameters() if hasattr(p, "to_local")]

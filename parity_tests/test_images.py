@@ -15,7 +15,7 @@ from flow_bridge.architecture import architecture
 from flow_bridge.errors import NonFiniteError
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy as jax_arrays
-from jax_flows.networks import conv
+from jax_flows.networks.convolutional import conv
 from torch_flows.checkpoint import to_numpy
 
 BOTH = pytest.mark.parametrize("half", [torch_flows, jax_flows], ids=["torch", "jax"])
@@ -413,3 +413,21 @@ def test_glow_depends_on_its_context():
         log_prob = model.log_prob(x.expand(3, 1, 4, 4), labels)
         assert model.sample(7, labels).shape == (7, 3, 1, 4, 4)
     assert len(set(log_prob.tolist())) == 3
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_split_keeps_the_shape_of_any_image(half) -> None:
+    """Its bijector may be one of images of any size, so it is asked for each."""
+    x = torch.zeros(2, 2, 4, 4) if half is torch_flows else np.zeros((2, 2, 4, 4))
+
+    def forward(bijector, x):
+        return bijector.forward(x) if half is torch_flows else bijector.forward({"params": {}}, x)
+
+    with pytest.raises(
+        ValueError, match=r"keeps their shape, got one from .*1, 4, 4.* to .*4, 2, 2"
+    ):
+        forward(half.Split(half.Squeeze()), x)
+    with pytest.raises(ValueError, match="Split expects channels divisible by 2, got 1"):
+        forward(half.Split(half.Tanh(event_ndim=3)), x[:, :1])
+    z, _ = forward(half.Split(half.Tanh(event_ndim=3)), x)
+    assert z.shape == x.shape

@@ -448,7 +448,7 @@ def test_numpyro_pytrees() -> None:
     assert transform.inverse_shape((3, 1, 2)) == (3, 4, 2)
     with pytest.raises(ValueError, match="expects x of shape"):
         transform.forward_shape((3,))
-    assert repr(transform) == "NumPyroTransform(AffineCoupling)"
+    assert repr(transform) == "NumPyroTransform(Coupling)"
 
 
 def test_numpyro_transform_of_images() -> None:

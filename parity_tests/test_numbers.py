@@ -16,7 +16,9 @@ import torch_flows
 from flow_bridge.domains import Interval
 from flow_bridge.series import student_t_constant
 from flow_bridge.weights import DTYPES, torch_to_jax
+from jax_flows.numerics import divide
 from parity_tests.catalogue import Case
+from torch_flows.checkpoint import to_numpy as from_torch
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -142,7 +144,8 @@ def test_tanh_at_the_ends() -> None:
         (lambda m: m.StudentT(1, 1e39), "df to be a number above 0 that float32 holds, got 1e"),
         (lambda m: m.LeakyReLU(1e-40), "negative_slope to be a number above 0 that float32 holds"),
         (lambda m: m.Uniform(1, -3e38, 3e38), "apart by no more than float32 holds"),
-        (lambda m: m.SplineCoupling(2, tail_bound=1e39), "tail_bound"),
+        (lambda m: m.SplineCoupling(2, tail_bound=1e39), "tail_bound to be a number above 0 that"),
+        (lambda m: m.SplineCoupling(2, tail_bound=1e30), "apart by 1e-15 to 1e15, got -1e+30"),
     ],
 )
 def test_arguments(build: Callable[[Any], Any], message: str) -> None:
@@ -309,3 +312,145 @@ def test_ends_of_an_interval(dtype: str, ends: tuple[float, float]) -> None:
         assert not interval.low < beyond < interval.high or abs(end) == float(
             ml_dtypes.finfo(kind).tiny
         )
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e20, 1e30])
+def test_radial_gradients_far_out(size: float) -> None:
+    """From 2e19 on, JAX's gradient was 2 where the map is a translation: the square of r overflowed."""
+    weights = {"center": [0.0, 0.0], "raw_alpha": 0.3, "raw_s": -1.0}
+    run = both(arch("Radial", dim=2), weights)
+    exact = both(arch("Radial", dim=2), weights, "float64")
+    for method in ("forward", "inverse"):
+        x = [[size, -size]]
+        right = exact("torch", method, x, gradient=True)[0]
+        for half in HALVES:
+            found = run(half, method, x, gradient=True)[0]
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+def test_quotients() -> None:
+    """As JAX's own where that is right, to the second derivative, compiled and mapped."""
+    a, b = jnp.array([1.5, -2.0]), jnp.array([0.7, -3.0])
+
+    def derivatives(quotient: Any) -> Any:
+        total = jax.hessian(lambda a, b: quotient(a, b).sum(), (0, 1))
+        return jax.jit(total)(a, b), jax.vmap(jax.grad(quotient, (0, 1)))(a, b)
+
+    ours, theirs = derivatives(divide), derivatives(jnp.divide)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+LOW = {
+    "Rotation": arch("Rotation", dim=3),
+    "LULinear": arch("LULinear", dim=2),
+    "Sylvester": arch("Sylvester", dim=2, rank=2),
+    "InvertibleResidual": arch("InvertibleResidual", dim=3, hidden_dims=[3]),
+    "series": arch("InvertibleResidual", dim=2, hidden_dims=[3], log_det="series"),
+    "dopri5": arch("ContinuousBijector", dim=2, hidden_dims=[3]),
+    "hutchinson": arch("ContinuousBijector", dim=2, hidden_dims=[3], trace="hutchinson",
+                       probe="gaussian", solver="rk4", num_steps=2),
+    "GaussianMixture": arch("Flow", bijector=arch("Affine", dim=2),
+                            base=arch("GaussianMixture", dim=2, num_components=2)),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_jax")
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LOW)
+def test_low_precision(name: str, dtype: str) -> None:
+    """No kernel of PyTorch or JAX is missing, and all is right to a few eps of the dtype."""
+    case, kind = Case("row", LOW[name]), getattr(torch, dtype)
+    model = case.torch_model("float32").to(kind).eval()
+    exact = torch_flows.build(case.architecture).double().eval()
+    exact.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    twin = jax_flows.build(case.architecture)
+    weights = {k: from_torch(v) for k, v in model.state_dict().items()}
+    variables = jax.tree.map(jnp.asarray, torch_to_jax(weights, twin.shapes()))
+    x = torch.from_numpy(case.inputs(3)).to(kind)
+    eps, dim = torch.finfo(kind).eps, x.shape[-1]
+    for method in ("forward", "inverse"):
+        right = getattr(exact, method)(x.double())
+        found = getattr(model, method)(x)
+        twins = jax.jit(getattr(twin, method))(variables, from_torch(x))
+        for want, ours, theirs in zip(right, found, twins, strict=True):
+            want = want.detach().numpy()
+            assert ours.dtype == kind
+            assert theirs.dtype.name == dtype
+            for value in (ours.detach().double().numpy(), np.asarray(theirs, np.float64)):
+                np.testing.assert_allclose(value, want, atol=8 * dim * eps * (1 + abs(want).max()))
+    z, log_det = model.train().forward(x)
+    (z.float().sum() + log_det.float().sum()).backward()
+    if name != "Rotation":
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    twins = jax.jit(twin.forward_and_update)(variables, from_torch(x))
+    for a, b in ((z, twins[0]), (log_det, twins[1])):
+        a = a.detach().double().numpy()
+        np.testing.assert_allclose(a, np.asarray(b, np.float64), atol=16 * eps * (1 + abs(a).max()))
+    if name == "GaussianMixture":
+        assert model.sample(5).dtype == kind
+        assert twin.sample(variables, jax.random.key(0), 5).dtype.name == dtype
+
+
+def test_float32_weights_where_float64_is_enabled() -> None:
+    """The gradient in the weights of a continuous flow raised a TypeError in JAX."""
+    flow = jax_flows.ContinuousBijector(2, (3,))
+    variables = flow.init(jax.random.key(0), "float32")
+    gradient = jax.grad(lambda v: flow.forward(v, np.ones((2, 2), np.float32))[1].sum())(variables)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}
+
+
+def test_tanh_saturates_at_the_same_point() -> None:
+    """XLA's tanh is 1 from 8.0 on in float32, where PyTorch's has 1 - 2e-7 until 9.02."""
+    x = np.linspace(-9.5, 9.5, 2001, dtype=np.float32)[:, None]
+    right = np.tanh(x.astype(np.float64))
+    for half in HALVES:
+        z, _ = both(arch("Tanh"), {})(half, "forward", x)
+        np.testing.assert_allclose(z, right, rtol=4e-7)
+        assert (abs(z) == 1).any()
+        np.testing.assert_array_equal(abs(z) == 1, abs(x) >= abs(x)[abs(z) == 1].min())
+        assert 9.0 < abs(x)[abs(z) == 1].min() < 9.03
+
+
+def test_saturation_is_not_cancelled() -> None:
+    """XLA took log(exp(x)) for x, also where exp overflows."""
+    architecture = arch("Chain", bijectors=[arch("Exp"), arch("Invert", bijector=arch("Exp"))])
+    x = np.array([[100.0], [-200.0], [3.0]])
+    for half in HALVES:
+        z, log_det = both(architecture, {})(half, "forward", x)
+        np.testing.assert_allclose(z.ravel(), [np.inf, -np.inf, 3.0], rtol=1e-6)
+        np.testing.assert_allclose(log_det, [-np.inf, np.inf, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "architecture", [arch("LeakyReLU", negative_slope=0.1), arch("ELU", alpha=0.5)]
+)
+def test_kinks(architecture: dict[str, Any]) -> None:
+    """0 is on the side of slope 1 in both directions, and x and z are on the same side."""
+    x = np.array([[0.0], [-0.0], [1e-30], [-1e-30], [-1e-3], [2.0]])
+    slope = np.log(architecture.get("negative_slope", 0.5))
+    for half in HALVES:
+        run = both(architecture, {})
+        z, log_det = run(half, "forward", x)
+        back, inverse_log_det = run(half, "inverse", z)
+        np.testing.assert_allclose(back, x, rtol=1e-4)
+        np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-4)
+        np.testing.assert_allclose(log_det, [0, 0, 0, slope, slope, 0], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["ResidualFlow", "MAF", "Glow", "RealNVP", "NeuralSplineFlow"])
+def test_everything_is_on_the_default_device(kind: str) -> None:
+    """Parameters and buffers: orders and thresholds stayed on the CPU."""
+    small = (
+        {"shape": [2, 2, 2], "num_levels": 1, "hidden_channels": 2}
+        if kind == "Glow"
+        else {"dim": 3}
+    )
+    series = {"log_det": "series", "num_blocks": 1} if kind == "ResidualFlow" else {}
+    with torch.device("meta"):
+        model = getattr(torch_flows, kind)(**small, **series)
+        mixed = torch_flows.Chain(
+            [torch_flows.Permutation([2, 0, 1]), torch_flows.AffineCoupling(3, mask=[1, 0, 1])]
+        )
+    for module in (model, mixed):
+        assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"meta"}

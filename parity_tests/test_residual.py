@@ -18,10 +18,10 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.weights import torch_to_jax
 from jax_flows.bijectors import planar as jax_planar
 from jax_flows.checkpoint import from_numpy
-from jax_flows.networks import spectral_bound as jax_spectral_bound
+from jax_flows.networks.lipschitz import spectral_bound as jax_spectral_bound
 from torch_flows.bijectors import planar
 from torch_flows.checkpoint import to_numpy
-from torch_flows.networks import spectral_bound
+from torch_flows.networks.lipschitz import spectral_bound
 from torch_flows.numerics import rademacher, random_bits
 
 ACTIVATIONS = ("elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh")
@@ -190,9 +190,9 @@ def test_slope_bounds_are_right() -> None:
         largest = VALUE_AND_SLOPE[name](x)[1].abs().max().item()
         bound = lipschitz.SLOPE_BOUNDS.get(name, 1.0)
         assert bound - 2e-4 <= largest <= bound
-        autodiff = torch.func.vmap(torch.func.grad(torch_flows.networks.ACTIVATIONS[name]))(
-            x + 1e-9
-        )
+        autodiff = torch.func.vmap(
+            torch.func.grad(torch_flows.networks.activations.ACTIVATIONS[name])
+        )(x + 1e-9)
         torch.testing.assert_close(VALUE_AND_SLOPE[name](x + 1e-9)[1], autodiff)
 
 

@@ -74,7 +74,7 @@ def test_parts_of_several_dtypes_are_refused() -> None:
 
 
 def test_a_chain_honours_what_a_subclass_overrides() -> None:
-    class Shifted(torch_flows.AffineCoupling):
+    class Shifted(torch_flows.Coupling):
         def map_forward(self, x: Any, context: Any) -> Any:
             z, log_det = super().map_forward(x, context)
             return z + 1, log_det
@@ -82,17 +82,17 @@ def test_a_chain_honours_what_a_subclass_overrides() -> None:
         def map_inverse(self, z: Any, context: Any) -> Any:
             return super().map_inverse(z - 1, context)
 
-    class JaxShifted(jax_flows.AffineCoupling):
+    class JaxShifted(jax_flows.Coupling):
         def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
             z, log_det = super().map_forward(variables, x, context)
             return z + 1, log_det
 
     x = torch.randn(3, 2)
-    coupling = Shifted(2)
+    coupling = Shifted(2, torch_flows.AffineMap())
     chain = torch_flows.Chain([coupling])
     assert torch.equal(coupling.forward(x)[0], chain.forward(x)[0])
     assert torch.equal(coupling.inverse(x)[0], chain.inverse(x)[0])
-    twin = JaxShifted(2)
+    twin = JaxShifted(2, jax_flows.AffineMap())
     variables = twin.init(KEY, "float32")
     inside = jax_flows.Chain([twin]).forward(
         {"params": {"bijectors_0": variables["params"]}}, x.numpy()

@@ -261,7 +261,8 @@ def evaluated(half: str, case: Case, weights: dict[str, np.ndarray], x: np.ndarr
 def test_evaluation_has_the_statistics_of_the_data(half: str, kind: str, quick_jax: None) -> None:
     """Data of a scale of 1e-4: the density in evaluation is that of all rows as one training batch."""
     x = 1e-4 * data(96)
-    source = x if kind == "array" else lambda epoch: (x[i : i + 32] for i in range(0, 96, 32))
+    batches = np.split(x, 3)
+    source = x if kind == "array" else lambda epoch: (batch * (4 - epoch) for batch in batches)
     weights, _ = fit_half(
         half, TWICE_NORMED, source, num_epochs=4, learning_rate=1e-2, validation=0
     )

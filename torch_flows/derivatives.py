@@ -60,7 +60,7 @@ VALUE_AND_SLOPE: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "softplus": _softplus,
     "tanh": _tanh,
 }
-"""The activations of ``networks.ACTIVATIONS`` with their derivatives."""
+"""The activations of ``networks.activations.ACTIVATIONS`` with their derivatives."""
 
 
 def evaluate(layers: Layers, activation: str, x: Tensor) -> tuple[Tensor, list[Tensor]]:

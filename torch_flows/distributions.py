@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.series import student_t_constant
 from torch_flows.inputs import check_array
-from torch_flows.numerics import sum_event
+from torch_flows.numerics import at_least_float32, sum_event
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
 
@@ -190,8 +190,8 @@ class GaussianMixture(Distribution):
         return (log_prob + self.logits.log_softmax(-1)).logsumexp(-1) - constant
 
     def map_noise(self, noise: Tensor) -> Tensor:
-        ends = self.logits.softmax(-1).cumsum(-1)[:-1]
-        component = (torch.special.ndtr(noise[..., :1]) >= ends).sum(-1)
+        ends = at_least_float32(self.logits).softmax(-1).cumsum(-1)[:-1]
+        component = (torch.special.ndtr(at_least_float32(noise[..., :1])) >= ends).sum(-1)
         normal = noise[..., 1:].unflatten(-1, self.event_shape)
         return self.loc[component] + self.log_scale[component].exp() * normal
 

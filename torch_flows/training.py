@@ -71,8 +71,8 @@ def fit(
 
     What normalises with batch statistics (``BatchNorm``) is evaluated with those of the training data,
     taken anew where an epoch ends: of all rows, or of 32,768 evenly spread ones (of fewer where those
-    are over 64 MiB), or of the first batches of an iterable. With batch statistics, batches of one row
-    are left out.
+    are over 64 MiB), or of the first batches that an iterable gives in an epoch. Batches of one row have no
+    batch statistics, and are left out.
 
     Where ``torch.distributed`` is initialised, its ranks train one model together, from the weights of
     rank 0 and on the trajectory of one process; ``DistributedDataParallel`` averages the gradients.

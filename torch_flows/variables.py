@@ -1,5 +1,6 @@
 """What owns arrays: modules with an architecture."""
 
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -106,7 +107,8 @@ def difference(module: nn.Module, expected: nn.Module, name: str, cls: type | No
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    # univariate maps and networks to be built are dataclasses
+    return value is None or isinstance(value, bool | int | float | str) or is_dataclass(value)
 
 
 def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:

@@ -1,7 +1,6 @@
 """Masked autoregressive maps: each dimension is transformed given those generated before it."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,42 +13,75 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.domains import Interval
 from flow_bridge.masks import Order
-from flow_bridge.splines import check_spline
+from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
-from jax_flows.bijectors.splines import rational_quadratic
-from jax_flows.networks import ACTIVATIONS, MaskedMLP
+from jax_flows.networks.masked import MASKED, MaskedNetwork
+from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register
+from jax_flows.univariate.affine import AffineMap
+from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.splines import spline_within
 from jax_flows.variables import Output, Variables, child, gather
 
-SCALE_BOUND = 2.0
-"""The largest |log scale| of an affine map."""
+Gates = Sequence[Array | None]
+
 BLOCK_SIZE = 0.5
 """Length of the inverse's smallest blocks in roots of the dimension: what was fastest. In a block the
 units are computed anew for each of its dimensions, so blocks are shorter than in PyTorch."""
 
 
+@register
+@dataclass(frozen=True)
 class MaskedAutoregressive(Bijector):
-    """What masked autoregressive maps share: z_i = f(x_i; parameters_i(x_<i)), in both directions.
+    """z_i = map(x_i; parameters_i(x_<i)): each dimension given those generated before it.
 
     ``forward`` is one pass of the network. ``inverse`` finds one dimension after another, but a
-    hidden unit of degree m follows from the first m of them, so that outside of small blocks each is
-    computed only once: the arithmetic is that of about one pass too. Loops over blocks are scans, so
-    that what is compiled does not grow with the dimension.
+    hidden unit of degree m follows from the first m of them, so that each is computed only once: the
+    arithmetic is that of about one pass too. log|det| is the sum of the logs of the map's slopes.
+
+    Args:
+        dim: number of dimensions.
+        map: what happens to a dimension, given its parameters.
+        conditioner: the network that makes the parameters, ``Network(CLASS, ...)`` or a class: ``MLP``
+            (if not given) or ``ResidualMLP``, which get masks, or ``MaskedMLP`` or
+            ``MaskedResidualMLP``, where one can state the degrees of the hidden units.
+        order: which dimension is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``,
+            ``"random:SEED"``, or a list of the dimensions.
+        context_dim: width of the context, which all dimensions see; 0 for none.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for an order that is not one, a network without masks, and a circular map.
+
+    Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> network = jax_flows.Network(jax_flows.ResidualMLP, hidden_dim=16)
+        >>> bijector = jax_flows.MaskedAutoregressive(3, jax_flows.AffineMap("softplus"), network)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
     """
 
     dim: int
-    hidden_dims: tuple[int, ...]
-    order: Order
-    activation: str
+    map: UnivariateMap
+    conditioner: Network | type | None = None
+    order: Order = None
+    context_dim: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = type(self).__name__
-        checks.positive_int(name, dim=self.dim)
-        checks.non_negative_int(name, context_dim=self.context_dim)
-        checks.hidden_widths(name, self.hidden_dims)
+        checks.positive_int("MaskedAutoregressive", dim=self.dim)
+        checks.instances("MaskedAutoregressive", "map", [self.map], UnivariateMap)
+        checks.non_negative_int("MaskedAutoregressive", context_dim=self.context_dim)
+        conditioner = as_network("MaskedAutoregressive", self.conditioner, MLP)
+        object.__setattr__(self, "conditioner", conditioner)
         _ = self.network
 
     @property
@@ -57,20 +89,26 @@ class MaskedAutoregressive(Bijector):
         return (self.dim,)
 
     @property
-    @abstractmethod
-    def num_parameters(self) -> int:
-        """How many parameters each dimension gets from the network."""
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.map.domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.map.codomain
 
     @cached_property
-    def network(self) -> MaskedMLP:
+    def network(self) -> MaskedNetwork:
         """The conditioner."""
-        return MaskedMLP(
+        conditioner = as_network("MaskedAutoregressive", self.conditioner, MLP)
+        cls: Any = MASKED.get(conditioner.cls, conditioner.cls)
+        masked = issubclass(cls, MaskedNetwork)
+        checks.masked_conditioner(cls.__name__, masked, self.map.num_features)
+        return cls(
             self.dim,
-            self.hidden_dims,
-            self.num_parameters,
-            self.order,
-            self.activation,
-            self.context_dim,
+            self.map.num_parameters,
+            **conditioner.arguments({}),
+            order=self.order,
+            context_dim=self.context_dim,
             parent=None,
         )
 
@@ -80,8 +118,8 @@ class MaskedAutoregressive(Bijector):
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         parameters = self.network.apply(child(variables, "network"), x, context)
-        z, log_det = self._transform(x, jnp.asarray(parameters))
-        return z, log_det.sum(-1)
+        z, log_slope = self.map.forward(x, jnp.asarray(parameters))
+        return z, log_slope.sum(-1)
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return _implicit_inverse(self, variables, z, context)
@@ -89,27 +127,22 @@ class MaskedAutoregressive(Bijector):
     def _explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         generated = self.network.plan.generated
         rows = z.reshape(-1, self.dim).T[generated]
-        weights, sums = [], []
-        for i, (below, above) in enumerate(pairwise(self.network.plan.degrees)):
-            layer = variables["params"]["network"][f"layers_{i}"]
-            mask = jnp.asarray(above) >= jnp.asarray(below)[:, None]
-            weights.append(jnp.where(mask, layer["kernel"], 0).T)
-            sums.append(layer["bias"][:, None])
-        if context is not None:
-            flat = context.reshape(-1, self.context_dim)
-            sums[0] = _add_product(sums[0], weights[0][:, self.dim :], flat.T)
-        weights[0] = weights[0][:, generated]
-        weights[-1], sums[-1] = (
-            array.reshape(self.dim, -1, array.shape[1])[generated].reshape(array.shape)
-            for array in (weights[-1], sums[-1])
-        )
+        flat = None if context is None else context.reshape(-1, self.context_dim)
+        params = variables["params"]["network"]
+        weights, sums, gates = self.network.unrolled(params, flat)
         sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
-        solved, log_det = self._solve(self.network.plan.parts(BLOCK_SIZE), rows, weights, sums)
+        parts = self.network.plan.parts(BLOCK_SIZE)
+        solved, log_slope = self._solve(parts, rows, weights, sums, gates)
         x = jnp.concatenate(solved[0])[np.argsort(generated)].T.reshape(z.shape)
-        return x, log_det.sum(0).reshape(z.shape[:-1])
+        return x, log_slope.sum(0).reshape(z.shape[:-1])
 
     def _solve(
-        self, parts: Sequence[int], z: Array, weights: Sequence[Array], sums: Sequence[Array]
+        self,
+        parts: Sequence[int],
+        z: Array,
+        weights: Sequence[Array],
+        sums: Sequence[Array],
+        gates: Gates,
     ) -> tuple[list[list[Array]], Array]:
         """Solve for all dimensions.
 
@@ -121,6 +154,7 @@ class MaskedAutoregressive(Bijector):
             z: shape ``(dim, batch)``: features lead, so that a part is a contiguous slice.
             weights: per layer, from the units below to the units, in the order of generation.
             sums: per layer, bias and contributions of the context, ``(units, batch)``.
+            gates: per layer, see ``networks.masked.Unrolled``.
 
         Returns:
             x and the values of each hidden layer, in the layout of z and in pieces to be joined; and
@@ -134,6 +168,10 @@ class MaskedAutoregressive(Bijector):
         for first, last in pairwise(bounds):
             own = [slice(layer[first], layer[last]) for layer in starts]
             totals = [total[units] for total, units in zip(sums, own[1:], strict=True)]
+            factors = [
+                None if gate is None else gate[units]
+                for gate, units in zip(gates, own[1:], strict=True)
+            ]
             rows = [weight[units] for weight, units in zip(weights, own[1:], strict=True)]
             if first:
                 known = [jnp.concatenate(pieces) for pieces in solved]
@@ -142,7 +180,9 @@ class MaskedAutoregressive(Bijector):
                     for total, weight, values in zip(totals, rows, known, strict=True)
                 ]
             diagonal = [weight[:, units] for weight, units in zip(rows, own, strict=False)]
-            values, log_det = self._solve_part(parts[1:], first, z[own[0]], diagonal, totals)
+            values, log_det = self._solve_part(
+                parts[1:], first, z[own[0]], diagonal, totals, factors
+            )
             for pieces, piece in zip(solved, values, strict=True):
                 pieces.append(piece)
             log_dets.append(log_det)
@@ -155,6 +195,7 @@ class MaskedAutoregressive(Bijector):
         z: Array,
         weights: Sequence[Array],
         sums: Sequence[Array],
+        gates: Gates,
     ) -> tuple[list[Array], Array]:
         """``_solve`` for a run that begins after ``start`` dimensions, by a scan over its blocks.
 
@@ -162,13 +203,13 @@ class MaskedAutoregressive(Bijector):
         hold zeros for everything still unknown.
         """
         if len(parts) == 1:
-            return self._solve_block(z, weights, sums)
+            return self._solve_block(z, weights, sums, gates)
         index = self.network.plan.blocks(start, z.shape[0], parts[1])
         sizes = [positions.shape[1] for positions in index]
         batch = z.shape[1]
 
         def step(known: list[Array], block: Any) -> tuple[list[Array], Array]:
-            k, z_block, rows, totals = block
+            k, z_block, rows, totals, factors = block
             totals = [
                 _add_product(total, weight, values)
                 for total, weight, values in zip(totals, rows, known, strict=True)
@@ -177,7 +218,7 @@ class MaskedAutoregressive(Bijector):
                 jax.lax.dynamic_slice_in_dim(weight, k * size, size, 1)
                 for weight, size in zip(rows, sizes, strict=False)
             ]
-            solved, log_det = self._solve_block(z_block, own, totals)
+            solved, log_det = self._solve_block(z_block, own, totals, factors)
             known = [
                 jax.lax.dynamic_update_slice_in_dim(values, piece, k * size, 0)
                 for values, piece, size in zip(known, solved, sizes, strict=False)
@@ -192,6 +233,10 @@ class MaskedAutoregressive(Bijector):
                 for weight, (below, above) in zip(weights, pairwise(index), strict=True)
             ],
             [_take(total, above) for total, above in zip(sums, index[1:], strict=True)],
+            [
+                None if gate is None else _take(gate, above)
+                for gate, above in zip(gates, index[1:], strict=True)
+            ],
         )
         nothing = [jnp.zeros((positions.size, batch), z.dtype) for positions in index[:-1]]
         known, log_det = jax.lax.scan(step, nothing, blocks)
@@ -204,40 +249,36 @@ class MaskedAutoregressive(Bijector):
         ]
 
     def _solve_block(
-        self, z: Array, weights: Sequence[Array], sums: Sequence[Array]
+        self, z: Array, weights: Sequence[Array], sums: Sequence[Array], gates: Gates
     ) -> tuple[list[Array], Array]:
         """``_solve`` for a block, dimension by dimension: what a unit misses yet meets zero weights."""
         size, batch = z.shape
-        activation = ACTIVATIONS[self.activation]
+        num_parameters = self.map.num_parameters
 
         def step(solved: list[Array], row: Any) -> tuple[list[Array], Array]:
             k, z_row, last_weight, last_sum = row
             values = solved[:1]
-            for weight, total in zip(weights[:-1], sums[:-1], strict=True):
-                values.append(activation(_add_product(total, weight, values[-1])))
+            residual: Array | None = None
+            for i, (weight, total) in enumerate(zip(weights[:-1], sums[:-1], strict=True)):
+                total = _add_product(total, weight, values[-1])
+                value, residual = self.network.step(i, total, residual, gates[i])
+                values.append(value)
             parameters = _add_product(last_sum, last_weight, values[-1])
-            x_row, log_det = self._inverse_transform(z_row, parameters.T)
+            given = tuple(parameters) if self.map.separable else parameters.T
+            x_row, log_det = self.map.inverse(z_row, given)
             return [values[0].at[k].set(x_row), *values[1:]], log_det
 
         rows = (
             jnp.arange(size),
             z,
-            weights[-1].reshape(size, self.num_parameters, weights[-1].shape[1]),
-            sums[-1].reshape(size, self.num_parameters, batch),
+            weights[-1].reshape(size, num_parameters, weights[-1].shape[1]),
+            sums[-1].reshape(size, num_parameters, batch),
         )
         nothing = [jnp.zeros((weight.shape[1], batch), z.dtype) for weight in weights]
         if size == 1:
             solved, log_det = step(nothing, jax.tree.map(lambda array: array[0], rows))
             return solved, log_det[None]
         return jax.lax.scan(step, nothing, rows)
-
-    @abstractmethod
-    def _transform(self, x: Array, parameters: Array) -> Output:
-        """From x ``(...)`` and parameters ``(..., num_parameters)`` to z and log|dz/dx|, ``(...)``."""
-
-    @abstractmethod
-    def _inverse_transform(self, z: Array, parameters: Array) -> Output:
-        """From z to x and log|dx/dz|, as ``_transform``."""
 
 
 def _take(array: Array, index: np.ndarray) -> Array:
@@ -280,25 +321,26 @@ def _implicit_inverse_jvp(
 
 
 @register
-@dataclass(frozen=True)
-class MaskedAffineAutoregressive(MaskedAutoregressive):
+def MaskedAffineAutoregressive(
+    dim: int,
+    hidden_dims: Sequence[int] = (64, 64),
+    order: Order = None,
+    activation: str = "leaky_relu",
+    context_dim: int = 0,
+) -> MaskedAutoregressive:
     """z_i = (x_i - mu_i) * exp(-alpha_i), (mu_i, a_i) from a masked network of x_<i.
 
     alpha_i = 2 tanh(a_i / 2) stays within 2 of 0: with a_i in its place, five layers in 64 dimensions
-    overflow once the network's outputs are of scale 1. log|det| = -sum(alpha).
+    overflow once the network's outputs are of scale 1. log|det| = -sum(alpha). A
+    ``MaskedAutoregressive`` with ``AffineMap("tanh", bound=2, order="shift_divide")`` and ``MLP``.
 
     Args:
         dim: number of dimensions.
         hidden_dims: widths of the network's hidden layers, any number of them.
         order: which dimension is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``,
             ``"random:SEED"``, or a list of the dimensions.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, which all dimensions see; 0 for none.
-
-    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
-
-    Raises:
-        ValueError: for an order that is not one.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
 
@@ -310,35 +352,26 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         >>> z.shape, log_det.shape
         ((5, 3), (5,))
     """
-
-    dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
-    order: Order = None
-    activation: str = "leaky_relu"
-    context_dim: int = 0
-
-    @property
-    def num_parameters(self) -> int:
-        return 2
-
-    def _transform(self, x: Array, parameters: Array) -> Output:
-        mu, a = parameters[..., 0], parameters[..., 1]
-        alpha = SCALE_BOUND * jnp.tanh(a / SCALE_BOUND)
-        return (x - mu) * jnp.exp(-alpha), -alpha
-
-    def _inverse_transform(self, z: Array, parameters: Array) -> Output:
-        mu, a = parameters[..., 0], parameters[..., 1]
-        alpha = SCALE_BOUND * jnp.tanh(a / SCALE_BOUND)
-        return z * jnp.exp(alpha) + mu, alpha
+    network = Network(MLP, hidden_dims=hidden_dims, activation=activation)
+    map = AffineMap("tanh", bound=2.0, order="shift_divide")
+    return MaskedAutoregressive(dim, map, network, order, context_dim)
 
 
 @register
-@dataclass(frozen=True)
-class MaskedSplineAutoregressive(MaskedAutoregressive):
+def MaskedSplineAutoregressive(
+    dim: int,
+    hidden_dims: Sequence[int] = (64, 64),
+    order: Order = None,
+    num_bins: int = 8,
+    tail_bound: float = 5.0,
+    activation: str = "leaky_relu",
+    context_dim: int = 0,
+) -> MaskedAutoregressive:
     """Each z_i is a monotone spline of x_i, whose parameters come from a masked network of x_<i.
 
     The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
-    log|det| is the sum of the logs of their derivatives.
+    log|det| is the sum of the logs of their derivatives. A ``MaskedAutoregressive`` with ``SplineMap``
+    and ``MLP``.
 
     Args:
         dim: number of dimensions.
@@ -347,35 +380,11 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
             ``"random:SEED"``, or a list of the dimensions.
         num_bins: bins of each spline, below 1000.
         tail_bound: where the identity begins.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, which all dimensions see; 0 for none.
-
-    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
-
-    Raises:
-        ValueError: for an order that is not one.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
     """
-
-    dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
-    order: Order = None
-    num_bins: int = 8
-    tail_bound: float = 5.0
-    activation: str = "leaky_relu"
-    context_dim: int = 0
-
-    def __post_init__(self) -> None:
-        check_spline("MaskedSplineAutoregressive", self.num_bins, self.tail_bound)
-        super().__post_init__()
-
-    @property
-    def num_parameters(self) -> int:
-        return 3 * self.num_bins - 1
-
-    def _transform(self, x: Array, parameters: Array) -> Output:
-        return rational_quadratic(x, parameters, self.tail_bound)
-
-    def _inverse_transform(self, z: Array, parameters: Array) -> Output:
-        return rational_quadratic(z, parameters, self.tail_bound, inverse=True)
+    network = Network(MLP, hidden_dims=hidden_dims, activation=activation)
+    map = spline_within(tail_bound, num_bins)
+    return MaskedAutoregressive(dim, map, network, order, context_dim)

@@ -24,10 +24,12 @@ from flow_bridge.ode import (
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input, check_probe
-from jax_flows.networks import MLP
+from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import (
+    at_least_float32,
     first_step,
     gaussian,
+    in_float32,
     is_eager,
     matmul_precision,
     next_step,
@@ -72,7 +74,7 @@ class ContinuousBijector(Bijector):
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
             to the size of the gradient, in constant memory, in reverse mode only; ``False``: through its
             steps. ``"rk4"`` always differentiates its steps.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
         max_steps: the most steps of ``"dopri5"``.
@@ -135,8 +137,8 @@ class ContinuousBijector(Bijector):
     @property
     def network(self) -> MLP:
         """The network f of (x, t, context)."""
-        widths = (self.dim + 1 + self.context_dim, tuple(self.hidden_dims), self.dim)
-        return MLP(*widths, self.activation, parent=None)
+        widths = (self.dim + 1 + self.context_dim, self.dim)
+        return MLP(*widths, tuple(self.hidden_dims), self.activation, parent=None)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)
@@ -220,11 +222,12 @@ class ContinuousBijector(Bijector):
         x, context = check_input(self, variables, "x", x, context)
         if self.solver == "rk4":
             return 4 * self.num_steps
-        state, weights, _ = self._start(variables, x, context, None)
+        state, weights, _ = self._start(variables, at_least_float32(x), context, None)
         solver, field = _Dopri5(self.rtol, self.atol, self.max_steps), _Field(self.activation)
         num_steps = solver.solve(field, state, weights, (0.0, 1.0), _row_norm).stats["num_steps"]
         return 3 + 6 * num_steps  # two to choose the first step, one to start, six a step
 
+    @in_float32
     def _run(
         self,
         variables: Variables,
@@ -248,11 +251,11 @@ class ContinuousBijector(Bijector):
         rows = x.reshape(-1, self.dim)
         given = jnp.isfinite(rows).all(-1, keepdims=True)
         if context is not None:
-            context = context.reshape(-1, self.context_dim)
+            context = at_least_float32(context).reshape(-1, self.context_dim)
             given = given & jnp.isfinite(context).all(-1, keepdims=True)
             context = jnp.where(given, context, 0)
         if noise is not None:
-            noise = noise.reshape(-1, self.dim)
+            noise = at_least_float32(noise).reshape(-1, self.dim)
         state = jnp.concatenate([jnp.where(given, rows, 0), jnp.zeros_like(rows[:, :1])], -1)
         return state, self._weights(variables, context, noise), given
 
@@ -260,6 +263,7 @@ class ContinuousBijector(Bijector):
         """What the field needs: the row of t, what the trace needs, the probe, the layers."""
         network = variables["params"]["network"]
         names = [f"layers_{i}" for i in range(len(self.hidden_dims) + 1)]
+        network = jax.tree.map(at_least_float32, network)
         layers = [(network[name]["kernel"], network[name]["bias"]) for name in names]
         first, bias = layers[0]
         if context is not None:

@@ -3,21 +3,27 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
+from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
-from jax_flows.numerics import log1p, log_sech2, softplus, sum_event
+from jax_flows.networks.conditioner import build_conditioner, init_conditioner, run_conditioner
+from jax_flows.networks.mlp import MLP
+from jax_flows.numerics import log1p, log_sech2, softplus, sum_event, tanh
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables
+from jax_flows.univariate.base import UnivariateMap
+from jax_flows.variables import Output, Variables, gather
 
 
-class Elementwise(Bijector):
+class Pointwise(Bijector):
     """z_i = f(x_i) for every entry. log|det| = the sum of log f'(x_i) over the event."""
 
     event_ndim: int
@@ -55,8 +61,11 @@ def _nan_or_zero(x: Array) -> Array:
 
 @register
 @dataclass(frozen=True)
-class LeakyReLU(Elementwise):
+class LeakyReLU(Pointwise):
     """z = x for x >= 0 and negative_slope * x below; the derivative at 0 is 1.
+
+    Each direction takes the side by the sign of its own input, the same for x and its z. Where a layer
+    before it rounds an entry to the other side of 0, log|det| changes by log(negative_slope).
 
     Args:
         negative_slope: above 0.
@@ -81,10 +90,11 @@ class LeakyReLU(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class ELU(Elementwise):
+class ELU(Pointwise):
     """z = x for x >= 0 and alpha * (exp(x) - 1) below; the derivative at 0 is 1. Codomain (-alpha, inf).
 
-    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32.
+    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32. Each direction
+    takes the side by the sign of its own input, as ``LeakyReLU`` does.
 
     Args:
         alpha: above 0.
@@ -120,7 +130,7 @@ class ELU(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Softplus(Elementwise):
+class Softplus(Pointwise):
     """z = log(1 + e^x). Codomain (0, inf).
 
     Args:
@@ -140,7 +150,7 @@ class Softplus(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Exp(Elementwise):
+class Exp(Pointwise):
     """z = e^x. Codomain (0, inf).
 
     Args:
@@ -154,13 +164,14 @@ class Exp(Elementwise):
         return jnp.exp(x), x
 
     def map_entries_inverse(self, z: Array) -> Output:
-        x = jnp.log(z)
+        # the barrier keeps XLA from taking log(exp(x)) for x: past the range of exp it is infinite
+        x = jnp.log(jax.lax.optimization_barrier(z))
         return x, -x
 
 
 @register
 @dataclass(frozen=True)
-class Sigmoid(Elementwise):
+class Sigmoid(Pointwise):
     """z = 1 / (1 + e^-x). Codomain (0, 1).
 
     Past x = 17 (float32) or 37 (float64) z rounds to 1, whose inverse is infinity.
@@ -190,7 +201,7 @@ class Sigmoid(Elementwise):
 
 @register
 @dataclass(frozen=True)
-class Tanh(Elementwise):
+class Tanh(Pointwise):
     """z = tanh(x). Codomain (-1, 1).
 
     Past |x| = 9 (float32) or 19 (float64) z rounds to 1 or -1, whose inverse is infinite.
@@ -203,7 +214,7 @@ class Tanh(Elementwise):
     event_ndim: int = 1
 
     def map_entries(self, x: Array) -> Output:
-        z, near = jnp.tanh(x), jnp.abs(x) < 0.3
+        z, near = tanh(x), jnp.abs(x) < 0.3
         log_near = log1p(-jnp.square(jnp.where(near, z, 0)))
         return z, jnp.where(near, log_near, log_sech2(x))
 
@@ -283,7 +294,7 @@ class Affine(Bijector):
 
 @register
 @dataclass(frozen=True)
-class Logit(Elementwise):
+class Logit(Pointwise):
     """z = log(y / (1 - y)) with y = alpha + (1 - 2 alpha) x: images on [0, 1) to the real line.
 
     alpha > 0 keeps z finite at the ends of [0, 1]; the domain then reaches beyond them by
@@ -321,3 +332,92 @@ class Logit(Elementwise):
     def map_entries_inverse(self, z: Array) -> Output:
         x = (jax.nn.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
         return x, -softplus(z) - softplus(-z) - self.log_slope
+
+
+@register
+@dataclass(frozen=True)
+class Elementwise(Bijector):
+    """z_i = map(x_i; parameters_i) for every entry; log|det| is the sum of the logs of the map's slopes.
+
+    The parameters are weights of their own, which start at zero, or come from the context.
+
+    Args:
+        dim: number of dimensions, or an event shape.
+        map: what happens to an entry, given its parameters.
+        context_dim: width of the context, 0 for none.
+        conditioner: with a context, the network from it to the parameters, ``Network(CLASS, ...)`` or
+            a class; ``MLP`` if not given.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a conditioner without a context.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Elementwise(3, jax_flows.SplineMap(num_bins=4))
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 3)))
+        >>> z.shape, log_det.shape
+        ((5, 3), (5,))
+    """
+
+    dim: int | tuple[int, ...]
+    map: UnivariateMap
+    context_dim: int = 0
+    conditioner: Network | type | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.event_shape
+        checks.instances("Elementwise", "map", [self.map], UnivariateMap)
+        checks.non_negative_int("Elementwise", context_dim=self.context_dim)
+        checks.no_conditioner("Elementwise", self.conditioner, self.context_dim)
+        if self.context_dim:
+            conditioner = as_network("Elementwise", self.conditioner, MLP)
+            object.__setattr__(self, "conditioner", conditioner)
+            _ = self.network
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return checks.event_shape_of("Elementwise", self.dim)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.map.domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.map.codomain
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The conditioner, where there is a context."""
+        out_dim = math.prod(self.event_shape) * self.map.num_parameters
+        conditioner = as_network("Elementwise", self.conditioner, MLP)
+        num_parameters = self.map.num_parameters
+        return build_conditioner(
+            "Elementwise", conditioner, self.context_dim, out_dim, 1, 0,
+            num_parameters=num_parameters,
+        )  # fmt: skip
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        if not self.context_dim:
+            zeros = jnp.zeros((*self.event_shape, self.map.num_parameters), dtype)
+            return {"params": {"raw_parameters": zeros}}
+        inputs = jnp.zeros(self.context_dim, dtype)
+        return gather({"network": init_conditioner(self, key, inputs, 0, dtype)})
+
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        z, log_slope = self.map.forward(x, self._parameters_for(variables, x, context))
+        return z, sum_event(log_slope, len(self.event_shape))
+
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        x, log_slope = self.map.inverse(z, self._parameters_for(variables, z, context))
+        return x, sum_event(log_slope, len(self.event_shape))
+
+    def _parameters_for(self, variables: Variables, x: Array, context: Array | None) -> Array:
+        shape = *x.shape, self.map.num_parameters
+        if context is None:
+            return jnp.broadcast_to(variables["params"]["raw_parameters"], shape)
+        return run_conditioner(self, variables, context, None).reshape(shape)

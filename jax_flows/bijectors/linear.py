@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks, masks
 from jax_flows.bijectors.base import Bijector, Shape
-from jax_flows.numerics import matmul_precision
+from jax_flows.numerics import at_least_float32, matmul_precision
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables
 
@@ -127,7 +127,7 @@ class Rotation(Bijector):
 
     def matrix(self, variables: Variables) -> Array:
         """Q, of shape ``(dim, dim)``."""
-        vectors = variables["params"]["vectors"]
+        vectors = at_least_float32(variables["params"]["vectors"])
         # dividing by the largest entry first keeps the squares from under- and overflowing
         size = jnp.abs(jax.lax.stop_gradient(vectors)).max(-1, keepdims=True)
         v = vectors / jnp.where(size > 0, size, 1)
@@ -137,7 +137,8 @@ class Rotation(Bijector):
         inverse_t = jnp.triu(jnp.matmul(v, v.T, precision=matmul_precision()), 1) + half
         identity = jnp.eye(self.dim, dtype=v.dtype)
         solved = jax.scipy.linalg.solve_triangular(inverse_t, v)
-        return identity - jnp.matmul(v.T, solved, precision=matmul_precision())
+        q = identity - jnp.matmul(v.T, solved, precision=matmul_precision())
+        return q.astype(variables["params"]["vectors"].dtype)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         z = jnp.matmul(x, self.matrix(variables).T, precision=matmul_precision())
@@ -160,9 +161,10 @@ def lu_matrix(lu: Array) -> Array:
 
 def lu_solve(lu: Array, z: Array) -> Array:
     """The x with z = P L U x, along the last axis, by two triangular substitutions."""
-    columns = z[..., ::-1].reshape(-1, z.shape[-1]).T
+    lu, columns = at_least_float32(lu), at_least_float32(z)[..., ::-1].reshape(-1, z.shape[-1]).T
     columns = jax.scipy.linalg.solve_triangular(lu, columns, lower=True, unit_diagonal=True)
-    return jax.scipy.linalg.solve_triangular(_upper(lu), columns).T.reshape(z.shape)
+    x = jax.scipy.linalg.solve_triangular(_upper(lu), columns).T.reshape(z.shape)
+    return x.astype(z.dtype)
 
 
 def _upper(lu: Array) -> Array:
@@ -216,7 +218,7 @@ class LULinear(Bijector):
 
     def condition(self, variables: Variables) -> Array:
         """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
-        return jnp.linalg.cond(lu_matrix(variables["params"]["lu"]))
+        return jnp.linalg.cond(lu_matrix(at_least_float32(variables["params"]["lu"])))
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         params = variables["params"]

@@ -15,6 +15,8 @@ from jax_flows.bijectors.base import Bijector
 from jax_flows.numerics import (
     DETACHED_STEPS,
     DIFFERENTIABLE_STEPS,
+    at_least_float32,
+    divide,
     log_sech2,
     log_softplus,
     matmul_precision,
@@ -157,14 +159,14 @@ class Radial(Bijector):
         center, alpha, s = self._constrained(variables["params"], context)
         offset = x - center
         r = norm(offset)
-        z = center + offset * ((r + s) / (alpha + r))[..., None]
+        z = center + offset * divide(r + s, alpha + r)[..., None]
         return z, self._log_det(r, alpha, s)
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         center, alpha, s = self._constrained(variables["params"], context)
         offset = z - center
         r = _positive_root(norm(offset), alpha, s)
-        x = center + offset * ((alpha + r) / (r + s))[..., None]
+        x = center + offset * divide(alpha + r, r + s)[..., None]
         return x, -self._log_det(r, alpha, s)
 
     def _constrained(self, params: Variables, context: Array | None) -> tuple[Array, ...]:
@@ -178,12 +180,10 @@ class Radial(Bijector):
 
     def _log_det(self, r: Array, alpha: Array, s: Array) -> Array:
         total = alpha + r
-        excess = (s - alpha) / total
-        tangential = _log_of(excess, (r + s) / total)
-        share = alpha / total
-        radial = _log_of(
-            share * excess, (r / total) * ((r + 2 * alpha) / total) + share * (s / total)
-        )
+        excess, share = divide(s - alpha, total), divide(alpha, total)
+        tangential = _log_of(excess, divide(r + s, total))
+        squares = divide(r, total) * divide(r + 2 * alpha, total)
+        radial = _log_of(share * excess, squares + share * divide(s, total))
         return (self.dim - 1) * tangential + radial
 
 
@@ -201,7 +201,7 @@ def _positive_root(rho: Array, alpha: Array, s: Array) -> Array:
     scale = jnp.maximum(jnp.abs(fixed_p), 2 * jnp.sqrt(fixed_alpha) * jnp.sqrt(fixed_rho))
     q = scale * jnp.sqrt(jnp.square(p / scale) + 4 * (alpha / scale) * (rho / scale))
     rising = p > 0
-    return jnp.where(rising, 2 * alpha * rho / jnp.where(rising, p + q, 1), (q - p) / 2)
+    return jnp.where(rising, divide(2 * alpha * rho, jnp.where(rising, p + q, 1)), (q - p) / 2)
 
 
 @register
@@ -319,13 +319,14 @@ def _orthonormal(vectors: Array) -> Array:
     A reflection is I - 2 v v^T / |v|^2, or the identity where v = 0; the product is I - V^T T V with
     T upper triangular, whose inverse is known from the inner products.
     """
+    dtype, vectors = vectors.dtype, at_least_float32(vectors)
     rank, dim = vectors.shape
     length = norm(vectors)[..., None]
     unit = vectors / jnp.where(length > 0, length, 1)
     eye = jnp.eye(rank, dim, dtype=vectors.dtype)
     triangle = jnp.triu(_product(unit, unit), 1) + eye[:, :rank] / 2
     solution = solve_triangular(triangle, unit[:, :rank])
-    return eye.T - _product(unit.T, solution.T).T
+    return (eye.T - _product(unit.T, solution.T).T).astype(dtype)
 
 
 def _log_det(a: Array, s: Array, log_s: Array) -> Array:
@@ -364,8 +365,7 @@ def _excess(a: Array) -> Array:
 def _newton_step(a: Array, t: Array, s: Array) -> Array:
     tanh = jnp.tanh(a)
     slope = jnp.square(tanh) + s * (1 - tanh) * (1 + tanh)
-    # not divided by: derivatives of a quotient square the slope, which may underflow
-    return a - (_excess(a) + s * tanh - t) * jnp.exp(-jnp.log(slope))
+    return a - divide(_excess(a) + s * tanh - t, slope)
 
 
 def _solve(t: Array, s: Array) -> Array:

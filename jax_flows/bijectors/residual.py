@@ -15,10 +15,12 @@ from flow_bridge.errors import ConvergenceError
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from jax_flows.inputs import check_input, check_probe
-from jax_flows.networks import LipschitzMLP
+from jax_flows.networks.lipschitz import LipschitzMLP
 from jax_flows.numerics import (
     DIFFERENTIABLE_STEPS,
+    at_least_float32,
     first_step,
+    in_float32,
     is_eager,
     matmul_precision,
     next_step,
@@ -61,7 +63,7 @@ class InvertibleResidual(Bijector):
         hidden_dims: widths of the hidden layers of g.
         lipschitz: the bound on g's Lipschitz constant, between 0 and 1.
         log_det: ``"exact"`` or ``"series"``.
-        activation: a name in ``networks.ACTIVATIONS``, divided by its largest slope.
+        activation: a name in ``networks.activations.ACTIVATIONS``, divided by its largest slope.
         exact_terms: terms of the series that are always there.
         stop_probability: of the roulette; by default (1 - lipschitz^2) / 2.
         eval_terms: terms of the series in evaluation, ``None`` for the exact determinant; not with
@@ -120,10 +122,12 @@ class InvertibleResidual(Bijector):
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
         return variables
 
+    @in_float32
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         return self._evaluate(layers, x, self.eval_terms)
 
+    @in_float32
     def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
@@ -139,6 +143,7 @@ class InvertibleResidual(Bijector):
         batch_stats["noise_step"] = next_step(step)
         return *self._estimate(layers, x, noise, num_terms), batch_stats
 
+    @in_float32
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
         x = self._solve(layers, z)
@@ -174,8 +179,22 @@ class InvertibleResidual(Bijector):
             context: as for ``forward``.
         """
         x, context = check_input(self, variables, "x", x, context)
+        noise = check_probe(self, variables, noise, x)
+        if not isinstance(num_terms, jax.Array):
+            checks.positive_int("InvertibleResidual", num_terms=num_terms)
+        return self._map_with_noise(variables, x, noise, num_terms, context)
+
+    @in_float32
+    def _map_with_noise(
+        self,
+        variables: Variables,
+        x: Array,
+        noise: Array,
+        num_terms: int | Array,
+        context: Array | None,
+    ) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)
-        return self._estimate(layers, x, check_probe(self, variables, noise, x), num_terms)
+        return self._estimate(layers, x, noise, num_terms)
 
     def _evaluate(self, layers: Layers, x: Array, num_terms: int | None) -> Output:
         g, slopes = evaluate(layers, self.activation, x)
@@ -189,6 +208,7 @@ class InvertibleResidual(Bijector):
     def _estimate(self, layers: Layers, x: Array, noise: Array, num_terms: int | Array) -> Output:
         """x + g(x), and the series with ``num_terms`` terms and its Neumann gradient."""
         g, slopes = evaluate(layers, self.activation, x)
+        noise = at_least_float32(noise)
         fixed, fixed_slopes, noise = jax.lax.stop_gradient((layers, slopes, noise))
 
         def add_term(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -92,7 +92,8 @@ class Split(Bijector):
     Shapes: x and z ``(*batch, channels, height, width)``.
 
     Raises:
-        ValueError: if ``bijector`` is not one of images, or changes their shape.
+        ValueError: if ``bijector`` is not one of images, or changes their shape; for an odd number of
+            channels.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, section 3.6.
     """
@@ -107,6 +108,9 @@ class Split(Bijector):
     @cached_property
     def event_shape(self) -> Shape:
         return images.split_shape(self.bijector.event_shape, self.bijector.latent_shape)
+
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        return images.kept_shape(shape, lambda inner: self.bijector.map_shape(inner, inverse))
 
     @property
     def context_dim(self) -> int:  # type: ignore[override]
@@ -123,11 +127,13 @@ class Split(Bijector):
         return gather({"bijector": self.bijector.variable_shapes(dtype)})
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        self.map_shape(x.shape[-3:])
         inner, outer = jnp.split(x, 2, -3)
         inner, log_det = self.bijector.map_forward(child(variables, "bijector"), inner, context)
         return jnp.concatenate([inner, outer], -3), log_det
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        self.map_shape(z.shape[-3:], inverse=True)
         inner, outer = jnp.split(z, 2, -3)
         inner, log_det = self.bijector.map_inverse(child(variables, "bijector"), inner, context)
         return jnp.concatenate([inner, outer], -3), log_det

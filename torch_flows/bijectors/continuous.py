@@ -23,11 +23,13 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input, check_probe
-from torch_flows.networks import MLP
+from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import (
+    at_least_float32,
     first_step,
     full_precision,
     gaussian,
+    in_float32,
     is_eager,
     next_step,
     rademacher,
@@ -70,7 +72,7 @@ class ContinuousBijector(Bijector):
         adjoint: gradients of ``"dopri5"`` by the adjoint equation, with the same tolerances in relation
             to the size of the gradient, in constant memory, in reverse mode only; ``False``: through its
             steps. ``"rk4"`` always differentiates its steps.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         probe: ``"rademacher"`` or ``"gaussian"``.
         num_steps: steps of ``"rk4"``.
         max_steps: the most steps of ``"dopri5"``.
@@ -139,7 +141,7 @@ class ContinuousBijector(Bijector):
         self.jacobian_norm = jacobian_norm
         self.context_dim = context_dim
         self.event_shape = (dim,)
-        self.network = MLP(dim + 1 + context_dim, hidden_dims, dim, activation)
+        self.network = MLP(dim + 1 + context_dim, dim, hidden_dims, activation)
         if trace == "hutchinson":
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
@@ -212,6 +214,7 @@ class ContinuousBijector(Bijector):
         return count
 
     @full_precision
+    @in_float32
     def _run(
         self,
         x: Tensor,
@@ -223,11 +226,11 @@ class ContinuousBijector(Bijector):
         rows = x.reshape(-1, self.dim)
         given = rows.isfinite().all(-1, keepdim=True)
         if context is not None:
-            context = context.reshape(-1, self.context_dim)
+            context = at_least_float32(context).reshape(-1, self.context_dim)
             given = given & context.isfinite().all(-1, keepdim=True)
             context = torch.where(given, context, 0)
         if noise is not None:
-            noise = noise.reshape(-1, self.dim)
+            noise = at_least_float32(noise).reshape(-1, self.dim)
         state = torch.cat([torch.where(given, rows, 0), torch.zeros_like(rows[:, :1])], -1)
         weights = self._weights(context, noise)
         field = field or _Field(self.activation)
@@ -238,7 +241,9 @@ class ContinuousBijector(Bijector):
 
     def _weights(self, context: Tensor | None, noise: Tensor | None) -> Weights:
         """What the field needs: the column of t, what the trace needs, the probe, the layers."""
-        layers: list[tuple[Tensor, Tensor]] = [(a.weight, a.bias) for a in self.network.layers]
+        layers: list[tuple[Tensor, Tensor]] = [
+            (at_least_float32(a.weight), at_least_float32(a.bias)) for a in self.network.layers
+        ]
         first, bias = layers[0]
         if context is not None:
             bias = context @ first[:, self.dim + 1 :].T + bias

@@ -1,19 +1,23 @@
 """Couplings: some dimensions stay fixed and condition an invertible map of the free ones."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks, masks
-from flow_bridge.masks import Mask
-from flow_bridge.splines import check_spline
+from flow_bridge.masks import CHECKERBOARDS, Mask
+from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.bijectors.splines import rational_quadratic
-from torch_flows.networks import MLP, ConvNet
+from torch_flows.networks.conditioner import build_conditioner, run_conditioner
+from torch_flows.networks.convolutional import ConvNet
+from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.numerics import sum_event
 from torch_flows.registry import register
+from torch_flows.univariate.affine import AffineMap, ShiftMap
+from torch_flows.univariate.base import UnivariateMap
+from torch_flows.univariate.splines import spline_within
 
 
 class Partition(nn.Module):
@@ -21,25 +25,26 @@ class Partition(nn.Module):
 
     order: Tensor
 
-    def __init__(self, mask: Mask, dim: int, context_dim: int, axis: int = -1) -> None:
+    def __init__(self, mask: Mask, dim: int, axis: int = -1) -> None:
         super().__init__()
         self.axis = axis
         self._after: tuple[slice, ...] = (slice(None),) * (-1 - axis)
-        partition = masks.Partition(mask, dim, context_dim)
+        partition = masks.Partition(mask, dim)
+        self.parts = *partition.parts, axis
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
         self._slices: dict[str, slice] = {}
-        for name in ("fixed", "free", "inputs"):
+        for name in ("fixed", "free"):
             index = masks.as_index(getattr(partition, name))
             if isinstance(index, slice):
                 self._slices[name] = index
             else:
-                self.register_buffer(name, torch.from_numpy(index), persistent=False)
+                self.register_buffer(name, torch.as_tensor(index), persistent=False)
         if self.layout == "mixed":
-            self.register_buffer("order", torch.from_numpy(partition.order), persistent=False)
+            self.register_buffer("order", torch.as_tensor(partition.order), persistent=False)
 
     def index(self, name: str) -> slice | Tensor:
-        """Positions of the ``"fixed"`` or ``"free"`` dimensions or of a conditioner's ``"inputs"``."""
+        """Positions of the ``"fixed"`` or the ``"free"`` dimensions."""
         return self._slices[name] if name in self._slices else getattr(self, name)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,24 +62,104 @@ class Partition(nn.Module):
         return merged.index_select(self.axis, self.order) if self.layout == "mixed" else merged
 
 
-class Coupling(Bijector):
-    """What couplings share: a partition, and a conditioner that sees the fixed dimensions.
+class Checkerboard(nn.Module):
+    """Takes images apart by the colours of a chessboard: both parts are as large as the image."""
 
-    A subclass writes ``_predict``, ``_transform`` and ``_inverse_transform``; a chain of couplings of
-    the same parts calls these without putting x together in between.
+    parts = None
+
+    def __init__(self, mask: str, channels: int) -> None:
+        super().__init__()
+        self.first = CHECKERBOARDS.index(mask)
+        self.num_fixed = self.num_free = channels
+
+    def fixed_pixels(self, x: Tensor) -> Tensor:
+        """Which pixels of x stay fixed, ``(height, width)``."""
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
+        return (rows[:, None] + columns) % 2 == self.first
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x with zeros in place of the free pixels, and x."""
+        return torch.where(self.fixed_pixels(x), x, 0), x
+
+    def merge(self, fixed: Tensor, free: Tensor) -> Tensor:
+        """The fixed pixels of one and the free ones of the other."""
+        return torch.where(self.fixed_pixels(free), fixed, free)
+
+
+@register
+class Coupling(Bijector):
+    """z_free = map(x_free; parameters(x_fixed)); log|det| is the sum of the logs of the map's slopes.
+
+    A chain of couplings of the same parts hands these on, without putting x together in between.
+
+    Args:
+        dim: number of dimensions, at least 2; or the shape (channels, height, width) of images, of
+            which height and width may be ``None``, for any.
+        map: what happens to a free dimension, given its parameters.
+        conditioner: the network that makes the parameters, ``Network(CLASS, ...)`` or a class; ``MLP``
+            if not given, for images ``ConvNet``. It is built with the widths of its input (the fixed
+            dimensions, or what ``map.features`` makes of them, and the context) and of its output
+            (all of the first parameter, all of the second, ...). If its class names ``context_dim``
+            among its arguments it is called with the two apart.
+        mask: which dimensions or channels stay fixed, see ``flow_bridge.masks.coupling_mask``. For
+            images also ``"checkerboard_even"`` and ``"checkerboard_odd"``: the pixels whose row and
+            column have an even or an odd sum.
+        context_dim: width of the context, 0 for none; every pixel sees all of it.
+
+    Shapes: x and z ``(*batch, dim)`` or ``(*batch, channels, height, width)``, context ``(*batch,
+    context_dim)``.
+
+    Raises:
+        ValueError: for a mask that fixes everything or nothing.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> network = torch_flows.Network(torch_flows.ResidualMLP, hidden_dim=16)
+        >>> bijector = torch_flows.Coupling(3, torch_flows.SplineMap(num_bins=4), network)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
     """
 
-    def __init__(self, dim: int, mask: Mask, context_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int | Sequence[int | None],
+        map: UnivariateMap,
+        conditioner: Network | type | None = None,
+        mask: Mask = "even",
+        context_dim: int = 0,
+    ) -> None:
         super().__init__()
-        name = type(self).__name__
-        checks.positive_int(name, dim=dim)
-        checks.non_negative_int(name, context_dim=context_dim)
-        self.dim = dim
+        shape = checks.coupling_shape("Coupling", dim)
+        checks.instances("Coupling", "map", [map], UnivariateMap)
+        checks.non_negative_int("Coupling", context_dim=context_dim)
+        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        self.map = map
+        images = len(shape) == 3
+        self.conditioner = as_network("Coupling", conditioner, ConvNet if images else MLP)
         self.mask = tuple(mask) if isinstance(mask, list) else mask
         self.context_dim = context_dim
-        self.event_shape = (dim,)
-        self.partition = Partition(self.mask, dim, context_dim)
-        self.parts = masks.Partition(self.mask, dim).parts
+        self.event_shape = shape
+        self.domain, self.codomain = map.domain, map.codomain
+        num_channels = checks.known(shape[0])
+        self.partition: Partition | Checkerboard
+        if images and self.mask in CHECKERBOARDS:
+            self.partition = Checkerboard(str(self.mask), num_channels)
+        else:
+            self.partition = Partition(self.mask, num_channels, -len(shape))
+        self.parts = self.partition.parts
+        self.network = build_conditioner(
+            "Coupling",
+            self.conditioner,
+            self.partition.num_fixed * map.num_features,
+            self.partition.num_free * map.num_parameters,
+            len(shape),
+            context_dim,
+            num_parameters=map.num_parameters,
+            mask=self.mask,
+        )
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(x)
@@ -89,85 +174,74 @@ class Coupling(Bijector):
     def couple(
         self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Output:
-        parameters = self._condition(fixed, context)
-        return (self._inverse_transform if inverse else self._transform)(free, parameters)
+        """The free part mapped given the fixed one, and log|det| of that."""
+        step = self.map.inverse if inverse else self.map.forward
+        free, log_slope = step(free, self.parameters_of(fixed, context))
+        if isinstance(self.partition, Checkerboard):
+            log_slope = log_slope.masked_fill(self.partition.fixed_pixels(free), 0)
+        return free, sum_event(log_slope, len(self.event_shape))
 
-    def _condition(self, fixed: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        return self._predict(fixed if context is None else torch.cat([fixed, context], -1))
-
-    @abstractmethod
-    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]: ...
-
-    @abstractmethod
-    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output: ...
-
-    @abstractmethod
-    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output: ...
+    def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Any:
+        """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
+        axis, map = -len(self.event_shape), self.map
+        out = run_conditioner(self, map.features(fixed, axis), context)
+        if isinstance(out, tuple):
+            out = tuple(part.to(fixed.dtype) for part in out)
+            return out if map.separable else torch.stack(out, -1)
+        if map.separable:
+            return out.to(fixed.dtype).chunk(map.num_parameters, axis)
+        out = out.to(fixed.dtype).unflatten(axis, (map.num_parameters, -1))
+        return out.movedim(axis - 1, -1)
 
 
 @register
-class AdditiveCoupling(Coupling):
+def AdditiveCoupling(
+    dim: int,
+    hidden_dims: Sequence[int] = (64, 64),
+    mask: Mask = "even",
+    activation: str = "leaky_relu",
+    context_dim: int = 0,
+) -> Coupling:
     """z_free = x_free + t, with t from the fixed dimensions; log|det| = 0, exactly.
+
+    A ``Coupling`` with ``ShiftMap`` and ``MLP``.
 
     Args:
         dim: number of dimensions, at least 2.
         hidden_dims: widths of the conditioner's hidden layers.
         mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
-        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         context_dim: width of the context, 0 for none.
-
-    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
-
-    Raises:
-        ValueError: for a mask that fixes everything or nothing.
 
     Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        mask: Mask = "even",
-        activation: str = "leaky_relu",
-        context_dim: int = 0,
-    ) -> None:
-        super().__init__(dim, mask, context_dim)
-        self.hidden_dims = tuple(hidden_dims)
-        self.activation = activation
-        in_dim = self.partition.num_fixed + context_dim
-        self.network = MLP(in_dim, hidden_dims, self.partition.num_free, activation)
-
-    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        return (self.network(inputs),)
-
-    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
-        return free + parameters[0], free.new_zeros(free.shape[:-1])
-
-    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
-        return free - parameters[0], free.new_zeros(free.shape[:-1])
+    network = Network(MLP, hidden_dims=hidden_dims, activation=activation)
+    return Coupling(dim, ShiftMap(), network, mask, context_dim)
 
 
 @register
-class AffineCoupling(Coupling):
+def AffineCoupling(
+    dim: int,
+    hidden_dims: Sequence[int] = (64, 64),
+    mask: Mask = "even",
+    activation: str = "leaky_relu",
+    separate_networks: bool = True,
+    context_dim: int = 0,
+) -> Coupling:
     """z_free = x_free * exp(s) + t, with (s, t) from the fixed dimensions; log|det| = sum(s).
 
-    s ends in tanh, so that each layer scales by a factor between 1/e and e.
+    s ends in tanh, so that each layer scales by a factor between 1/e and e. A ``Coupling`` with
+    ``AffineMap("tanh", bound=1)`` and ``SeparateMLPs`` or ``MLP``.
 
     Args:
         dim: number of dimensions, at least 2.
         hidden_dims: widths of the conditioner's hidden layers.
         mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
-        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
-        separate_networks: two networks for s and t, each with weights for all ``dim`` dimensions on
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        separate_networks: two networks for t and s, each with weights for all ``dim`` dimensions on
             both sides, of which the mask picks the ones that are used (the layout and the parameter
             count of the original RealNVP); ``False``: one network from fixed to free dimensions.
         context_dim: width of the context, 0 for none.
-
-    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
-
-    Raises:
-        ValueError: for a mask that fixes everything or nothing.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
 
@@ -178,50 +252,25 @@ class AffineCoupling(Coupling):
         >>> tuple(z.shape), tuple(log_det.shape)
         ((5, 3), (5,))
     """
-
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        mask: Mask = "even",
-        activation: str = "leaky_relu",
-        separate_networks: bool = True,
-        context_dim: int = 0,
-    ) -> None:
-        super().__init__(dim, mask, context_dim)
-        self.hidden_dims = tuple(hidden_dims)
-        self.activation = activation
-        self.separate_networks = separate_networks
-        if separate_networks:
-            self.scale_net = MLP(dim + context_dim, hidden_dims, dim, activation)
-            self.shift_net = MLP(dim + context_dim, hidden_dims, dim, activation)
-        else:
-            in_dim = self.partition.num_fixed + context_dim
-            self.network = MLP(in_dim, hidden_dims, 2 * self.partition.num_free, activation)
-
-    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        if not self.separate_networks:
-            s, t = self.network(inputs).chunk(2, -1)
-            return s.tanh(), t
-        columns, rows = self.partition.index("inputs"), self.partition.index("free")
-        s = self.scale_net(inputs, columns, rows)
-        return s.tanh(), self.shift_net(inputs, columns, rows)
-
-    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
-        s, t = parameters
-        return free * s.exp() + t, s.sum(-1)
-
-    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
-        s, t = parameters
-        return (free - t) * (-s).exp(), -s.sum(-1)
+    cls = SeparateMLPs if separate_networks else MLP
+    network = Network(cls, hidden_dims=hidden_dims, activation=activation)
+    return Coupling(dim, AffineMap("tanh", bound=1.0), network, mask, context_dim)
 
 
 @register
-class SplineCoupling(Coupling):
+def SplineCoupling(
+    dim: int,
+    hidden_dims: Sequence[int] = (64, 64),
+    mask: Mask = "even",
+    num_bins: int = 8,
+    tail_bound: float = 5.0,
+    activation: str = "leaky_relu",
+    context_dim: int = 0,
+) -> Coupling:
     """z_free = spline(x_free), with one spline for each free dimension from the fixed ones.
 
     The splines are rational-quadratic on (-tail_bound, tail_bound) and the identity outside;
-    log|det| is the sum of the logs of their derivatives.
+    log|det| is the sum of the logs of their derivatives. A ``Coupling`` with ``SplineMap`` and ``MLP``.
 
     Args:
         dim: number of dimensions, at least 2.
@@ -229,107 +278,42 @@ class SplineCoupling(Coupling):
         mask: which dimensions stay fixed, see ``flow_bridge.masks.coupling_mask``.
         num_bins: bins of each spline, below 1000.
         tail_bound: where the identity begins.
-        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         context_dim: width of the context, 0 for none.
-
-    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
-
-    Raises:
-        ValueError: for a mask that fixes everything or nothing.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        mask: Mask = "even",
-        num_bins: int = 8,
-        tail_bound: float = 5.0,
-        activation: str = "leaky_relu",
-        context_dim: int = 0,
-    ) -> None:
-        super().__init__(dim, mask, context_dim)
-        check_spline("SplineCoupling", num_bins, tail_bound)
-        self.hidden_dims = tuple(hidden_dims)
-        self.num_bins = num_bins
-        self.tail_bound = tail_bound
-        self.activation = activation
-        in_dim = self.partition.num_fixed + context_dim
-        out_dim = self.partition.num_free * (3 * num_bins - 1)
-        self.network = MLP(in_dim, hidden_dims, out_dim, activation)
-
-    def _predict(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        return (self.network(inputs).unflatten(-1, (-1, 3 * self.num_bins - 1)),)
-
-    def _transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
-        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound)
-        return free, log_slope.sum(-1)
-
-    def _inverse_transform(self, free: Tensor, parameters: tuple[Tensor, ...]) -> Output:
-        free, log_slope = rational_quadratic(free, parameters[0], self.tail_bound, inverse=True)
-        return free, log_slope.sum(-1)
+    network = Network(MLP, hidden_dims=hidden_dims, activation=activation)
+    return Coupling(dim, spline_within(tail_bound, num_bins), network, mask, context_dim)
 
 
 @register
-class ConvAffineCoupling(Bijector):
+def ConvAffineCoupling(
+    channels: int,
+    hidden_channels: int = 64,
+    mask: Mask = "first_half",
+    activation: str = "relu",
+    context_dim: int = 0,
+) -> Coupling:
     """z_free = x_free * exp(s) + t on channels, (s, t) a ``ConvNet`` of the fixed ones; log|det| = sum(s).
 
     s ends in tanh, so that each layer scales by a factor between 1/e and e. The network ends in zeros,
-    so that the coupling starts as the identity.
+    so that the coupling starts as the identity. A ``Coupling`` of images of any size with
+    ``AffineMap("tanh", bound=1)`` and ``ConvNet``.
 
     Args:
         channels: number of channels, at least 2.
         hidden_channels: width of the network.
         mask: which channels stay fixed, see ``flow_bridge.masks.coupling_mask``.
-        activation: a name in ``networks.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
+        activation: a name in ``networks.activations.ACTIVATIONS``; ``leaky_relu`` has slope 0.2.
         context_dim: width of the context, 0 for none; every pixel sees all of it.
 
     Shapes: x and z ``(*batch, channels, height, width)``, context ``(*batch, context_dim)``.
 
-    Raises:
-        ValueError: for a mask that fixes everything or nothing.
-
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803; Kingma and Dhariwal (2018), Glow,
     arXiv:1807.03039.
     """
-
-    def __init__(
-        self,
-        channels: int,
-        hidden_channels: int = 64,
-        mask: Mask = "first_half",
-        activation: str = "relu",
-        context_dim: int = 0,
-    ) -> None:
-        super().__init__()
-        checks.positive_int("ConvAffineCoupling", channels=channels)
-        checks.non_negative_int("ConvAffineCoupling", context_dim=context_dim)
-        self.channels = channels
-        self.hidden_channels = hidden_channels
-        self.mask = mask if isinstance(mask, str) else tuple(mask)
-        self.activation = activation
-        self.context_dim = context_dim
-        self.event_shape = (channels, None, None)
-        self.partition = Partition(self.mask, channels, 0, axis=-3)
-        in_channels = self.partition.num_fixed + context_dim
-        out_channels = 2 * self.partition.num_free
-        self.network = ConvNet(in_channels, hidden_channels, out_channels, activation)
-
-    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        fixed, free = self.partition.split(x)
-        s, t = self._predict(fixed, context)
-        return self.partition.merge(fixed, torch.addcmul(t, free, s.exp())), sum_event(s, 3)
-
-    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        fixed, free = self.partition.split(z)
-        s, t = self._predict(fixed, context)
-        return self.partition.merge(fixed, (free - t) * (-s).exp()), -sum_event(s, 3)
-
-    def _predict(self, fixed: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if context is not None:
-            planes = context[..., None, None].expand(*context.shape, *fixed.shape[-2:])
-            fixed = torch.cat([fixed, planes], -3)
-        s, t = self.network(fixed).chunk(2, -3)
-        return s.tanh(), t
+    checks.positive_int("ConvAffineCoupling", channels=channels)
+    network = Network(ConvNet, hidden_channels=hidden_channels, activation=activation)
+    shape = (channels, None, None)
+    return Coupling(shape, AffineMap("tanh", bound=1.0), network, mask, context_dim)

@@ -2,18 +2,23 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
+from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.numerics import log1p, log_sech2, softplus, sum_event
+from torch_flows.networks.conditioner import build_conditioner
+from torch_flows.networks.mlp import MLP
+from torch_flows.numerics import log1p, log_sech2, softplus, sum_event, tanh
 from torch_flows.registry import register
+from torch_flows.univariate.base import UnivariateMap
 
 
-class Elementwise(Bijector):
+class Pointwise(Bijector):
     """z_i = f(x_i) for every entry. log|det| = the sum of log f'(x_i) over the event."""
 
     def __init__(self, event_ndim: int = 1) -> None:
@@ -43,8 +48,11 @@ def _nan_or_zero(x: Tensor) -> Tensor:
 
 
 @register
-class LeakyReLU(Elementwise):
+class LeakyReLU(Pointwise):
     """z = x for x >= 0 and negative_slope * x below; the derivative at 0 is 1.
+
+    Each direction takes the side by the sign of its own input, the same for x and its z. Where a layer
+    before it rounds an entry to the other side of 0, log|det| changes by log(negative_slope).
 
     Args:
         negative_slope: above 0.
@@ -66,10 +74,11 @@ class LeakyReLU(Elementwise):
 
 
 @register
-class ELU(Elementwise):
+class ELU(Pointwise):
     """z = x for x >= 0 and alpha * (exp(x) - 1) below; the derivative at 0 is 1. Codomain (-alpha, inf).
 
-    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32.
+    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32. Each direction
+    takes the side by the sign of its own input, as ``LeakyReLU`` does.
 
     Args:
         alpha: above 0.
@@ -99,7 +108,7 @@ class ELU(Elementwise):
 
 
 @register
-class Softplus(Elementwise):
+class Softplus(Pointwise):
     """z = log(1 + e^x). Codomain (0, inf).
 
     Args:
@@ -117,7 +126,7 @@ class Softplus(Elementwise):
 
 
 @register
-class Exp(Elementwise):
+class Exp(Pointwise):
     """z = e^x. Codomain (0, inf).
 
     Args:
@@ -135,7 +144,7 @@ class Exp(Elementwise):
 
 
 @register
-class Sigmoid(Elementwise):
+class Sigmoid(Pointwise):
     """z = 1 / (1 + e^-x). Codomain (0, 1).
 
     Past x = 17 (float32) or 37 (float64) z rounds to 1, whose inverse is infinity.
@@ -162,7 +171,7 @@ class Sigmoid(Elementwise):
 
 
 @register
-class Tanh(Elementwise):
+class Tanh(Pointwise):
     """z = tanh(x). Codomain (-1, 1).
 
     Past |x| = 9 (float32) or 19 (float64) z rounds to 1 or -1, whose inverse is infinite.
@@ -174,7 +183,7 @@ class Tanh(Elementwise):
     codomain = Interval(-1.0, 1.0)
 
     def map_entries(self, x: Tensor) -> Output:
-        z, near = x.tanh(), x.abs() < 0.3
+        z, near = tanh(x), x.abs() < 0.3
         log_near = log1p(-torch.where(near, z, 0).square())
         return z, torch.where(near, log_near, log_sech2(x))
 
@@ -235,7 +244,7 @@ class Affine(Bijector):
 
 
 @register
-class Logit(Elementwise):
+class Logit(Pointwise):
     """z = log(y / (1 - y)) with y = alpha + (1 - 2 alpha) x: images on [0, 1) to the real line.
 
     alpha > 0 keeps z finite at the ends of [0, 1]; the domain then reaches beyond them by
@@ -264,3 +273,72 @@ class Logit(Elementwise):
     def map_entries_inverse(self, z: Tensor) -> Output:
         x = (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
         return x, -softplus(z) - softplus(-z) - self.log_slope
+
+
+@register
+class Elementwise(Bijector):
+    """z_i = map(x_i; parameters_i) for every entry; log|det| is the sum of the logs of the map's slopes.
+
+    The parameters are weights of their own, which start at zero, or come from the context.
+
+    Args:
+        dim: number of dimensions, or an event shape.
+        map: what happens to an entry, given its parameters.
+        context_dim: width of the context, 0 for none.
+        conditioner: with a context, the network from it to the parameters, ``Network(CLASS, ...)`` or
+            a class; ``MLP`` if not given.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for a conditioner without a context.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Elementwise(3, torch_flows.SplineMap(num_bins=4))
+        >>> z, log_det = bijector.forward(torch.zeros(5, 3))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 3), (5,))
+    """
+
+    def __init__(
+        self,
+        dim: int | Sequence[int],
+        map: UnivariateMap,
+        context_dim: int = 0,
+        conditioner: Network | type | None = None,
+    ) -> None:
+        super().__init__()
+        shape = checks.event_shape_of("Elementwise", dim)
+        checks.instances("Elementwise", "map", [map], UnivariateMap)
+        checks.non_negative_int("Elementwise", context_dim=context_dim)
+        checks.no_conditioner("Elementwise", conditioner, context_dim)
+        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        self.map = map
+        self.context_dim = context_dim
+        self.event_shape = shape
+        self.domain, self.codomain = map.domain, map.codomain
+        self.conditioner = as_network("Elementwise", conditioner, MLP) if context_dim else None
+        if self.conditioner is None:
+            self.raw_parameters = nn.Parameter(torch.zeros(*shape, map.num_parameters))
+        else:
+            out_dim = math.prod(shape) * map.num_parameters
+            num_parameters = map.num_parameters
+            self.network = build_conditioner(
+                "Elementwise", self.conditioner, context_dim, out_dim, 1, 0,
+                num_parameters=num_parameters,
+            )  # fmt: skip
+
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        z, log_slope = self.map.forward(x, self._parameters_for(x, context))
+        return z, sum_event(log_slope, len(self.event_shape))
+
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        x, log_slope = self.map.inverse(z, self._parameters_for(z, context))
+        return x, sum_event(log_slope, len(self.event_shape))
+
+    def _parameters_for(self, x: Tensor, context: Tensor | None) -> Tensor:
+        shape = *x.shape, self.map.num_parameters
+        if context is None:
+            return self.raw_parameters.expand(shape)
+        return self.network(context).to(x.dtype).reshape(shape)

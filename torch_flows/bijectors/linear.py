@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from flow_bridge import checks, masks
 from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.numerics import full_precision
+from torch_flows.numerics import at_least_float32, full_precision
 from torch_flows.registry import register
 
 
@@ -103,14 +103,16 @@ class Rotation(Bijector):
     def matrix(self) -> Tensor:
         """Q, of shape ``(dim, dim)``."""
         # dividing by the largest entry first keeps the squares from under- and overflowing
-        size = self.vectors.detach().abs().amax(-1, keepdim=True)
-        v = self.vectors / torch.where(size > 0, size, 1)
+        vectors = at_least_float32(self.vectors)
+        size = vectors.detach().abs().amax(-1, keepdim=True)
+        v = vectors / torch.where(size > 0, size, 1)
         norm2 = v.square().sum(-1, keepdim=True)
         v = v * torch.where(norm2 > 0, norm2, 1).rsqrt()
         half = torch.eye(len(v), dtype=v.dtype, device=v.device) / 2
         inverse_t = (v @ v.T).triu(1) + half
         identity = torch.eye(self.dim, dtype=v.dtype, device=v.device)
-        return identity - v.T @ torch.linalg.solve_triangular(inverse_t, v, upper=True)
+        q = identity - v.T @ torch.linalg.solve_triangular(inverse_t, v, upper=True)
+        return q.to(self.vectors.dtype)
 
     @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
@@ -135,9 +137,9 @@ def lu_solve(lu: Tensor, z: Tensor) -> Tensor:
     """The x with z = P L U x, along the last axis, by two triangular substitutions."""
     # solved from the right, rows stay rows: 2 to 3 times faster than on the transposed columns
     solve = partial(torch.linalg.solve_triangular, left=False)
-    rows = z.flip(-1).reshape(-1, z.shape[-1])
+    lu, rows = at_least_float32(lu), at_least_float32(z).flip(-1).reshape(-1, z.shape[-1])
     rows = solve(lu.T, rows, upper=True, unitriangular=True)
-    return solve(_upper(lu).T, rows, upper=False).reshape(z.shape)
+    return solve(_upper(lu).T, rows, upper=False).reshape(z.shape).to(z.dtype)
 
 
 def _upper(lu: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class LULinear(Bijector):
 
     def condition(self) -> Tensor:
         """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
-        return torch.linalg.cond(lu_matrix(self.lu))
+        return torch.linalg.cond(lu_matrix(at_least_float32(self.lu)))
 
     @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:

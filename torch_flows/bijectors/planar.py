@@ -11,6 +11,8 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.numerics import (
     DETACHED_STEPS,
     DIFFERENTIABLE_STEPS,
+    at_least_float32,
+    divide,
     full_precision,
     log_sech2,
     log_softplus,
@@ -131,7 +133,7 @@ class Radial(Bijector):
         center, alpha, s = self._constrained(context)
         offset = x - center
         r = norm(offset)
-        z = center + offset * ((r + s) / (alpha + r)).unsqueeze(-1)
+        z = center + offset * divide(r + s, alpha + r).unsqueeze(-1)
         return z, self._log_det(r, alpha, s)
 
     @full_precision
@@ -139,7 +141,7 @@ class Radial(Bijector):
         center, alpha, s = self._constrained(context)
         offset = z - center
         r = _positive_root(norm(offset), alpha, s)
-        x = center + offset * ((alpha + r) / (r + s)).unsqueeze(-1)
+        x = center + offset * divide(alpha + r, r + s).unsqueeze(-1)
         return x, -self._log_det(r, alpha, s)
 
     def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
@@ -155,12 +157,10 @@ class Radial(Bijector):
 
     def _log_det(self, r: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
         total = alpha + r
-        excess = (s - alpha) / total
-        tangential = _log_of(excess, (r + s) / total)
-        share = alpha / total
-        radial = _log_of(
-            share * excess, (r / total) * ((r + 2 * alpha) / total) + share * (s / total)
-        )
+        excess, share = divide(s - alpha, total), divide(alpha, total)
+        tangential = _log_of(excess, divide(r + s, total))
+        squares = divide(r, total) * divide(r + 2 * alpha, total)
+        radial = _log_of(share * excess, squares + share * divide(s, total))
         return (self.dim - 1) * tangential + radial
 
 
@@ -177,7 +177,7 @@ def _positive_root(rho: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
     scale = torch.maximum(p.abs(), 2 * alpha.sqrt() * rho.sqrt()).detach()
     q = scale * ((p / scale).square() + 4 * (alpha / scale) * (rho / scale)).sqrt()
     rising = p > 0
-    return torch.where(rising, 2 * alpha * rho / torch.where(rising, p + q, 1), (q - p) / 2)
+    return torch.where(rising, divide(2 * alpha * rho, torch.where(rising, p + q, 1)), (q - p) / 2)
 
 
 @register
@@ -277,13 +277,14 @@ def _orthonormal(vectors: Tensor) -> Tensor:
     A reflection is I - 2 v v^T / |v|^2, or the identity where v = 0; the product is I - V^T T V with
     T upper triangular, whose inverse is known from the inner products.
     """
+    dtype, vectors = vectors.dtype, at_least_float32(vectors)
     rank, dim = vectors.shape
     length = norm(vectors).unsqueeze(-1)
     unit = vectors / torch.where(length > 0, length, 1)
     eye = torch.eye(rank, dim, dtype=vectors.dtype, device=vectors.device)
     triangle = _product(unit, unit).triu(1) + eye[:, :rank] / 2
     solution = torch.linalg.solve_triangular(triangle, unit[:, :rank], upper=True)
-    return eye.T - _product(unit.T, solution.T).T
+    return (eye.T - _product(unit.T, solution.T).T).to(dtype)
 
 
 def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
@@ -322,8 +323,7 @@ def _excess(a: Tensor) -> Tensor:
 def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
     tanh = a.tanh()
     slope = tanh.square() + s * (1 - tanh) * (1 + tanh)
-    # not divided by: derivatives of a quotient square the slope, which may underflow
-    return a - (_excess(a) + s * tanh - t) * (-slope.log()).exp()
+    return a - divide(_excess(a) + s * tanh - t, slope)
 
 
 def _solve(t: Tensor, s: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.derivatives import Layers, evaluate, jacobian, jvp, vjp
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input, check_probe
-from torch_flows.networks import LipschitzMLP
+from torch_flows.networks.lipschitz import LipschitzMLP
 from torch_flows.numerics import (
     DIFFERENTIABLE_STEPS,
+    at_least_float32,
     first_step,
     full_precision,
+    in_float32,
     is_eager,
     next_step,
     norm,
@@ -56,7 +58,7 @@ class InvertibleResidual(Bijector):
         hidden_dims: widths of the hidden layers of g.
         lipschitz: the bound on g's Lipschitz constant, between 0 and 1.
         log_det: ``"exact"`` or ``"series"``.
-        activation: a name in ``networks.ACTIVATIONS``, divided by its largest slope.
+        activation: a name in ``networks.activations.ACTIVATIONS``, divided by its largest slope.
         exact_terms: terms of the series that are always there.
         stop_probability: of the roulette; by default (1 - lipschitz^2) / 2.
         eval_terms: terms of the series in evaluation, ``None`` for the exact determinant; not with
@@ -113,6 +115,7 @@ class InvertibleResidual(Bijector):
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 
     @full_precision
+    @in_float32
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         if not self.training:
             return self._evaluate(self.network.normalized(context), x, self.eval_terms)
@@ -126,6 +129,7 @@ class InvertibleResidual(Bijector):
         return self._estimate(layers, x, noise, num_terms)
 
     @full_precision
+    @in_float32
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         layers = self.network.normalized(context)
         x = self._solve(layers, z)
@@ -141,7 +145,6 @@ class InvertibleResidual(Bijector):
         x = torch.where(failed.unsqueeze(-1), math.nan, x)
         return x, torch.where(failed, math.nan, -log_det)
 
-    @full_precision
     def forward_with_noise(
         self, x: Tensor, noise: Tensor, num_terms: int, context: Tensor | None = None
     ) -> Output:
@@ -156,8 +159,16 @@ class InvertibleResidual(Bijector):
             context: as for ``forward``.
         """
         context = check_input(self, "x", x, context)
-        layers = self.network.normalized(context)
-        return self._estimate(layers, x, check_probe(self, noise, x), num_terms)
+        noise = check_probe(self, noise, x)
+        checks.positive_int("InvertibleResidual", num_terms=num_terms)
+        return self._map_with_noise(x, noise, num_terms, context)
+
+    @full_precision
+    @in_float32
+    def _map_with_noise(
+        self, x: Tensor, noise: Tensor, num_terms: int, context: Tensor | None
+    ) -> Output:
+        return self._estimate(self.network.normalized(context), x, noise, num_terms)
 
     def _evaluate(self, layers: Layers, x: Tensor, num_terms: int | None) -> Output:
         g, slopes = evaluate(layers, self.activation, x)
@@ -173,6 +184,7 @@ class InvertibleResidual(Bijector):
         g, slopes = evaluate(layers, self.activation, x)
         fixed = [(weight.detach(), bias) for weight, bias in layers]
         fixed_slopes = [slope.detach() for slope in slopes]
+        noise = at_least_float32(noise)
         row, value, left = noise, torch.zeros_like(x[..., 0]), torch.zeros_like(x)
         for k in range(1, num_terms + 1):
             weight = (-1) ** (k + 1) * (1 - self._stop) ** -max(k - self.exact_terms, 0)

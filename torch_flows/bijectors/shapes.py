@@ -75,7 +75,8 @@ class Split(Bijector):
     Shapes: x and z ``(*batch, channels, height, width)``.
 
     Raises:
-        ValueError: if ``bijector`` is not one of images, or changes their shape.
+        ValueError: if ``bijector`` is not one of images, or changes their shape; for an odd number of
+            channels.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803, section 3.6.
     """
@@ -87,16 +88,21 @@ class Split(Bijector):
         self.event_shape = images.split_shape(bijector.event_shape, bijector.latent_shape)
         self.context_dim = bijector.context_dim
 
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        return images.kept_shape(shape, lambda inner: self.bijector.map_shape(inner, inverse))
+
     @property
     def has_batch_statistics(self) -> bool:  # type: ignore[override]
         return self.bijector.has_batch_statistics
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        self.map_shape(x.shape[-3:])
         inner, outer = x.chunk(2, -3)
         inner, log_det = self.bijector.map_forward(inner, context)
         return torch.cat([inner, outer], -3), log_det
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        self.map_shape(z.shape[-3:], inverse=True)
         inner, outer = z.chunk(2, -3)
         inner, log_det = self.bijector.map_inverse(inner, context)
         return torch.cat([inner, outer], -3), log_det

@@ -18,7 +18,7 @@ class NeuralODE(Flow):
         solver: ``"dopri5"`` or ``"rk4"``.
         rtol, atol: tolerances of ``"dopri5"``.
         adjoint: gradients by the adjoint equation.
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         num_steps: steps of ``"rk4"``.
         kinetic_energy, jacobian_norm: weights of the penalties in training, see
             ``ContinuousBijector``.

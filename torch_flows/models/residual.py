@@ -96,7 +96,7 @@ class ResidualFlow(Flow):
         num_blocks: number of residual blocks.
         lipschitz: the bound on each block's Lipschitz constant.
         log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
-        activation: a name in ``networks.ACTIVATIONS``.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, 0 for none.
 
     Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.

@@ -62,9 +62,7 @@ def describe(
     """
     package = _package(backend)
     types = package.registry.registry.types
-    flows = {
-        n: c for n, c in types.items() if issubclass(c, package.Flow) and c is not package.Flow
-    }
+    flows = {n: c for n, c in types.items() if c is not package.Flow and _is_a(c, package.Flow)}
     cls = _named("model", model, flows)
     size = _size(cls, event_shape)
     described: Architecture = {"type": cls.__name__, **size}
@@ -87,7 +85,7 @@ def describe(
         named = _outline(described, backend)
     described_base = architecture(named.base)
     if base is not None:
-        bases = {n: c for n, c in types.items() if issubclass(c, package.Distribution)}
+        bases = {n: c for n, c in types.items() if _is_a(c, package.Distribution)}
         kind = _named("base distribution", base, bases).__name__
         described_base = {"type": kind, "dim": described_base["dim"], **BASE_DEFAULTS.get(kind, {})}
     return {
@@ -165,6 +163,18 @@ def draw(
     return in_blocks(model.from_noise, noise, context)
 
 
+def draw_context(model: Side, rows: int, generator: np.random.Generator) -> np.ndarray | None:
+    """Contexts such as the model was trained on, as far as it knows: normal, in their own units."""
+    flow = model.flow
+    if not flow.context_dim:
+        return None
+    context = generator.standard_normal((rows, flow.context_dim))
+    if flow.context_net is not None and type(flow.context_net[0]).__name__ == "Standardize":
+        loc, scale = (model.arrays()[f"context_net.0.{name}"] for name in ("loc", "scale"))
+        context = loc + scale * context
+    return context
+
+
 def noise_shape(model: Side, num_samples: int) -> tuple[int, ...]:
     """The shape of the noise for samples, where the machine's memory can hold them.
 
@@ -199,6 +209,10 @@ def _package(backend: str | None) -> Any:
     import jax_flows
 
     return jax_flows
+
+
+def _is_a(cls: Any, base: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, base)
 
 
 def _named(what: str, name: str, types: dict[str, type]) -> type:

@@ -134,7 +134,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         runs = [
             run | _run(side, None, context, z, size) for side, run in zip(sides, runs, strict=True)
         ]
-        moved = _run(sides[0], _nudged(x), context, _nudged(z), size)
+        nudged = None if context is None else _nudged(context)
+        moved = _run(_nudged_side(sides[0]), _nudged(x), nudged, _nudged(z), size)
         rough = _run(trial.rough, found.x, found.context, cast(z, "float32"), size)
     except ConvergenceError as raised:
         report.notes.append(f"Rows beside the given ones were not judged: {raised}")
@@ -181,12 +182,13 @@ def _probe_truth(
     x, context = cast(found.x, "float64"), cast(found.context, "float64")
     size = len(trial.x)
     square = x[0].size <= MAX_JACOBIAN_SIZE
+    nudged = _nudged_side(trial.sides[0])
     rough = _determinants(trial.rough, found.x, found.context, size)[0] if square else None
     for name, side, run in zip(NAMES, trial.sides, runs, strict=True):
         regular = found.regular & np.isfinite(run["z"].reshape(len(x), -1)).all(-1)
         z = np.where(np.isfinite(run["z"]), run["z"], 0)
         again = _run(side, None, context, z, size)["x"]
-        moved = _run(side, None, context, _nudged(z), size)["x"]
+        moved = _run(nudged, None, context, _nudged(z), size)["x"]
         movement = MOVE / _NUDGE * row_errors(moved, again)
         report.comparisons += _worst(
             f"round trip {name} to {name}, probes",
@@ -216,6 +218,16 @@ def _probe_truth(
 def _nudged(array: np.ndarray) -> np.ndarray:
     """Every entry moved a little, zeros too: an inverse of 0 that is minus infinity then shows it."""
     return np.asarray(array * (1 + _NUDGE) + np.finfo(array.dtype).tiny)
+
+
+def _nudged_side(side: Any) -> Any:
+    """The side with every weight moved a little, each by an amount of its own."""
+    generator = np.random.default_rng(0)
+    weights = {
+        name: np.asarray(array * (1 + _NUDGE * generator.standard_normal(array.shape)))
+        for name, array in side.arrays().items()
+    }
+    return type(side).holding(side.flow, weights, "float64")
 
 
 def _determinants(

@@ -1,0 +1,80 @@
+"""What the univariate maps of both halves share: their options and the sentences about them."""
+
+import math
+
+from flow_bridge import checks
+
+SCALES = ("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid")
+"""How ``AffineMap`` turns a raw number into a scale."""
+
+ORDERS = ("scale_shift", "shift_scale", "shift_divide")
+"""z = s x + t, z = s (x - t), z = (x - t) / s."""
+
+
+def check_affine(
+    owner: str, scale: str, bound: float, offset: float | None, minimum: float, order: str
+) -> float:
+    """Check the options of ``AffineMap``, and return the offset.
+
+    Where none is given it is the one that makes a raw 0 the scale 1.
+    """
+    checks.one_of(owner, "scale", scale, SCALES)
+    checks.one_of(owner, "order", order, ORDERS)
+    checks.positive_number(owner, bound=bound)
+    checks.non_negative_number(owner, minimum=minimum)
+    if offset is not None:
+        if isinstance(offset, bool) or not isinstance(offset, int | float):
+            raise ValueError(f"{owner} expects offset as a number or None, got {offset!r}.")
+        if not math.isfinite(offset):
+            raise ValueError(f"{owner} expects offset to be finite, got {offset!r}.")
+    if scale not in ("softplus", "sigmoid"):
+        if offset or minimum:
+            raise ValueError(f"{owner} has offset and minimum with softplus and sigmoid only.")
+        return 0.0
+    if offset is not None:
+        return float(offset)
+    share = (1 - minimum) / (bound if scale == "sigmoid" else 1.0)
+    if not 0 < share < (1 if scale == "sigmoid" else math.inf):
+        raise ValueError(
+            f"{owner} reaches no scale of 1 with bound {bound!r} and minimum {minimum!r}: "
+            "choose an offset."
+        )
+    if scale == "softplus":
+        return math.log(math.expm1(share))
+    return math.log(share) - math.log1p(-share)
+
+
+BOUNDARIES = ("identity", "linear", "kinked", "bounded", "circular")
+"""What ``SplineMap`` does at the ends of its interval and beyond them."""
+
+
+def check_spline(
+    owner: str,
+    num_bins: int,
+    low: float,
+    high: float,
+    boundary: str,
+    min_width: float,
+    min_height: float,
+    min_slope: float,
+) -> None:
+    """Raise ``ValueError`` for bins that do not fit, bounds out of order and unknown boundaries."""
+    checks.positive_int(owner, num_bins=num_bins)
+    checks.interval(owner, low=low, high=high)
+    if not 1e-15 <= high - low <= 1e15:  # its derivatives square the widths of bins
+        raise ValueError(
+            f"{owner} expects low and high apart by 1e-15 to 1e15, got {low!r} and {high!r}."
+        )
+    checks.one_of(owner, "boundary", boundary, BOUNDARIES)
+    checks.non_negative_number(owner, min_width=min_width, min_height=min_height)
+    checks.positive_number(owner, min_slope=min_slope)
+    smallest = max(min_width, min_height)
+    if num_bins * smallest >= 1:
+        raise ValueError(f"{owner} expects num_bins below {1 / smallest:.0f}, got {num_bins}.")
+    if min_slope >= 1:
+        raise ValueError(f"{owner} expects min_slope below 1, got {min_slope!r}.")
+
+
+def slope_offset(min_slope: float) -> float:
+    """Added to a raw slope, so that 0 stands for the slope 1."""
+    return math.log(math.expm1(1 - min_slope))

@@ -1,0 +1,159 @@
+"""Multilayer perceptrons."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from flow_bridge import checks
+from flow_bridge.masks import Index, Mask, Partition, as_index
+from jax_flows.networks.activations import ACTIVATIONS
+from jax_flows.numerics import conditioner_operands
+from jax_flows.registry import register_network
+
+Weights = Sequence[tuple[Array, Array]]
+
+
+def matmul(x: Array, kernel: Array) -> Array:
+    """x W for x of shape ``(*batch, in_dim)`` and W of shape ``(in_dim, out_dim)``."""
+    if kernel.shape[0] <= kernel.shape[1]:
+        x, kernel, options = conditioner_operands(x, kernel)
+        return jnp.matmul(x, kernel, **options)
+    # The gradient of a tall kernel is a tall product, at which XLA is 2 to 7 times slower on a CPU
+    # than at its transpose; the barrier keeps it from folding the transposition away.
+    transposed = jax.lax.optimization_barrier(kernel.T)
+    x, transposed, options = conditioner_operands(x, transposed)
+    return jnp.einsum("...i,oi->...o", x, transposed, **options)
+
+
+# The backward pass keeps the products and computes the activations anew: less memory, and faster.
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
+def apply_layers(activation: str, x: Array, weights: Weights) -> Array:
+    """Linear layers with an activation between them."""
+    for kernel, bias in weights[:-1]:
+        x = ACTIVATIONS[activation](matmul(x, kernel) + bias)
+    kernel, bias = weights[-1]
+    return matmul(x, kernel) + bias
+
+
+class Linear(nn.Module):
+    """The weights of x W + b, initialised as PyTorch's Linear: uniform within 1 / sqrt(in_dim).
+
+    ``start`` is another bound.
+    """
+
+    in_dim: int
+    out_dim: int
+    start: float | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """The kernel and the bias, in the dtype of x."""
+        bound = self.in_dim**-0.5 if self.start is None else self.start
+
+        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+            return jax.random.uniform(key, shape, x.dtype, -bound, bound)
+
+        kernel = self.param("kernel", uniform, (self.in_dim, self.out_dim))
+        return kernel, self.param("bias", uniform, (self.out_dim,))
+
+
+def linear_layers(
+    widths: Sequence[int], x: Array, starts: Sequence[float | None] = ()
+) -> list[tuple[Array, Array]]:
+    """One linear layer from each width to the next, in the module that calls this."""
+    starts = starts or [None] * (len(widths) - 1)
+    return [
+        Linear(in_dim, out_dim, start, name=f"layers_{i}")(x)
+        for i, ((in_dim, out_dim), start) in enumerate(zip(pairwise(widths), starts, strict=True))
+    ]
+
+
+@register_network
+class MLP(nn.Module):
+    """Linear layers with an activation between them: ``(*batch, in_dim)`` to ``(*batch, out_dim)``.
+
+    Args:
+        in_dim, out_dim: the widths of input and output.
+        hidden_dims: widths of the hidden layers.
+        activation: a name in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for an unknown activation or a width below 1.
+    """
+
+    event_ndim = 1
+
+    in_dim: int
+    out_dim: int
+    hidden_dims: tuple[int, ...] = (64, 64)
+    activation: str = "leaky_relu"
+
+    def __post_init__(self) -> None:
+        checks.hidden_widths("MLP", self.hidden_dims)
+        checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Array, inputs: Index | None = None, outputs: Index | None = None
+    ) -> Array:
+        """Args: x; ``inputs`` and ``outputs`` select the columns of the first weight that x meets and
+        the rows of the last weight that are computed (all of them by default)."""
+        weights = linear_layers((self.in_dim, *self.hidden_dims, self.out_dim), x)
+        if inputs is not None:
+            weights[0] = weights[0][0][inputs], weights[0][1]
+        if outputs is not None:
+            weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
+        return apply_layers(self.activation, x, weights)
+
+
+@register_network
+class SeparateMLPs(nn.Module):
+    """One ``MLP`` for each parameter of a coupling's map.
+
+    Each has weights for all dimensions on both sides, of which the coupling's mask picks the ones that
+    are used: the layout and the parameter count of the original RealNVP. The output is a tuple, one
+    array for each parameter.
+
+    Args:
+        in_dim, out_dim: the widths of input and output.
+        num_parameters, mask, context_dim: of the coupling.
+        hidden_dims: widths of the hidden layers of each network.
+        activation: a name in ``ACTIVATIONS``.
+
+    Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
+    """
+
+    event_ndim = 1
+
+    in_dim: int
+    out_dim: int
+    num_parameters: int
+    mask: Mask
+    context_dim: int = 0
+    hidden_dims: tuple[int, ...] = (64, 64)
+    activation: str = "leaky_relu"
+
+    def __post_init__(self) -> None:
+        checks.hidden_widths("MLP", self.hidden_dims)
+        checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, ...]:
+        """Args: the fixed dimensions, and a context of their batch shape."""
+        if context is not None:
+            x = jnp.concatenate([x, context], -1)
+        dim = self.in_dim + self.out_dim // self.num_parameters
+        partition = Partition(self.mask, dim, self.context_dim)
+        inputs, outputs = as_index(partition.inputs), as_index(partition.free)
+        widths = dim + self.context_dim, dim, self.hidden_dims
+        networks = [
+            MLP(*widths, self.activation, name=f"networks_{i}") for i in range(self.num_parameters)
+        ]
+        return tuple(network(x, inputs, outputs) for network in networks)

@@ -1,0 +1,1 @@
+"""Maps of one variable, one file per family."""

@@ -1,0 +1,1 @@
+"""The networks that condition bijectors, one file per kind."""

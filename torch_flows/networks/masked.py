@@ -1,0 +1,201 @@
+"""Masked networks: the parameters for one dimension see only the dimensions generated before it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flow_bridge import checks
+from flow_bridge.masks import Autoregression, Degrees, Order
+from torch_flows.networks.activations import ACTIVATIONS
+from torch_flows.networks.mlp import MLP, Weights, apply_layers, linear_layers
+from torch_flows.networks.residual import ResidualMLP, apply_blocks, start_small
+from torch_flows.registry import register_network
+
+
+class Unrolled(NamedTuple):
+    """A masked network as its inverse needs it, units in the order in which they can be computed.
+
+    Attributes:
+        weights: per layer, ``(units above, units below)``, without what the context meets.
+        sums: per layer, the bias and what the context adds, ``(units, 1)`` or ``(units, batch)``.
+        gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``.
+    """
+
+    weights: list[Tensor]
+    sums: list[Tensor]
+    gates: list[Tensor | None]
+
+
+class MaskedNetwork(nn.Module):
+    """What masked networks share, from ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``.
+
+    Who sees whom is stated in ``flow_bridge.masks.Autoregression``, which is ``plan``.
+    """
+
+    layers: Sequence[nn.Linear]
+    gates: Sequence[nn.Linear]
+
+    def __init__(self, plan: Autoregression, activation: str, num_gates: int = 0) -> None:
+        super().__init__()
+        self.plan = plan
+        self.activation = activation
+        widths = (plan.dim + plan.context_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
+        self.layers = linear_layers(widths)  # type: ignore[assignment]
+        self.gates = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(plan.context_dim, plan.hidden_dims[0]) for _ in range(num_gates)
+        )
+        degrees = [torch.as_tensor(layer) for layer in plan.degrees]
+        for i, (below, above) in enumerate(pairwise(degrees)):
+            self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
+        self.is_sorted = [order is None for order in plan.sorting]
+        for i, order in enumerate(plan.sorting):
+            if order is not None:
+                self.register_buffer(f"sorting_{i}", torch.as_tensor(order), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Args: x, and a context of its batch shape."""
+        weights = [
+            (torch.where(getattr(self, f"mask_{i}"), layer.weight, 0), layer.bias)
+            for i, layer in enumerate(self.layers)
+        ]
+        h = x if context is None else torch.cat([x, context], -1)
+        out = self.evaluate(h, weights, context)
+        return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))
+
+    def evaluate(self, x: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
+        """The network with given weights."""
+        return apply_layers(self.activation, x, weights)
+
+    def step(
+        self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What hidden units hand on, from what the i-th layer gives them.
+
+        Args:
+            i: which layer.
+            total: shape ``(units, batch)``.
+            residual: what the last call for the same units returned beside it.
+            gate: their rows of ``Unrolled.gates``.
+        """
+        return ACTIVATIONS[self.activation](total), None
+
+    def unrolled(self, context: Tensor | None) -> Unrolled:
+        """The layers for a context ``(batch, context_dim)``; outputs stand in the order of generation."""
+        plan = self.plan
+        weights: list[Tensor] = [layer.weight for layer in self.layers]
+        sums: list[Tensor] = [layer.bias.unsqueeze(-1) for layer in self.layers]
+        gates: list[Tensor | None] = [None] * len(weights)
+        if context is not None:
+            sums[0] = torch.addmm(sums[0], weights[0][:, plan.dim :], context.T)
+            for i, layer in enumerate(self.gates):
+                gates[2 * i + 2] = layer(context).sigmoid().T
+        weights[0] = weights[0][:, : plan.dim]
+        for i, is_sorted in enumerate(self.is_sorted):
+            if is_sorted:
+                continue
+            order = self.get_buffer(f"sorting_{i}")
+            if i:
+                gate = gates[i - 1]
+                gates[i - 1] = None if gate is None else gate[order]
+                weights[i - 1], sums[i - 1] = weights[i - 1][order], sums[i - 1][order]
+            if i < len(weights):
+                weights[i] = weights[i][:, order]
+        return Unrolled(weights, sums, gates)
+
+
+@register_network
+class MaskedMLP(MaskedNetwork):
+    """``MLP`` with masks, from ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``.
+
+    Args:
+        dim: number of dimensions.
+        num_parameters: how many parameters each dimension gets.
+        hidden_dims: widths of the hidden layers.
+        activation: a name in ``ACTIVATIONS``.
+        degrees: of the hidden units, see ``flow_bridge.masks.Autoregression``.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown order or activation, degrees that do not fit or a width below 1.
+
+    Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_parameters: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: str = "leaky_relu",
+        degrees: Degrees = None,
+        order: Order = None,
+        context_dim: int = 0,
+    ) -> None:
+        hidden_dims = checks.hidden_widths("MLP", hidden_dims)
+        checks.one_of("MLP", "activation", activation, ACTIVATIONS)
+        plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, degrees)
+        super().__init__(plan, activation)
+
+
+@register_network
+class MaskedResidualMLP(MaskedNetwork):
+    """``ResidualMLP`` with masks, from ``(*batch, dim)`` to ``(*batch, dim, num_parameters)``.
+
+    Args:
+        dim: number of dimensions.
+        num_parameters: how many parameters each dimension gets.
+        hidden_dim, num_blocks, activation, context: as in ``ResidualMLP``.
+        degrees: of the hidden units, the same for all layers: in a list, one for each unit.
+        order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
+        context_dim: width of the context, which every unit sees; 0 for none.
+
+    Raises:
+        ValueError: for an unknown name, degrees that do not fit or a number below 1.
+
+    Reference: Nash and Durkan (2019), ResMADE, arXiv:1904.05626.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_parameters: int,
+        hidden_dim: int = 64,
+        num_blocks: int = 2,
+        activation: str = "relu",
+        context: str = "concatenate",
+        degrees: Degrees = None,
+        order: Order = None,
+        context_dim: int = 0,
+    ) -> None:
+        checks.residual_network("ResidualMLP", hidden_dim, num_blocks, context)
+        checks.one_of("ResidualMLP", "activation", activation, ACTIVATIONS)
+        num_layers = 1 + 2 * num_blocks
+        hidden_dims = (hidden_dim,) * num_layers
+        if not isinstance(degrees, str | None):
+            degrees = (degrees,) * num_layers  # type: ignore[assignment]
+        plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, degrees)
+        num_gates = num_blocks if context == "gate" and context_dim else 0
+        super().__init__(plan, activation, num_gates)
+        start_small(self.layers)
+
+    def evaluate(self, x: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
+        gates = [gate(context).sigmoid() for gate in self.gates]
+        return apply_blocks(self.activation, x, weights, gates)
+
+    def step(
+        self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if i % 2:
+            return ACTIVATIONS[self.activation](total), residual
+        if residual is not None:
+            total = residual + total if gate is None else torch.addcmul(residual, total, gate)
+        last = i == len(self.layers) - 2
+        return total if last else ACTIVATIONS[self.activation](total), total
+
+
+MASKED: dict[type, type[MaskedNetwork]] = {MLP: MaskedMLP, ResidualMLP: MaskedResidualMLP}
+"""Which masked network a network stands for in ``MaskedAutoregressive``."""

@@ -1,0 +1,67 @@
+"""What every univariate map is."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from flow_bridge.arguments import PlainArguments
+from flow_bridge.domains import REALS, Interval
+
+Output = tuple[Tensor, Tensor]
+
+
+class UnivariateMap(metaclass=PlainArguments):
+    """An increasing map of one variable whose parameters are given from outside.
+
+    It has no weights: a structure (``Elementwise``, ``Coupling``, ``MaskedAutoregressive``) hands it
+    the parameters of each entry. A subclass is a frozen dataclass of plain values, the same in both
+    halves, that states ``num_parameters`` and writes ``forward`` and ``inverse``. Parameters of zeros
+    are to be the identity, or a start that the class states.
+
+    Attributes:
+        num_parameters: how many parameters one entry takes.
+        domain, codomain: the open interval that x, that z lies in.
+        separable: whether parameters may also come as a tuple, one array of x's shape for each; where
+            they do, nothing is copied to put them side by side. See ``unstack``.
+        num_features: how many numbers a network sees of one entry, see ``features``.
+    """
+
+    is_architecture = True
+    domain: Interval = REALS
+    codomain: Interval = REALS
+    separable = False
+    num_features = 1
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int: ...
+
+    @abstractmethod
+    def forward(self, x: Tensor, parameters: Any) -> Output:
+        """Data to latent.
+
+        Args:
+            x: shape ``(*batch,)``.
+            parameters: shape ``(*batch, num_parameters)``.
+
+        Returns:
+            z and log(dz/dx), both of x's shape.
+        """
+
+    @abstractmethod
+    def inverse(self, z: Tensor, parameters: Any) -> Output:
+        """Latent to data: x and log(dx/dz) for z. Shapes as ``forward``."""
+
+    def features(self, x: Tensor, axis: int) -> Tensor:
+        """What a network sees of entries that this map has transformed or will: x itself.
+
+        Where an entry is an angle it is to be something periodic, ``num_features`` as long along
+        ``axis``.
+        """
+        return x
+
+
+def unstack(parameters: Any) -> tuple[Tensor, ...]:
+    """The parameters one by one, whichever way a ``separable`` map gets them."""
+    return parameters if isinstance(parameters, tuple) else parameters.unbind(-1)

@@ -1,0 +1,229 @@
+"""The monotone rational-quadratic spline of Durkan et al. (2019), arXiv:1906.04032.
+
+Both directions are written in sums of positive terms (xi from the left end of a bin and xi1 from the
+right one, never 1 - xi), so that nothing cancels in float32, and the inverse's discriminant is a sum
+of squares. Inside, the axis of the parameters leads, so that every step runs along whole rows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flow_bridge import checks
+from flow_bridge.domains import REALS, Interval
+from flow_bridge.univariate import check_spline, slope_offset
+from torch_flows.numerics import softplus
+from torch_flows.registry import register
+from torch_flows.univariate.base import Output, UnivariateMap
+
+
+@register
+@dataclass(frozen=True)
+class SplineMap(UnivariateMap):
+    """A monotone rational-quadratic spline from [low, high] onto itself.
+
+    Parameters, in this order: of each bin the logit of its width, of each bin the logit of its
+    height, then the raw slopes at the knots that have one. Zeros are the identity.
+
+    Args:
+        num_bins: bins of the spline, below 1 / ``min_width`` and 1 / ``min_height``.
+        low, high: the interval.
+        boundary: what happens at its ends and beyond.
+            ``"identity"``: slope 1 at both ends, the identity outside.
+            ``"linear"``: free slopes at the ends, with which the map goes on outside.
+            ``"kinked"``: free slopes at the ends, the identity outside; the density jumps there.
+            ``"bounded"``: free slopes at the ends; only [low, high] exists.
+            ``"circular"``: x and z are angles, high and low the same point. One slope at that point,
+            and a rotation after the spline as the last parameter. A network sees an angle's cosine
+            and sine.
+        min_width, min_height: the least width and height of a bin, as a share of the interval.
+        min_slope: the least slope at a knot, below 1.
+
+    Raises:
+        ValueError: for an unknown boundary, and numbers out of range.
+
+    Reference: Durkan et al. (2019), arXiv:1906.04032; Rezende et al. (2020), arXiv:2002.02428, for
+    bounded and circular ones.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> map = torch_flows.SplineMap(num_bins=4, low=0.0, high=1.0, boundary="bounded")
+        >>> z, log_slope = map.forward(torch.rand(5), torch.randn(5, map.num_parameters))
+        >>> bool((z > 0).all() and (z < 1).all())
+        True
+    """
+
+    num_bins: int = 8
+    low: float = -5.0
+    high: float = 5.0
+    boundary: str = "identity"
+    min_width: float = 1e-3
+    min_height: float = 1e-3
+    min_slope: float = 1e-3
+
+    def __post_init__(self) -> None:
+        sizes = self.min_width, self.min_height, self.min_slope
+        check_spline("SplineMap", self.num_bins, self.low, self.high, self.boundary, *sizes)
+
+    @property
+    def num_parameters(self) -> int:
+        return 3 * self.num_bins + (-1 if self.boundary == "identity" else 1)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        inside = self.boundary in ("bounded", "circular")
+        return Interval(self.low, self.high) if inside else REALS
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.domain
+
+    @property
+    def num_features(self) -> int:  # type: ignore[override]
+        return 2 if self.boundary == "circular" else 1
+
+    def features(self, x: Tensor, axis: int) -> Tensor:
+        if self.boundary != "circular":
+            return x
+        angle = (x - self.low) * (2 * math.pi / (self.high - self.low))
+        return torch.cat([angle.cos(), angle.sin()], axis)
+
+    def forward(self, x: Tensor, parameters: Tensor) -> Output:
+        if self.boundary != "circular":
+            return self._map(x, parameters)
+        z, log_slope = self._map(self._wrapped(x), parameters[..., :-1])
+        return self._wrapped(z + parameters[..., -1]), log_slope
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> Output:
+        if self.boundary != "circular":
+            return self._map(z, parameters, inverse=True)
+        turned = self._wrapped(z - parameters[..., -1])
+        x, log_slope = self._map(turned, parameters[..., :-1], inverse=True)
+        return self._wrapped(x), log_slope
+
+    def _wrapped(self, x: Tensor) -> Tensor:
+        """x modulo the circle, in [low, high)."""
+        inside = (x - self.low).remainder(self.high - self.low) + self.low
+        wrapped = torch.where(inside >= self.high, inside - (self.high - self.low), inside)
+        return torch.where((x >= self.low) & (x < self.high), x, wrapped)
+
+    def _map(self, x: Tensor, parameters: Tensor, inverse: bool = False) -> Output:
+        low, high = self.low, self.high
+        if self.boundary == "bounded":
+            outside = (x < low) | (x > high)
+        else:
+            outside = x.abs() >= high if low == -high else (x <= low) | (x >= high)
+        inner = x.masked_fill(outside, (low + high) / 2)
+        knots = self.knots(parameters)
+        ends = select_bin(inner, knots, inverse, self.min_slope)
+        y, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inner, *ends)
+        if self.boundary == "bounded":
+            return y.masked_fill(outside, math.nan), log_slope.masked_fill(outside, math.nan)
+        if self.boundary != "linear":
+            return torch.where(outside, x, y), log_slope.masked_fill(outside, 0)
+        below = x < inner
+        end = torch.where(below, torch.full_like(x, low), high)
+        slope = slope_of(torch.where(below, knots[2, 0], knots[2, -1]), self.min_slope)
+        slope = slope.reciprocal() if inverse else slope
+        beyond = torch.addcmul(end, slope, x - end)
+        return torch.where(outside, beyond, y), torch.where(outside, slope.log(), log_slope)
+
+    def knots(self, parameters: Tensor) -> Tensor:
+        """Positions, heights and raw slopes of the knots, shape ``(3, num_bins + 1, *batch)``."""
+        num_bins, width = self.num_bins, self.high - self.low
+        rows = parameters.movedim(-1, 0).contiguous()
+        logits, raw = rows.split([2 * num_bins, rows.shape[0] - 2 * num_bins])
+        ones = [1] * (raw.ndim - 1)
+        shares = logits.unflatten(0, (2, num_bins)).softmax(1).cumsum(1)[:, :-1]
+        least = torch.arange(1, num_bins, dtype=raw.dtype, device=raw.device).view(-1, *ones)
+        if self.min_width == self.min_height:
+            start = self.low + width * self.min_width * least
+            inner = torch.add(start, shares, alpha=width * (1 - num_bins * self.min_width))
+        else:
+            inner = torch.stack(
+                [
+                    self.low + width * (size * least + (1 - num_bins * size) * share)
+                    for size, share in zip((self.min_width, self.min_height), shares, strict=True)
+                ]
+            )
+        is_position = (torch.arange(3, device=raw.device) < 2).to(raw.dtype).view(3, 1, *ones)
+        first, last = (
+            (end * is_position).expand(3, 1, *raw.shape[1:]) for end in (self.low, self.high)
+        )
+        if self.boundary == "identity":
+            return torch.cat([first, torch.cat([inner, raw.unsqueeze(0)]), last], 1)
+        if self.boundary == "circular":
+            raw = torch.cat([raw, raw[:1]])
+        return torch.cat([torch.cat([first[:2], inner, last[:2]], 1), raw.unsqueeze(0)])
+
+
+def spline_within(tail_bound: float, num_bins: int) -> SplineMap:
+    """The spline on (-tail_bound, tail_bound) that is the identity outside."""
+    checks.positive_number("SplineMap", tail_bound=tail_bound)
+    return SplineMap(num_bins, -float(tail_bound), float(tail_bound))
+
+
+def slope_of(raw: Tensor, min_slope: float) -> Tensor:
+    """The slope that a raw number stands for, 1 at 0."""
+    return min_slope + softplus(raw + slope_offset(min_slope))
+
+
+def select_bin(
+    x: Tensor, knots: Tensor, inverse: bool, min_slope: float = 1e-3
+) -> tuple[Tensor, ...]:
+    """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
+    num_knots = knots.shape[1]
+    index = (x >= knots[int(inverse), 1:-1]).sum(0)
+    starts = torch.arange(3, device=x.device).view(3, 1) * num_knots
+    offsets = (starts + torch.arange(2, device=x.device)).view(6, *[1] * x.ndim)
+    ends = knots.flatten(0, 1).gather(0, index + offsets)
+    return *ends[:4].unbind(), *slope_of(ends[4:], min_slope).unbind()
+
+
+def forward_in_bin(
+    x: Tensor, x0: Tensor, x1: Tensor, y0: Tensor, y1: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y and log(dy/dx) at x in [x0, x1]."""
+    per_width, height = (x1 - x0).reciprocal(), y1 - y0
+    xi, xi1 = (x - x0) * per_width, (x1 - x) * per_width
+    share, log_slope = _evaluate(xi, xi1, height * per_width, d0, d1)
+    return torch.addcmul(y0, height, share), log_slope
+
+
+def inverse_in_bin(
+    y: Tensor, x0: Tensor, x1: Tensor, y0: Tensor, y1: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x and log(dx/dy) at y in [y0, y1].
+
+    With e and e1 the distances of y from the two ends in heights, q = d0 e1 - d1 e and
+    r = sqrt(q^2 + 4 s^2 e e1), xi = 2 s e / (2 s e + q + r) and xi1 = 2 s e1 / (2 s e1 + r - q).
+    """
+    width, per_height = x1 - x0, (y1 - y0).reciprocal()
+    e, e1 = (y - y0) * per_height, (y1 - y) * per_height
+    s = per_height.reciprocal() / width
+    q = d0 * e1 - d1 * e
+    left, right = 2 * s * e, 2 * s * e1
+    rising, product = q >= 0, left * right
+    # of r + q and r - q one is a sum; the other is the product over it
+    larger = (q * q + product).sqrt() + torch.where(rising, q, -q)
+    smaller = product / larger
+    xi = left / (left + torch.where(rising, larger, smaller))
+    xi1 = right / (right + torch.where(rising, smaller, larger))
+    x = torch.where(xi < 0.5, torch.addcmul(x0, xi, width), torch.addcmul(x1, xi1, -width))
+    return x, -_evaluate(xi, xi1, s, d0, d1)[1]
+
+
+def _evaluate(xi: Tensor, xi1: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
+    """(y - y0) / height and log(dy/dx), from the distances to the two ends in widths.
+
+    (s xi^2 + d0 xi xi1) / D and log(s^2 (d1 xi^2 + 2 s xi xi1 + d0 xi1^2) / D^2), with
+    D = s (xi^2 + xi1^2) + (d0 + d1) xi xi1.
+    """
+    left, mixed, right = xi * xi, xi * xi1, xi1 * xi1
+    rise = torch.addcmul(s * left, d0, mixed)
+    per_d = torch.addcmul(torch.addcmul(rise, s, right), d1, mixed).reciprocal()
+    slope = torch.addcmul(torch.addcmul(d1 * left, d0, right), s, mixed, value=2)
+    ratio = s * per_d
+    return rise * per_d, (slope * ratio).log() + ratio.log()
