@@ -82,8 +82,6 @@ OTHER_DOCSTRINGS = {
     "*:BatchNorm": "in place, or new variables",
     "*:ActNorm": "process groups, or shards",
     "*:Chain": "PyTorch shares modules, JAX stacks variables",
-    "*:Coupling": "PyTorch's chains put x together once",
-    "*:MaskedAutoregressive": "loops, or scans",
     "*:ContinuousBijector": "solvers of different libraries",
     "*.distribution": "hosts",
     "flows.py:standardized": "in place, or new variables",
