@@ -176,4 +176,5 @@ def norm(x: Array) -> Array:
     scale = jnp.where(largest > 0, largest, 1)
     square = jnp.square(x / scale).sum(-1)
     moving = square > 0
-    return jnp.where(moving, scale[..., 0] * jnp.sqrt(jnp.where(moving, square, 1)), square)
+    # not times the scale: XLA may compute x anew for that, rounded to 0, which made this 1
+    return jnp.where(moving, largest[..., 0] * jnp.sqrt(jnp.where(moving, square, 1)), square)

@@ -159,4 +159,5 @@ def norm(x: Tensor) -> Tensor:
     scale = torch.where(largest > 0, largest, 1)
     square = (x / scale).square().sum(-1)
     moving = square > 0
-    return torch.where(moving, scale.squeeze(-1) * torch.where(moving, square, 1).sqrt(), square)
+    # not times the scale: XLA may compute x anew for that, rounded to 0, which made this 1
+    return torch.where(moving, largest.squeeze(-1) * torch.where(moving, square, 1).sqrt(), square)
