@@ -454,3 +454,17 @@ def test_everything_is_on_the_default_device(kind: str) -> None:
         )
     for module in (model, mixed):
         assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"meta"}
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+@pytest.mark.parametrize(
+    "build", [lambda: torch_flows.Planar(2), lambda: torch_flows.Sylvester(2, 2)]
+)
+def test_forward_mode_of_one_row(transform: Any, build: Any) -> None:
+    """PyTorch makes float64 of a float32 scalar in forward mode; Sylvester's inverse raised."""
+    model, z = build(), torch.tensor([0.3, -0.2])
+    found = transform(lambda z: model.inverse(z)[0])(z)
+    assert found.dtype == torch.float32
+    right = torch.func.jacrev(lambda z: model.inverse(z)[0])(z)
+    if transform is torch.func.jacfwd:
+        torch.testing.assert_close(found, right)

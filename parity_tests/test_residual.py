@@ -382,7 +382,9 @@ def test_residual_flow_round_trip() -> None:
 
 
 @pytest.mark.parametrize(("activation", "hidden_dims"), [("gelu", (8,)), ("softplus", ())])
-def test_compiled_inverse_behind_a_linear_map(activation: str, hidden_dims: tuple[int, ...]) -> None:
+def test_compiled_inverse_behind_a_linear_map(
+    activation: str, hidden_dims: tuple[int, ...]
+) -> None:
     """In JAX most rows were NaN: XLA rounded two copies of the residual differently."""
     block = jax_flows.InvertibleResidual(1, hidden_dims, 0.97, activation=activation)
     chain = jax_flows.Chain((block, jax_flows.Affine(1)))
