@@ -89,6 +89,18 @@ def test_a_solver_excuses_no_formula(mutate: Any, part: str, monkeypatch) -> Non
     assert all(name.startswith(part) for name in failed), str(report)
 
 
+@pytest.mark.slow
+def test_an_adaptive_solver_is_judged_by_its_own_error() -> None:
+    """Both halves choose their steps; with finer ones each is at the truth, far below its tolerance."""
+    case = Case("adaptive", arch("NeuralODE", dim=1, hidden_dims=[2]))
+    models = torch_flows.build(case.architecture), jax_flows.build(case.architecture)
+    report = compare(*models, case.weights(), case.inputs(3), None, dtypes=("float64",))
+    assert report.passed, str(report)
+    limits = {c.quantity: c.limit * 2.0**-52 for c in report.comparisons}
+    assert 1e-9 < limits["z"] < 1e-3
+    assert limits["round trip torch to jax"] < 1e-6
+
+
 def test_what_is_judged_never_judges_itself() -> None:
     with pytest.raises(ValueError, match="has a name"):
         Comparison("z", "float64", 9.0, 1.0, torch_error=9.0, jax_error=9.0)

@@ -17,6 +17,7 @@ from flow_bridge.domains import Interval
 from flow_bridge.masks import Order
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
+from jax_flows.networks.conditioner import conditioner_shapes
 from jax_flows.networks.masked import MASKED, MaskedNetwork
 from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import matmul_precision
@@ -115,6 +116,9 @@ class MaskedAutoregressive(Bijector):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         inputs = [jnp.zeros(n, dtype) for n in (self.dim, self.context_dim) if n]
         return gather({"network": self.network.init(key, *inputs)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return conditioner_shapes(self, dtype) or super().variable_shapes(dtype)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         parameters = self.network.apply(child(variables, "network"), x, context)

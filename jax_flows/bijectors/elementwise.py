@@ -15,7 +15,12 @@ from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
-from jax_flows.networks.conditioner import build_conditioner, init_conditioner, run_conditioner
+from jax_flows.networks.conditioner import (
+    build_conditioner,
+    conditioner_shapes,
+    init_conditioner,
+    run_conditioner,
+)
 from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import log1p, log_sech2, softplus, sum_event, tanh
 from jax_flows.registry import register
@@ -407,6 +412,10 @@ class Elementwise(Bijector):
             return {"params": {"raw_parameters": zeros}}
         inputs = jnp.zeros(self.context_dim, dtype)
         return gather({"network": init_conditioner(self, key, inputs, 0, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        known = conditioner_shapes(self, dtype) if self.context_dim else None
+        return known or super().variable_shapes(dtype)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         z, log_slope = self.map.forward(x, self._parameters_for(variables, x, context))

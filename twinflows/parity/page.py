@@ -11,12 +11,13 @@ from twinflows.parity.report import Comparison, ParityReport, figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 60rem;
-  color: #1d2433; background: #fff; overflow-wrap: anywhere; }
+  color: #1d2433; background: #fff; overflow-wrap: break-word; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
   border-bottom: 1px solid #dfe3ea; }
 th { font-weight: 600; }
-td.number { white-space: nowrap; }
+td.number, td.ok, td.failed { white-space: nowrap; }
+td.long { overflow-wrap: anywhere; }
 small { display: block; color: #5b6477; }
 .ok { color: #15703c; } .failed { color: #b3261e; font-weight: 600; }
 .verdict { font-size: 1.3rem; }
@@ -63,7 +64,7 @@ def html_page(report: ParityReport) -> str:
     failed = sum(not c.passed for c in report.comparisons)
     count = f"{len(report.comparisons) - failed} of {len(report.comparisons)} comparisons passed."
     subject = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        f'<tr><th>{escape(name)}</th><td class="long">{escape(value)}</td></tr>'
         for name, value in (report.subject | report.environment).items()
     )
     words = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in GLOSSARY.items())
