@@ -128,7 +128,7 @@ class MaskedAutoregressive(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return _implicit_inverse(self, variables, z, context)
 
-    def _explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         generated = self.network.plan.generated
         rows = z.reshape(-1, self.dim).T[generated]
         flat = None if context is None else context.reshape(-1, self.context_dim)
@@ -301,7 +301,7 @@ def _add_product(total: Array, weight: Array, known: Array) -> Array:
 def _implicit_inverse(
     bijector: MaskedAutoregressive, variables: Variables, z: Array, context: Array | None
 ) -> Output:
-    return bijector._explicit_inverse(variables, z, context)
+    return bijector.explicit_inverse(variables, z, context)
 
 
 @_implicit_inverse.defjvp
@@ -313,7 +313,7 @@ def _implicit_inverse_jvp(
     variables, z, context = primals
     d_variables, dz, d_context = tangents
     (x, log_det), solve = jax.linearize(
-        lambda z: bijector._explicit_inverse(variables, z, context), z
+        lambda z: bijector.explicit_inverse(variables, z, context), z
     )
     _, (dz_weights, d_log_det) = jax.jvp(
         lambda variables, context: bijector.map_forward(variables, x, context),

@@ -125,7 +125,7 @@ class Coupling(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int | None, ...]
+    dim: int | Sequence[int | None]
     map: UnivariateMap
     conditioner: Network | type | None = None
     mask: Mask = "even"

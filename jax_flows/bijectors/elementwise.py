@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -369,7 +370,7 @@ class Elementwise(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
     map: UnivariateMap
     context_dim: int = 0
     conditioner: Network | type | None = None

@@ -1,5 +1,6 @@
 """Models made of masked autoregressive maps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
@@ -36,7 +37,7 @@ class MAF(Model):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     num_layers: int = 5
     context_dim: int = 0
 
@@ -61,7 +62,7 @@ class IAF(Model):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     num_layers: int = 5
     context_dim: int = 0
 

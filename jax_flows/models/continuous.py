@@ -1,5 +1,6 @@
 """Models made of a differential equation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jax_flows.bijectors.base import Bijector
@@ -32,7 +33,7 @@ class NeuralODE(Model):
     _trace = "exact"
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     solver: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5

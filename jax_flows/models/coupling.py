@@ -1,5 +1,6 @@
 """Models made of couplings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
@@ -30,7 +31,7 @@ class NICE(Model):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     num_layers: int = 4
     context_dim: int = 0
 

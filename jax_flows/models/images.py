@@ -1,5 +1,6 @@
 """Models of images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
@@ -47,7 +48,7 @@ class Glow(Model):
         (5,)
     """
 
-    shape: tuple[int, ...]
+    shape: Sequence[int]
     num_levels: int = 3
     num_steps: int = 8
     hidden_channels: int = 64
@@ -55,7 +56,7 @@ class Glow(Model):
 
     def _parts(self) -> tuple[Bijector, Distribution]:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
-        shape = checks.image_shape("Glow", self.shape, 2**self.num_levels)
+        shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
         level = _glow_level(
             shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
         )
@@ -63,7 +64,7 @@ class Glow(Model):
 
 
 def _glow_level(
-    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+    shape: Sequence[int], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
 ) -> Chain:
     channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
     layers: list[Bijector] = [Squeeze()]

@@ -1,5 +1,6 @@
 """Models made of planar, radial, Sylvester and residual maps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
@@ -119,7 +120,7 @@ class ResidualFlow(Model):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     num_blocks: int = 8
     lipschitz: float = 0.97
     log_det: str = "exact"

@@ -1,5 +1,6 @@
 """Models made of splines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
@@ -43,7 +44,7 @@ class NeuralSplineFlow(Model):
     """
 
     dim: int
-    hidden_dims: tuple[int, ...] = (128, 128)
+    hidden_dims: Sequence[int] = (128, 128)
     num_layers: int = 6
     num_bins: int = 8
     tail_bound: float = 5.0

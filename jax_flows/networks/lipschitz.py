@@ -1,6 +1,6 @@
 """Networks of bounded Lipschitz constant."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class LipschitzMLP:
     """
 
     dim: int
-    hidden_dims: tuple[int, ...]
+    hidden_dims: Sequence[int]
     activation: str = "silu"
     lipschitz: float = 0.97
     context_dim: int = 0

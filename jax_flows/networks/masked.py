@@ -168,7 +168,7 @@ class MaskedMLP(MaskedNetwork):
 
     dim: int
     num_parameters: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
     degrees: Degrees = None
     order: Order = None
@@ -184,7 +184,7 @@ class MaskedMLP(MaskedNetwork):
     def plan(self) -> Autoregression:
         return Autoregression(
             self.dim,
-            self.hidden_dims,
+            tuple(self.hidden_dims),
             self.num_parameters,
             self.order,
             self.context_dim,

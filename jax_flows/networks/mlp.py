@@ -98,7 +98,7 @@ class MLP(nn.Module):
 
     in_dim: int
     out_dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class SeparateMLPs(nn.Module):
     num_parameters: int
     mask: Mask
     context_dim: int = 0
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
