@@ -479,7 +479,7 @@ def test_a_closed_domain_has_its_ends() -> None:
         if module is torch_flows:
             found = flow.log_prob(torch.from_numpy(x)).detach().numpy()
         else:
-            found = np.asarray(flow.log_prob(flow.init(jax.random.key(0)), x))
+            found = np.asarray(flow.log_prob(flow.init(jax.random.key(0), "float32"), x))
         np.testing.assert_allclose(found, [0, 0, 0, -np.inf, -np.inf], atol=1e-6)
 
 
