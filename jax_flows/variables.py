@@ -56,8 +56,15 @@ class HasVariables(metaclass=PlainArguments):
 
     @kept
     def init(self, key: Array, dtype: Any = None) -> dict[str, Any]:
-        """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given)."""
-        return _init(self, key, jnp.dtype(jnp.result_type(float) if dtype is None else dtype))
+        """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given).
+
+        Raises:
+            TypeError: for float64 while JAX would round it.
+        """
+        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise TypeError(checks.no_float64_weights(type(self).__name__))
+        return _init(self, key, dtype)
 
     def shapes(self) -> dict[str, Any]:
         """The variables' shapes and types, without computing anything."""
