@@ -210,6 +210,19 @@ def no_float64(owner: str, name: str) -> str:
     )
 
 
+def init_dtype(owner: str, dtype: str, held: str) -> None:
+    """Raise ``ValueError`` unless weights may be of a dtype, and JAX holds them so."""
+    if dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"{owner} expects dtype to be one of {', '.join(FLOAT_DTYPES)}, got {dtype!r}."
+        )
+    if dtype != held:
+        raise ValueError(
+            f"{owner} cannot make {dtype} weights, which JAX rounds to {held} unless "
+            'jax.config.update("jax_enable_x64", True).'
+        )
+
+
 def one_dtype(owner: str, dtypes: Iterable[str]) -> None:
     """Raise ``TypeError`` unless all weights are of one dtype."""
     names = sorted(dtypes)
@@ -227,8 +240,10 @@ def sample_shape(owner: str, name: str, shape: int | Sequence[int]) -> tuple[int
     except TypeError:
         sizes = (-1,)
     if min(sizes, default=0) < 0:
+        traced = type(shape).__name__.endswith("Tracer")
+        given = "a traced value: jax.jit(..., static_argnames=...)" if traced else repr(shape)
         raise ValueError(
-            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {shape!r}."
+            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {given}."
         )
     return sizes
 

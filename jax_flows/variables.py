@@ -57,7 +57,10 @@ class HasVariables(metaclass=PlainArguments):
     @kept
     def init(self, key: Array, dtype: Any = None) -> dict[str, Any]:
         """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given)."""
-        return _init(self, key, jnp.dtype(jnp.result_type(float) if dtype is None else dtype))
+        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        held = jax.dtypes.canonicalize_dtype(dtype)
+        checks.init_dtype(type(self).__name__, dtype.name, held.name)
+        return _init(self, key, dtype)
 
     def shapes(self) -> dict[str, Any]:
         """The variables' shapes and types, without computing anything."""

@@ -57,6 +57,21 @@ def test_float64_is_not_rounded_behind_the_back() -> None:
             method({}, np.zeros((3, 2)))
 
 
+def test_initial_weights_have_the_dtype_that_was_asked_for() -> None:
+    planar = jax_flows.Planar(2)
+    with jax.enable_x64(False):
+        with pytest.raises(
+            ValueError, match="Planar cannot make float64 weights, which JAX rounds to"
+        ):
+            planar.init(KEY, "float64")
+        assert planar.init(KEY)["params"]["w"].dtype == np.float32
+    assert planar.init(KEY, jnp.bfloat16)["params"]["w"].dtype == jnp.bfloat16
+    with pytest.raises(
+        ValueError, match=r"Planar expects dtype to be one of float64, .* got 'int32'"
+    ):
+        planar.init(KEY, "int32")
+
+
 def test_numpy_arrays_of_any_layout() -> None:
     flow = jax_flows.Flow(jax_flows.Planar(2, 1), jax_flows.StandardNormal(2))
     variables = flow.init(KEY, "float32")
@@ -142,7 +157,9 @@ def test_how_many_samples() -> None:
     ):
         assert flow.sample(size).shape == twin.sample(variables, KEY, size).shape == shape  # type: ignore[arg-type]
     assert flow.sample().shape == twin.sample(variables, KEY).shape == (2,)
-    with pytest.raises(ValueError, match="num_samples as an integer"):
+    with pytest.raises(
+        ValueError, match=r"num_samples as an integer .* got a traced value: jax.jit"
+    ):
         jax.jit(twin.sample)(variables, KEY, 3)
 
 
