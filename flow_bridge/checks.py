@@ -210,17 +210,19 @@ def no_float64(owner: str, name: str) -> str:
     )
 
 
-def init_dtype(owner: str, dtype: str, held: str) -> None:
-    """Raise ``ValueError`` unless weights may be of a dtype, and JAX holds them so."""
-    if dtype not in FLOAT_DTYPES:
-        raise ValueError(
-            f"{owner} expects dtype to be one of {', '.join(FLOAT_DTYPES)}, got {dtype!r}."
-        )
-    if dtype != held:
-        raise ValueError(
-            f"{owner} cannot make {dtype} weights, which JAX rounds to {held} unless "
-            'jax.config.update("jax_enable_x64", True).'
-        )
+def no_float64_weights(owner: str) -> str:
+    """What JAX's half says where weights in float64 are asked for while JAX would round them."""
+    return (
+        f"{owner} cannot have float64 weights, which JAX rounds to float32 unless "
+        'jax.config.update("jax_enable_x64", True).'
+    )
+
+
+def held_by(owner: str, dtype: str, largest: float, **values: float) -> None:
+    """Raise ``ValueError`` unless a dtype holds every constant."""
+    for name, value in values.items():
+        if abs(value) > largest:
+            raise ValueError(f"{owner} has {name}={value!r}, which {dtype} does not hold.")
 
 
 def one_dtype(owner: str, dtypes: Iterable[str]) -> None:

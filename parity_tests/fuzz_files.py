@@ -210,7 +210,10 @@ def tensors(rng: random.Random, good: Good) -> bytes:
     elif change == 4:
         arrays[name] = np.ascontiguousarray(array.T)
     elif change == 5:
-        arrays[name] = array.astype(rng.choice(["float64", "float16", "int64", "bool", "uint8"]))
+        with np.errstate(all="ignore"):
+            arrays[name] = array.astype(
+                rng.choice(["float64", "float16", "int64", "bool", "uint8"])
+            )
     elif change == 6:
         arrays[name] = np.full_like(
             array, rng.choice([0, 1]) if array.dtype.kind in "iub" else np.nan

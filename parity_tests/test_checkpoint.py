@@ -595,3 +595,12 @@ def test_shapes_without_a_trace_are_those_of_a_trace() -> None:
         assert jax.tree.structure(found) == jax.tree.structure(expected), case.name
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype), case.name
+
+
+def test_many_layers_of_different_shapes_load_in_time() -> None:
+    """No program is compiled for a shape: 80 couplings took 4 seconds and 350 MiB."""
+    bijectors = [torch_flows.AffineCoupling(2, (5 + i,)) for i in range(80)]
+    torch_flows.save(torch_flows.Chain(bijectors), file := io.BytesIO())
+    start = time.process_time()
+    jax_flows.load(file.getvalue())
+    assert time.process_time() - start < 2

@@ -454,3 +454,57 @@ def test_everything_is_on_the_default_device(kind: str) -> None:
         )
     for module in (model, mixed):
         assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"meta"}
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+@pytest.mark.parametrize(
+    "build", [lambda: torch_flows.Planar(2), lambda: torch_flows.Sylvester(2, 2)]
+)
+def test_forward_mode_of_one_row(transform: Any, build: Any) -> None:
+    """PyTorch makes float64 of a float32 scalar in forward mode; Sylvester's inverse raised."""
+    model, z = build(), torch.tensor([0.3, -0.2])
+    found = transform(lambda z: model.inverse(z)[0])(z)
+    assert found.dtype == torch.float32
+    right = torch.func.jacrev(lambda z: model.inverse(z)[0])(z)
+    if transform is torch.func.jacfwd:
+        torch.testing.assert_close(found, right)
+
+
+def test_a_closed_domain_has_its_ends() -> None:
+    """A bounded spline has a slope there, and the density of its samples at 0 and 1 is finite."""
+    for module in (torch_flows, jax_flows):
+        map = module.SplineMap(num_bins=2, low=0.0, high=1.0, boundary="bounded")
+        flow = module.Flow(module.Elementwise(1, map), module.Uniform(1))
+        x = np.array([[0.0], [1.0], [0.5], [-0.1], [1.1]], np.float32)
+        if module is torch_flows:
+            found = flow.log_prob(torch.from_numpy(x)).detach().numpy()
+        else:
+            found = np.asarray(flow.log_prob(flow.init(jax.random.key(0), "float32"), x))
+        np.testing.assert_allclose(found, [0, 0, 0, -np.inf, -np.inf], atol=1e-6)
+
+
+def test_constants_that_float16_does_not_hold() -> None:
+    x = np.full((2, 2), 0.5, np.float16)
+    cases = {
+        "Uniform has low=-100000.0": lambda m: m.Uniform(2, -1e5, 1e5),
+        "ELU has alpha=100000.0": lambda m: m.ELU(1e5),
+        "SplineMap has low=-100000.0": lambda m: m.SplineCoupling(2, (3,), tail_bound=1e5),
+    }
+    for message, build in cases.items():
+        message = rf"{message}, which float16 does not hold\."
+        model, twin = build(torch_flows).half(), build(jax_flows)
+        variables = twin.init(jax.random.key(0), "float16")
+        method = "log_prob" if hasattr(model, "log_prob") else "forward"
+        with pytest.raises(ValueError, match=message):
+            getattr(model, method)(torch.from_numpy(x))
+        with pytest.raises(ValueError, match=message):
+            getattr(twin, method)(variables, x)
+
+
+def test_float64_weights_are_not_rounded() -> None:
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(TypeError, match="Planar cannot have float64 weights"):
+            jax_flows.Planar(2).init(jax.random.key(0), "float64")
+    finally:
+        jax.config.update("jax_enable_x64", True)

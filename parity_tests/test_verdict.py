@@ -164,6 +164,13 @@ HIDDEN: dict[str, tuple[dict[str, Any], str]] = {
         {"torch_change": lambda z, d, x, m: (z + 1e-6 * m.training, d)},
         "training z",
     ),
+    "log-det detached in both": (
+        {
+            "torch_change": lambda z, d, x, _: (z, d.detach()),
+            "jax_change": lambda z, d, x, _: (z, jax.lax.stop_gradient(d)),
+        },
+        "torch gradients, finite differences",
+    ),
     "detached in both": (
         {
             "torch_change": lambda z, d, x, _: (z.detach(), d),

@@ -23,7 +23,7 @@ from jax_flows.networks.conditioner import (
     run_conditioner,
 )
 from jax_flows.networks.mlp import MLP
-from jax_flows.numerics import log1p, log_sech2, softplus, sum_event, tanh
+from jax_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
 from jax_flows.registry import register
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.variables import Output, Variables, gather
@@ -121,11 +121,13 @@ class ELU(Pointwise):
         return Interval(-self.alpha, math.inf)
 
     def map_entries(self, x: Array) -> Output:
+        check_constants(self, x, alpha=self.alpha)
         low = x < 0
         z = jnp.where(low, self.alpha * jnp.expm1(jnp.where(low, x, 0)), x)
         return z, jnp.where(low, x + math.log(self.alpha), _nan_or_zero(x))
 
     def map_entries_inverse(self, z: Array) -> Output:
+        check_constants(self, z, alpha=self.alpha)
         low, near = z < 0, z > -self.alpha / 4
         # next to -alpha the sum is exact, where z / alpha would round
         log_sum = jnp.log(jnp.where(near, self.alpha, z + self.alpha) / self.alpha)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.univariate import check_spline, slope_offset
-from jax_flows.numerics import softplus
+from jax_flows.numerics import check_constants, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 
@@ -77,7 +77,7 @@ class SplineMap(UnivariateMap):
     @property
     def domain(self) -> Interval:  # type: ignore[override]
         inside = self.boundary in ("bounded", "circular")
-        return Interval(self.low, self.high) if inside else REALS
+        return ClosedInterval(self.low, self.high) if inside else REALS
 
     @property
     def codomain(self) -> Interval:  # type: ignore[override]
@@ -114,6 +114,7 @@ class SplineMap(UnivariateMap):
 
     def _map(self, x: Array, parameters: Array, inverse: bool = False) -> Output:
         low, high = self.low, self.high
+        check_constants(self, x, low=low, high=high, width=high - low)
         if self.boundary == "bounded":
             outside = (x < low) | (x > high)
         else:

@@ -13,7 +13,7 @@ from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
-from torch_flows.numerics import log1p, log_sech2, softplus, sum_event, tanh
+from torch_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
 from torch_flows.registry import register
 from torch_flows.univariate.base import UnivariateMap
 
@@ -94,11 +94,13 @@ class ELU(Pointwise):
         self.codomain = Interval(-alpha, math.inf)
 
     def map_entries(self, x: Tensor) -> Output:
+        check_constants(self, x, alpha=self.alpha)
         low = x < 0
         z = torch.where(low, self.alpha * torch.where(low, x, 0).expm1(), x)
         return z, torch.where(low, x + math.log(self.alpha), _nan_or_zero(x))
 
     def map_entries_inverse(self, z: Tensor) -> Output:
+        check_constants(self, z, alpha=self.alpha)
         low, near = z < 0, z > -self.alpha / 4
         # next to -alpha the sum is exact, where z / alpha would round
         log_sum = (torch.where(near, self.alpha, z + self.alpha) / self.alpha).log()

@@ -54,7 +54,7 @@ class Glow(Flow):
         context_dim: int = 0,
     ) -> None:
         checks.positive_int("Glow", num_levels=num_levels, num_steps=num_steps)
-        shape = checks.image_shape("Glow", shape, 2**num_levels)
+        shape = checks.image_shape("Glow", shape, 2 ** min(num_levels, 62))
         level = _glow_level(shape, num_levels, num_steps, hidden_channels, context_dim)
         super().__init__(level, StandardNormal(shape))
         self.shape = shape

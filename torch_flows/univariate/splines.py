@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.univariate import check_spline, slope_offset
-from torch_flows.numerics import softplus
+from torch_flows.numerics import check_constants, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
 
@@ -74,7 +74,7 @@ class SplineMap(UnivariateMap):
     @property
     def domain(self) -> Interval:  # type: ignore[override]
         inside = self.boundary in ("bounded", "circular")
-        return Interval(self.low, self.high) if inside else REALS
+        return ClosedInterval(self.low, self.high) if inside else REALS
 
     @property
     def codomain(self) -> Interval:  # type: ignore[override]
@@ -111,6 +111,7 @@ class SplineMap(UnivariateMap):
 
     def _map(self, x: Tensor, parameters: Tensor, inverse: bool = False) -> Output:
         low, high = self.low, self.high
+        check_constants(self, x, low=low, high=high, width=high - low)
         if self.boundary == "bounded":
             outside = (x < low) | (x > high)
         else:

@@ -12,6 +12,7 @@ from twinflows.parity.errors import EPS, KINDS, UNITS, absolute, cast, error, ro
 from twinflows.parity.limits import (
     BY_MOVING,
     BY_SOLVER,
+    DIFFERENCES,
     GATES,
     MAX_CONDITIONING,
     MOVE,
@@ -30,7 +31,7 @@ from twinflows.parity.truth import (
     nudged,
     nudged_side,
 )
-from twinflows.sides.base import Results
+from twinflows.sides.base import Results, cotangents
 
 REPEATS = 50
 _WHOLE = {"gradient in x": "gradients", "gradient in z": "inverse gradients"}
@@ -63,6 +64,7 @@ def try_all(trial: Trial, runs: list[Results], report: ParityReport, thorough: b
         _try_training(trial, report)
     if thorough:
         _try_shapes(trial, runs, report)
+        _try_derivatives(trial, runs, report)
 
 
 def typical(domain: Interval, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
@@ -398,3 +400,55 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
                 unit=UNITS[KINDS[worst[1]]].format(worst[1]),
             )
         )
+
+
+def _try_derivatives(trial: Trial, runs: list[Results], report: ParityReport) -> None:
+    """Gradients, along a random direction, against finite differences of what they are gradients of."""
+    if trial.steps:
+        report.notes.append("Gradients were not held against differences: a solver's steps jump.")
+        return
+    z = cast(cast(runs[0]["z"], "float32"), "float64")
+    for half, side, run in zip(NAMES, trial.sides, runs, strict=True):
+        for name, rows in (("gradients", trial.x), ("inverse gradients", z)):
+            generator = np.random.default_rng(1)
+            way = {key: generator.standard_normal(g.shape) for key, g in run[name].items()}
+            parts = [float((run[name][key] * v).sum()) for key, v in way.items()]
+            scale = float(np.linalg.norm(parts))
+            error_, limit = math.inf, 0.0
+            for step in (2.0**-20, 2.0**-24):  # the second where the first crosses a kink
+                high, size = _linear_form(side, name, rows, trial.context, way, step)
+                low, _ = _linear_form(side, name, rows, trial.context, way, -step)
+                gap = abs((high - low) / (2 * step) - sum(parts))
+                rounding = MOVE * EPS["float64"] * size / step
+                if gap <= error_:
+                    error_, limit = gap, DIFFERENCES * scale + rounding
+            if not (math.isfinite(scale) and math.isfinite(size)):
+                continue
+            report.comparisons.append(
+                Comparison(
+                    f"{half} {name}, finite differences",
+                    "float64",
+                    error_ / max(scale, 1e-300) / EPS["float64"],
+                    limit / max(scale, 1e-300) / EPS["float64"],
+                    reason=f"{DIFFERENCES:g} of the derivative, and rounding: what differences can tell",
+                    absolute=error_,
+                )
+            )
+
+
+def _linear_form(
+    side: Any,
+    name: str,
+    rows: np.ndarray,
+    context: np.ndarray | None,
+    way: dict[str, np.ndarray],
+    step: float,
+) -> tuple[float, float]:
+    """The form whose gradients are compared, a step along the way, and the sum of its terms' sizes."""
+    arrays = {key: np.asarray(a + step * way.get(key, 0.0)) for key, a in side.arrays().items()}
+    moved = side.with_weights(arrays)
+    run = moved.forward if name == "gradients" else moved.inverse
+    found = run(rows + step * way["input"], context, gradients=side.backend == "jax")
+    values = {key: value for key, value in found.items() if key != name}
+    terms = np.concatenate([(c * values[k]).ravel() for k, c in cotangents(values).items()])
+    return float(terms.sum()), float(np.abs(terms).sum())

@@ -46,6 +46,7 @@ GLOSSARY = {
     "round trip": "a row to its latent and back, in the named halves, against the row itself.",
     "autodiff": "the log-determinant against that of the Jacobian by automatic differentiation: the "
     "truth, which a formula that is wrong in both halves would miss.",
+    "finite differences": "gradients along a random direction against differences of the values.",
     "oracle": "in float32, the float64 run of the same weights and inputs.",
     "probes": "rows beside the given ones: zeros, other seeds, entries up to 1,000, ends of the domain. "
     "The figures are those of the row that comes closest to its limit.",

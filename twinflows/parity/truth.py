@@ -133,7 +133,7 @@ def nudged_side(side: Any) -> Any:
         name: np.asarray(array * (1 + NUDGE * generator.standard_normal(array.shape)))
         for name, array in side.arrays().items()
     }
-    return type(side).holding(side.flow, weights, "float64")
+    return side.with_weights(weights)
 
 
 def comparison(
