@@ -205,7 +205,10 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
         (("--base", "cauchy"), "there is no base distribution 'cauchy'; there are diagonalnormal,"),
         (("--model", "realnvp", "--set", "hidden_dim=1000000"), "GiB, this machine has"),
         (("--set", "hidden_dims=[100000000000]"), "asks for larger masks, orders or tables"),
-        (("--set", f"hidden_dims={'[' * 100_000}"), "--set expects NAME=JSON, got 'hidden_dims=[[["),
+        (
+            ("--set", f"hidden_dims={'[' * 100_000}"),
+            "--set expects NAME=JSON, got 'hidden_dims=[[[",
+        ),
         (("--set", "num_layers=100000000000000000000"), "asks for more layers"),
         (
             ("--model", "realnvp", "--batch-size", 1),
@@ -218,7 +221,10 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
         (("--epoch", 1), "--epoch"),
         (("--backend", "numpy"), "'--backend': "),
         (("--picture", "m.xyz"), "m.xyz is expected to end in .png, .pdf, .svg, .jpg."),
-        (("--picture", "m.png", "--no-picture"), "--picture and --no-picture contradict each other"),
+        (
+            ("--picture", "m.png", "--no-picture"),
+            "--picture and --no-picture contradict each other",
+        ),
         (("--validation", 1.5), "a fraction in [0, 1), got 1.5"),
     ],
 )
