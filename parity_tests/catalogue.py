@@ -371,7 +371,7 @@ CASES = [
     Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
                               context_dim=3), smooth=False, slow=True),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
-    Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
+    Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dims=[6, 6], num_layers=3, context_dim=2),
          smooth=False),
     Case("RealNVP-smooth-deep", flow(smooth_real_nvp(3, 16), NORMAL3), trajectory=True),
     Case("NICE", arch("NICE", dim=3, hidden_dims=[6, 6]), smooth=False),

@@ -39,7 +39,7 @@ from flow_bridge.domains import REALS
 from flow_bridge.errors import ArchitectureError, ConvergenceError
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
-from parity_tests.catalogue import Case
+from parity_tests.catalogue import MAPS, Case
 from torch_flows.checkpoint import to_numpy
 from torch_flows.networks import ACTIVATIONS
 
@@ -154,6 +154,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "lipschitz": lambda d: d.one_of(0.5, 0.9, 0.97),
     "log_det": lambda d: d.one_of("exact", "series"),
     "low": lambda d: d.one_of(0.0, -3.0),
+    "map": lambda d: d.one_of(*MAPS.values()),
     "mask": Draw.mask,
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
@@ -180,12 +181,17 @@ type, or beside others, are refused by both halves and drawn again."""
 ALWAYS = ("dim", "event_ndim", "solver", "num_steps", "num_layers", "num_levels", "num_blocks")
 
 
+def made_by(cls: Any) -> type:
+    """The class, or what a function that makes points of the grid says that it returns."""
+    return cls if isinstance(cls, type) else inspect.get_annotations(cls, eval_str=True)["return"]
+
+
 def types_of(*kinds: type) -> dict[str, type]:
     """The library's own types of some kinds, by name."""
     return {
         name: cls
         for name, cls in sorted(torch_flows.registry.registry.types.items())
-        if issubclass(cls, kinds) and cls.__module__.startswith("torch_flows.")
+        if issubclass(made_by(cls), kinds) and cls.__module__.startswith("torch_flows.")
     }
 
 

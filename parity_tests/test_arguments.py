@@ -13,6 +13,7 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.architecture import Architecture, architecture, to_json
+from flow_bridge.networks import REGISTERED
 from jax_flows.registry import registry as jax_registry
 from parity_tests.catalogue import CASES
 from torch_flows.registry import registry as torch_registry
@@ -51,6 +52,7 @@ RAW = re.compile(
 
 SMALLEST = smallest()
 TYPES = sorted(SMALLEST.keys() & torch_registry.types.keys() & jax_registry.types.keys())
+TYPES = [name for name in TYPES if torch_registry.types[name] not in REGISTERED]
 
 
 def build(half: Any, name: str, changes: dict[str, Any]) -> Any:

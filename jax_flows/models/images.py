@@ -1,5 +1,6 @@
 """Models of images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
@@ -31,6 +32,7 @@ class Glow(Model):
         num_steps: number of steps of each level.
         hidden_channels: width of each coupling's ``ConvNet``.
         context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Raises:
         ValueError: for a shape that is not of an image or not divisible.
@@ -47,19 +49,22 @@ class Glow(Model):
         (5,)
     """
 
-    shape: tuple[int, ...]
+    shape: Sequence[int]
     num_levels: int = 3
     num_steps: int = 8
     hidden_channels: int = 64
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
         shape = checks.image_shape("Glow", self.shape, 2**self.num_levels)
         level = _glow_level(
             shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
         )
-        return level, StandardNormal(shape)
+        return level
+
+    def default_base(self) -> Distribution:
+        return StandardNormal(tuple(self.shape))
 
 
 def _glow_level(
