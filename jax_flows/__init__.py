@@ -74,6 +74,7 @@ from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "ConvAffineCoupling",
     "ConvNet",
     "Coupling",
+    "CubicMap",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

@@ -150,6 +150,7 @@ def continuous(**arguments: Any) -> dict[str, Any]:
 MAPS = {
     "ShiftMap": arch("ShiftMap"),
     "AffineMap": arch("AffineMap", scale="softplus", minimum=1e-2, order="shift_scale"),
+    "CubicMap": arch("CubicMap"),
     "SplineMap": arch(
         "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
     ),

@@ -74,6 +74,7 @@ from torch_flows.registry import build, register, register_network
 from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
+from torch_flows.univariate.smooth import CubicMap
 from torch_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "ConvAffineCoupling",
     "ConvNet",
     "Coupling",
+    "CubicMap",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

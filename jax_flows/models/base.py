@@ -45,7 +45,7 @@ class Model(Flow):
 
     def default_base(self) -> Distribution:
         """The base where none is given."""
-        return StandardNormal(self.dim)
+        return StandardNormal(vars(self)["dim"])
 
 
 def permutation_layers(owner: str, kind: str | None, dim: int, seed: int) -> list[Bijector]:
