@@ -128,6 +128,36 @@ def conditioner_of(owner: str, name: str, takes: int, event_ndim: int) -> None:
         )
 
 
+def block_order(
+    owner: str,
+    columns: Sequence[Sequence[int]],
+    shapes: Sequence[tuple[tuple[int | None, ...], tuple[int | None, ...]]],
+) -> np.ndarray:
+    """Where each position stands when the blocks of columns come one after the other.
+
+    Args:
+        columns: the positions of each block.
+        shapes: the event shape and the latent shape that go with each.
+    """
+    positions = [position for block in columns for position in block]
+    if not all(columns) or sorted(positions) != list(range(len(positions))) or not positions:
+        raise ValueError(
+            f"{owner} expects columns to hold 0, 1, ..., dim - 1 once each, got {columns!r:.60}."
+        )
+    if len(columns) != len(shapes):
+        raise ValueError(
+            f"{owner} expects columns for each of its {len(shapes)} bijectors, got {len(columns)}."
+        )
+    for i, (block, pair) in enumerate(zip(columns, shapes, strict=True)):
+        for shape in pair:
+            if len(shape) != 1 or shape[0] not in (None, len(block)):
+                raise ValueError(
+                    f"{owner} expects bijectors[{i}] of shape {describe((len(block),))} for "
+                    f"{len(block)} columns, got {describe(shape)}."
+                )
+    return np.argsort(positions)
+
+
 def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
     """Raise ``ValueError`` for a conditioner that has no context to see."""
     if conditioner is not None and not context_dim:

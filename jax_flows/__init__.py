@@ -16,6 +16,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
     AdditiveCoupling,
@@ -91,6 +92,7 @@ __all__ = [
     "AffineMap",
     "BatchNorm",
     "Bijector",
+    "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",

@@ -291,6 +291,12 @@ CASES = [
     Case("SplineMap-bounded", chain_of_maps(arch("SplineMap", num_bins=4, low=0.0, high=1.0,
                                                  boundary="bounded", min_slope=0.1)),
          draw=lambda g, shape: g.uniform(0, 1, shape)),
+    Case("Blockwise", arch("Blockwise", columns=[[3], [0, 4], [1, 2]], bijectors=[
+        arch("Invert", bijector=arch("Exp")),
+        arch("Elementwise", dim=2, map=arch("SplineMap", num_bins=3, low=0.0, high=2.0,
+                                            boundary="bounded")),
+        arch("Planar", dim=2, context_dim=2),
+    ]), draw=lambda g, shape: g.uniform(0.1, 1.9, shape)),
     Case("Elementwise-context", arch("Elementwise", dim=[2, 2], map=arch("AffineMap"), context_dim=3,
                                      conditioner=tanh_network())),
     Case("Coupling-residual-gate", arch("Coupling", dim=4, map=arch("AffineMap"), context_dim=2,

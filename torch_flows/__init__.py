@@ -16,6 +16,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.blockwise import Blockwise
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import (
     AdditiveCoupling,
@@ -91,6 +92,7 @@ __all__ = [
     "AffineMap",
     "BatchNorm",
     "Bijector",
+    "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",

@@ -35,8 +35,8 @@ class SplineMap(UnivariateMap):
             ``"linear"``: free slopes at the ends, with which the map goes on outside.
             ``"kinked"``: free slopes at the ends, the identity outside; the density jumps there.
             ``"bounded"``: free slopes at the ends; only [low, high] exists.
-            ``"circular"``: x and z are angles, high and low the same point. One slope at that point,
-            and a rotation after the spline as the last parameter. A network sees an angle's cosine
+            ``"circular"``: x and z are angles, taken modulo high - low into [low, high). One slope at
+            low, and a rotation after the spline as the last parameter. A network sees an angle's cosine
             and sine.
         min_width, min_height: the least width and height of a bin, as a share of the interval.
         min_slope: the least slope at a knot, below 1.
@@ -73,8 +73,7 @@ class SplineMap(UnivariateMap):
 
     @property
     def domain(self) -> Interval:  # type: ignore[override]
-        inside = self.boundary in ("bounded", "circular")
-        return Interval(self.low, self.high) if inside else REALS
+        return Interval(self.low, self.high) if self.boundary == "bounded" else REALS
 
     @property
     def codomain(self) -> Interval:  # type: ignore[override]
