@@ -189,17 +189,7 @@ def _shown(value: Any) -> str:
     return repr(value) if plain else type(value).__name__
 
 
-def plain_arguments(instance: Any) -> list[tuple[str, Any]]:
-    """Names and values of an object's plain constructor arguments."""
-    shown = []
-    for parameter in _describe(cast(Any, type(instance)))[0].parameters.values():
-        value = getattr(instance, parameter.name, _OTHER)
-        if _is_plain(value):
-            shown.append((parameter.name, value))
-    return shown
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+def arguments_of(instance: Any) -> list[tuple[str, Any]]:
+    """Names and values of an object's constructor arguments, as far as it keeps them."""
+    names = _describe(cast(Any, type(instance)))[0].parameters
+    return [(name, getattr(instance, name)) for name in names if hasattr(instance, name)]

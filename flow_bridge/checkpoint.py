@@ -275,8 +275,10 @@ def refusals(place: Readable | Writable) -> Iterator[None]:
 def _label(place: Readable | Writable) -> str:
     if isinstance(place, str | os.PathLike):
         return str(os.fspath(place))
+    if isinstance(place, bytes | bytearray | memoryview):
+        return "the given bytes"
     name = getattr(place, "name", None)
-    return name if isinstance(name, str) else "the given bytes"
+    return name if isinstance(name, str) else "the given file"
 
 
 @contextmanager

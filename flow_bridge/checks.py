@@ -240,6 +240,21 @@ def no_float64(owner: str, name: str) -> str:
     )
 
 
+def no_float64_weights(owner: str) -> str:
+    """What JAX's half says where weights in float64 are asked for while JAX would round them."""
+    return (
+        f"{owner} cannot have float64 weights, which JAX rounds to float32 unless "
+        'jax.config.update("jax_enable_x64", True).'
+    )
+
+
+def held_by(owner: str, dtype: str, largest: float, **values: float) -> None:
+    """Raise ``ValueError`` unless a dtype holds every constant."""
+    for name, value in values.items():
+        if abs(value) > largest:
+            raise ValueError(f"{owner} has {name}={value!r}, which {dtype} does not hold.")
+
+
 def one_dtype(owner: str, dtypes: Iterable[str]) -> None:
     """Raise ``TypeError`` unless all weights are of one dtype."""
     names = sorted(dtypes)

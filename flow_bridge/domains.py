@@ -17,12 +17,20 @@ class Interval(NamedTuple):
 
     def check(self, owner: str, name: str, values: np.ndarray) -> None:
         """Raise ``ValueError`` unless all values lie inside; NaN does not."""
-        outside = values[~((values > self.low) & (values < self.high))]
-        if outside.size:
+        inside = (values > self.low) & (values < self.high)
+        if self.closed:
+            inside |= (values == self.low) | (values == self.high)
+        if not inside.all():
             low, high = (f"{bound:g}" for bound in self)
+            described = f"[{low}, {high}]" if self.closed else f"({low}, {high})"
             raise ValueError(
-                f"{owner} expects {name} inside ({low}, {high}), got {float(outside[0])!r}."
+                f"{owner} expects {name} inside {described}, got {float(values[~inside][0])!r}."
             )
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ends belong to it."""
+        return False
 
     @property
     def middle(self) -> float:
@@ -40,13 +48,22 @@ class Interval(NamedTuple):
 
         def inwards(end: float, towards: float) -> float:
             if end == 0:
-                return math.copysign(tiny, towards)
+                return 0.0 if self.closed else math.copysign(tiny, towards)
             value = kind.type(min(max(end, -largest), largest))
-            if (float(value) - end) * towards <= 0 and math.isfinite(end):
+            depth = (float(value) - end) * towards
+            if math.isfinite(end) and (depth < 0 or (depth == 0 and not self.closed)):
                 value = np.nextafter(value, kind.type(math.copysign(math.inf, towards)))
             return float(value)
 
         return inwards(self.low, 1.0), inwards(self.high, -1.0)
+
+
+class ClosedInterval(Interval):
+    """The closed interval [low, high], of two finite ends."""
+
+    @property
+    def closed(self) -> bool:
+        return True
 
 
 REALS = Interval(-math.inf, math.inf)

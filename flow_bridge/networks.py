@@ -107,9 +107,9 @@ def as_network(owner: str, conditioner: Any, default: type) -> Network:
     if isinstance(conditioner, type):
         return Network(conditioner)
     if not isinstance(conditioner, Network):
+        kind = "list" if isinstance(conditioner, tuple) else type(conditioner).__name__
         raise TypeError(
-            f"{owner} expects its conditioner as Network(CLASS, ...) or as a class, "
-            f"got {type(conditioner).__name__}."
+            f"{owner} expects its conditioner as Network(CLASS, ...) or as a class, got {kind}."
         )
     return conditioner
 

@@ -176,11 +176,12 @@ def _check(header: Header, settings: Mapping[str, Any], groups: list[Group]) -> 
     stored = description["settings"]
     if not isinstance(stored, dict):
         raise CheckpointError("the training state has no settings.")
-    for name, value in settings.items():
-        if not _is_same(stored.get(name), value):
+    for name in [*settings, *stored]:
+        found, value = stored.get(name), settings.get(name)
+        if not _is_same(found, value):
             raise CheckpointError(
                 f"this is the state of another run: its {name.replace('_', ' ')} is "
-                f"{stored.get(name)!r:.200}, here it is {value!r:.200}."
+                f"{found!r:.200}, here it is {value!r:.200}."
             )
     for name in LOSSES:
         found = tensors.pop(name, None)

@@ -61,6 +61,10 @@ def check_spline(
     """Raise ``ValueError`` for bins that do not fit, bounds out of order and unknown boundaries."""
     checks.positive_int(owner, num_bins=num_bins)
     checks.interval(owner, low=low, high=high)
+    if not 1e-15 <= high - low <= 1e15:  # its derivatives square the widths of bins
+        raise ValueError(
+            f"{owner} expects low and high apart by 1e-15 to 1e15, got {low!r} and {high!r}."
+        )
     checks.one_of(owner, "boundary", boundary, BOUNDARIES)
     checks.non_negative_number(owner, min_width=min_width, min_height=min_height)
     checks.positive_number(owner, min_slope=min_slope)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flow_bridge import checkpoint
@@ -91,6 +90,6 @@ def from_numpy(variables: Variables) -> dict[str, Any]:
                 f"the weights are {array.dtype}, which JAX would truncate: enable jax_enable_x64, "
                 'or load with dtype="float32".'
             )
-        return jnp.array(array)
+        return jax.device_put(np.array(array))  # jnp.array compiles a program for each shape
 
     return jax.tree.map(convert, dict(variables))

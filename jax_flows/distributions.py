@@ -13,7 +13,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.series import student_t_constant
 from jax_flows.inputs import check_array
-from jax_flows.numerics import at_least_float32, sum_event
+from jax_flows.numerics import at_least_float32, check_constants, sum_event
 from jax_flows.registry import register
 from jax_flows.variables import (
     AnyArray,
@@ -178,6 +178,7 @@ class Uniform(Distribution):
 
     def log_density(self, variables: Variables, z: Array) -> Array:
         axes = tuple(range(-len(self.event_shape), 0))
+        check_constants(self, z, low=self.low, high=self.high, width=self.high - self.low)
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
         density = jnp.asarray(
             -math.prod(self.event_shape) * math.log(self.high - self.low), z.dtype
@@ -186,6 +187,7 @@ class Uniform(Distribution):
         return jnp.where(jnp.isnan(z).any(axes), math.nan, log_prob)
 
     def map_noise(self, variables: Variables, noise: Array) -> Array:
+        check_constants(self, noise, low=self.low, high=self.high, width=self.high - self.low)
         return self.low + (self.high - self.low) * noise
 
 

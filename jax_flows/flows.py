@@ -214,8 +214,8 @@ class Flow(HasVariables):
     def log_prob(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Array:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
-        Outside the domain of the bijector and at its ends (at infinity too) it is -inf; a row of x
-        with a NaN gives NaN in that row only.
+        Outside the domain of the bijector and at its open ends (at infinity too) it is -inf; a row of
+        x with a NaN gives NaN in that row only.
         """
         x, condition = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")

@@ -99,7 +99,8 @@ def _numpyro_classes() -> tuple[Any, Any]:
         elif low == REALS.low:
             inner = constraints.less_than(high)
         else:
-            inner = constraints.open_interval(low, high)
+            kind = constraints.interval if interval.closed else constraints.open_interval
+            inner = kind(low, high)
         return constraints.independent(inner, event_ndim)
 
     class NumPyroDistribution(Distribution):

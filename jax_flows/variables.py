@@ -56,8 +56,15 @@ class HasVariables(metaclass=PlainArguments):
 
     @kept
     def init(self, key: Array, dtype: Any = None) -> dict[str, Any]:
-        """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given)."""
-        return _init(self, key, jnp.dtype(jnp.result_type(float) if dtype is None else dtype))
+        """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given).
+
+        Raises:
+            TypeError: for float64 while JAX would round it.
+        """
+        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise TypeError(checks.no_float64_weights(type(self).__name__))
+        return _init(self, key, dtype)
 
     def shapes(self) -> dict[str, Any]:
         """The variables' shapes and types, without computing anything."""
@@ -147,8 +154,21 @@ def gather(children: Mapping[str, Variables], lists: bool = False) -> dict[str, 
 
 def network_shapes(network: Any, in_shape: tuple[int, ...], dtype: Any) -> Variables:
     """The shapes of the variables of a Flax network that takes inputs of a shape."""
+    if hasattr(network, "variable_shapes"):
+        return network.variable_shapes(dtype)
     x = jax.ShapeDtypeStruct(in_shape, dtype)
     return jax.eval_shape(network.init, _key_shape(), x)
+
+
+def linear_shapes(widths: Mapping[str, tuple[int, int]], dtype: Any) -> dict[str, Any]:
+    """The shapes of linear layers: by name the widths of input and output."""
+    return {
+        name: {
+            "kernel": jax.ShapeDtypeStruct((in_dim, out_dim), dtype),
+            "bias": jax.ShapeDtypeStruct((out_dim,), dtype),
+        }
+        for name, (in_dim, out_dim) in widths.items()
+    }
 
 
 def stacked_shapes(shapes: Variables, count: int) -> Variables:

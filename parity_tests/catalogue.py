@@ -242,8 +242,9 @@ CASES = [
     Case("Standardize", arch("Standardize", dim=3)),
     Case("Standardize-image", arch("Standardize", dim=[3, 2, 4])),
     Case("Flow-context-net", arch("Flow", bijector=arch("Planar", dim=3, context_dim=2), base=NORMAL3,
-        context_net=[arch("Standardize", dim=2), arch("Affine", dim=2), arch("Tanh")],
-        columns=["a", "b", "c"], context_columns=["d", "e"])),
+        context_net=[arch("Standardize", dim=3),
+                     arch("MLP", in_dim=3, out_dim=2, hidden_dims=[5], activation="tanh"), arch("Tanh")],
+        columns=["a", "b", "c"], context_columns=["d", "e", "f"])),
     # coupling
     Case("AffineCoupling", coupling(dim=2, mask="odd")),
     Case("AffineCoupling-square", coupling(dim=6, hidden_dims=[6, 6], mask="even")),

@@ -37,11 +37,12 @@ import torch_flows
 from flow_bridge.architecture import architecture
 from flow_bridge.domains import REALS
 from flow_bridge.errors import ArchitectureError, ConvergenceError
+from flow_bridge.networks import GIVEN
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
-from parity_tests.catalogue import MAPS, Case
+from parity_tests.catalogue import Case
 from torch_flows.checkpoint import to_numpy
-from torch_flows.networks import ACTIVATIONS
+from torch_flows.networks.activations import ACTIVATIONS
 
 Architecture = dict[str, Any]
 Results = dict[str, np.ndarray]
@@ -64,6 +65,8 @@ MAX_CONDITION = 1e9
 SATURATED = 30
 """Where a log-det is that large, z may have rounded to the end of the codomain."""
 MAX_NEAR_KINKS = 40
+MINIMISING = 20.0
+"""Seconds that making a failure smaller may take."""
 
 
 class Difference(AssertionError):
@@ -124,6 +127,10 @@ class Draw:
             shape = (max(1, shape[0] // 2), *shape[1:])
         return draw_bijector(replace(self, shape=shape, depth=self.depth + 1))
 
+    def part(self, types: dict[str, Any]) -> Architecture:
+        """A map or a network."""
+        return draw_arguments(self, self.one_of(*types.values()))
+
     def event(self) -> int | list[int]:
         return self.shape[0] if len(self.shape) == 1 else list(self.shape)
 
@@ -133,9 +140,13 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "alpha": lambda d: d.one_of(0.05, 0.3, 1.0, 2.0),
     "autoregressive": lambda d: d.one_of(True, False),
     "base": lambda d: draw_type(d, torch_flows.Distribution),
+    "bound": lambda d: d.one_of(1.0, 2.0),
+    "boundary": lambda d: d.one_of("identity", "linear", "kinked", "bounded", "circular"),
     "bias": lambda d: d.one_of(True, False),
     "bijector": Draw.inner,
     "bijectors": lambda d: draw_chain(d)["bijectors"],
+    "conditioner": lambda d: d.part(NETWORKS),
+    "context": lambda d: d.one_of("concatenate", "gate"),
     "channels": lambda d: d.shape[0],
     "context_dim": lambda d: d.context_dim,
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
@@ -154,8 +165,9 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "lipschitz": lambda d: d.one_of(0.5, 0.9, 0.97),
     "log_det": lambda d: d.one_of("exact", "series"),
     "low": lambda d: d.one_of(0.0, -3.0),
-    "map": lambda d: d.one_of(*MAPS.values()),
+    "map": lambda d: d.part(types_of(torch_flows.UnivariateMap)),
     "mask": Draw.mask,
+    "minimum": lambda d: d.one_of(0.0, 0.1),
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
     "num_bins": lambda d: d.one_of(1, 2, 4),
@@ -164,10 +176,12 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "num_layers": lambda d: d.one_of(1, 2, 3),
     "num_levels": lambda d: d.one_of(1, 2),
     "num_steps": lambda d: d.one_of(1, 2),
+    "AffineMap.order": lambda d: d.one_of("scale_shift", "shift_scale", "shift_divide"),
     "order": lambda d: d.one_of(None, "reverse", "random:7", d.order()),
     "permutation": lambda d: d.one_of("reverse", d.order()),
     "probe": lambda d: d.one_of("rademacher", "gaussian"),
     "rank": lambda d: int(d.generator.integers(1, d.shape[0] + 1)),
+    "scale": lambda d: d.one_of("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid"),
     "seed": lambda d: int(d.generator.integers(10)),
     "separate_networks": lambda d: d.one_of(True, False),
     "shape": lambda d: list(d.shape),
@@ -175,34 +189,41 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }
-"""Legal values by the name of an argument; others keep their default. Those that are illegal in one
-type, or beside others, are refused by both halves and drawn again."""
+"""Legal values by the name of an argument, or of a type and its argument; others keep their default.
+Those that are illegal in one type, or beside others, are refused by both halves and drawn again."""
 
 ALWAYS = ("dim", "event_ndim", "solver", "num_steps", "num_layers", "num_levels", "num_blocks")
 
 
-def made_by(cls: Any) -> type:
-    """The class, or what a function that makes points of the grid says that it returns."""
-    return cls if isinstance(cls, type) else inspect.get_annotations(cls, eval_str=True)["return"]
+def types_of(*kinds: type) -> dict[str, Any]:
+    """The library's own types of some kinds, by name: classes, and functions that make one."""
+    found = {}
+    for name, cls in sorted(torch_flows.registry.registry.types.items()):
+        made = cls if inspect.isclass(cls) else inspect.signature(cls).return_annotation
+        own = cls.__module__.startswith("torch_flows.")
+        if own and inspect.isclass(made) and issubclass(made, kinds):
+            found[name] = cls
+    return found
 
 
-def types_of(*kinds: type) -> dict[str, type]:
-    """The library's own types of some kinds, by name."""
-    return {
-        name: cls
-        for name, cls in sorted(torch_flows.registry.registry.types.items())
-        if issubclass(made_by(cls), kinds) and cls.__module__.startswith("torch_flows.")
-    }
+NETWORKS = {
+    name: cls
+    for name, cls in sorted(torch_flows.registry.registry.types.items())
+    if cls.__module__.startswith("torch_flows.networks.")
+}
 
 
-def draw_arguments(draw: Draw, cls: type) -> Architecture:
+def draw_arguments(draw: Draw, cls: Any) -> Architecture:
     """A type with arguments drawn for it."""
     described: Architecture = {"type": cls.__name__}
     draw = replace(draw, owner=cls.__name__)
     for parameter in inspect.signature(cls).parameters.values():
         name, required = parameter.name, parameter.default is parameter.empty
-        if name in ARGUMENTS and (required or name in ALWAYS or draw.chance(0.7)):
-            described[name] = ARGUMENTS[name](draw)
+        values = ARGUMENTS.get(f"{cls.__name__}.{name}", ARGUMENTS.get(name))
+        if cls in NETWORKS.values() and (required or name in GIVEN):
+            continue
+        if values is not None and (required or name in ALWAYS or draw.chance(0.7)):
+            described[name] = values(draw)
     return described
 
 
@@ -211,7 +232,7 @@ def fits(event_shape: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     return same and all(a in (None, b) for a, b in zip(event_shape, shape, strict=True))
 
 
-def draw_type(draw: Draw, kind: type, chosen: dict[str, type] | None = None) -> Architecture:
+def draw_type(draw: Draw, kind: type, chosen: dict[str, Any] | None = None) -> Architecture:
     """An architecture of a kind whose events are of the shape; what is refused is drawn again."""
     types = list((chosen or types_of(kind)).values())
     for _ in range(1000):
@@ -489,7 +510,7 @@ class Judge:
             np.max([_apart(run[i], value) for run in runs], 0)
             for i, value in enumerate(self.values)
         ]
-        self.steepness = np.max([a.numpy() for a in halves.noisy.log_dets], 0)
+        self.steepness = np.fmax.reduce([a.numpy() for a in halves.noisy.log_dets])
 
     def _moved(self, size: float, rowwise: bool) -> tuple[np.ndarray, ...]:
         moved = {n: _moved(self.generator, a, size, False) for n, a in self.halves.weights.items()}
@@ -568,6 +589,7 @@ def check(description: Architecture, shape: tuple[int, ...], seed: int, compiled
     forward.judge("z", 0, in_jax[0])
     forward.judge("log_det", 1, in_jax[1])
     backward = Judge(halves, "inverse", z, context, seed)
+    backward.steepness = np.fmax(backward.steepness, forward.steepness)
     in_jax = halves.run_jax("inverse", z, context, compiled)
     backward.judge("x", 0, in_jax[0])
     backward.judge("inverse log_det", 1, in_jax[1])
@@ -718,8 +740,11 @@ def minimise(
 ) -> tuple[Architecture, str]:
     """A smaller architecture that fails too, and what it says."""
     smallest, message = description, _message(error)
-    for _ in range(10):
+    end = time.monotonic() + MINIMISING
+    while time.monotonic() < end:
         for candidate in _smaller(smallest):
+            if time.monotonic() > end:
+                break
             try:
                 for attempt in range(3):
                     check(candidate, shape, seed + attempt, compiled)

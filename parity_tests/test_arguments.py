@@ -15,7 +15,7 @@ import torch_flows
 from flow_bridge.architecture import Architecture, architecture, to_json
 from flow_bridge.networks import REGISTERED
 from jax_flows.registry import registry as jax_registry
-from parity_tests.catalogue import CASES
+from parity_tests.catalogue import CASES, arch
 from torch_flows.registry import registry as torch_registry
 
 OTHERS: list[Any] = [
@@ -23,6 +23,14 @@ OTHERS: list[Any] = [
     np.int64(2), np.float32(0.5), np.float64(math.nan), np.bool_(True), np.array(3), np.array([1, 0]),
     np.array([1.5, 0.5]), np.array([True, False]), np.array([[1, 0]]), np.str_("odd"), range(2),
 ]  # fmt: skip
+
+
+SHIFT = arch("ShiftMap")
+GRID = [
+    arch("Elementwise", shape=2, map=arch("AffineMap")),
+    arch("Coupling", dim=2, map=SHIFT),
+    arch("MaskedAutoregressive", dim=2, map=arch("SplineMap")),
+]
 
 
 def smallest() -> dict[str, Architecture]:
@@ -40,8 +48,8 @@ def smallest() -> dict[str, Architecture]:
             for part in value:
                 visit(part)
 
-    for case in CASES:
-        visit(case.architecture)
+    for row in (*GRID, *(case.architecture for case in CASES)):
+        visit(row)
     return found
 
 
@@ -51,8 +59,11 @@ RAW = re.compile(
 )
 
 SMALLEST = smallest()
-TYPES = sorted(SMALLEST.keys() & torch_registry.types.keys() & jax_registry.types.keys())
-TYPES = [name for name in TYPES if torch_registry.types[name] not in REGISTERED]
+TYPES = sorted(
+    name
+    for name in SMALLEST.keys() & torch_registry.types.keys() & jax_registry.types.keys()
+    if torch_registry.types[name] not in REGISTERED  # networks are options of bijectors
+)
 
 
 def build(half: Any, name: str, changes: dict[str, Any]) -> Any:

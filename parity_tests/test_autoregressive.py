@@ -135,7 +135,7 @@ def test_second_derivatives_of_the_inverse() -> None:
         x, log_det = solve(*arguments)
         return jnp.sin(x).sum() + log_det.sum()
 
-    for solve in (bijector.inverse, bijector._explicit_inverse):
+    for solve in (bijector.inverse, bijector.explicit_inverse):
         hessian = jax.jit(jax.hessian(lambda a, solve=solve: loss(solve, a)))
         flat = jax.tree.leaves(hessian((variables, jnp.asarray(z), jnp.asarray(context))))
         if solve == bijector.inverse:
@@ -280,7 +280,7 @@ def test_what_is_compiled_in_jax_does_not_grow_with_the_dimension() -> None:
     def size(dim: int) -> int:
         bijector = jax_flows.MaskedAffineAutoregressive(dim, (dim,))
         z = jax.ShapeDtypeStruct((2, dim), jnp.float64)
-        inverse = bijector._explicit_inverse
+        inverse = bijector.explicit_inverse
         return len(str(jax.make_jaxpr(inverse)(bijector.shapes(), z, None)).splitlines())
 
     assert size(400) < 1.2 * size(100)

@@ -1,11 +1,13 @@
 """The command line, run as a user would."""
 
+import hashlib
 import json
 import pickle
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -55,9 +57,15 @@ def test_inspect(run, checkpoint) -> None:
 
 
 def test_parity(run, checkpoint, tmp_path) -> None:
-    code, out, _ = run("parity", checkpoint, "--rows", 5, "--html", page := tmp_path / "r.html")
+    """Of a flow of data and contexts far from 0: its contexts are drawn in units of their own."""
+    generator = np.random.default_rng(0)
+    x, context = generator.normal(2e3, 2, (50, 2)), generator.normal(5e4, 20, (50, 3))
+    flow = torch_flows.standardized(torch_flows.load(checkpoint), x, context)
+    torch_flows.save(flow, model := tmp_path / "far.safetensors")
+    code, out, _ = run("parity", model, "--rows", 5, "--html", page := tmp_path / "r.html")
     assert code == 0, out
     assert "the two are one model" in out
+    assert re.search(r"context: 3 columns, from (49|50)\d\d\d", out)
     html = page.read_text()
     assert "<svg" in html
     assert "src=" not in html
@@ -72,6 +80,21 @@ def test_parity_exit_code_and_json(run, checkpoint, monkeypatch) -> None:
     code, out, _ = run("parity", checkpoint, "--rows", 5, "--json")
     assert code == 1
     assert json.loads(out)["passed"] is False
+
+
+def test_parity_of_two_files(run, tmp_path) -> None:
+    flow = torch_flows.Flow(torch_flows.Affine(1), torch_flows.StandardNormal(1))
+    torch_flows.save(flow, first := tmp_path / "a.safetensors")
+    flow.bijector.shift.data += 1
+    torch_flows.save(flow, second := tmp_path / "b.safetensors")
+    code, out, _ = run("parity", first, second, "--rows", 2, "--json")
+    assert code == 1
+    report = json.loads(out)
+    assert report["findings"] == ["The weights differ at bijector.shift: up to 1 apart."]
+    digest = hashlib.sha256(second.read_bytes()).hexdigest()
+    assert report["subject"]["second file"] == f"{second}, sha256 {digest}"
+    assert "seed 0" in report["subject"]["inputs"]
+    assert report["subject"]["command"].startswith("twinflows ")
 
 
 def test_convert_there_and_back(run, checkpoint, tmp_path) -> None:
@@ -580,12 +603,16 @@ def test_no_traceback(run, checkpoint, monkeypatch, error, code, sentence) -> No
         raise error
 
     monkeypatch.setattr("twinflows.command.scaling.read_scaling", fail)
-    found, out, err = run("inspect", checkpoint)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found, out, err = run("inspect", checkpoint)
+    assert not seen
     assert (found, out) == (code, "")
     assert sentence in err
     assert err.count("\n") == 1
     monkeypatch.setenv(cli.DEBUG, "1")
-    assert "Traceback" in run("inspect", checkpoint)[2]
+    with pytest.warns(RuntimeWarning, match="divide by zero"):
+        assert "Traceback" in run("inspect", checkpoint)[2]
 
 
 def test_densities_of_zero_are_null_in_json(run, tmp_path) -> None:

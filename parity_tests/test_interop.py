@@ -302,6 +302,7 @@ def test_every_bijector_is_a_torch_transform(case: Case) -> None:
     model, x, context = case.torch_model(), case.inputs(3), case.context(3)
     x, context = tensor(x), tensor(context)
     if not isinstance(model, torch_flows.Bijector):
+        context = None if context is None else model.embed(context)
         model = model.bijector
     transform = model.transform(context)
     assert isinstance(transform, BijectorTransform)

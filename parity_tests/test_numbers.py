@@ -144,7 +144,8 @@ def test_tanh_at_the_ends() -> None:
         (lambda m: m.StudentT(1, 1e39), "df to be a number above 0 that float32 holds, got 1e"),
         (lambda m: m.LeakyReLU(1e-40), "negative_slope to be a number above 0 that float32 holds"),
         (lambda m: m.Uniform(1, -3e38, 3e38), "apart by no more than float32 holds"),
-        (lambda m: m.SplineCoupling(2, tail_bound=1e39), "tail_bound"),
+        (lambda m: m.SplineCoupling(2, tail_bound=1e39), "tail_bound to be a number above 0 that"),
+        (lambda m: m.SplineCoupling(2, tail_bound=1e30), "apart by 1e-15 to 1e15, got -1e+30"),
     ],
 )
 def test_arguments(build: Callable[[Any], Any], message: str) -> None:
@@ -397,3 +398,113 @@ def test_float32_weights_where_float64_is_enabled() -> None:
     variables = flow.init(jax.random.key(0), "float32")
     gradient = jax.grad(lambda v: flow.forward(v, np.ones((2, 2), np.float32))[1].sum())(variables)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}
+
+
+def test_tanh_saturates_at_the_same_point() -> None:
+    """XLA's tanh is 1 from 8.0 on in float32, where PyTorch's has 1 - 2e-7 until 9.02."""
+    x = np.linspace(-9.5, 9.5, 2001, dtype=np.float32)[:, None]
+    right = np.tanh(x.astype(np.float64))
+    for half in HALVES:
+        z, _ = both(arch("Tanh"), {})(half, "forward", x)
+        np.testing.assert_allclose(z, right, rtol=4e-7)
+        assert (abs(z) == 1).any()
+        np.testing.assert_array_equal(abs(z) == 1, abs(x) >= abs(x)[abs(z) == 1].min())
+        assert 9.0 < abs(x)[abs(z) == 1].min() < 9.03
+
+
+def test_saturation_is_not_cancelled() -> None:
+    """XLA took log(exp(x)) for x, also where exp overflows."""
+    architecture = arch("Chain", bijectors=[arch("Exp"), arch("Invert", bijector=arch("Exp"))])
+    x = np.array([[100.0], [-200.0], [3.0]])
+    for half in HALVES:
+        z, log_det = both(architecture, {})(half, "forward", x)
+        np.testing.assert_allclose(z.ravel(), [np.inf, -np.inf, 3.0], rtol=1e-6)
+        np.testing.assert_allclose(log_det, [-np.inf, np.inf, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "architecture", [arch("LeakyReLU", negative_slope=0.1), arch("ELU", alpha=0.5)]
+)
+def test_kinks(architecture: dict[str, Any]) -> None:
+    """0 is on the side of slope 1 in both directions, and x and z are on the same side."""
+    x = np.array([[0.0], [-0.0], [1e-30], [-1e-30], [-1e-3], [2.0]])
+    slope = np.log(architecture.get("negative_slope", 0.5))
+    for half in HALVES:
+        run = both(architecture, {})
+        z, log_det = run(half, "forward", x)
+        back, inverse_log_det = run(half, "inverse", z)
+        np.testing.assert_allclose(back, x, rtol=1e-4)
+        np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-4)
+        np.testing.assert_allclose(log_det, [0, 0, 0, slope, slope, 0], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["ResidualFlow", "MAF", "Glow", "RealNVP", "NeuralSplineFlow"])
+def test_everything_is_on_the_default_device(kind: str) -> None:
+    """Parameters and buffers: orders and thresholds stayed on the CPU."""
+    small = (
+        {"shape": [2, 2, 2], "num_levels": 1, "hidden_channels": 2}
+        if kind == "Glow"
+        else {"dim": 3}
+    )
+    series = {"log_det": "series", "num_blocks": 1} if kind == "ResidualFlow" else {}
+    with torch.device("meta"):
+        model = getattr(torch_flows, kind)(**small, **series)
+        mixed = torch_flows.Chain(
+            [torch_flows.Permutation([2, 0, 1]), torch_flows.AffineCoupling(3, mask=[1, 0, 1])]
+        )
+    for module in (model, mixed):
+        assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"meta"}
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+@pytest.mark.parametrize(
+    "build", [lambda: torch_flows.Planar(2), lambda: torch_flows.Sylvester(2, 2)]
+)
+def test_forward_mode_of_one_row(transform: Any, build: Any) -> None:
+    """PyTorch makes float64 of a float32 scalar in forward mode; Sylvester's inverse raised."""
+    model, z = build(), torch.tensor([0.3, -0.2])
+    found = transform(lambda z: model.inverse(z)[0])(z)
+    assert found.dtype == torch.float32
+    right = torch.func.jacrev(lambda z: model.inverse(z)[0])(z)
+    if transform is torch.func.jacfwd:
+        torch.testing.assert_close(found, right)
+
+
+def test_a_closed_domain_has_its_ends() -> None:
+    """A bounded spline has a slope there, and the density of its samples at 0 and 1 is finite."""
+    for module in (torch_flows, jax_flows):
+        map = module.SplineMap(num_bins=2, low=0.0, high=1.0, boundary="bounded")
+        flow = module.Flow(module.Elementwise(1, map), module.Uniform(1))
+        x = np.array([[0.0], [1.0], [0.5], [-0.1], [1.1]], np.float32)
+        if module is torch_flows:
+            found = flow.log_prob(torch.from_numpy(x)).detach().numpy()
+        else:
+            found = np.asarray(flow.log_prob(flow.init(jax.random.key(0), "float32"), x))
+        np.testing.assert_allclose(found, [0, 0, 0, -np.inf, -np.inf], atol=1e-6)
+
+
+def test_constants_that_float16_does_not_hold() -> None:
+    x = np.full((2, 2), 0.5, np.float16)
+    cases = {
+        "Uniform has low=-100000.0": lambda m: m.Uniform(2, -1e5, 1e5),
+        "ELU has alpha=100000.0": lambda m: m.ELU(1e5),
+        "SplineMap has low=-100000.0": lambda m: m.SplineCoupling(2, (3,), tail_bound=1e5),
+    }
+    for message, build in cases.items():
+        message = rf"{message}, which float16 does not hold\."
+        model, twin = build(torch_flows).half(), build(jax_flows)
+        variables = twin.init(jax.random.key(0), "float16")
+        method = "log_prob" if hasattr(model, "log_prob") else "forward"
+        with pytest.raises(ValueError, match=message):
+            getattr(model, method)(torch.from_numpy(x))
+        with pytest.raises(ValueError, match=message):
+            getattr(twin, method)(variables, x)
+
+
+def test_float64_weights_are_not_rounded() -> None:
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(TypeError, match="Planar cannot have float64 weights"):
+            jax_flows.Planar(2).init(jax.random.key(0), "float64")
+    finally:
+        jax.config.update("jax_enable_x64", True)

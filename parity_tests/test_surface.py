@@ -14,6 +14,7 @@ import flow_bridge
 import jax_flows
 import torch_flows
 from jax_flows.variables import child, gather
+from parity_tests.catalogue import CASES, Case
 
 pytestmark = pytest.mark.usefixtures("quick_jax")
 
@@ -155,7 +156,7 @@ def small(**arguments: Any) -> Any:
             lambda v: {"params": v["params"]},
             "whole variables, .*: 'batch_stats' is missing, got 'par",
         ),
-        (lambda v: v["params"], "whole variables, .*: 'params' is missing, got 'bijector'"),
+        (lambda v: v["params"], "whole variables, .*: 'batch_stats' is missing, got 'bijector'"),
         (lambda v: None, "expects variables as init, fit and load return them, .* got NoneType"),
         (lambda v: {**v, "params": 3.0}, "what is no array|'params' is missing"),
         (
@@ -332,3 +333,11 @@ def test_a_flow_shows_what_it_is() -> None:
     shown = str(deep(torch_flows))
     for part in ("mask='odd'", "context_dim=1", "(base): StandardNormal(dim=2)"):
         assert part in shown
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_modules_are_built_on_the_default_device(case: Case) -> None:
+    with torch.device("meta"):  # stands for any that is not the CPU
+        model = torch_flows.build(case.architecture)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert {name for name, tensor in tensors if not tensor.is_meta} == set()

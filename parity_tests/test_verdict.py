@@ -21,7 +21,7 @@ from jax_flows.checkpoint import from_numpy as jax_arrays
 from parity_tests.catalogue import Case, arch, continuous, flow
 from torch_flows.bijectors import continuous as torch_continuous
 from twinflows import check_bijector, check_parity
-from twinflows.parity.compare import compare
+from twinflows.parity.compare import check_names, compare
 from twinflows.parity.limits import MAX_CONDITIONING
 from twinflows.parity.report import Comparison, ParityReport
 from twinflows.parity.truth import conditioning
@@ -89,6 +89,18 @@ def test_a_solver_excuses_no_formula(mutate: Any, part: str, monkeypatch) -> Non
     assert all(name.startswith(part) for name in failed), str(report)
 
 
+@pytest.mark.slow
+def test_an_adaptive_solver_is_judged_by_its_own_error() -> None:
+    """Both halves choose their steps; with finer ones each is at the truth, far below its tolerance."""
+    case = Case("adaptive", arch("NeuralODE", dim=1, hidden_dims=[2]))
+    models = torch_flows.build(case.architecture), jax_flows.build(case.architecture)
+    report = compare(*models, case.weights(), case.inputs(3), None, dtypes=("float64",))
+    assert report.passed, str(report)
+    limits = {c.quantity: c.limit * 2.0**-52 for c in report.comparisons}
+    assert 1e-9 < limits["z"] < 1e-3
+    assert limits["round trip torch to jax"] < 1e-6
+
+
 def test_what_is_judged_never_judges_itself() -> None:
     with pytest.raises(ValueError, match="has a name"):
         Comparison("z", "float64", 9.0, 1.0, torch_error=9.0, jax_error=9.0)
@@ -151,6 +163,13 @@ HIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     "training mode": (
         {"torch_change": lambda z, d, x, m: (z + 1e-6 * m.training, d)},
         "training z",
+    ),
+    "log-det detached in both": (
+        {
+            "torch_change": lambda z, d, x, _: (z, d.detach()),
+            "jax_change": lambda z, d, x, _: (z, jax.lax.stop_gradient(d)),
+        },
+        "torch gradients, finite differences",
     ),
     "detached in both": (
         {
@@ -274,3 +293,12 @@ def test_a_slope_that_a_float32_row_hides_is_not_excused() -> None:
     assert Comparison("z", "float32", 1e3, 64, "float64", 2e3, 2e3).passed
     assert not Comparison("z", "float32", 1e3, 64, "float64", 2e6, 2e6).passed
     assert conditioning(1e12) == MAX_CONDITIONING
+
+
+def test_a_type_that_one_half_does_not_know(monkeypatch) -> None:
+    models = pair()
+    assert not check_names(*models)
+    monkeypatch.setitem(torch_flows.registry.registry.types, "Mine", type(models[0]))
+    assert check_names(*models) == [
+        "Mine is registered in one half only: jax_flows has no type of that name."
+    ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.series import student_t_constant
 from torch_flows.inputs import check_array
-from torch_flows.numerics import at_least_float32, sum_event
+from torch_flows.numerics import at_least_float32, check_constants, sum_event
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
 
@@ -149,12 +149,14 @@ class Uniform(Distribution):
 
     def log_density(self, z: Tensor) -> Tensor:
         axes = tuple(range(-len(self.event_shape), 0))
+        check_constants(self, z, low=self.low, high=self.high, width=self.high - self.low)
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
         density = z.new_tensor(-math.prod(self.event_shape) * math.log(self.high - self.low))
         log_prob = torch.where(inside, density, -math.inf)
         return torch.where(z.isnan().any(axes), math.nan, log_prob)
 
     def map_noise(self, noise: Tensor) -> Tensor:
+        check_constants(self, noise, low=self.low, high=self.high, width=self.high - self.low)
         return self.low + (self.high - self.low) * noise
 
 

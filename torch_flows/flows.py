@@ -142,8 +142,8 @@ class Flow(HasVariables):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density in nats, shape ``(*batch,)``. Arguments and errors as ``forward``.
 
-        Outside the domain of the bijector and at its ends (at infinity too) it is -inf; a row of x
-        with a NaN gives NaN in that row only.
+        Outside the domain of the bijector and at its open ends (at infinity too) it is -inf; a row of
+        x with a NaN gives NaN in that row only.
         """
         domain, ndim = self.bijector.domain, len(self.event_shape)
         condition = self._condition("x", x, context)

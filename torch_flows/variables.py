@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flow_bridge.architecture import Architecture, argument_names
-from flow_bridge.arguments import PlainArguments, plain_arguments
+from flow_bridge.arguments import PlainArguments, arguments_of
 from flow_bridge.checks import shared_part
 from flow_bridge.errors import ArchitectureError
 from torch_flows.registry import build, registry
@@ -29,7 +29,8 @@ class HasVariables(nn.Module, metaclass=_BuiltInEvaluation):
     is_architecture = True
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in plain_arguments(self))
+        own = [(n, v) for n, v in arguments_of(self) if not isinstance(v, nn.Module)]
+        return ", ".join(f"{name}={value!r}" for name, value in own)
 
     def confirm(self, architecture: Architecture) -> Architecture:
         """The architecture, if it builds a module like this one.

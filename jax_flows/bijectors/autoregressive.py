@@ -17,6 +17,7 @@ from flow_bridge.domains import Interval
 from flow_bridge.masks import Order
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
+from jax_flows.networks.conditioner import conditioner_shapes
 from jax_flows.networks.masked import MASKED, MaskedNetwork
 from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import matmul_precision
@@ -116,6 +117,9 @@ class MaskedAutoregressive(Bijector):
         inputs = [jnp.zeros(n, dtype) for n in (self.dim, self.context_dim) if n]
         return gather({"network": self.network.init(key, *inputs)})
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return conditioner_shapes(self, dtype) or super().variable_shapes(dtype)
+
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         parameters = self.network.apply(child(variables, "network"), x, context)
         z, log_slope = self.map.forward(x, jnp.asarray(parameters))
@@ -124,7 +128,7 @@ class MaskedAutoregressive(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return _implicit_inverse(self, variables, z, context)
 
-    def _explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+    def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         generated = self.network.plan.generated
         rows = z.reshape(-1, self.dim).T[generated]
         flat = None if context is None else context.reshape(-1, self.context_dim)
@@ -297,7 +301,7 @@ def _add_product(total: Array, weight: Array, known: Array) -> Array:
 def _implicit_inverse(
     bijector: MaskedAutoregressive, variables: Variables, z: Array, context: Array | None
 ) -> Output:
-    return bijector._explicit_inverse(variables, z, context)
+    return bijector.explicit_inverse(variables, z, context)
 
 
 @_implicit_inverse.defjvp
@@ -309,7 +313,7 @@ def _implicit_inverse_jvp(
     variables, z, context = primals
     d_variables, dz, d_context = tangents
     (x, log_det), solve = jax.linearize(
-        lambda z: bijector._explicit_inverse(variables, z, context), z
+        lambda z: bijector.explicit_inverse(variables, z, context), z
     )
     _, (dz_weights, d_log_det) = jax.jvp(
         lambda variables, context: bijector.map_forward(variables, x, context),

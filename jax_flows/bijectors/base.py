@@ -36,9 +36,10 @@ class Bijector(HasVariables):
             ``map_and_set_statistics`` replaces for evaluation.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape. On
             CPU XLA runs convolutions in a scan slowly: ``False`` may be faster for networks of them.
-        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
-            what its other members ask for depends on its weights, see ``outside``.
+        domain, codomain: the interval that every entry of x, of z lies in, open unless it says that it
+            is closed. Outside them the result is NaN, at an open end it may be infinite. A chain's are
+            those of its ends; what its other members ask for depends on its weights, see ``outside``.
+            XLA on a CPU takes a subnormal number (in float32 below 1.2e-38) for 0.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
     """
 
@@ -187,7 +188,7 @@ class Bijector(HasVariables):
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> Array:
-        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+        """Which rows of x are free of NaN and outside the domain, at an open end of it or infinite.
 
         With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
         what each of its members gets.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -134,7 +134,7 @@ class ContinuousBijector(Bijector):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    @property
+    @cached_property
     def network(self) -> MLP:
         """The network f of (x, t, context)."""
         widths = (self.dim + 1 + self.context_dim, self.dim)
@@ -146,6 +146,12 @@ class ContinuousBijector(Bijector):
         variables = gather({"network": self.network.init(network_key, point)})
         if self.trace == "hutchinson":
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
+        return variables
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        variables = gather({"network": self.network.variable_shapes(dtype)})
+        if self.trace == "hutchinson":
+            variables["batch_stats"]["noise_step"] = jax.ShapeDtypeStruct((), dtype)
         return variables
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:

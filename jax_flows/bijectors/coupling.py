@@ -14,7 +14,12 @@ from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Index, Mask
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector, Shape
-from jax_flows.networks.conditioner import build_conditioner, init_conditioner, run_conditioner
+from jax_flows.networks.conditioner import (
+    build_conditioner,
+    conditioner_shapes,
+    init_conditioner,
+    run_conditioner,
+)
 from jax_flows.networks.convolutional import ConvNet
 from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.numerics import sum_event
@@ -120,7 +125,7 @@ class Coupling(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int | None, ...]
+    dim: int | Sequence[int | None]
     map: UnivariateMap
     conditioner: Network | type | None = None
     mask: Mask = "even"
@@ -176,6 +181,9 @@ class Coupling(Bijector):
         fixed = jnp.zeros((self.partition.num_fixed, *ones), dtype)
         inputs = self.map.features(fixed, -len(self.event_shape))
         return gather({"network": init_conditioner(self, key, inputs, self.context_dim, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return conditioner_shapes(self, dtype) or super().variable_shapes(dtype)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         fixed, free = self.partition.split(x)

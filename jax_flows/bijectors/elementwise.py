@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,9 +16,14 @@ from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
-from jax_flows.networks.conditioner import build_conditioner, init_conditioner, run_conditioner
+from jax_flows.networks.conditioner import (
+    build_conditioner,
+    conditioner_shapes,
+    init_conditioner,
+    run_conditioner,
+)
 from jax_flows.networks.mlp import MLP
-from jax_flows.numerics import log1p, log_sech2, softplus, sum_event
+from jax_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
 from jax_flows.registry import register
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.variables import Output, Variables, gather
@@ -64,6 +70,9 @@ def _nan_or_zero(x: Array) -> Array:
 class LeakyReLU(Pointwise):
     """z = x for x >= 0 and negative_slope * x below; the derivative at 0 is 1.
 
+    Each direction takes the side by the sign of its own input, the same for x and its z. Where a layer
+    before it rounds an entry to the other side of 0, log|det| changes by log(negative_slope).
+
     Args:
         negative_slope: above 0.
         event_ndim: number of axes of one event, 3 for images.
@@ -90,7 +99,8 @@ class LeakyReLU(Pointwise):
 class ELU(Pointwise):
     """z = x for x >= 0 and alpha * (exp(x) - 1) below; the derivative at 0 is 1. Codomain (-alpha, inf).
 
-    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32.
+    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32. Each direction
+    takes the side by the sign of its own input, as ``LeakyReLU`` does.
 
     Args:
         alpha: above 0.
@@ -111,11 +121,13 @@ class ELU(Pointwise):
         return Interval(-self.alpha, math.inf)
 
     def map_entries(self, x: Array) -> Output:
+        check_constants(self, x, alpha=self.alpha)
         low = x < 0
         z = jnp.where(low, self.alpha * jnp.expm1(jnp.where(low, x, 0)), x)
         return z, jnp.where(low, x + math.log(self.alpha), _nan_or_zero(x))
 
     def map_entries_inverse(self, z: Array) -> Output:
+        check_constants(self, z, alpha=self.alpha)
         low, near = z < 0, z > -self.alpha / 4
         # next to -alpha the sum is exact, where z / alpha would round
         log_sum = jnp.log(jnp.where(near, self.alpha, z + self.alpha) / self.alpha)
@@ -160,7 +172,8 @@ class Exp(Pointwise):
         return jnp.exp(x), x
 
     def map_entries_inverse(self, z: Array) -> Output:
-        x = jnp.log(z)
+        # the barrier keeps XLA from taking log(exp(x)) for x: past the range of exp it is infinite
+        x = jnp.log(jax.lax.optimization_barrier(z))
         return x, -x
 
 
@@ -209,7 +222,7 @@ class Tanh(Pointwise):
     event_ndim: int = 1
 
     def map_entries(self, x: Array) -> Output:
-        z, near = jnp.tanh(x), jnp.abs(x) < 0.3
+        z, near = tanh(x), jnp.abs(x) < 0.3
         log_near = log1p(-jnp.square(jnp.where(near, z, 0)))
         return z, jnp.where(near, log_near, log_sech2(x))
 
@@ -357,7 +370,7 @@ class Elementwise(Bijector):
         ((5, 3), (5,))
     """
 
-    dim: int | tuple[int, ...]
+    dim: int | Sequence[int]
     map: UnivariateMap
     context_dim: int = 0
     conditioner: Network | type | None = None
@@ -402,6 +415,10 @@ class Elementwise(Bijector):
             return {"params": {"raw_parameters": zeros}}
         inputs = jnp.zeros(self.context_dim, dtype)
         return gather({"network": init_conditioner(self, key, inputs, 0, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        known = conditioner_shapes(self, dtype) if self.context_dim else None
+        return known or super().variable_shapes(dtype)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         z, log_slope = self.map.forward(x, self._parameters_for(variables, x, context))

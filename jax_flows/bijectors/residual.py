@@ -122,6 +122,12 @@ class InvertibleResidual(Bijector):
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
         return variables
 
+    def variable_shapes(self, dtype: Any) -> Variables:
+        variables = gather({"network": self.network.variable_shapes(dtype)})
+        if self.log_det == "series":
+            variables["batch_stats"]["noise_step"] = jax.ShapeDtypeStruct((), dtype)
+        return variables
+
     @in_float32
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         layers, _ = self.network.normalized(child(variables, "network"), context)

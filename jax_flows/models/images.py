@@ -57,7 +57,7 @@ class Glow(Model):
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
-        shape = checks.image_shape("Glow", self.shape, 2**self.num_levels)
+        shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
         level = _glow_level(
             shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
         )
@@ -68,7 +68,7 @@ class Glow(Model):
 
 
 def _glow_level(
-    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
+    shape: Sequence[int], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
 ) -> Chain:
     channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
     layers: list[Bijector] = [Squeeze()]

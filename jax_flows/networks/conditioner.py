@@ -9,7 +9,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.networks import Network
-from jax_flows.variables import Variables, child
+from jax_flows.variables import Variables, child, gather
 
 
 def build_conditioner(
@@ -36,6 +36,12 @@ def init_conditioner(
     context = jnp.zeros(context_dim, dtype) if context_dim else None
     variables = owner.network.init(key, *_arguments(owner, inputs, context))
     return jax.tree.map(lambda array: array.astype(dtype), variables)
+
+
+def conditioner_shapes(owner: Any, dtype: Any) -> Variables | None:
+    """The shapes of the variables of ``owner.network``; ``None`` where it takes a trace to know them."""
+    known = hasattr(owner.network, "variable_shapes")
+    return gather({"network": owner.network.variable_shapes(dtype)}) if known else None
 
 
 def run_conditioner(owner: Any, variables: Variables, inputs: Array, context: Array | None) -> Any:

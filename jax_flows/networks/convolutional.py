@@ -1,6 +1,7 @@
 """Convolutional networks."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flow_bridge.architecture import count_construction
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.numerics import conditioner_operands
 from jax_flows.registry import register_network
+from jax_flows.variables import Variables
 
 
 def conv(x: Array, kernel: Array, bias: Array) -> Array:
@@ -116,6 +118,20 @@ class ConvNet(nn.Module):
         checks.one_of("ConvNet", "activation", self.activation, ACTIVATIONS)
         count_construction(3)
         super().__post_init__()
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        hidden = self.hidden_channels
+        sizes = (3, self.in_channels, hidden), (1, hidden, hidden), (3, hidden, self.out_channels)
+        return {
+            "params": {
+                f"layers_{i}": {
+                    "kernel": jax.ShapeDtypeStruct((size, size, in_dim, out_dim), dtype),
+                    "bias": jax.ShapeDtypeStruct((out_dim,), dtype),
+                }
+                for i, (size, in_dim, out_dim) in enumerate(sizes)
+            }
+        }
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -1,6 +1,6 @@
 """Networks of bounded Lipschitz constant."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from jax import Array
 
 from flow_bridge.lipschitz import BLOCK, POWER_STEPS, SLOPE_BOUNDS, SQUARINGS
 from jax_flows.derivatives import Layers
-from jax_flows.networks.mlp import MLP
+from jax_flows.networks.mlp import MLP, layer_shapes
 from jax_flows.numerics import at_least_float32, matmul_precision
+from jax_flows.variables import Variables
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LipschitzMLP:
     """
 
     dim: int
-    hidden_dims: tuple[int, ...]
+    hidden_dims: Sequence[int]
     activation: str = "silu"
     lipschitz: float = 0.97
     context_dim: int = 0
@@ -55,6 +56,18 @@ class LipschitzMLP:
             left, _, right = jnp.linalg.svd(kernel.T.astype(exact), full_matrices=False)
             batch_stats[name] = {"u": left[:, 0].astype(dtype), "v": right[0].astype(dtype)}
         return {**variables, "batch_stats": batch_stats}
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        widths = (self.dim + self.context_dim, *self.hidden_dims, self.dim)
+        params = layer_shapes(widths, dtype)
+        batch_stats = {}
+        for name, layer in params.items():
+            in_dim, out_dim = layer["kernel"].shape
+            in_dim = self.dim if name == "layers_0" else in_dim
+            u, v = (jax.ShapeDtypeStruct((size,), dtype) for size in (out_dim, in_dim))
+            batch_stats[name] = {"u": u, "v": v}
+        return {"params": params, "batch_stats": batch_stats}
 
     def normalized(
         self, variables: Mapping[str, Any], context: Array | None, estimate: bool = False

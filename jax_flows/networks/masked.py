@@ -13,10 +13,19 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.masks import Autoregression, Degrees, Order
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import MLP, Linear, Weights, apply_layers, linear_layers, matmul
+from jax_flows.networks.mlp import (
+    MLP,
+    Linear,
+    Weights,
+    apply_layers,
+    layer_shapes,
+    linear_layers,
+    matmul,
+)
 from jax_flows.networks.residual import ResidualMLP, apply_blocks, small_starts
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register_network
+from jax_flows.variables import Variables, linear_shapes
 
 
 class Unrolled(NamedTuple):
@@ -54,11 +63,24 @@ class MaskedNetwork(nn.Module):
         """How many residual blocks have a gate."""
         return 0
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of inputs, hidden layers and outputs."""
+        plan = self.plan
+        return plan.dim + plan.context_dim, *plan.hidden_dims, plan.dim * plan.num_parameters
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        plan = self.plan
+        gates = {
+            f"gates_{i}": (plan.context_dim, plan.hidden_dims[0]) for i in range(self.num_gates)
+        }
+        return {"params": layer_shapes(self.widths, dtype) | linear_shapes(gates, dtype)}
+
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
-        plan = self.plan
-        widths = (plan.dim + plan.context_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
+        plan, widths = self.plan, self.widths
         weights = linear_layers(widths, x, self.starts)
         gates = [
             Linear(plan.context_dim, plan.hidden_dims[0], name=f"gates_{i}")(x)
@@ -146,7 +168,7 @@ class MaskedMLP(MaskedNetwork):
 
     dim: int
     num_parameters: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
     degrees: Degrees = None
     order: Order = None
@@ -162,7 +184,7 @@ class MaskedMLP(MaskedNetwork):
     def plan(self) -> Autoregression:
         return Autoregression(
             self.dim,
-            self.hidden_dims,
+            tuple(self.hidden_dims),
             self.num_parameters,
             self.order,
             self.context_dim,

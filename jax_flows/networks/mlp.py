@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flow_bridge.masks import Index, Mask, Partition, as_index
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.numerics import conditioner_operands
 from jax_flows.registry import register_network
+from jax_flows.variables import Variables, linear_shapes
 
 Weights = Sequence[tuple[Array, Array]]
 
@@ -73,6 +75,12 @@ def linear_layers(
     ]
 
 
+def layer_shapes(widths: Sequence[int], dtype: Any) -> dict[str, Any]:
+    """The shapes of what ``linear_layers`` makes."""
+    pairs = {f"layers_{i}": pair for i, pair in enumerate(pairwise(widths))}
+    return linear_shapes(pairs, dtype)
+
+
 @register_network
 class MLP(nn.Module):
     """Linear layers with an activation between them: ``(*batch, in_dim)`` to ``(*batch, out_dim)``.
@@ -90,13 +98,17 @@ class MLP(nn.Module):
 
     in_dim: int
     out_dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
         checks.hidden_widths("MLP", self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        return {"params": layer_shapes((self.in_dim, *self.hidden_dims, self.out_dim), dtype)}
 
     @nn.compact
     def __call__(
@@ -136,13 +148,19 @@ class SeparateMLPs(nn.Module):
     num_parameters: int
     mask: Mask
     context_dim: int = 0
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
         checks.hidden_widths("MLP", self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        dim = self.in_dim + self.out_dim // self.num_parameters
+        shapes = layer_shapes((dim + self.context_dim, *self.hidden_dims, dim), dtype)
+        return {"params": {f"networks_{i}": shapes for i in range(self.num_parameters)}}
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, ...]:

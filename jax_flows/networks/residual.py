@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from jax import Array
 
 from flow_bridge import checks
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import Linear, Weights, linear_layers, matmul
+from jax_flows.networks.mlp import Linear, Weights, layer_shapes, linear_layers, matmul
 from jax_flows.registry import register_network
+from jax_flows.variables import Variables, linear_shapes
 
 SMALL = 1e-3
 """The last layer of a block starts uniform within it, so that blocks start small."""
@@ -72,12 +74,23 @@ class ResidualMLP(nn.Module):
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of inputs, hidden layers and outputs."""
+        hidden_dims = (self.hidden_dim,) * (1 + 2 * self.num_blocks)
+        return self.in_dim + self.context_dim, *hidden_dims, self.out_dim
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        gated = self.context == "gate" and self.context_dim > 0
+        pair = self.context_dim, self.hidden_dim
+        gates = {f"gates_{i}": pair for i in range(self.num_blocks if gated else 0)}
+        return {"params": layer_shapes(self.widths, dtype) | linear_shapes(gates, dtype)}
+
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
-        hidden_dims = (self.hidden_dim,) * (1 + 2 * self.num_blocks)
-        widths = self.in_dim + self.context_dim, *hidden_dims, self.out_dim
-        weights = linear_layers(widths, x, small_starts(self.num_blocks))
+        weights = linear_layers(self.widths, x, small_starts(self.num_blocks))
         gates = []
         if self.context == "gate" and context is not None:
             for i in range(self.num_blocks):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.univariate import check_spline, slope_offset
-from jax_flows.numerics import softplus
+from jax_flows.numerics import check_constants, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 
@@ -36,8 +36,8 @@ class SplineMap(UnivariateMap):
             ``"linear"``: free slopes at the ends, with which the map goes on outside.
             ``"kinked"``: free slopes at the ends, the identity outside; the density jumps there.
             ``"bounded"``: free slopes at the ends; only [low, high] exists.
-            ``"circular"``: x and z are angles, taken modulo high - low into [low, high). One slope at
-            low, and a rotation after the spline as the last parameter. A network sees an angle's cosine
+            ``"circular"``: x and z are angles, high and low the same point. One slope at that point,
+            and a rotation after the spline as the last parameter. A network sees an angle's cosine
             and sine.
         min_width, min_height: the least width and height of a bin, as a share of the interval.
         min_slope: the least slope at a knot, below 1.
@@ -76,7 +76,8 @@ class SplineMap(UnivariateMap):
 
     @property
     def domain(self) -> Interval:  # type: ignore[override]
-        return Interval(self.low, self.high) if self.boundary == "bounded" else REALS
+        inside = self.boundary in ("bounded", "circular")
+        return ClosedInterval(self.low, self.high) if inside else REALS
 
     @property
     def codomain(self) -> Interval:  # type: ignore[override]
@@ -113,6 +114,7 @@ class SplineMap(UnivariateMap):
 
     def _map(self, x: Array, parameters: Array, inverse: bool = False) -> Output:
         low, high = self.low, self.high
+        check_constants(self, x, low=low, high=high, width=high - low)
         if self.boundary == "bounded":
             outside = (x < low) | (x > high)
         else:

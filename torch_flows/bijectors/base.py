@@ -34,9 +34,10 @@ class Bijector(HasVariables):
         event_shape: the shape of one x; ``None`` stands for any length.
         latent_shape: the shape of one z, equal to ``event_shape`` unless ``map_shape`` says otherwise.
         context_dim: width of the context, 0 for none.
-        domain, codomain: the open interval that every entry of x, of z lies in. Outside them the
-            result is NaN, at an end of them it may be infinite. A chain's are those of its ends;
-            what its other members ask for depends on its weights, see ``outside``.
+        domain, codomain: the interval that every entry of x, of z lies in, open unless it says that it
+            is closed. Outside them the result is NaN, at an open end it may be infinite. A chain's are
+            those of its ends; what its other members ask for depends on its weights, see ``outside``.
+            XLA on a CPU takes a subnormal number (in float32 below 1.2e-38) for 0.
         has_batch_statistics: whether training mode normalises with statistics of the batch, which
             ``map_and_set_statistics`` replaces for evaluation.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
@@ -162,7 +163,7 @@ class Bijector(HasVariables):
         return (self.codomain if inverse else self.domain) != REALS
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
-        """Which rows of x are free of NaN and outside the domain, at an end of it or infinite.
+        """Which rows of x are free of NaN and outside the domain, at an open end of it or infinite.
 
         With ``inverse``, which rows of z are so of the codomain. Shape ``(*batch,)``. A chain looks at
         what each of its members gets.

@@ -13,7 +13,7 @@ from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
-from torch_flows.numerics import log1p, log_sech2, softplus, sum_event
+from torch_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
 from torch_flows.registry import register
 from torch_flows.univariate.base import UnivariateMap
 
@@ -51,6 +51,9 @@ def _nan_or_zero(x: Tensor) -> Tensor:
 class LeakyReLU(Pointwise):
     """z = x for x >= 0 and negative_slope * x below; the derivative at 0 is 1.
 
+    Each direction takes the side by the sign of its own input, the same for x and its z. Where a layer
+    before it rounds an entry to the other side of 0, log|det| changes by log(negative_slope).
+
     Args:
         negative_slope: above 0.
         event_ndim: number of axes of one event, 3 for images.
@@ -74,7 +77,8 @@ class LeakyReLU(Pointwise):
 class ELU(Pointwise):
     """z = x for x >= 0 and alpha * (exp(x) - 1) below; the derivative at 0 is 1. Codomain (-alpha, inf).
 
-    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32.
+    Far below 0 the map is flat: of x = -10 the inverse can recover 3 digits in float32. Each direction
+    takes the side by the sign of its own input, as ``LeakyReLU`` does.
 
     Args:
         alpha: above 0.
@@ -90,11 +94,13 @@ class ELU(Pointwise):
         self.codomain = Interval(-alpha, math.inf)
 
     def map_entries(self, x: Tensor) -> Output:
+        check_constants(self, x, alpha=self.alpha)
         low = x < 0
         z = torch.where(low, self.alpha * torch.where(low, x, 0).expm1(), x)
         return z, torch.where(low, x + math.log(self.alpha), _nan_or_zero(x))
 
     def map_entries_inverse(self, z: Tensor) -> Output:
+        check_constants(self, z, alpha=self.alpha)
         low, near = z < 0, z > -self.alpha / 4
         # next to -alpha the sum is exact, where z / alpha would round
         log_sum = (torch.where(near, self.alpha, z + self.alpha) / self.alpha).log()
@@ -179,7 +185,7 @@ class Tanh(Pointwise):
     codomain = Interval(-1.0, 1.0)
 
     def map_entries(self, x: Tensor) -> Output:
-        z, near = x.tanh(), x.abs() < 0.3
+        z, near = tanh(x), x.abs() < 0.3
         log_near = log1p(-torch.where(near, z, 0).square())
         return z, torch.where(near, log_near, log_sech2(x))
 

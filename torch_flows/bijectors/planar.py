@@ -333,6 +333,8 @@ def _solve(t: Tensor, s: Tensor) -> Tensor:
     the root (below it for s >= 1) Newton's steps are monotone. The last two steps carry gradients,
     which makes derivatives up to the third exact at the root.
     """
+    if t.ndim == s.ndim == 0:  # PyTorch's forward mode makes float64 of float32 scalars
+        return _solve(t.unsqueeze(-1), s).squeeze(-1)
     t, s = torch.broadcast_tensors(t, s.clamp_min(torch.finfo(s.dtype).tiny))
     fixed_t, scale = t.detach(), s.detach()
     magnitude = fixed_t.abs()

@@ -56,7 +56,7 @@ class Glow(Model):
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
-        shape = checks.image_shape("Glow", self.shape, 2**self.num_levels)
+        shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
         level = _glow_level(
             shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
         )

@@ -351,7 +351,7 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Compare everything that a checkpoint computes in both frameworks, or two checkpoints."""
-    from twinflows.command.models import draw, noise_shape, open_model
+    from twinflows.command.models import draw, draw_context, noise_shape, open_model
     from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
 
@@ -360,8 +360,7 @@ def parity(
     twin: Any = None if second is None else open_model(second, "jax")
     noise_shape(model, rows)
     generator = np.random.default_rng(seed)
-    width = model.flow.context_dim
-    context = generator.standard_normal((rows, width)) if width else None
+    context = draw_context(model, rows, generator)
     x = draw(model, rows, generator, context)
     report = check_parity(
         model.flow,

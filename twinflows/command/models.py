@@ -163,6 +163,18 @@ def draw(
     return in_blocks(model.from_noise, noise, context)
 
 
+def draw_context(model: Side, rows: int, generator: np.random.Generator) -> np.ndarray | None:
+    """Contexts such as the model was trained on, as far as it knows: normal, in their own units."""
+    flow = model.flow
+    if not flow.context_dim:
+        return None
+    context = generator.standard_normal((rows, flow.context_dim))
+    if flow.context_net is not None and type(flow.context_net[0]).__name__ == "Standardize":
+        loc, scale = (model.arrays()[f"context_net.0.{name}"] for name in ("loc", "scale"))
+        context = loc + scale * context
+    return context
+
+
 def noise_shape(model: Side, num_samples: int) -> tuple[int, ...]:
     """The shape of the noise for samples, where the machine's memory can hold them.
 

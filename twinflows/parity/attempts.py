@@ -12,6 +12,7 @@ from twinflows.parity.errors import EPS, KINDS, UNITS, absolute, cast, error, ro
 from twinflows.parity.limits import (
     BY_MOVING,
     BY_SOLVER,
+    DIFFERENCES,
     GATES,
     MAX_CONDITIONING,
     MOVE,
@@ -22,11 +23,18 @@ from twinflows.parity.limits import (
 from twinflows.parity.probes import SHAPES, Probes, probes
 from twinflows.parity.report import Comparison, ParityReport
 from twinflows.parity.solvers import solvers
-from twinflows.parity.truth import MAX_JACOBIAN_SIZE, NAMES, determinant
-from twinflows.sides.base import Results
+from twinflows.parity.truth import (
+    MAX_JACOBIAN_SIZE,
+    NAMES,
+    NUDGE,
+    determinant,
+    nudged,
+    nudged_side,
+)
+from twinflows.sides.base import Results, cotangents
 
 REPEATS = 50
-_NUDGE = 2.0**-36
+_WHOLE = {"gradient in x": "gradients", "gradient in z": "inverse gradients"}
 
 
 class Trial(NamedTuple):
@@ -56,6 +64,7 @@ def try_all(trial: Trial, runs: list[Results], report: ParityReport, thorough: b
         _try_training(trial, report)
     if thorough:
         _try_shapes(trial, runs, report)
+        _try_derivatives(trial, runs, report)
 
 
 def typical(domain: Interval, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
@@ -134,7 +143,8 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
         runs = [
             run | _run(side, None, context, z, size) for side, run in zip(sides, runs, strict=True)
         ]
-        moved = _run(_nudged_side(sides[0]), _nudged(x), context, _nudged(z), size)
+        near = None if context is None else nudged(context)
+        moved = _run(nudged_side(sides[0]), nudged(x), near, nudged(z), size)
         rough = _run(trial.rough, found.x, found.context, cast(z, "float32"), size)
     except ConvergenceError as raised:
         report.notes.append(f"Rows beside the given ones were not judged: {raised}")
@@ -142,12 +152,13 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
     allowed, judged = {}, {}
     for name in runs[0]:
         with np.errstate(invalid="ignore", over="ignore"):
-            movement = MOVE / _NUDGE * row_errors(moved[name], runs[0][name])
+            movement = MOVE / NUDGE * row_errors(moved[name], runs[0][name])
         noise = ORACLE_RATIO / EPS["float32"] * row_errors(rough[name], runs[0][name])
         noise = np.where(np.isfinite(noise), np.minimum(noise, MAX_CONDITIONING), 0)
         finite = np.isfinite(runs[0][name].reshape(len(x), -1)).all(-1)
         allowed[name] = np.maximum(np.where(np.isfinite(movement), movement, 0), noise)
-        allowed[name] = np.maximum(allowed[name], trial.steps.get(name, 0) / EPS["float64"])
+        steps = trial.steps.get(_WHOLE.get(name, name), 0) / EPS["float64"]
+        allowed[name] = np.maximum(allowed[name], steps)
         judged[name] = ~finite | (np.isfinite(movement) & (movement <= MAX_CONDITIONING))
         if name not in KINDS:
             judged[name] &= found.regular
@@ -181,14 +192,14 @@ def _probe_truth(
     x, context = cast(found.x, "float64"), cast(found.context, "float64")
     size = len(trial.x)
     square = x[0].size <= MAX_JACOBIAN_SIZE
-    nudged = _nudged_side(trial.sides[0])
+    beside = nudged_side(trial.sides[0])
     rough = _determinants(trial.rough, found.x, found.context, size)[0] if square else None
     for name, side, run in zip(NAMES, trial.sides, runs, strict=True):
         regular = found.regular & np.isfinite(run["z"].reshape(len(x), -1)).all(-1)
         z = np.where(np.isfinite(run["z"]), run["z"], 0)
         again = _run(side, None, context, z, size)["x"]
-        moved = _run(nudged, None, context, _nudged(z), size)["x"]
-        movement = MOVE / _NUDGE * row_errors(moved, again)
+        moved = _run(beside, None, context, nudged(z), size)["x"]
+        movement = MOVE / NUDGE * row_errors(moved, again)
         report.comparisons += _worst(
             f"round trip {name} to {name}, probes",
             "x",
@@ -214,21 +225,6 @@ def _probe_truth(
         )
 
 
-def _nudged(array: np.ndarray) -> np.ndarray:
-    """Every entry moved a little, zeros too: an inverse of 0 that is minus infinity then shows it."""
-    return np.asarray(array * (1 + _NUDGE) + np.finfo(array.dtype).tiny)
-
-
-def _nudged_side(side: Any) -> Any:
-    """The side with every weight moved a little, each by an amount of its own."""
-    generator = np.random.default_rng(0)
-    weights = {
-        name: array * (1 + _NUDGE * generator.standard_normal(array.shape))
-        for name, array in side.arrays().items()
-    }
-    return type(side).holding(side.flow, weights, "float64")
-
-
 def _determinants(
     side: Any, x: np.ndarray, context: np.ndarray | None, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -248,6 +244,7 @@ def _worst(
     limit: Limit,
     allowed: np.ndarray,
     rows: np.ndarray,
+    why: str = BY_MOVING,
 ) -> list[Comparison]:
     """The row that comes closest to its own limit, of those that are judged."""
     if not rows.any():
@@ -255,7 +252,7 @@ def _worst(
     errors = np.broadcast_to(row_errors(a, b) / EPS["float64"], len(rows))
     limits = np.where(rows, np.maximum(limit.value, allowed), 1)
     worst = int(np.argmax(np.where(rows, errors / limits, -1)))
-    own = limit.raised(float(limits[worst]), BY_MOVING)
+    own = limit.raised(float(limits[worst]), why)
     return [
         Comparison(
             quantity,
@@ -400,6 +397,58 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
                 limit.value,
                 reason=limit.reason,
                 absolute=gap,
-                unit=f"({worst[1]})",
+                unit=UNITS[KINDS[worst[1]]].format(worst[1]),
             )
         )
+
+
+def _try_derivatives(trial: Trial, runs: list[Results], report: ParityReport) -> None:
+    """Gradients, along a random direction, against finite differences of what they are gradients of."""
+    if trial.steps:
+        report.notes.append("Gradients were not held against differences: a solver's steps jump.")
+        return
+    z = cast(cast(runs[0]["z"], "float32"), "float64")
+    for half, side, run in zip(NAMES, trial.sides, runs, strict=True):
+        for name, rows in (("gradients", trial.x), ("inverse gradients", z)):
+            generator = np.random.default_rng(1)
+            way = {key: generator.standard_normal(g.shape) for key, g in run[name].items()}
+            parts = [float((run[name][key] * v).sum()) for key, v in way.items()]
+            scale = float(np.linalg.norm(parts))
+            error_, limit = math.inf, 0.0
+            for step in (2.0**-20, 2.0**-24):  # the second where the first crosses a kink
+                high, size = _linear_form(side, name, rows, trial.context, way, step)
+                low, _ = _linear_form(side, name, rows, trial.context, way, -step)
+                gap = abs((high - low) / (2 * step) - sum(parts))
+                rounding = MOVE * EPS["float64"] * size / step
+                if gap <= error_:
+                    error_, limit = gap, DIFFERENCES * scale + rounding
+            if not (math.isfinite(scale) and math.isfinite(size)):
+                continue
+            report.comparisons.append(
+                Comparison(
+                    f"{half} {name}, finite differences",
+                    "float64",
+                    error_ / max(scale, 1e-300) / EPS["float64"],
+                    limit / max(scale, 1e-300) / EPS["float64"],
+                    reason=f"{DIFFERENCES:g} of the derivative, and rounding: what differences can tell",
+                    absolute=error_,
+                )
+            )
+
+
+def _linear_form(
+    side: Any,
+    name: str,
+    rows: np.ndarray,
+    context: np.ndarray | None,
+    way: dict[str, np.ndarray],
+    step: float,
+) -> tuple[float, float]:
+    """The form whose gradients are compared, a step along the way, and the sum of its terms' sizes."""
+    arrays = {key: np.asarray(a + step * way.get(key, 0.0)) for key, a in side.arrays().items()}
+    moved = side.with_weights(arrays)
+    run = moved.forward if name == "gradients" else moved.inverse
+    found = run(rows + step * way["input"], context, gradients=side.backend == "jax")
+    values = {key: value for key, value in found.items() if key != name}
+    terms = np.concatenate([(c * values[k]).ravel() for k, c in cotangents(values).items()])
+    return float(terms.sum()), float(np.abs(terms).sum())

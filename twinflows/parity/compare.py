@@ -203,7 +203,7 @@ def compare(
     from twinflows.sides.torch_side import TorchSide
 
     report = ParityReport(architecture(torch_model), environment=_environment())
-    report.findings += _check_names(torch_model, jax_model)
+    report.findings += check_names(torch_model, jax_model)
     single, context32 = rows("check_parity", torch_model, x, context)
     report.subject = describe_rows(single, context32, source)
     weights = cast(dict(arrays), "float32")
@@ -325,11 +325,12 @@ def _moved(
 
     moved = {name: move(array) for name, array in weights.items()}
     side = TorchSide.holding(model, moved, "float64")
-    results = side.forward(move(x), context) | side.inverse(move(z), context)
+    near = None if context is None else move(context)
+    results = side.forward(move(x), near) | side.inverse(move(z), near)
     return {name: error(name, results[name], oracle[name], "float32") for name in oracle}
 
 
-def _check_names(torch_model: Any, jax_model: Any) -> list[str]:
+def check_names(torch_model: Any, jax_model: Any) -> list[str]:
     """What would keep the files of one half from being read by the other."""
     import jax_flows
     import torch_flows

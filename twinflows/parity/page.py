@@ -11,12 +11,13 @@ from twinflows.parity.report import Comparison, ParityReport, figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 60rem;
-  color: #1d2433; background: #fff; overflow-wrap: anywhere; }
+  color: #1d2433; background: #fff; overflow-wrap: break-word; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
   border-bottom: 1px solid #dfe3ea; }
 th { font-weight: 600; }
-td.number { white-space: nowrap; }
+td.number, td.ok, td.failed { white-space: nowrap; }
+td.long { overflow-wrap: anywhere; }
 small { display: block; color: #5b6477; }
 .ok { color: #15703c; } .failed { color: #b3261e; font-weight: 600; }
 .verdict { font-size: 1.3rem; }
@@ -45,6 +46,7 @@ GLOSSARY = {
     "round trip": "a row to its latent and back, in the named halves, against the row itself.",
     "autodiff": "the log-determinant against that of the Jacobian by automatic differentiation: the "
     "truth, which a formula that is wrong in both halves would miss.",
+    "finite differences": "gradients along a random direction against differences of the values.",
     "oracle": "in float32, the float64 run of the same weights and inputs.",
     "probes": "rows beside the given ones: zeros, other seeds, entries up to 1,000, ends of the domain. "
     "The figures are those of the row that comes closest to its limit.",
@@ -63,7 +65,7 @@ def html_page(report: ParityReport) -> str:
     failed = sum(not c.passed for c in report.comparisons)
     count = f"{len(report.comparisons) - failed} of {len(report.comparisons)} comparisons passed."
     subject = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        f'<tr><th>{escape(name)}</th><td class="long">{escape(value)}</td></tr>'
         for name, value in (report.subject | report.environment).items()
     )
     words = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in GLOSSARY.items())

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twinflows.parity.errors import absolute, cast, error
+from twinflows.parity.errors import absolute, cast, error, row_errors
 from twinflows.parity.limits import (
     BY_CONDITIONING,
     BY_DETERMINANT,
+    BY_MOVING,
     BY_SOLVER,
     MAX_CONDITIONING,
+    MOVE,
     ORACLE_RATIO,
     REFINED_RATIO,
     Limit,
@@ -24,6 +26,8 @@ from twinflows.sides.base import Side
 
 MAX_JACOBIAN_SIZE = 64
 NAMES = ("torch", "jax")
+NUDGE = 2.0**-36
+"""What inputs and weights are moved by, relative, to see how far float64 results move."""
 
 
 class Judged(NamedTuple):
@@ -68,6 +72,9 @@ def _round_trips(judged: Judged, x: np.ndarray, context: np.ndarray | None) -> l
     rough_z = rough.forward(*single, gradients=False)["z"]
     noise = error("x", back(rough, rough_z, single[1]), x, "float32")
     limit = gate("round_trip", num_layers).raised(conditioning(noise), BY_CONDITIONING)
+    moved = back(nudged_side(sides[0]), nudged(latents[0]), context)
+    movement = MOVE / NUDGE * float(row_errors(moved, back(sides[0], latents[0], context)).max())
+    limit = limit.raised(min(movement, MAX_CONDITIONING), BY_MOVING)
     if given is not None:
         own = back(given, given.forward(x, context, gradients=False)["z"], context)
         steps = error("x", own, back(sides[0], latents[0], context), "float64") / REFINED_RATIO
@@ -112,6 +119,21 @@ def determinant(
     safe = np.where(finite[:, None, None], jacobian, np.eye(jacobian.shape[-1]))
     exact = np.where(finite, np.linalg.slogdet(safe)[1], np.nan)
     return exact, np.where(finite, np.linalg.cond(safe), np.inf)
+
+
+def nudged(array: np.ndarray) -> np.ndarray:
+    """Every entry moved a little, zeros too: an inverse of 0 that is minus infinity then shows it."""
+    return np.asarray(array * (1 + NUDGE) + np.finfo(array.dtype).tiny)
+
+
+def nudged_side(side: Any) -> Any:
+    """The side with every weight moved a little, each by an amount of its own."""
+    generator = np.random.default_rng(0)
+    weights = {
+        name: np.asarray(array * (1 + NUDGE * generator.standard_normal(array.shape)))
+        for name, array in side.arrays().items()
+    }
+    return side.with_weights(weights)
 
 
 def comparison(

@@ -40,6 +40,9 @@ class Side(Protocol):
     def holding(cls, flow: Any, arrays: Mapping[str, np.ndarray], dtype: str) -> "Side":
         """A copy of a model with given weights in a dtype, on the CPU, in evaluation mode."""
 
+    def with_weights(self, arrays: Mapping[str, np.ndarray]) -> "Side":
+        """The same model with other float64 weights; what has been compiled stays compiled."""
+
     def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
         """Make the scaling of data and context part of the flow, see ``standardized`` of each half."""
 

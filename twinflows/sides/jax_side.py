@@ -1,5 +1,6 @@
 """A JAX model with its weights, from numpy to numpy, compiled."""
 
+import copy
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -47,6 +48,11 @@ class JaxSide:
     def holding(cls, flow: Any, arrays: Mapping[str, np.ndarray], dtype: str) -> "JaxSide":
         cast = {name: array.astype(dtype) for name, array in arrays.items()}
         return cls(flow, from_numpy(torch_to_jax(cast, flow.shapes())))
+
+    def with_weights(self, arrays: Mapping[str, np.ndarray]) -> "JaxSide":
+        moved = copy.copy(self)
+        moved.variables = from_numpy(torch_to_jax(arrays, self.flow.shapes()))
+        return moved
 
     def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
         self.flow, self.variables = jax_flows.standardized(self.flow, self.variables, x, context)

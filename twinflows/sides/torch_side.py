@@ -42,6 +42,9 @@ class TorchSide:
             parameter.requires_grad_()
         return cls(flow)
 
+    def with_weights(self, arrays: Mapping[str, np.ndarray]) -> "TorchSide":
+        return self.holding(self.flow, arrays, "float64")
+
     def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
         self.flow = torch_flows.standardized(self.flow, x, context)
 
