@@ -17,6 +17,7 @@ import numpy as np
 
 from flow_bridge.architecture import architecture, to_json
 from flow_bridge.checkpoint import digest
+from flow_bridge.networks import Network
 from flow_bridge.weights import jax_to_torch
 from twinflows.parity import attempts
 from twinflows.parity.errors import (
@@ -171,6 +172,52 @@ def check_bijector(
     report = compare(torch_bijector, jax_bijector, arrays, x, context, thorough=True, source=source)
     report.subject = _subject(report.subject, model=(torch_bijector, arrays))
     return report
+
+
+def check_network(
+    torch_network: Network | type,
+    jax_network: Network | type,
+    in_dim: int,
+    out_dim: int,
+    *,
+    context_dim: int = 0,
+    image_size: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> ParityReport:
+    """Compare a network that you wrote in both frameworks, on random weights.
+
+    It is put where it will be used: into a coupling z = x + network(fixed), which is then compared as
+    ``check_bijector`` does, gradients, conversion of weights and both precisions included.
+
+    Args:
+        torch_network: the PyTorch one, ``Network(CLASS, ...)`` or a class.
+        jax_network: the JAX one, of the same options and parameter names.
+        in_dim, out_dim: widths to build it with; numbers of channels for networks of images.
+        context_dim: width of a context, 0 for none.
+        image_size: height and width for networks of images.
+        seed: of the weights and the data.
+
+    Raises:
+        ArchitectureError: if one of them is not registered.
+        ConversionError: if the two have different names or shapes of parameters.
+
+    Examples:
+        >>> import jax_flows, torch_flows
+        >>> from twinflows import check_network
+        >>> check_network(torch_flows.MLP, jax_flows.MLP, in_dim=2, out_dim=3).passed
+        True
+    """
+    import jax_flows
+    import torch_flows
+
+    size = in_dim + out_dim
+    shape = size if image_size is None else (size, *image_size)
+    mask = [1] * in_dim + [0] * out_dim
+    pair = [
+        half.Coupling(shape, half.ShiftMap(), network, mask, context_dim)
+        for half, network in ((torch_flows, torch_network), (jax_flows, jax_network))
+    ]
+    return check_bijector(*pair, seed=seed)
 
 
 def compare(
