@@ -158,6 +158,18 @@ def block_order(
     return np.argsort(positions)
 
 
+def new_activation(name: str, known: Iterable[str], largest_slope: float) -> None:
+    """Raise ``ValueError`` for an activation that exists, or whose largest slope is no number."""
+    if not isinstance(name, str) or name in known:
+        raise ValueError(f"register_activation expects a new name, got {name!r}.")
+    positive_number("register_activation", largest_slope=largest_slope)
+
+
+def slope_of_activation(name: str) -> str:
+    """What a network says that needs the slope of an activation which has none."""
+    return f"the activation {name!r} was registered without its slope, which is needed here."
+
+
 def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
     """Raise ``ValueError`` for a conditioner that has no context to see."""
     if conditioner is not None and not context_dim:

@@ -67,6 +67,7 @@ from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
+from jax_flows.networks.activations import register_activation
 from jax_flows.networks.convolutional import ConvNet
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
@@ -157,6 +158,7 @@ __all__ = [
     "load",
     "quantize",
     "register",
+    "register_activation",
     "register_network",
     "save",
     "standardized",

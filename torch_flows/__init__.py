@@ -67,6 +67,7 @@ from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
+from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -157,6 +158,7 @@ __all__ = [
     "load",
     "quantize",
     "register",
+    "register_activation",
     "register_network",
     "save",
     "standardized",
