@@ -242,8 +242,10 @@ def sample_shape(owner: str, name: str, shape: int | Sequence[int]) -> tuple[int
     except TypeError:
         sizes = (-1,)
     if min(sizes, default=0) < 0:
+        traced = type(shape).__name__.endswith("Tracer")
+        given = "a traced value: jax.jit(..., static_argnames=...)" if traced else repr(shape)
         raise ValueError(
-            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {shape!r}."
+            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {given}."
         )
     return sizes
 
