@@ -180,7 +180,7 @@ def products(jaxpr: Any) -> Iterator[Any]:
         arch("Rotation", dim=3),
         arch("Glow", shape=[1, 4, 4], num_levels=1, num_steps=1, hidden_channels=2),
         arch("MAF", dim=2, hidden_dims=[3], num_layers=1),
-        arch("RealNVP", dim=3, hidden_dim=3, num_layers=1),
+        arch("RealNVP", dim=3, hidden_dims=[3, 3], num_layers=1),
     ],
     ids=lambda architecture: architecture["type"],
 )
