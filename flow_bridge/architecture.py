@@ -211,6 +211,8 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, type):
+        value = Network(value)
     if isinstance(value, Network):
         return _network(value, where)
     if hasattr(value, "is_architecture") or type(value) in REGISTERED:

@@ -34,7 +34,7 @@ HALVES = pytest.mark.parametrize("load", [torch_flows.load, jax_flows.load], ids
 
 def good_file(path: Path) -> bytes:
     torch.manual_seed(0)
-    torch_flows.save(torch_flows.RealNVP(2, hidden_dim=3, num_layers=2), path)
+    torch_flows.save(torch_flows.RealNVP(2, hidden_dims=(3, 3), num_layers=2), path)
     return path.read_bytes()
 
 
@@ -160,9 +160,9 @@ CORPUS = {
             base={"type": "StandardNormal", "dim": 2},
         )
     ),
-    "terabytes wide": edit(lambda h: describe(h, type="RealNVP", dim=2, hidden_dim=10**9)),
+    "terabytes wide": edit(lambda h: describe(h, type="RealNVP", dim=2, hidden_dims=[10**9, 10**9])),
     "terabytes wide, within the integers": edit(
-        lambda h: describe(h, type="RealNVP", dim=2, hidden_dim=2**20)
+        lambda h: describe(h, type="RealNVP", dim=2, hidden_dims=[2**20, 2**20])
     ),
     "a billion layers": edit(lambda h: describe(h, type="PlanarFlow", dim=2, num_layers=10**9)),
     "a million layers": edit(lambda h: describe(h, type="PlanarFlow", dim=2, num_layers=2**20)),

@@ -216,7 +216,10 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
         (("--context", "size"), "no column 'size'; it has 'length', 'width', 'age'."),
         (("--context", "age,age"), "column 'age' is named twice."),
         (("--base", "cauchy"), "there is no base distribution 'cauchy'; there are diagonalnormal,"),
-        (("--model", "realnvp", "--set", "hidden_dim=1000000"), "GiB, this machine has"),
+        (
+            ("--model", "realnvp", "--set", "hidden_dims=[1000000, 1000000]"),
+            "GiB, this machine has",
+        ),
         (("--set", "hidden_dims=[100000000000]"), "asks for larger masks, orders or tables"),
         (
             ("--set", f"hidden_dims={'[' * 100_000}"),

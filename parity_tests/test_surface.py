@@ -134,7 +134,7 @@ def test_one_module_in_two_places_is_refused() -> None:
 
 
 def test_flows_are_built_in_evaluation_mode() -> None:
-    flow = torch_flows.RealNVP(2, 4, num_layers=2)
+    flow = torch_flows.RealNVP(2, (4, 4), num_layers=2)
     assert not any(module.training for module in flow.modules())
     x, log_prob = flow.sample_and_log_prob(500)
     torch.testing.assert_close(flow.log_prob(x), log_prob)
@@ -180,7 +180,7 @@ def small(**arguments: Any) -> Any:
             "not the variables of this RealNVP: array .* missing",
         ),
         (
-            lambda v: jax_flows.RealNVP(2, 8, num_layers=1).init(KEY, "float32"),
+            lambda v: jax_flows.RealNVP(2, (8, 8), num_layers=1).init(KEY, "float32"),
             r"not the variables of this RealNVP: array 'bijector.*' has shape \(8,\), expected \(4,\)",
         ),
         (
@@ -190,7 +190,7 @@ def small(**arguments: Any) -> Any:
     ],
 )
 def test_other_variables_are_named(change: Any, message: str) -> None:
-    flow = jax_flows.RealNVP(2, 4, num_layers=1)
+    flow = jax_flows.RealNVP(2, (4, 4), num_layers=1)
     variables = change(flow.init(KEY, "float32"))
     for call in (
         lambda: flow.log_prob(variables, ROWS),
@@ -217,7 +217,7 @@ def test_variables_of_several_dtypes_are_refused() -> None:
 
 
 def test_frozen_variables_are_variables() -> None:
-    flow = jax_flows.RealNVP(2, 4, num_layers=1)
+    flow = jax_flows.RealNVP(2, (4, 4), num_layers=1)
     variables = flow.init(KEY, "float32")
     frozen = flax.core.freeze(variables)
     x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
