@@ -98,7 +98,7 @@ def test_a_part_that_was_put_in_twice_is_refused(tmp_path: Any) -> None:
             lambda flow=flow: torch_flows.save(flow, tmp_path / "m.safetensors"),
             lambda flow=flow: torch_flows.fit(flow, torch.zeros(8, 2), progress=False),
         ):
-            with pytest.raises(ArchitectureError, match="as 'bijector.bijectors.0' and as"):
+            with pytest.raises(ArchitectureError, match=r"as 'bijector\.bijectors\.0' and as"):
                 act()
 
 

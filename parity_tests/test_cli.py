@@ -124,7 +124,7 @@ def test_convert_refuses_other_contents(run, checkpoint, tmp_path) -> None:
     (outline := tmp_path / "a.json").write_text('{"architecture": 3}')
     command = ("convert", numbers, tmp_path / "m", "--from", "flax", "--to", "twinflows")
     for architecture, reason in (
-        (checkpoint, "array 'params.bijector' is of type int, which is no array."),
+        (checkpoint, "array 'bijector' is of type int, which is no array."),
         (outline, "a.json is no JSON of an architecture."),
     ):
         code, _, err = run(*command, "--architecture", architecture)
