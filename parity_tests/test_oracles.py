@@ -1,5 +1,6 @@
 """Figures from outside both halves: counts, a peer's outputs, integrals, a worked example."""
 
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -286,3 +287,14 @@ def test_rotation_is_a_product_of_reflections(half: str) -> None:
         rotation = jax_flows.build(case.architecture)
         found = rotation.forward({"params": {"vectors": vectors}}, jnp.asarray(x))[0]
     np.testing.assert_allclose(found, x @ product.T, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_truncated_series_of_a_diagonal(half: str) -> None:
+    """tr(A) - tr(A^2) / 2 + ... of a diagonal matrix, term by term."""
+    a = np.array([0.5, -0.3, 0.1])
+    expected = sum(-((-1) ** k) * (a**k).sum() / k for k in range(1, 6))
+    module = import_module(f"{half}_flows.bijectors.residual")
+    matrix = np.diag(a)[None]
+    given = torch.from_numpy(matrix) if half == "torch" else jnp.asarray(matrix)
+    np.testing.assert_allclose(module._truncated_log_det(given, 5), [expected], rtol=1e-14)
