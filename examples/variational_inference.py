@@ -85,7 +85,7 @@ MODELS: dict[str, tuple[Any, float]] = {  # with learning rates
     "planar, K = 8": (planar(8), 1e-2),
     "planar, K = 32": (planar(32), 5e-3),
     "IAF": (jax_flows.IAF(2, (64, 64), num_layers=5), 2e-3),
-    "RealNVP": (jax_flows.RealNVP(2, hidden_dim=32), 2e-3),
+    "RealNVP": (jax_flows.RealNVP(2, hidden_dims=(32, 32)), 2e-3),
 }
 
 

@@ -22,14 +22,14 @@ N = TypeVar("N")
 
 
 @dataclass
-class _Budget:
+class Budget:
     """What may still be built."""
 
     layers: int
     entries: int
 
 
-_budget: ContextVar[_Budget | None] = ContextVar("twinflows_budget", default=None)
+_budget: ContextVar[Budget | None] = ContextVar("twinflows_budget", default=None)
 
 
 class Registry:
@@ -162,16 +162,17 @@ def to_json(value: Architecture) -> str:
 
 
 @contextmanager
-def construction_budget(*, layers: int, entries: int) -> Iterator[None]:
+def construction_budget(*, layers: int, entries: int) -> Iterator[Budget]:
     """Let no more be built inside: a small file must not ask for a huge model.
 
     Args:
         layers: of bijectors, distributions and layers of networks, all together.
         entries: of the fixed arrays that follow from constructor arguments, all together.
     """
-    token = _budget.set(_Budget(layers, entries))
+    budget = Budget(layers, entries)
+    token = _budget.set(budget)
     try:
-        yield
+        yield budget
     finally:
         _budget.reset(token)
 
@@ -210,6 +211,8 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, type):
+        value = Network(value)
     if isinstance(value, Network):
         return _network(value, where)
     if hasattr(value, "is_architecture") or type(value) in REGISTERED:

@@ -39,7 +39,7 @@ MAX_METADATA_BYTES = 1 << 20
 MAX_TENSORS = 100_000
 MAX_RANK = 8
 MAX_NESTING = 128  # of lists and objects in an architecture
-BASE_LAYERS, BYTES_PER_LAYER = 800, 4096
+BASE_LAYERS, BYTES_PER_LAYER = 640, 4096
 """An architecture may ask for so many layers, and one more for so many bytes of its file."""
 BASE_ENTRIES, ENTRIES_PER_VALUE = 1 << 19, 8
 """It may ask for so many entries of fixed arrays, and for so many more for each number in its file."""
@@ -207,7 +207,7 @@ def check_model(
     layers = BASE_LAYERS + header.num_bytes // BYTES_PER_LAYER
     entries = BASE_ENTRIES + ENTRIES_PER_VALUE * header.num_values
     with construction_budget(
-        layers=layers if writing else layers * 3 // 2, entries=entries if writing else entries * 4
+        layers=layers if writing else layers * 5 // 4, entries=entries if writing else entries * 4
     ):
         expected = expected_shapes(model.description)
     check_table({name: info.shape for name, info in model.tensors.items()}, expected)

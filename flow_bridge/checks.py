@@ -128,6 +128,48 @@ def conditioner_of(owner: str, name: str, takes: int, event_ndim: int) -> None:
         )
 
 
+def block_order(
+    owner: str,
+    columns: Sequence[Sequence[int]],
+    shapes: Sequence[tuple[tuple[int | None, ...], tuple[int | None, ...]]],
+) -> np.ndarray:
+    """Where each position stands when the blocks of columns come one after the other.
+
+    Args:
+        columns: the positions of each block.
+        shapes: the event shape and the latent shape that go with each.
+    """
+    positions = [position for block in columns for position in block]
+    if not all(columns) or sorted(positions) != list(range(len(positions))) or not positions:
+        raise ValueError(
+            f"{owner} expects columns to hold 0, 1, ..., dim - 1 once each, got {columns!r:.60}."
+        )
+    if len(columns) != len(shapes):
+        raise ValueError(
+            f"{owner} expects columns for each of its {len(shapes)} bijectors, got {len(columns)}."
+        )
+    for i, (block, pair) in enumerate(zip(columns, shapes, strict=True)):
+        for shape in pair:
+            if len(shape) != 1 or shape[0] not in (None, len(block)):
+                raise ValueError(
+                    f"{owner} expects bijectors[{i}] of shape {describe((len(block),))} for "
+                    f"{len(block)} columns, got {describe(shape)}."
+                )
+    return np.argsort(positions)
+
+
+def new_activation(name: str, known: Iterable[str], largest_slope: float) -> None:
+    """Raise ``ValueError`` for an activation that exists, or whose largest slope is no number."""
+    if not isinstance(name, str) or name in known:
+        raise ValueError(f"register_activation expects a new name, got {name!r}.")
+    positive_number("register_activation", largest_slope=largest_slope)
+
+
+def slope_of_activation(name: str) -> str:
+    """What a network says that needs the slope of an activation which has none."""
+    return f"the activation {name!r} was registered without its slope, which is needed here."
+
+
 def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
     """Raise ``ValueError`` for a conditioner that has no context to see."""
     if conditioner is not None and not context_dim:
@@ -242,8 +284,10 @@ def sample_shape(owner: str, name: str, shape: int | Sequence[int]) -> tuple[int
     except TypeError:
         sizes = (-1,)
     if min(sizes, default=0) < 0:
+        traced = type(shape).__name__.endswith("Tracer")
+        given = "a traced value: jax.jit(..., static_argnames=...)" if traced else repr(shape)
         raise ValueError(
-            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {shape!r}."
+            f"{owner} expects {name} as an integer of at least 0 or a shape of them, got {given}."
         )
     return sizes
 

@@ -16,6 +16,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
     AdditiveCoupling,
@@ -66,6 +67,7 @@ from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
+from jax_flows.networks.activations import register_activation
 from jax_flows.networks.convolutional import ConvNet
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
@@ -74,6 +76,7 @@ from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -90,11 +93,13 @@ __all__ = [
     "AffineMap",
     "BatchNorm",
     "Bijector",
+    "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
     "ConvNet",
     "Coupling",
+    "CubicMap",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",
@@ -153,6 +158,7 @@ __all__ = [
     "load",
     "quantize",
     "register",
+    "register_activation",
     "register_network",
     "save",
     "standardized",

@@ -38,6 +38,21 @@ def _gelu(x: Array) -> tuple[Array, Array]:
     return x * cdf, cdf + x * jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
+def _gelu_tanh(x: Array) -> tuple[Array, Array]:
+    c = math.sqrt(2 / math.pi)
+    share = jax.nn.sigmoid(2 * c * (x + 0.044715 * x * x * x))
+    return x * share, share + 2 * c * x * (1 + 0.134145 * x * x) * share * (1 - share)
+
+
+def _sigmoid(x: Array) -> tuple[Array, Array]:
+    sigmoid = jax.nn.sigmoid(x)
+    return sigmoid, sigmoid * (1 - sigmoid)
+
+
+def _sin(x: Array) -> tuple[Array, Array]:
+    return jnp.sin(x), jnp.cos(x)
+
+
 def _elu(x: Array) -> tuple[Array, Array]:
     positive = x > 0
     below = jnp.where(positive, 0, x)
@@ -55,9 +70,12 @@ def _leaky(slope: float) -> Callable[[Array], tuple[Array, Array]]:
 VALUE_AND_SLOPE: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "elu": _elu,
     "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
     "leaky_relu": _leaky(0.2),
     "relu": _leaky(0.0),
+    "sigmoid": _sigmoid,
     "silu": _silu,
+    "sin": _sin,
     "softplus": _softplus,
     "tanh": _tanh,
 }

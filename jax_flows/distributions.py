@@ -277,10 +277,13 @@ class StudentT(Distribution):
         x = z / math.sqrt(df)
         far = jnp.abs(x) > 1
         square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
+        log_x = jnp.log(jnp.abs(far_x))
+        if df < 1:  # x may overflow
+            log_x = jnp.log(jnp.abs(jnp.where(far, z, math.sqrt(df)))) - math.log(df) / 2
         share = (df + 1) / df / 2 * _ratio(jnp.log1p, square)
         falloff = jnp.where(
             far,
-            (df + 1) * (jnp.log(jnp.abs(far_x)) + jnp.log1p(1 / jnp.square(far_x)) / 2),
+            (df + 1) * (log_x + jnp.log1p(jnp.square(1 / far_x)) / 2),
             jnp.square(jnp.where(far, 0, z)) * share,
         )
         constant = math.prod(self.event_shape) * student_t_constant(df)

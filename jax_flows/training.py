@@ -329,7 +329,7 @@ def _key(value: Any) -> Any:
         return type(value), value
     if isinstance(value, tuple):
         return type(value), *map(_key, value)
-    if isinstance(value, FunctionType) and value.__module__.startswith("optax."):
+    if isinstance(value, FunctionType) and str(value.__module__).startswith("optax."):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         defaults = value.__defaults__ or (), tuple((value.__kwdefaults__ or {}).items())
         return value.__code__, _key(defaults), *map(_key, cells)

@@ -59,9 +59,11 @@ class HasVariables(metaclass=PlainArguments):
         """Fresh variables from a PRNG key, in ``dtype`` (JAX's default float type if not given).
 
         Raises:
+            ValueError: for a dtype that is not floating point.
             TypeError: for float64 while JAX would round it.
         """
         dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        checks.one_of(type(self).__name__, "dtype", dtype.name, checks.FLOAT_DTYPES)
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise TypeError(checks.no_float64_weights(type(self).__name__))
         return _init(self, key, dtype)

@@ -147,6 +147,50 @@ def continuous(**arguments: Any) -> dict[str, Any]:
     return arch("ContinuousBijector", **(defaults | arguments))
 
 
+MAPS = {
+    "ShiftMap": arch("ShiftMap"),
+    "AffineMap": arch("AffineMap", scale="softplus", minimum=1e-2, order="shift_scale"),
+    "CubicMap": arch("CubicMap"),
+    "SplineMap": arch(
+        "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
+    ),
+    "SplineMap-circular": arch("SplineMap", num_bins=3, low=-1.0, high=2.0, boundary="circular"),
+}
+"""Every univariate map with one choice of its options: each is tested in every structure."""
+
+
+def tanh_network(**arguments: Any) -> dict[str, Any]:
+    """A small smooth conditioner."""
+    return arch("MLP", **({"hidden_dims": [6], "activation": "tanh"} | arguments))
+
+
+def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
+    """The map in each structure."""
+    circular = map.get("boundary") == "circular"
+    low, high = map.get("low", -1.0), map.get("high", 1.0)
+
+    def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        if map.get("boundary") in ("bounded", "circular"):
+            return generator.uniform(low, high, shape)
+        return generator.standard_normal(shape)
+
+    images = arch("ConvNet", hidden_channels=4, activation="tanh")
+    rows = [
+        Case(f"{name}-elementwise", arch("Elementwise", dim=3, map=map), draw=draw),
+        Case(f"{name}-coupling", arch("Coupling", dim=3, map=map, conditioner=tanh_network()), draw=draw),
+        Case(f"{name}-masked", arch("MaskedAutoregressive", dim=3, map=map,
+                                    conditioner=tanh_network()), draw=draw),
+        Case(f"{name}-images", arch("Coupling", dim=[2, 3, 2], map=map, conditioner=images,
+                                    mask="checkerboard_odd"), draw=draw, slow=True),
+    ]  # fmt: skip
+    return [row for row in rows if not (circular and row.name.endswith("masked"))]
+
+
+def chain_of_maps(*maps: dict[str, Any]) -> dict[str, Any]:
+    """One elementwise layer for each map."""
+    return arch("Chain", bijectors=[arch("Elementwise", dim=3, map=map) for map in maps])
+
+
 NORMAL2, NORMAL3 = arch("StandardNormal", dim=2), arch("StandardNormal", dim=3)
 
 CASES = [
@@ -234,6 +278,48 @@ CASES = [
     Case("MaskedSplineAutoregressive", masked("MaskedSplineAutoregressive", dim=3, num_bins=3)),
     Case("MaskedSplineAutoregressive-context",
          masked("MaskedSplineAutoregressive", dim=2, num_bins=2, order="reverse", context_dim=2)),
+    # the grid: univariate map x structure x conditioner
+    *[row for name, map in MAPS.items() for row in rows_of_map(name, map)],
+    Case("AffineMap-scales", chain_of_maps(*[
+        arch("AffineMap", scale=scale, bound=1.5)
+        for scale in ("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid")
+    ])),
+    Case("AffineMap-sigmoid-minimum", chain_of_maps(
+        arch("AffineMap", scale="sigmoid", bound=1.0, offset=2.0, minimum=1e-3, order="shift_divide")
+    )),
+    Case("SplineMap-kinked", chain_of_maps(arch("SplineMap", num_bins=2, low=-1.5, high=1.0,
+                                                boundary="kinked", min_height=0.1))),
+    Case("SplineMap-bounded", chain_of_maps(arch("SplineMap", num_bins=4, low=0.0, high=1.0,
+                                                 boundary="bounded", min_slope=0.1)),
+         draw=lambda g, shape: g.uniform(0, 1, shape)),
+    Case("Blockwise", arch("Blockwise", columns=[[3], [0, 4], [1, 2]], bijectors=[
+        arch("Invert", bijector=arch("Exp")),
+        arch("Elementwise", dim=2, map=arch("SplineMap", num_bins=3, low=0.0, high=2.0,
+                                            boundary="bounded")),
+        arch("Planar", dim=2, context_dim=2),
+    ]), draw=lambda g, shape: g.uniform(0.1, 1.9, shape)),
+    Case("Elementwise-context", arch("Elementwise", dim=[2, 2], map=arch("AffineMap"), context_dim=3,
+                                     conditioner=tanh_network())),
+    Case("Coupling-residual-gate", arch("Coupling", dim=4, map=arch("AffineMap"), context_dim=2,
+                                        conditioner=arch("ResidualMLP", hidden_dim=5, num_blocks=2,
+                                                         activation="tanh", context="gate"))),
+    Case("Coupling-separate-splines", arch("Coupling", dim=3, map=arch("SplineMap", num_bins=2),
+                                           conditioner=arch("SeparateMLPs", hidden_dims=[4],
+                                                            activation="tanh"))),
+    Case("Coupling-images-context", arch("Coupling", dim=[3, None, None], map=arch("AffineMap"),
+                                         conditioner=arch("ConvNet", hidden_channels=4,
+                                                          activation="tanh"), context_dim=2), dim=2),
+    Case("Masked-residual", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap", scale="arctan"),
+                                 conditioner=arch("ResidualMLP", hidden_dim=7, num_blocks=1,
+                                                  activation="tanh"), order=[2, 0, 3, 1])),
+    Case("Masked-residual-gate-cyclic",
+         arch("MaskedAutoregressive", dim=11, map=arch("AffineMap", scale="softclip"),
+              conditioner=arch("MaskedResidualMLP", hidden_dim=13, num_blocks=2, activation="tanh",
+                               context="gate", degrees="cyclic"), order="random:3", context_dim=2)),
+    Case("Masked-unsorted", arch("MaskedAutoregressive", dim=4, map=arch("SplineMap", num_bins=2),
+                                 conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
+                                                  degrees=[[3, 0, 1, 2, 1], [1, 1, 3, 2, 0, 2]]),
+                                 order="reverse")),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
@@ -293,7 +379,7 @@ CASES = [
     Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
                               context_dim=3), smooth=False, slow=True),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
-    Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dim=6, num_layers=3, context_dim=2),
+    Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dims=[6, 6], num_layers=3, context_dim=2),
          smooth=False),
     Case("RealNVP-smooth-deep", flow(smooth_real_nvp(3, 16), NORMAL3), trajectory=True),
     Case("NICE", arch("NICE", dim=3, hidden_dims=[6, 6]), smooth=False),

@@ -880,7 +880,7 @@ def main() -> int:
     if given.what == "files":
         from parity_tests import fuzz_files
 
-        return int(fuzz_files.main(given.seconds, given.seed, given.count) or 0)
+        return min(1, fuzz_files.main(given.seconds, given.seed, given.count, given.workers))
     if given.index is not None:
         from parity_tests import conftest  # noqa: F401
 

@@ -433,6 +433,7 @@ def _says(said: Any, found: Any) -> bool:
 
 def fuzz(seconds: float, seed: int, count: int) -> Found:
     """Check so many files, or as many as there is time for."""
+    torch.set_num_threads(1)
     found, files = Found(), good_files()
     for good in files:
         accepted, _ = check(good.data, good)
@@ -458,10 +459,20 @@ def fuzz(seconds: float, seed: int, count: int) -> Found:
     return found
 
 
-def main(seconds: float = 60, seed: int = 0, count: int = 10**9, workers: int | None = None) -> int:
-    """Check files in all processes, print what came of it, and return how many failed."""
+def main(
+    seconds: float = 60, seed: int = 0, count: int | None = None, workers: int | None = None
+) -> int:
+    """Check files in all processes, print what came of it, and return how many failed.
+
+    Args:
+        seconds: when to stop.
+        seed: another one makes other files.
+        count: at most so many, in all processes together.
+        workers: processes, one for each processor if not given.
+    """
     workers = workers or os.cpu_count() or 1
-    share, start = -(-count // workers), time.monotonic()
+    share = sys.maxsize if count is None else -(-count // workers)
+    start = time.monotonic()
     found = Found()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
@@ -482,7 +493,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=10**9)
+    parser.add_argument("--count", type=int, default=None)
     parser.add_argument("--workers", type=int, default=None)
     given = parser.parse_args()
     sys.exit(bool(main(given.seconds, given.seed, given.count, given.workers)))

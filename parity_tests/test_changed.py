@@ -26,7 +26,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
         lambda f: f.bijector.bijectors.insert(0, f.bijector.bijectors.pop(1)),
     ),
     "BatchNorm.eps": (
-        lambda: torch_flows.RealNVP(2, hidden_dim=4, num_layers=2),
+        lambda: torch_flows.RealNVP(2, hidden_dims=(4, 4), num_layers=2),
         lambda f: setattr(f.bijector.bijectors[1], "eps", 0.5),
     ),
     "tail_bound": (

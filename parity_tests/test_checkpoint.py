@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 import jax_flows
 import torch_flows
-from flow_bridge.architecture import architecture
+from flow_bridge.architecture import architecture, construction_budget
 from flow_bridge.checkpoint import read_header, write_checkpoint
 from flow_bridge.errors import CheckpointError
+from jax_flows import checkpoint as jax_checkpoint
 from parity_tests.catalogue import CASES
 from parity_tests.files import packed
 from parity_tests.golden.make_files import MODELS, inputs
@@ -33,7 +34,7 @@ HALVES = pytest.mark.parametrize("load", [torch_flows.load, jax_flows.load], ids
 
 def good_file(path: Path) -> bytes:
     torch.manual_seed(0)
-    torch_flows.save(torch_flows.RealNVP(2, hidden_dim=3, num_layers=2), path)
+    torch_flows.save(torch_flows.RealNVP(2, hidden_dims=(3, 3), num_layers=2), path)
     return path.read_bytes()
 
 
@@ -159,9 +160,9 @@ CORPUS = {
             base={"type": "StandardNormal", "dim": 2},
         )
     ),
-    "terabytes wide": edit(lambda h: describe(h, type="RealNVP", dim=2, hidden_dim=10**9)),
+    "terabytes wide": edit(lambda h: describe(h, type="RealNVP", dim=2, hidden_dims=[10**9, 10**9])),
     "terabytes wide, within the integers": edit(
-        lambda h: describe(h, type="RealNVP", dim=2, hidden_dim=2**20)
+        lambda h: describe(h, type="RealNVP", dim=2, hidden_dims=[2**20, 2**20])
     ),
     "a billion layers": edit(lambda h: describe(h, type="PlanarFlow", dim=2, num_layers=10**9)),
     "a million layers": edit(lambda h: describe(h, type="PlanarFlow", dim=2, num_layers=2**20)),
@@ -604,3 +605,17 @@ def test_many_layers_of_different_shapes_load_in_time() -> None:
     start = time.process_time()
     jax_flows.load(file.getvalue())
     assert time.process_time() - start < 2
+
+
+def test_both_halves_ask_for_as_much() -> None:
+    """So that what one writes the other reads: the same layers, and at most 3 times the entries."""
+    for case in CASES:
+        asked = []
+        for expected_shapes_of in (expected_shapes, jax_checkpoint.expected_shapes):
+            with construction_budget(layers=10**6, entries=10**9) as budget:
+                expected_shapes_of(case.architecture)
+            asked.append((budget.layers, 10**9 - budget.entries))
+        (layers, entries), (other_layers, other_entries) = asked
+        assert layers == other_layers, case.name
+        assert other_entries <= 3 * entries, case.name
+        assert entries <= 3 * other_entries, case.name

@@ -203,9 +203,16 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
         (("--context", "size"), "no column 'size'; it has 'length', 'width', 'age'."),
         (("--context", "age,age"), "column 'age' is named twice."),
         (("--base", "cauchy"), "there is no base distribution 'cauchy'; there are diagonalnormal,"),
-        (("--model", "realnvp", "--set", "hidden_dim=1000000"), "GiB, this machine has"),
+        (
+            ("--model", "realnvp", "--set", "hidden_dims=[1000000, 1000000]"),
+            "GiB, this machine has",
+        ),
         (("--set", "hidden_dims=[100000000000]"), "asks for larger masks, orders or tables"),
-        (("--set", f"hidden_dims={'[' * 100_000}"), "--set expects NAME=JSON"),
+        (
+            ("--set", f"hidden_dims={'[' * 100_000}"),
+            "--set expects NAME=JSON, got 'hidden_dims=[[[",
+        ),
+        (("--set", "num_layers=100000000000000000000"), "asks for more layers"),
         (
             ("--model", "realnvp", "--batch-size", 1),
             "at least 2 rows in a batch, here they have 1.",
@@ -217,6 +224,10 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
         (("--epoch", 1), "--epoch"),
         (("--backend", "numpy"), "'--backend': "),
         (("--picture", "m.xyz"), "m.xyz is expected to end in .png, .pdf, .svg, .jpg."),
+        (
+            ("--picture", "m.png", "--no-picture"),
+            "--picture and --no-picture contradict each other",
+        ),
         (("--validation", 1.5), "a fraction in [0, 1), got 1.5"),
     ],
 )
@@ -225,6 +236,7 @@ def test_train_refuses(run, table, arguments, reason, tmp_path) -> None:
     assert (code, out) == (2, "")
     assert reason in err
     assert err.count("\n") == 1
+    assert len(err) < 1000
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -232,6 +244,8 @@ TABLES = {
     "a,b\n1,2\n\n3,\n4,5\n": "has a missing value in column 'b', line 4.",
     "a,b\n1,2\n3,nan\n4,5\n": "has a missing value or a NaN in column 'b', line 3.",
     "a,b\n1,2\n1e400,3\n": "has an infinity in column 'a', line 3.",
+    'a\n1\n""\n3\n': "has a missing value in column 'a', line 3.",
+    '"a\nb",c\n1,2\n3,\n': "has a missing value in column 'c', line 4.",
     "1,2\n3,NA\n4,2\n": "has a missing value in column 1, line 2.",
     "a,b\n1,red\n3,blue\n": "has a column that is not of numbers: column 'b' holds 'red' in line 2.",
     "1,red\n3,blue\n": "has a column that is not of numbers: column 1 holds 'red' in line 1.",
@@ -314,6 +328,10 @@ def test_a_byte_order_mark_and_an_index(tmp_path) -> None:
     assert "has no name and counts like the others: if it is an index" in table.warnings[0]
     data.write_text("1,2\n3,4\n")
     assert read_table(data).names is None
+    data.write_text('"a\nx",b\n1,2\n')
+    table = read_table(data)
+    assert table.names == ("a\nx", "b")
+    np.testing.assert_array_equal(table.values, [[1, 2]])
 
 
 TINY = ("--set", "hidden_dims=[4]", "--set", "num_layers=1", "--epochs", 1, "--no-progress")
@@ -471,6 +489,10 @@ def test_training_that_diverges_exits_with_1(run, table, tmp_path) -> None:
     code, _, err = run(*command, *options)
     assert code == 1
     assert "is not finite at step" in err
+    assert not out.exists()
+    code, _, err = run(*command, *options[:-2], "--epochs", 1, "--batch-size", 400)
+    assert code == 1
+    assert "error: no validation loss is a number" in err
     assert not out.exists()
 
 

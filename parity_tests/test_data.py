@@ -102,7 +102,7 @@ def test_a_masked_context(half: str) -> None:
         fit_half(half, CONDITIONAL, X, context=masked(X[:, :1], 1), **ONE)
 
 
-def test_torch_tensors_with_a_past() -> None:
+def test_torch_tensors_with_a_past(tmp_path: Any) -> None:
     """With a graph, without gradients, of inference mode; compiled flows."""
     x = torch.from_numpy(X)
     scale = torch.ones(2, dtype=x.dtype, requires_grad=True)
@@ -120,8 +120,11 @@ def test_torch_tensors_with_a_past() -> None:
     ):
         torch_flows.fit(made_here, x, **QUIET | ONE)
     model = AFFINE.torch_model()
-    assert torch_flows.fit(torch.compile(model, backend="eager"), x, **QUIET | ONE) == expected
+    compiled = torch.compile(model, backend="eager")
+    assert torch_flows.fit(compiled, x, **QUIET | ONE) == expected
     assert not torch.equal(model.bijector.shift, AFFINE.torch_model().bijector.shift)
+    torch_flows.save(compiled, path := tmp_path / "m.safetensors")
+    assert torch.equal(torch_flows.load(path).bijector.shift, model.bijector.shift)
 
 
 def test_what_is_an_array() -> None:

@@ -28,7 +28,7 @@ SPLINES = {**SMALL, "num_bins": 3}
 ODE = {"dim": 3, "hidden_dims": [5], "solver": "rk4", "num_steps": 3}
 MODELS = {
     "NICE": arch("NICE", **SMALL),
-    "RealNVP": arch("RealNVP", dim=3, hidden_dim=6, num_layers=2, context_dim=2),
+    "RealNVP": arch("RealNVP", dim=3, hidden_dims=[6, 6], num_layers=2, context_dim=2),
     "NeuralSplineFlow": arch("NeuralSplineFlow", **SPLINES, context_dim=2),
     "NeuralSplineFlow-autoregressive": arch("NeuralSplineFlow", **SPLINES, autoregressive=True),
     "MAF": arch("MAF", **SMALL, context_dim=2),

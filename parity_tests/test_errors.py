@@ -182,8 +182,8 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     ),
     "unknown activation": (
         lambda h: h.module.AffineCoupling(3, activation="swish"), ValueError,
-        "MLP expects activation to be one of elu, gelu, leaky_relu, relu, silu, softplus, tanh, "
-        "got 'swish'.",
+        "MLP expects activation to be one of elu, gelu, gelu_tanh, leaky_relu, relu, sigmoid, silu, sin, "
+        "softplus, tanh, got 'swish'.",
     ),
     "empty chain": (
         lambda h: h.module.Chain(()), ValueError, "Chain expects at least one bijector.",

@@ -18,7 +18,7 @@ ALONE = {
     "torch": (JAX_STACK, """
 import torch, torch_flows
 before = torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed()
-flow = torch_flows.RealNVP(2, hidden_dim=4, num_layers=2)
+flow = torch_flows.RealNVP(2, hidden_dims=(4, 4), num_layers=2)
 torch_flows.save(flow, {path!r})
 x = torch.zeros(3, 2)
 assert torch.equal(torch_flows.load({path!r}).log_prob(x), flow.eval().log_prob(x))
@@ -26,7 +26,7 @@ torch_flows.fit(flow, torch.randn(40, 2), num_epochs=1, progress=False)
 """),
     "jax": (("torch",), """
 import jax, jax_flows, numpy as np
-flow = jax_flows.RealNVP(2, hidden_dim=4, num_layers=2)
+flow = jax_flows.RealNVP(2, hidden_dims=(4, 4), num_layers=2)
 variables = flow.init(jax.random.key(0))
 jax_flows.save(flow, variables, {path!r})
 twin, loaded = jax_flows.load({path!r})

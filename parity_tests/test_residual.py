@@ -24,7 +24,9 @@ from torch_flows.checkpoint import to_numpy
 from torch_flows.networks.lipschitz import spectral_bound
 from torch_flows.numerics import rademacher, random_bits
 
-ACTIVATIONS = ("elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh")
+ACTIVATIONS = (
+    "elu", "gelu", "gelu_tanh", "leaky_relu", "relu", "sigmoid", "silu", "sin", "softplus", "tanh",
+)  # fmt: skip
 
 
 def randomised(model, scale: float = 1.0, seed: int = 0):

@@ -6,6 +6,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 import torch
@@ -54,6 +55,19 @@ def test_float64_is_not_rounded_behind_the_back() -> None:
         method = owner.log_prob if hasattr(owner, "log_prob") else owner.forward
         with jax.enable_x64(False), pytest.raises(TypeError, match="float64, which JAX rounds"):
             method({}, np.zeros((3, 2)))
+
+
+def test_initial_weights_have_the_dtype_that_was_asked_for() -> None:
+    planar = jax_flows.Planar(2)
+    with jax.enable_x64(False):
+        with pytest.raises(TypeError, match="Planar cannot have float64 weights, which JAX rounds"):
+            planar.init(KEY, "float64")
+        assert planar.init(KEY)["params"]["w"].dtype == np.float32
+    assert planar.init(KEY, jnp.bfloat16)["params"]["w"].dtype == jnp.bfloat16
+    with pytest.raises(
+        ValueError, match=r"Planar expects dtype to be one of bfloat16, .* got 'int32'"
+    ):
+        planar.init(KEY, "int32")
 
 
 def test_numpy_arrays_of_any_layout() -> None:
@@ -120,7 +134,7 @@ def test_one_module_in_two_places_is_refused() -> None:
 
 
 def test_flows_are_built_in_evaluation_mode() -> None:
-    flow = torch_flows.RealNVP(2, 4, num_layers=2)
+    flow = torch_flows.RealNVP(2, (4, 4), num_layers=2)
     assert not any(module.training for module in flow.modules())
     x, log_prob = flow.sample_and_log_prob(500)
     torch.testing.assert_close(flow.log_prob(x), log_prob)
@@ -141,7 +155,9 @@ def test_how_many_samples() -> None:
     ):
         assert flow.sample(size).shape == twin.sample(variables, KEY, size).shape == shape  # type: ignore[arg-type]
     assert flow.sample().shape == twin.sample(variables, KEY).shape == (2,)
-    with pytest.raises(ValueError, match="num_samples as an integer"):
+    with pytest.raises(
+        ValueError, match=r"num_samples as an integer .* got a traced value: jax.jit"
+    ):
         jax.jit(twin.sample)(variables, KEY, 3)
 
 
@@ -164,7 +180,7 @@ def small(**arguments: Any) -> Any:
             "not the variables of this RealNVP: array .* missing",
         ),
         (
-            lambda v: jax_flows.RealNVP(2, 8, num_layers=1).init(KEY, "float32"),
+            lambda v: jax_flows.RealNVP(2, (8, 8), num_layers=1).init(KEY, "float32"),
             r"not the variables of this RealNVP: array 'bijector.*' has shape \(8,\), expected \(4,\)",
         ),
         (
@@ -174,7 +190,7 @@ def small(**arguments: Any) -> Any:
     ],
 )
 def test_other_variables_are_named(change: Any, message: str) -> None:
-    flow = jax_flows.RealNVP(2, 4, num_layers=1)
+    flow = jax_flows.RealNVP(2, (4, 4), num_layers=1)
     variables = change(flow.init(KEY, "float32"))
     for call in (
         lambda: flow.log_prob(variables, ROWS),
@@ -201,7 +217,7 @@ def test_variables_of_several_dtypes_are_refused() -> None:
 
 
 def test_frozen_variables_are_variables() -> None:
-    flow = jax_flows.RealNVP(2, 4, num_layers=1)
+    flow = jax_flows.RealNVP(2, (4, 4), num_layers=1)
     variables = flow.init(KEY, "float32")
     frozen = flax.core.freeze(variables)
     x = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
@@ -287,6 +303,29 @@ def test_every_step_and_every_part() -> None:
         flow.bijector[1:5](torch.from_numpy(x))[0].detach(),
         rtol=1e-4,
     )
+
+
+def test_a_part_can_be_frozen() -> None:
+    x = np.random.default_rng(0).standard_normal((32, 2)).astype(np.float32)
+    quick = {"num_epochs": 1, "batch_size": 8, "progress": False}
+    flow, twin = (
+        half.Flow(half.Chain([half.Affine(2), half.Planar(2)]), half.StandardNormal(2))
+        for half in (torch_flows, jax_flows)
+    )
+    flow.bijector[0].requires_grad_(False)
+    before = {name: array.clone() for name, array in flow.state_dict().items()}
+    torch_flows.fit(flow, x, **quick)
+    for name, array in flow.state_dict().items():
+        assert torch.equal(array, before[name]) == name.startswith("bijector.bijectors.0.")
+    optimizer = optax.multi_transform(
+        {"trained": optax.adam(1e-3), "frozen": optax.set_to_zero()},
+        {"bijector": {"bijectors_0": "frozen", "bijectors_1": "trained"}},
+    )
+    start = twin.init(KEY, "float32")
+    trained, _ = jax_flows.fit(twin, start, x, optimizer=optimizer, **quick)
+    old, new = (v["params"]["bijector"] for v in (start, trained))
+    jax.tree.map(np.testing.assert_array_equal, new["bijectors_0"], old["bijectors_0"])
+    assert not np.array_equal(new["bijectors_1"]["w"], old["bijectors_1"]["w"])
 
 
 class TorchTwoParts(torch_flows.Bijector):

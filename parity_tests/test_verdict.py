@@ -21,7 +21,7 @@ from jax_flows.checkpoint import from_numpy as jax_arrays
 from parity_tests.catalogue import Case, arch, continuous, flow
 from torch_flows.bijectors import continuous as torch_continuous
 from twinflows import check_bijector, check_parity
-from twinflows.parity.compare import compare
+from twinflows.parity.compare import check_names, compare
 from twinflows.parity.limits import MAX_CONDITIONING
 from twinflows.parity.report import Comparison, ParityReport
 from twinflows.parity.truth import conditioning
@@ -293,3 +293,12 @@ def test_a_slope_that_a_float32_row_hides_is_not_excused() -> None:
     assert Comparison("z", "float32", 1e3, 64, "float64", 2e3, 2e3).passed
     assert not Comparison("z", "float32", 1e3, 64, "float64", 2e6, 2e6).passed
     assert conditioning(1e12) == MAX_CONDITIONING
+
+
+def test_a_type_that_one_half_does_not_know(monkeypatch) -> None:
+    models = pair()
+    assert not check_names(*models)
+    monkeypatch.setitem(torch_flows.registry.registry.types, "Mine", type(models[0]))
+    assert check_names(*models) == [
+        "Mine is registered in one half only: jax_flows has no type of that name."
+    ]

@@ -16,6 +16,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.blockwise import Blockwise
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import (
     AdditiveCoupling,
@@ -66,6 +67,7 @@ from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
+from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -74,6 +76,7 @@ from torch_flows.registry import build, register, register_network
 from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
+from torch_flows.univariate.smooth import CubicMap
 from torch_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -90,11 +93,13 @@ __all__ = [
     "AffineMap",
     "BatchNorm",
     "Bijector",
+    "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
     "ConvNet",
     "Coupling",
+    "CubicMap",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",
@@ -153,6 +158,7 @@ __all__ = [
     "load",
     "quantize",
     "register",
+    "register_activation",
     "register_network",
     "save",
     "standardized",

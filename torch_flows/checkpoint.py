@@ -33,6 +33,7 @@ def save(flow: nn.Module, target: Writable) -> None:
         >>> torch_flows.load("nice.safetensors").dim
         2
     """
+    flow = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
     arrays = {name: to_numpy(array) for name, array in flow.state_dict().items()}
     checkpoint.write_checkpoint(target, architecture(flow), arrays, expected_shapes)
 

@@ -37,6 +37,21 @@ def _gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     return x * cdf, cdf + x * (-x * x / 2).exp() / math.sqrt(2 * math.pi)
 
 
+def _gelu_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+    c = math.sqrt(2 / math.pi)
+    share = (2 * c * (x + 0.044715 * x * x * x)).sigmoid()
+    return x * share, share + 2 * c * x * (1 + 0.134145 * x * x) * share * (1 - share)
+
+
+def _sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+    sigmoid = x.sigmoid()
+    return sigmoid, sigmoid * (1 - sigmoid)
+
+
+def _sin(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.sin(), x.cos()
+
+
 def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
     positive = x > 0
     below = torch.where(positive, 0, x)
@@ -54,9 +69,12 @@ def _leaky(slope: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 VALUE_AND_SLOPE: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "elu": _elu,
     "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
     "leaky_relu": _leaky(0.2),
     "relu": _leaky(0.0),
+    "sigmoid": _sigmoid,
     "silu": _silu,
+    "sin": _sin,
     "softplus": _softplus,
     "tanh": _tanh,
 }

@@ -224,10 +224,13 @@ class StudentT(Distribution):
         x = z / math.sqrt(df)
         far = x.abs() > 1
         square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
+        log_x = far_x.abs().log()
+        if df < 1:  # x may overflow
+            log_x = torch.where(far, z, math.sqrt(df)).abs().log() - math.log(df) / 2
         share = (df + 1) / df / 2 * _ratio(torch.log1p, square)
         falloff = torch.where(
             far,
-            (df + 1) * (far_x.abs().log() + far_x.square().reciprocal().log1p() / 2),
+            (df + 1) * (log_x + far_x.reciprocal().square().log1p() / 2),
             torch.where(far, 0, z).square() * share,
         )
         constant = math.prod(self.event_shape) * student_t_constant(df)

@@ -87,6 +87,7 @@ class RandomPermutation(_Reordering):
         super().__post_init__()
         checks.positive_int("RandomPermutation", dim=self.dim)
         checks.non_negative_int("RandomPermutation", seed=self.seed)
+        _ = self.order
 
     @cached_property
     def order(self) -> np.ndarray:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
-from jax_flows.bijectors.autoregressive import (
-    MaskedAffineAutoregressive,
-)
+from flow_bridge.networks import Network
+from jax_flows.bijectors.autoregressive import MaskedAutoregressive
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.structure import Chain, Invert
-from jax_flows.distributions import Distribution, StandardNormal
-from jax_flows.models.base import Model
+from jax_flows.models.base import Model, network_of, normalization_layers
+from jax_flows.networks.mlp import MLP
 from jax_flows.registry import register
+from jax_flows.univariate.affine import AffineMap
 
 
 @register
@@ -25,6 +25,12 @@ class MAF(Model):
         hidden_dims: widths of each network's hidden layers.
         num_layers: number of maps.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        scale, bound: see ``AffineMap``.
+        order: of the maps, ``"alternate"`` (0, 1, 2, ... and reversed by turns), or ``"random"``.
+        normalization: what follows each map, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Papamakarios et al. (2017), arXiv:1705.07057.
 
@@ -40,45 +46,37 @@ class MAF(Model):
     hidden_dims: Sequence[int] = (64, 64)
     num_layers: int = 5
     context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    scale: str = "tanh"
+    bound: float = 2.0
+    order: str = "alternate"
+    normalization: str | None = None
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
-        layers = _masked_affine_layers(self)
-        return Chain(layers), StandardNormal(self.dim)
+    def build_bijector(self) -> Bijector:
+        owner = type(self).__name__
+        checks.positive_int(owner, num_layers=self.num_layers)
+        checks.one_of(owner, "order", self.order, ("alternate", "random"))
+        map = AffineMap(self.scale, self.bound, order="shift_divide")
+        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            order = f"random:{i}" if self.order == "random" else ("reverse" if i % 2 else None)
+            layers += [
+                MaskedAutoregressive(self.dim, map, network, order, self.context_dim),
+                *normalization_layers(owner, self.normalization, self.dim),
+            ]
+        return Chain(tuple(layers))
 
 
 @register
 @dataclass(frozen=True)
-class IAF(Model):
+class IAF(MAF):
     """The maps of ``MAF`` with the directions exchanged: a sample and its density take one pass of
-    each network, the density of given data about two.
-
-    Args:
-        dim: number of dimensions.
-        hidden_dims: widths of each network's hidden layers.
-        num_layers: number of maps.
-        context_dim: width of the context, 0 for none.
+    each network, the density of given data about two. Arguments as ``MAF``.
 
     Reference: Kingma et al. (2016), arXiv:1606.04934.
     """
 
-    dim: int
-    hidden_dims: Sequence[int] = (64, 64)
-    num_layers: int = 5
-    context_dim: int = 0
-
-    def _parts(self) -> tuple[Bijector, Distribution]:
-        layers = _masked_affine_layers(self)
-        return Invert(Chain(layers)), StandardNormal(self.dim)
-
-
-def _masked_affine_layers(owner: MAF | IAF) -> tuple[Bijector, ...]:
-    checks.positive_int(type(owner).__name__, num_layers=owner.num_layers)
-    return tuple(
-        MaskedAffineAutoregressive(
-            owner.dim,
-            owner.hidden_dims,
-            None if i % 2 == 0 else "reverse",
-            context_dim=owner.context_dim,
-        )
-        for i in range(owner.num_layers)
-    )
+    def build_bijector(self) -> Bijector:
+        return Invert(super().build_bijector())

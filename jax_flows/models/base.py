@@ -2,31 +2,76 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
+from flow_bridge import checks
+from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
-from jax_flows.distributions import Distribution
+from jax_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
+from jax_flows.bijectors.normalization import ActNorm, BatchNorm
+from jax_flows.distributions import Distribution, StandardNormal
 from jax_flows.flows import Flow
-from jax_flows.variables import (
-    freeze_lists,
-)
+from jax_flows.networks.mlp import MLP
+from jax_flows.variables import freeze_lists
+
+
+def nothing() -> None:
+    """The default of ``base``: where a field has a plain one, PyTorch does not find the part itself."""
 
 
 @dataclass(frozen=True)
 class Model(Flow):
-    """A named flow: its fields are hyperparameters, from which ``_parts`` makes bijector and base."""
+    """A named flow: its fields are hyperparameters, from which ``build_bijector`` makes the bijector.
+
+    Args:
+        base: the distribution of the latent, a standard normal if not given.
+    """
 
     bijector: Bijector = field(init=False, repr=False, compare=False)
-    base: Distribution = field(init=False, repr=False, compare=False)
+    base: Any = field(default_factory=nothing, kw_only=True)
     context_net: None = field(init=False, repr=False, compare=False, default=None)
     columns: None = field(init=False, repr=False, compare=False, default=None)
     context_columns: None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         freeze_lists(self)
-        bijector, base = self._parts()
+        bijector = self.build_bijector()
         object.__setattr__(self, "bijector", bijector)
-        object.__setattr__(self, "base", base)
+        object.__setattr__(self, "base", self.default_base() if self.base is None else self.base)
         super().__post_init__()
 
     @abstractmethod
-    def _parts(self) -> tuple[Bijector, Distribution]: ...
+    def build_bijector(self) -> Bijector: ...
+
+    def default_base(self) -> Distribution:
+        """The base where none is given."""
+        return StandardNormal(vars(self)["dim"])
+
+
+def permutation_layers(owner: str, kind: str | None, dim: int, seed: int) -> list[Bijector]:
+    """What mixes dimensions: nothing, ``"reverse"``, ``"random"``, ``"rotation"`` or ``"lu"``."""
+    if kind is None:
+        return []
+    checks.one_of(owner, "permutation", kind, ("reverse", "random", "rotation", "lu"))
+    if kind == "reverse":
+        return [Permutation("reverse", dim)]
+    if kind == "random":
+        return [RandomPermutation(dim, seed)]
+    return [Rotation(dim) if kind == "rotation" else LULinear(dim)]
+
+
+def normalization_layers(owner: str, kind: str | None, dim: int) -> list[Bijector]:
+    """Nothing, ``"batch_norm"`` or ``"act_norm"``."""
+    if kind is None:
+        return []
+    checks.one_of(owner, "normalization", kind, ("batch_norm", "act_norm"))
+    return [BatchNorm(dim) if kind == "batch_norm" else ActNorm(dim)]
+
+
+def network_of(
+    owner: str, conditioner: Any, cls: type, hidden_dims: Any, activation: str
+) -> Network:
+    """The conditioner that is given, or a ``cls`` of the given widths."""
+    if conditioner is None:
+        return Network(cls, hidden_dims=hidden_dims, activation=activation)
+    return as_network(owner, conditioner, MLP)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.continuous import ContinuousBijector
-from jax_flows.distributions import Distribution, StandardNormal
 from jax_flows.models.base import Model
 from jax_flows.registry import register
 
@@ -26,6 +25,7 @@ class NeuralODE(Model):
         kinetic_energy, jacobian_norm: weights of the penalties in training, see
             ``ContinuousBijector``.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Chen et al. (2018), arXiv:1806.07366.
     """
@@ -44,7 +44,7 @@ class NeuralODE(Model):
     jacobian_norm: float = 0.0
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         bijector = ContinuousBijector(
             self.dim,
             self.hidden_dims,
@@ -59,7 +59,7 @@ class NeuralODE(Model):
             jacobian_norm=self.jacobian_norm,
             context_dim=self.context_dim,
         )
-        return bijector, StandardNormal(self.dim)
+        return bijector
 
 
 @register

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
+from flow_bridge.networks import Network
 from jax_flows.bijectors.base import Bijector
-from jax_flows.bijectors.coupling import AdditiveCoupling, AffineCoupling
+from jax_flows.bijectors.coupling import Coupling
 from jax_flows.bijectors.elementwise import Rescale
-from jax_flows.bijectors.normalization import BatchNorm
 from jax_flows.bijectors.structure import Chain
-from jax_flows.distributions import Distribution, StandardNormal
-from jax_flows.models.base import Model
+from jax_flows.models.base import Model, network_of, normalization_layers, permutation_layers
+from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.registry import register
+from jax_flows.univariate.affine import AffineMap, ShiftMap
 
 
 @register
@@ -26,6 +27,9 @@ class NICE(Model):
         hidden_dims: widths of the hidden layers of each coupling's network.
         num_layers: number of couplings.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
     """
@@ -34,16 +38,17 @@ class NICE(Model):
     hidden_dims: Sequence[int] = (64, 64)
     num_layers: int = 4
     context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("NICE", num_layers=self.num_layers)
+        network = network_of("NICE", self.conditioner, MLP, self.hidden_dims, self.activation)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"
-            layers.append(
-                AdditiveCoupling(self.dim, self.hidden_dims, mask, context_dim=self.context_dim)
-            )
-        return Chain((*layers, Rescale(self.dim))), StandardNormal(self.dim)
+            layers.append(Coupling(self.dim, ShiftMap(), network, mask, self.context_dim))
+        return Chain((*layers, Rescale(self.dim)))
 
 
 @register
@@ -53,9 +58,15 @@ class RealNVP(Model):
 
     Args:
         dim: number of dimensions, at least 2.
-        hidden_dim: width of the two hidden layers of each scale and shift network.
+        hidden_dims: widths of the hidden layers of each scale and shift network.
         num_layers: number of couplings.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        scale, bound: see ``AffineMap``.
+        normalization: what follows each coupling, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
+        base: the distribution of the latent, a standard normal if not given.
 
     71,744 trainable parameters at dim 2. Reference: Dinh et al. (2017), arXiv:1605.08803.
 
@@ -68,18 +79,28 @@ class RealNVP(Model):
     """
 
     dim: int
-    hidden_dim: int = 64
+    hidden_dims: Sequence[int] = (64, 64)
     num_layers: int = 8
     context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    scale: str = "tanh"
+    bound: float = 1.0
+    normalization: str | None = "batch_norm"
+    permutation: str | None = None
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("RealNVP", num_layers=self.num_layers)
-        hidden_dims = (self.hidden_dim, self.hidden_dim)
+        map = AffineMap(self.scale, self.bound)
+        network = network_of(
+            "RealNVP", self.conditioner, SeparateMLPs, self.hidden_dims, self.activation
+        )
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"
             layers += [
-                AffineCoupling(self.dim, hidden_dims, mask, context_dim=self.context_dim),
-                BatchNorm(self.dim),
+                Coupling(self.dim, map, network, mask, self.context_dim),
+                *normalization_layers("RealNVP", self.normalization, self.dim),
+                *permutation_layers("RealNVP", self.permutation, self.dim, i),
             ]
-        return Chain(tuple(layers)), StandardNormal(self.dim)
+        return Chain(tuple(layers))

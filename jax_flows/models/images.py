@@ -32,6 +32,7 @@ class Glow(Model):
         num_steps: number of steps of each level.
         hidden_channels: width of each coupling's ``ConvNet``.
         context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Raises:
         ValueError: for a shape that is not of an image or not divisible.
@@ -54,13 +55,16 @@ class Glow(Model):
     hidden_channels: int = 64
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
         shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
         level = _glow_level(
             shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
         )
-        return level, StandardNormal(shape)
+        return level
+
+    def default_base(self) -> Distribution:
+        return StandardNormal(tuple(self.shape))
 
 
 def _glow_level(

@@ -9,7 +9,6 @@ from jax_flows.bijectors.normalization import ActNorm
 from jax_flows.bijectors.planar import Planar, Radial, Sylvester
 from jax_flows.bijectors.residual import InvertibleResidual
 from jax_flows.bijectors.structure import Chain
-from jax_flows.distributions import Distribution, StandardNormal
 from jax_flows.models.base import Model
 from jax_flows.registry import register
 
@@ -23,6 +22,7 @@ class PlanarFlow(Model):
         dim: number of dimensions.
         num_layers: number of planar maps.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     160 trainable parameters at dim 2. Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
 
@@ -38,10 +38,10 @@ class PlanarFlow(Model):
     num_layers: int = 32
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("PlanarFlow", num_layers=self.num_layers)
         layers = [Planar(self.dim, self.context_dim) for _ in range(self.num_layers)]
-        return Chain(tuple(layers)), StandardNormal(self.dim)
+        return Chain(tuple(layers))
 
 
 @register
@@ -53,6 +53,7 @@ class RadialFlow(Model):
         dim: number of dimensions.
         num_layers: number of radial maps.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
     """
@@ -61,10 +62,10 @@ class RadialFlow(Model):
     num_layers: int = 32
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("RadialFlow", num_layers=self.num_layers)
         layers = [Radial(self.dim, self.context_dim) for _ in range(self.num_layers)]
-        return Chain(tuple(layers)), StandardNormal(self.dim)
+        return Chain(tuple(layers))
 
 
 @register
@@ -77,6 +78,7 @@ class SylvesterFlow(Model):
         num_layers: number of Sylvester maps.
         rank: of each map, ``dim`` if not given.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: van den Berg et al. (2018), arXiv:1803.05649.
     """
@@ -86,11 +88,11 @@ class SylvesterFlow(Model):
     rank: int | None = None
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("SylvesterFlow", num_layers=self.num_layers)
         width = self.dim if self.rank is None else self.rank
         layers = [Sylvester(self.dim, width, self.context_dim) for _ in range(self.num_layers)]
-        return Chain(tuple(layers)), StandardNormal(self.dim)
+        return Chain(tuple(layers))
 
 
 @register
@@ -108,6 +110,7 @@ class ResidualFlow(Model):
         log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
         activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
 
@@ -127,7 +130,7 @@ class ResidualFlow(Model):
     activation: str = "silu"
     context_dim: int = 0
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
+    def build_bijector(self) -> Bijector:
         checks.positive_int("ResidualFlow", num_blocks=self.num_blocks)
         layers: list[Bijector] = []
         for _ in range(self.num_blocks):
@@ -142,4 +145,4 @@ class ResidualFlow(Model):
                     context_dim=self.context_dim,
                 ),
             ]
-        return Chain((*layers, ActNorm(self.dim))), StandardNormal(self.dim)
+        return Chain((*layers, ActNorm(self.dim)))

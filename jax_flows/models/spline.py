@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_bridge import checks
-from jax_flows.bijectors.autoregressive import (
-    MaskedSplineAutoregressive,
-)
+from flow_bridge.networks import Network
+from jax_flows.bijectors.autoregressive import MaskedAutoregressive
 from jax_flows.bijectors.base import Bijector
-from jax_flows.bijectors.coupling import SplineCoupling
-from jax_flows.bijectors.linear import LULinear
+from jax_flows.bijectors.coupling import Coupling
 from jax_flows.bijectors.structure import Chain
-from jax_flows.distributions import Distribution, StandardNormal
-from jax_flows.models.base import Model
+from jax_flows.models.base import Model, network_of, permutation_layers
+from jax_flows.networks.mlp import MLP
 from jax_flows.registry import register
+from jax_flows.univariate.splines import spline_within
 
 
 @register
@@ -32,6 +31,11 @@ class NeuralSplineFlow(Model):
         tail_bound: where the splines become the identity; standardise the data to well inside it.
         autoregressive: whether each dimension depends on all before it, or half on the other half.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        permutation: what precedes each spline layer: ``"lu"``, ``"reverse"``, ``"random"``,
+            ``"rotation"`` or ``None``; with a fixed half, some of these leave dimensions as they are.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
 
@@ -50,29 +54,21 @@ class NeuralSplineFlow(Model):
     tail_bound: float = 5.0
     autoregressive: bool = False
     context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    permutation: str | None = "lu"
 
-    def _parts(self) -> tuple[Bijector, Distribution]:
-        checks.positive_int("NeuralSplineFlow", num_layers=self.num_layers)
+    def build_bijector(self) -> Bijector:
+        owner, dim, context_dim = "NeuralSplineFlow", self.dim, self.context_dim
+        checks.positive_int(owner, num_layers=self.num_layers)
+        map = spline_within(self.tail_bound, self.num_bins)
+        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
         layers: list[Bijector] = []
-        for _ in range(self.num_layers):
+        for i in range(self.num_layers):
             splines: Bijector
             if self.autoregressive:
-                splines = MaskedSplineAutoregressive(
-                    self.dim,
-                    self.hidden_dims,
-                    None,
-                    self.num_bins,
-                    self.tail_bound,
-                    context_dim=self.context_dim,
-                )
+                splines = MaskedAutoregressive(dim, map, network, None, context_dim)
             else:
-                splines = SplineCoupling(
-                    self.dim,
-                    self.hidden_dims,
-                    "first_half",
-                    self.num_bins,
-                    self.tail_bound,
-                    context_dim=self.context_dim,
-                )
-            layers += [LULinear(self.dim), splines]
-        return Chain(tuple(layers)), StandardNormal(self.dim)
+                splines = Coupling(dim, map, network, "first_half", context_dim)
+            layers += [*permutation_layers(owner, self.permutation, dim, i), splines]
+        return Chain(tuple(layers))

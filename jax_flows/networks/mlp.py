@@ -152,7 +152,8 @@ class SeparateMLPs(nn.Module):
     activation: str = "leaky_relu"
 
     def __post_init__(self) -> None:
-        checks.hidden_widths("MLP", self.hidden_dims)
+        for _ in range(self.num_parameters):
+            checks.hidden_widths("MLP", self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
 

@@ -115,7 +115,7 @@ class SplineMap(UnivariateMap):
     def _map(self, x: Array, parameters: Array, inverse: bool = False) -> Output:
         low, high = self.low, self.high
         check_constants(self, x, low=low, high=high, width=high - low)
-        if self.boundary == "bounded":
+        if self.boundary in ("bounded", "circular"):
             outside = (x < low) | (x > high)
         else:
             outside = jnp.abs(x) >= high if low == -high else (x <= low) | (x >= high)

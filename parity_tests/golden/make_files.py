@@ -22,7 +22,7 @@ def arch(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "realnvp": arch("RealNVP", dim=3, hidden_dim=3, num_layers=2, context_dim=2),
+    "realnvp": arch("RealNVP", dim=3, hidden_dims=[3, 3], num_layers=2, context_dim=2),
     "nice": arch("NICE", dim=3, hidden_dims=[3], num_layers=2),
     "spline": arch("NeuralSplineFlow", dim=2, hidden_dims=[3], num_layers=1, num_bins=3),
     "maf": arch("MAF", dim=3, hidden_dims=[4], num_layers=2),

@@ -1,20 +1,22 @@
 """Models made of masked autoregressive maps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flow_bridge import checks
-from torch_flows.bijectors.autoregressive import (
-    MaskedAffineAutoregressive,
-)
+from flow_bridge.networks import Network
+from torch_flows.bijectors.autoregressive import MaskedAutoregressive
 from torch_flows.bijectors.base import Bijector
 from torch_flows.bijectors.structure import Chain, Invert
-from torch_flows.distributions import StandardNormal
-from torch_flows.flows import Flow
+from torch_flows.models.base import Model, network_of, normalization_layers
+from torch_flows.networks.mlp import MLP
 from torch_flows.registry import register
+from torch_flows.univariate.affine import AffineMap
 
 
 @register
-class MAF(Flow):
+@dataclass(eq=False, repr=False)
+class MAF(Model):
     """Masked affine autoregressive maps, their orders 0, 1, 2, ... and reversed by turns; standard
     normal base. A density takes one pass of each network, a sample about two.
 
@@ -23,6 +25,12 @@ class MAF(Flow):
         hidden_dims: widths of each network's hidden layers.
         num_layers: number of maps.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        scale, bound: see ``AffineMap``.
+        order: of the maps, ``"alternate"`` (0, 1, 2, ... and reversed by turns), or ``"random"``.
+        normalization: what follows each map, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Papamakarios et al. (2017), arXiv:1705.07057.
 
@@ -33,55 +41,41 @@ class MAF(Flow):
         (7,)
     """
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        num_layers: int = 5,
-        context_dim: int = 0,
-    ) -> None:
-        layers = _masked_affine_layers("MAF", dim, hidden_dims, num_layers, context_dim)
-        super().__init__(Chain(layers), StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.num_layers = num_layers
+    dim: int
+    hidden_dims: Sequence[int] = (64, 64)
+    num_layers: int = 5
+    context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    scale: str = "tanh"
+    bound: float = 2.0
+    order: str = "alternate"
+    normalization: str | None = None
+
+    def build_bijector(self) -> Bijector:
+        owner = type(self).__name__
+        checks.positive_int(owner, num_layers=self.num_layers)
+        checks.one_of(owner, "order", self.order, ("alternate", "random"))
+        map = AffineMap(self.scale, self.bound, order="shift_divide")
+        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            order = f"random:{i}" if self.order == "random" else ("reverse" if i % 2 else None)
+            layers += [
+                MaskedAutoregressive(self.dim, map, network, order, self.context_dim),
+                *normalization_layers(owner, self.normalization, self.dim),
+            ]
+        return Chain(tuple(layers))
 
 
 @register
-class IAF(Flow):
+@dataclass(eq=False, repr=False)
+class IAF(MAF):
     """The maps of ``MAF`` with the directions exchanged: a sample and its density take one pass of
-    each network, the density of given data about two.
-
-    Args:
-        dim: number of dimensions.
-        hidden_dims: widths of each network's hidden layers.
-        num_layers: number of maps.
-        context_dim: width of the context, 0 for none.
+    each network, the density of given data about two. Arguments as ``MAF``.
 
     Reference: Kingma et al. (2016), arXiv:1606.04934.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        num_layers: int = 5,
-        context_dim: int = 0,
-    ) -> None:
-        layers = _masked_affine_layers("IAF", dim, hidden_dims, num_layers, context_dim)
-        super().__init__(Invert(Chain(layers)), StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.num_layers = num_layers
-
-
-def _masked_affine_layers(
-    owner: str, dim: int, hidden_dims: Sequence[int], num_layers: int, context_dim: int
-) -> list[Bijector]:
-    checks.positive_int(owner, num_layers=num_layers)
-    return [
-        MaskedAffineAutoregressive(
-            dim, hidden_dims, None if i % 2 == 0 else "reverse", context_dim=context_dim
-        )
-        for i in range(num_layers)
-    ]
+    def build_bijector(self) -> Bijector:
+        return Invert(super().build_bijector())

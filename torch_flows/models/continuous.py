@@ -1,15 +1,17 @@
 """Models made of a differential equation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from torch_flows.bijectors.base import Bijector
 from torch_flows.bijectors.continuous import ContinuousBijector
-from torch_flows.distributions import StandardNormal
-from torch_flows.flows import Flow
+from torch_flows.models.base import Model
 from torch_flows.registry import register
 
 
 @register
-class NeuralODE(Flow):
+@dataclass(eq=False, repr=False)
+class NeuralODE(Model):
     """One continuous bijector with the exact trace; standard normal base.
 
     Args:
@@ -23,54 +25,45 @@ class NeuralODE(Flow):
         kinetic_energy, jacobian_norm: weights of the penalties in training, see
             ``ContinuousBijector``.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Chen et al. (2018), arXiv:1806.07366.
     """
 
     _trace = "exact"
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        solver: str = "dopri5",
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
-        adjoint: bool = True,
-        activation: str = "tanh",
-        num_steps: int = 20,
-        kinetic_energy: float = 0.0,
-        jacobian_norm: float = 0.0,
-        context_dim: int = 0,
-    ) -> None:
+    dim: int
+    hidden_dims: Sequence[int] = (64, 64)
+    solver: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    adjoint: bool = True
+    activation: str = "tanh"
+    num_steps: int = 20
+    kinetic_energy: float = 0.0
+    jacobian_norm: float = 0.0
+    context_dim: int = 0
+
+    def build_bijector(self) -> Bijector:
         bijector = ContinuousBijector(
-            dim,
-            hidden_dims,
+            self.dim,
+            self.hidden_dims,
             self._trace,
-            solver,
-            rtol,
-            atol,
-            adjoint,
-            activation,
-            num_steps=num_steps,
-            kinetic_energy=kinetic_energy,
-            jacobian_norm=jacobian_norm,
-            context_dim=context_dim,
+            self.solver,
+            self.rtol,
+            self.atol,
+            self.adjoint,
+            self.activation,
+            num_steps=self.num_steps,
+            kinetic_energy=self.kinetic_energy,
+            jacobian_norm=self.jacobian_norm,
+            context_dim=self.context_dim,
         )
-        super().__init__(bijector, StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.solver = solver
-        self.rtol = rtol
-        self.atol = atol
-        self.adjoint = adjoint
-        self.activation = activation
-        self.num_steps = num_steps
-        self.kinetic_energy = kinetic_energy
-        self.jacobian_norm = jacobian_norm
+        return bijector
 
 
 @register
+@dataclass(eq=False, repr=False)
 class FFJORD(NeuralODE):
     """One continuous bijector with Hutchinson's estimate of the trace in training; standard normal base.
 

@@ -1,23 +1,23 @@
 """Models made of couplings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flow_bridge import checks
+from flow_bridge.networks import Network
 from torch_flows.bijectors.base import Bijector
-from torch_flows.bijectors.coupling import (
-    AdditiveCoupling,
-    AffineCoupling,
-)
+from torch_flows.bijectors.coupling import Coupling
 from torch_flows.bijectors.elementwise import Rescale
-from torch_flows.bijectors.normalization import BatchNorm
 from torch_flows.bijectors.structure import Chain
-from torch_flows.distributions import StandardNormal
-from torch_flows.flows import Flow
+from torch_flows.models.base import Model, network_of, normalization_layers, permutation_layers
+from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.registry import register
+from torch_flows.univariate.affine import AffineMap, ShiftMap
 
 
 @register
-class NICE(Flow):
+@dataclass(eq=False, repr=False)
+class NICE(Model):
     """AdditiveCoupling repeated, with masks even, odd, even, ..., then Rescale; standard normal base.
 
     Only Rescale changes volumes: log|det| is the same for every x.
@@ -27,37 +27,46 @@ class NICE(Flow):
         hidden_dims: widths of the hidden layers of each coupling's network.
         num_layers: number of couplings.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        num_layers: int = 4,
-        context_dim: int = 0,
-    ) -> None:
-        checks.positive_int("NICE", num_layers=num_layers)
+    dim: int
+    hidden_dims: Sequence[int] = (64, 64)
+    num_layers: int = 4
+    context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("NICE", num_layers=self.num_layers)
+        network = network_of("NICE", self.conditioner, MLP, self.hidden_dims, self.activation)
         layers: list[Bijector] = []
-        for i in range(num_layers):
+        for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"
-            layers.append(AdditiveCoupling(dim, hidden_dims, mask, context_dim=context_dim))
-        super().__init__(Chain([*layers, Rescale(dim)]), StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.num_layers = num_layers
+            layers.append(Coupling(self.dim, ShiftMap(), network, mask, self.context_dim))
+        return Chain((*layers, Rescale(self.dim)))
 
 
 @register
-class RealNVP(Flow):
+@dataclass(eq=False, repr=False)
+class RealNVP(Model):
     """(AffineCoupling, BatchNorm) repeated, with masks even, odd, even, ...; standard normal base.
 
     Args:
         dim: number of dimensions, at least 2.
-        hidden_dim: width of the two hidden layers of each scale and shift network.
+        hidden_dims: widths of the hidden layers of each scale and shift network.
         num_layers: number of couplings.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        scale, bound: see ``AffineMap``.
+        normalization: what follows each coupling, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
+        base: the distribution of the latent, a standard normal if not given.
 
     71,744 trainable parameters at dim 2. Reference: Dinh et al. (2017), arXiv:1605.08803.
 
@@ -68,18 +77,29 @@ class RealNVP(Flow):
         (5,)
     """
 
-    def __init__(
-        self, dim: int, hidden_dim: int = 64, num_layers: int = 8, context_dim: int = 0
-    ) -> None:
-        checks.positive_int("RealNVP", num_layers=num_layers)
+    dim: int
+    hidden_dims: Sequence[int] = (64, 64)
+    num_layers: int = 8
+    context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    scale: str = "tanh"
+    bound: float = 1.0
+    normalization: str | None = "batch_norm"
+    permutation: str | None = None
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("RealNVP", num_layers=self.num_layers)
+        map = AffineMap(self.scale, self.bound)
+        network = network_of(
+            "RealNVP", self.conditioner, SeparateMLPs, self.hidden_dims, self.activation
+        )
         layers: list[Bijector] = []
-        for i in range(num_layers):
+        for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"
             layers += [
-                AffineCoupling(dim, (hidden_dim, hidden_dim), mask, context_dim=context_dim),
-                BatchNorm(dim),
+                Coupling(self.dim, map, network, mask, self.context_dim),
+                *normalization_layers("RealNVP", self.normalization, self.dim),
+                *permutation_layers("RealNVP", self.permutation, self.dim, i),
             ]
-        super().__init__(Chain(layers), StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
+        return Chain(tuple(layers))

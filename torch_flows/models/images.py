@@ -1,6 +1,7 @@
 """Models of images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flow_bridge import checks
 from torch_flows.bijectors.base import Bijector
@@ -11,13 +12,14 @@ from torch_flows.bijectors.linear import Invertible1x1Conv
 from torch_flows.bijectors.normalization import ActNorm
 from torch_flows.bijectors.shapes import Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
-from torch_flows.distributions import StandardNormal
-from torch_flows.flows import Flow
+from torch_flows.distributions import Distribution, StandardNormal
+from torch_flows.models.base import Model
 from torch_flows.registry import register
 
 
 @register
-class Glow(Flow):
+@dataclass(eq=False, repr=False)
+class Glow(Model):
     """A multi-scale flow of images: Squeeze, steps of (ActNorm, Invertible1x1Conv, coupling), Split.
 
     Every level trades space for channels, runs its steps, and sends half of the channels to the base;
@@ -30,6 +32,7 @@ class Glow(Flow):
         num_steps: number of steps of each level.
         hidden_channels: width of each coupling's ``ConvNet``.
         context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Raises:
         ValueError: for a shape that is not of an image or not divisible.
@@ -45,22 +48,22 @@ class Glow(Flow):
         (5,)
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        num_levels: int = 3,
-        num_steps: int = 8,
-        hidden_channels: int = 64,
-        context_dim: int = 0,
-    ) -> None:
-        checks.positive_int("Glow", num_levels=num_levels, num_steps=num_steps)
-        shape = checks.image_shape("Glow", shape, 2 ** min(num_levels, 62))
-        level = _glow_level(shape, num_levels, num_steps, hidden_channels, context_dim)
-        super().__init__(level, StandardNormal(shape))
-        self.shape = shape
-        self.num_levels = num_levels
-        self.num_steps = num_steps
-        self.hidden_channels = hidden_channels
+    shape: Sequence[int]
+    num_levels: int = 3
+    num_steps: int = 8
+    hidden_channels: int = 64
+    context_dim: int = 0
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
+        shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
+        level = _glow_level(
+            shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
+        )
+        return level
+
+    def default_base(self) -> Distribution:
+        return StandardNormal(tuple(self.shape))
 
 
 def _glow_level(
@@ -78,4 +81,4 @@ def _glow_level(
         rest = (channels // 2, height, width)
         inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
         layers.append(Split(inner))
-    return Chain([*layers, Invert(Squeeze())])
+    return Chain((*layers, Invert(Squeeze())))

@@ -1,6 +1,7 @@
 """Models made of planar, radial, Sylvester and residual maps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flow_bridge import checks
 from torch_flows.bijectors.base import Bijector
@@ -8,19 +9,20 @@ from torch_flows.bijectors.normalization import ActNorm
 from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
 from torch_flows.bijectors.structure import Chain
-from torch_flows.distributions import StandardNormal
-from torch_flows.flows import Flow
+from torch_flows.models.base import Model
 from torch_flows.registry import register
 
 
 @register
-class PlanarFlow(Flow):
+@dataclass(eq=False, repr=False)
+class PlanarFlow(Model):
     """Planar maps one after the other; standard normal base.
 
     Args:
         dim: number of dimensions.
         num_layers: number of planar maps.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     160 trainable parameters at dim 2. Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
 
@@ -31,36 +33,43 @@ class PlanarFlow(Flow):
         (7,)
     """
 
-    def __init__(self, dim: int, num_layers: int = 32, context_dim: int = 0) -> None:
-        checks.positive_int("PlanarFlow", num_layers=num_layers)
-        layers = [Planar(dim, context_dim) for _ in range(num_layers)]
-        super().__init__(Chain(layers), StandardNormal(dim))
-        self.dim = dim
-        self.num_layers = num_layers
+    dim: int
+    num_layers: int = 32
+    context_dim: int = 0
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("PlanarFlow", num_layers=self.num_layers)
+        layers = [Planar(self.dim, self.context_dim) for _ in range(self.num_layers)]
+        return Chain(tuple(layers))
 
 
 @register
-class RadialFlow(Flow):
+@dataclass(eq=False, repr=False)
+class RadialFlow(Model):
     """Radial maps one after the other; standard normal base.
 
     Args:
         dim: number of dimensions.
         num_layers: number of radial maps.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Rezende and Mohamed (2015), arXiv:1505.05770.
     """
 
-    def __init__(self, dim: int, num_layers: int = 32, context_dim: int = 0) -> None:
-        checks.positive_int("RadialFlow", num_layers=num_layers)
-        layers = [Radial(dim, context_dim) for _ in range(num_layers)]
-        super().__init__(Chain(layers), StandardNormal(dim))
-        self.dim = dim
-        self.num_layers = num_layers
+    dim: int
+    num_layers: int = 32
+    context_dim: int = 0
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("RadialFlow", num_layers=self.num_layers)
+        layers = [Radial(self.dim, self.context_dim) for _ in range(self.num_layers)]
+        return Chain(tuple(layers))
 
 
 @register
-class SylvesterFlow(Flow):
+@dataclass(eq=False, repr=False)
+class SylvesterFlow(Model):
     """Sylvester maps one after the other; standard normal base.
 
     Args:
@@ -68,24 +77,26 @@ class SylvesterFlow(Flow):
         num_layers: number of Sylvester maps.
         rank: of each map, ``dim`` if not given.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: van den Berg et al. (2018), arXiv:1803.05649.
     """
 
-    def __init__(
-        self, dim: int, num_layers: int = 8, rank: int | None = None, context_dim: int = 0
-    ) -> None:
-        checks.positive_int("SylvesterFlow", num_layers=num_layers)
-        width = dim if rank is None else rank
-        layers = [Sylvester(dim, width, context_dim) for _ in range(num_layers)]
-        super().__init__(Chain(layers), StandardNormal(dim))
-        self.dim = dim
-        self.num_layers = num_layers
-        self.rank = rank
+    dim: int
+    num_layers: int = 8
+    rank: int | None = None
+    context_dim: int = 0
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("SylvesterFlow", num_layers=self.num_layers)
+        width = self.dim if self.rank is None else self.rank
+        layers = [Sylvester(self.dim, width, self.context_dim) for _ in range(self.num_layers)]
+        return Chain(tuple(layers))
 
 
 @register
-class ResidualFlow(Flow):
+@dataclass(eq=False, repr=False)
+class ResidualFlow(Model):
     """(ActNorm, InvertibleResidual) repeated, then ActNorm; standard normal base.
 
     The ActNorm layers let the blocks, whose slopes stay between 1 - L and 1 + L, work at any scale.
@@ -98,6 +109,7 @@ class ResidualFlow(Flow):
         log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
         activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, 0 for none.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
 
@@ -108,29 +120,27 @@ class ResidualFlow(Flow):
         (7,)
     """
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (64, 64),
-        num_blocks: int = 8,
-        lipschitz: float = 0.97,
-        log_det: str = "exact",
-        activation: str = "silu",
-        context_dim: int = 0,
-    ) -> None:
-        checks.positive_int("ResidualFlow", num_blocks=num_blocks)
+    dim: int
+    hidden_dims: Sequence[int] = (64, 64)
+    num_blocks: int = 8
+    lipschitz: float = 0.97
+    log_det: str = "exact"
+    activation: str = "silu"
+    context_dim: int = 0
+
+    def build_bijector(self) -> Bijector:
+        checks.positive_int("ResidualFlow", num_blocks=self.num_blocks)
         layers: list[Bijector] = []
-        for _ in range(num_blocks):
+        for _ in range(self.num_blocks):
             layers += [
-                ActNorm(dim),
+                ActNorm(self.dim),
                 InvertibleResidual(
-                    dim, hidden_dims, lipschitz, log_det, activation, context_dim=context_dim
+                    self.dim,
+                    self.hidden_dims,
+                    self.lipschitz,
+                    self.log_det,
+                    self.activation,
+                    context_dim=self.context_dim,
                 ),
             ]
-        super().__init__(Chain([*layers, ActNorm(dim)]), StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.num_blocks = num_blocks
-        self.lipschitz = lipschitz
-        self.log_det = log_det
-        self.activation = activation
+        return Chain((*layers, ActNorm(self.dim)))

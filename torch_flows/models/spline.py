@@ -1,24 +1,23 @@
 """Models made of splines."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flow_bridge import checks
-from torch_flows.bijectors.autoregressive import (
-    MaskedSplineAutoregressive,
-)
+from flow_bridge.networks import Network
+from torch_flows.bijectors.autoregressive import MaskedAutoregressive
 from torch_flows.bijectors.base import Bijector
-from torch_flows.bijectors.coupling import (
-    SplineCoupling,
-)
-from torch_flows.bijectors.linear import LULinear
+from torch_flows.bijectors.coupling import Coupling
 from torch_flows.bijectors.structure import Chain
-from torch_flows.distributions import StandardNormal
-from torch_flows.flows import Flow
+from torch_flows.models.base import Model, network_of, permutation_layers
+from torch_flows.networks.mlp import MLP
 from torch_flows.registry import register
+from torch_flows.univariate.splines import spline_within
 
 
 @register
-class NeuralSplineFlow(Flow):
+@dataclass(eq=False, repr=False)
+class NeuralSplineFlow(Model):
     """(LULinear, SplineCoupling) repeated; standard normal base.
 
     The linear maps start as reversals and every coupling fixes the first half, so that all blocks are
@@ -32,6 +31,11 @@ class NeuralSplineFlow(Flow):
         tail_bound: where the splines become the identity; standardise the data to well inside it.
         autoregressive: whether each dimension depends on all before it, or half on the other half.
         context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        permutation: what precedes each spline layer: ``"lu"``, ``"reverse"``, ``"random"``,
+            ``"rotation"`` or ``None``; with a fixed half, some of these leave dimensions as they are.
+        base: the distribution of the latent, a standard normal if not given.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
 
@@ -42,33 +46,28 @@ class NeuralSplineFlow(Flow):
         (7,)
     """
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: Sequence[int] = (128, 128),
-        num_layers: int = 6,
-        num_bins: int = 8,
-        tail_bound: float = 5.0,
-        autoregressive: bool = False,
-        context_dim: int = 0,
-    ) -> None:
-        checks.positive_int("NeuralSplineFlow", num_layers=num_layers)
+    dim: int
+    hidden_dims: Sequence[int] = (128, 128)
+    num_layers: int = 6
+    num_bins: int = 8
+    tail_bound: float = 5.0
+    autoregressive: bool = False
+    context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    permutation: str | None = "lu"
+
+    def build_bijector(self) -> Bijector:
+        owner, dim, context_dim = "NeuralSplineFlow", self.dim, self.context_dim
+        checks.positive_int(owner, num_layers=self.num_layers)
+        map = spline_within(self.tail_bound, self.num_bins)
+        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
         layers: list[Bijector] = []
-        for _ in range(num_layers):
+        for i in range(self.num_layers):
             splines: Bijector
-            if autoregressive:
-                splines = MaskedSplineAutoregressive(
-                    dim, hidden_dims, None, num_bins, tail_bound, context_dim=context_dim
-                )
+            if self.autoregressive:
+                splines = MaskedAutoregressive(dim, map, network, None, context_dim)
             else:
-                splines = SplineCoupling(
-                    dim, hidden_dims, "first_half", num_bins, tail_bound, context_dim=context_dim
-                )
-            layers += [LULinear(dim), splines]
-        super().__init__(Chain(layers), StandardNormal(dim))
-        self.dim = dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.num_layers = num_layers
-        self.num_bins = num_bins
-        self.tail_bound = tail_bound
-        self.autoregressive = autoregressive
+                splines = Coupling(dim, map, network, "first_half", context_dim)
+            layers += [*permutation_layers(owner, self.permutation, dim, i), splines]
+        return Chain(tuple(layers))

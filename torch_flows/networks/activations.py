@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flow_bridge import checks
+from flow_bridge.lipschitz import SLOPE_BOUNDS
+from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.numerics import softplus
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -13,11 +16,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "elu": functional.elu,
     "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
     "silu": functional.silu,
+    "sin": torch.sin,
     "softplus": softplus,
     "tanh": torch.tanh,
 }
-"""Activations by name; ``leaky_relu`` has slope 0.2 and ``gelu`` is the exact one."""
+"""Activations by name; ``leaky_relu`` has slope 0.2, ``gelu`` is the exact one, and ``gelu_tanh`` the
+one that ``jax.nn.gelu`` and others have by default."""
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": lambda x: functional.leaky_relu_(x, 0.2),
@@ -30,3 +37,32 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 def in_place(activation: str) -> Callable[[Tensor], Tensor]:
     """An activation that may overwrite its input."""
     return IN_PLACE.get(activation, ACTIVATIONS[activation])
+
+
+def register_activation(
+    name: str,
+    function: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor] | None = None,
+    largest_slope: float = 1.0,
+) -> None:
+    """Make an activation known under a name, in this half; do the same in the other one.
+
+    Args:
+        name: a new one.
+        function: what it does to every entry.
+        slope: its derivative, which residual and continuous flows need.
+        largest_slope: the largest |derivative|, rounded up, which residual flows divide by.
+
+    Raises:
+        ValueError: for a name that exists, or a largest slope that is not above 0.
+    """
+    checks.new_activation(name, ACTIVATIONS, largest_slope)
+
+    def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+        if slope is None:
+            raise ValueError(checks.slope_of_activation(name))
+        return function(x), slope(x)
+
+    ACTIVATIONS[name] = function
+    VALUE_AND_SLOPE[name] = value_and_slope
+    SLOPE_BOUNDS[name] = largest_slope

@@ -112,7 +112,7 @@ class SplineMap(UnivariateMap):
     def _map(self, x: Tensor, parameters: Tensor, inverse: bool = False) -> Output:
         low, high = self.low, self.high
         check_constants(self, x, low=low, high=high, width=high - low)
-        if self.boundary == "bounded":
+        if self.boundary in ("bounded", "circular"):
             outside = (x < low) | (x > high)
         else:
             outside = x.abs() >= high if low == -high else (x <= low) | (x >= high)

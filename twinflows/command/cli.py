@@ -159,6 +159,8 @@ def train(
     from twinflows.command.pictures import check_picture, draw_training
     from twinflows.command.tables import read_table
 
+    if no_picture and picture is not None:
+        raise ValueError("--picture and --no-picture contradict each other: give one of them.")
     drawing = None if no_picture else picture or out.with_suffix(".png")
     if drawing is not None and find_spec("matplotlib") is None:
         if picture is not None:
@@ -214,6 +216,8 @@ def train(
     kept = len(history.train_loss) - 1 if best is None else best
     if not math.isfinite(history.train_loss[kept]):
         raise NonFiniteError(f"training ended with a loss of {history.train_loss[kept]}.")
+    if history.validation_loss and best is None:
+        raise NonFiniteError("no validation loss is a number: a lower learning rate often helps.")
     arrays = built.arrays()
     write_checkpoint(out, architecture(built.flow), arrays, expected_shapes)
     if drawing is not None:

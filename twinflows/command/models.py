@@ -16,7 +16,7 @@ from flow_bridge.weights import torch_shapes
 from twinflows.sides.base import Side, half
 
 BLOCK_ROWS = 4096
-MAX_LAYERS, MAX_ENTRIES = 100_000, 1 << 27
+MAX_LAYERS, MAX_ENTRIES = 10_000, 1 << 27
 """What a model may have of layers and of entries of masks, before its size is known."""
 BASE_DEFAULTS: dict[str, Architecture] = {
     "GaussianMixture": {"num_components": 8},
@@ -74,7 +74,7 @@ def describe(
         try:
             value = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"--set expects NAME=JSON, got {option!r}.") from error
+            raise ValueError(f"--set expects NAME=JSON, got {option[:40]!r}.") from error
         if name in (*size, "type", "context_dim"):
             raise ValueError(f"--set cannot set {name!r}: that follows from the data.")
         if name.startswith("base."):

@@ -137,7 +137,8 @@ def _read_npy(path: Path) -> Table:
 
 def _read_csv(path: Path) -> Table:
     with _utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
-        first = [cell.strip() for cell in next(_cells(file), (0, []))[1]]
+        begin, first = next(_cells(file), (0, []))
+        first = [cell.strip() for cell in first]
         second = next(_cells(file), (0, []))[1]
         if not first:
             raise ValueError(f"{path} is empty.")
@@ -151,10 +152,10 @@ def _read_csv(path: Path) -> Table:
         values = np.zeros((0, len(first)))
         if second or not has_names:  # numpy warns of no rows
             file.seek(0)
-            lines = (line for line in file if line.strip())
+            lines = islice(file, begin if has_names else 0, None)
             try:
                 values = np.loadtxt(
-                    islice(lines, int(has_names), None),
+                    (line for line in lines if line.strip()),
                     delimiter=",",
                     quotechar='"',
                     comments=None,
@@ -181,7 +182,7 @@ def _cells(file: Any) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every line that is not empty."""
     reader = csv.reader(file)
     for cells in reader:
-        if len(cells) > 1 or (cells and cells[0].strip()):
+        if len(cells) > 1 or (cells and (cells[0].strip() or not cells[0])):  # "" is missing
             yield reader.line_num, cells
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from flow_bridge.architecture import architecture, to_json
 from flow_bridge.checkpoint import digest
+from flow_bridge.networks import Network
 from flow_bridge.weights import jax_to_torch
 from twinflows.parity import attempts
 from twinflows.parity.errors import (
@@ -40,6 +41,7 @@ from twinflows.parity.limits import (
     BY_CONDITIONING,
     BY_MOVING,
     BY_SOLVER,
+    MAX_FLOAT32,
     MOVE,
     ORACLE_RATIO,
     gate,
@@ -173,6 +175,52 @@ def check_bijector(
     return report
 
 
+def check_network(
+    torch_network: Network | type,
+    jax_network: Network | type,
+    in_dim: int,
+    out_dim: int,
+    *,
+    context_dim: int = 0,
+    image_size: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> ParityReport:
+    """Compare a network that you wrote in both frameworks, on random weights.
+
+    It is put where it will be used: into a coupling z = x + network(fixed), which is then compared as
+    ``check_bijector`` does, gradients, conversion of weights and both precisions included.
+
+    Args:
+        torch_network: the PyTorch one, ``Network(CLASS, ...)`` or a class.
+        jax_network: the JAX one, of the same options and parameter names.
+        in_dim, out_dim: widths to build it with; numbers of channels for networks of images.
+        context_dim: width of a context, 0 for none.
+        image_size: height and width for networks of images.
+        seed: of the weights and the data.
+
+    Raises:
+        ArchitectureError: if one of them is not registered.
+        ConversionError: if the two have different names or shapes of parameters.
+
+    Examples:
+        >>> import jax_flows, torch_flows
+        >>> from twinflows import check_network
+        >>> check_network(torch_flows.MLP, jax_flows.MLP, in_dim=2, out_dim=3).passed
+        True
+    """
+    import jax_flows
+    import torch_flows
+
+    size = in_dim + out_dim
+    shape = size if image_size is None else (size, *image_size)
+    mask = [1] * in_dim + [0] * out_dim
+    pair = [
+        half.Coupling(shape, half.ShiftMap(), network, mask, context_dim)
+        for half, network in ((torch_flows, torch_network), (jax_flows, jax_network))
+    ]
+    return check_bijector(*pair, seed=seed)
+
+
 def compare(
     torch_model: Any,
     jax_model: Any,
@@ -203,7 +251,7 @@ def compare(
     from twinflows.sides.torch_side import TorchSide
 
     report = ParityReport(architecture(torch_model), environment=_environment())
-    report.findings += _check_names(torch_model, jax_model)
+    report.findings += check_names(torch_model, jax_model)
     single, context32 = rows("check_parity", torch_model, x, context)
     report.subject = describe_rows(single, context32, source)
     weights = cast(dict(arrays), "float32")
@@ -244,7 +292,9 @@ def compare(
                 limit = limit.raised(steps.get(name, 0) / EPS[dtype], BY_SOLVER)
                 to_oracle: dict[str, Any] = {}
                 if dtype == "float32":
-                    limit = limit.raised(moved[name], BY_MOVING)
+                    # at a kink, where the slope jumps, gradients of float32 may be anything
+                    most = math.inf if KINDS[name] == "gradients" else MAX_FLOAT32
+                    limit = limit.raised(min(moved[name], most), BY_MOVING)
                     to_oracle = {
                         "oracle": "float64",
                         "torch_error": error(name, torch_run[name], oracle[name], dtype),
@@ -330,7 +380,7 @@ def _moved(
     return {name: error(name, results[name], oracle[name], "float32") for name in oracle}
 
 
-def _check_names(torch_model: Any, jax_model: Any) -> list[str]:
+def check_names(torch_model: Any, jax_model: Any) -> list[str]:
     """What would keep the files of one half from being read by the other."""
     import jax_flows
     import torch_flows

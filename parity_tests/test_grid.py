@@ -1,0 +1,193 @@
+"""Univariate maps, structures and conditioners as arguments: what the rows of the catalogue do not show."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen
+
+import jax_flows
+import torch_flows
+from flow_bridge import lipschitz
+from flow_bridge.architecture import architecture
+from flow_bridge.errors import ArchitectureError
+from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
+from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
+from parity_tests.catalogue import MAPS
+from torch_flows import Network
+from torch_flows.derivatives import VALUE_AND_SLOPE
+from torch_flows.networks.activations import ACTIVATIONS
+
+HALVES = (torch_flows, jax_flows)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_zeros_are_the_identity(name: str) -> None:
+    for half, library in ((torch_flows, torch), (jax_flows, jnp)):
+        map = half.build(MAPS[name])
+        x = library.linspace(-0.9, 1.9, 29)
+        zeros = library.zeros((29, map.num_parameters))
+        for step in (map.forward, map.inverse):
+            y, log_slope = step(x, zeros)
+            np.testing.assert_allclose(np.asarray(y), np.asarray(x), atol=1e-6)
+            np.testing.assert_allclose(np.asarray(log_slope), 0, atol=2e-6)
+
+
+def test_the_circle_has_no_seam() -> None:
+    map = torch_flows.SplineMap(3, -1.0, 2.0, boundary="circular")
+    parameters = torch.randn(
+        map.num_parameters, generator=torch.Generator().manual_seed(0)
+    ).double()
+    ends = torch.tensor([-1.0, 2.0, 2.0 - 1e-13], dtype=torch.float64)
+    z, log_slope = map.forward(ends, parameters.expand(3, -1))
+    assert z[0] == z[1]
+    torch.testing.assert_close(log_slope, log_slope[:1].expand(3), rtol=0, atol=1e-7)
+    angle = 2 * np.pi * (z - z[0]) / 3
+    torch.testing.assert_close(angle.cos(), torch.ones(3).double())
+    seen = map.features(ends[:2], -1)
+    torch.testing.assert_close(seen[[0, 2]], seen[[1, 3]])
+
+
+def test_a_cubic_map_far_out() -> None:
+    map, parameters = torch_flows.CubicMap(), torch.tensor([20.0, 3.0])
+    for x in (1e5, 1e30, -3e38):
+        point = torch.tensor(x, requires_grad=True)
+        z, log_slope = map.forward(point, parameters)
+        assert abs(z.item() - x) <= 1e-6 * abs(x)
+        assert abs(log_slope.item()) < 1e-6
+        assert torch.autograd.grad(z, point)[0].item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_checkerboards_keep_their_pixels() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(5), indexing="ij")
+    for parity, mask in enumerate(("checkerboard_even", "checkerboard_odd")):
+        coupling = torch_flows.Coupling((3, None, None), torch_flows.ShiftMap(), mask=mask)
+        torch.nn.init.normal_(coupling.network.layers[-1].bias)
+        moved = (coupling.forward(x)[0] != x).all(1).all(0)
+        assert torch.equal(moved, (rows + columns) % 2 != parity)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda h: h.Coupling(4, h.AffineMap(), h.ConvNet), "expects a conditioner of vectors, got ConvNet"),
+        (lambda h: h.Coupling((4, 2, 2), h.AffineMap(), h.MLP), "expects a conditioner of images, got MLP"),
+        (lambda h: h.Coupling(1, h.AffineMap()), "a coupling needs dim 2 or more"),
+        (lambda h: h.Coupling(4, h.AffineMap(), 7), r"conditioner as Network\(CLASS, ...\)"),
+        (lambda h: h.Network(h.MLP, widths=(3,)), "MLP has no argument 'widths' to choose"),
+        (lambda h: h.Network(h.MLP, hidden_dims=object()), "hidden_dims as a list of integers"),
+        (lambda h: h.MaskedAutoregressive(2, h.AffineMap(), h.ConvNet), "needs a conditioner with masks"),
+        (lambda h: h.MaskedAutoregressive(2, h.SplineMap(boundary="circular")), "circular map"),
+        (lambda h: h.MaskedAutoregressive(3, h.AffineMap(), h.Network(
+            h.MaskedMLP, hidden_dims=(2,), degrees=((0, 3),))), "2 integers from 0 to 2"),
+        (lambda h: h.Elementwise(2, h.AffineMap(), conditioner=h.MLP), "only with a context"),
+        (lambda h: h.AffineMap("softplus", minimum=1.5), "choose an offset"),
+        (lambda h: h.AffineMap("exp", minimum=0.5), "with softplus and sigmoid only"),
+        (lambda h: h.SplineMap(2, 1.0, 0.0), "low < high"),
+        (lambda h: h.SplineMap(20, min_width=0.1), "num_bins below 10, got 20"),
+        (lambda h: h.Blockwise([h.Exp(), h.Exp()], [[0], [0]]), "once each"),
+        (lambda h: h.Blockwise([h.Affine(2)], [[0]]), "for 1 columns"),
+        (lambda h: h.RealNVP(2, permutation="shuffle"), "permutation to be one of"),
+        (lambda h: h.MAF(2, order="both"), "order to be one of alternate, random"),
+    ],
+)  # fmt: skip
+def test_refusals_are_the_same(build: Any, message: str) -> None:
+    said = []
+    for half in HALVES:
+        with pytest.raises((ValueError, TypeError, ArchitectureError), match=message) as error:
+            build(half)
+        said.append(str(error.value))
+    assert said[0] == said[1]
+
+
+def test_models_take_options() -> None:
+    def flows(half: Any) -> list[Any]:
+        network = half.Network(half.ResidualMLP, hidden_dim=4, num_blocks=1)
+        return [
+            half.RealNVP(3, (4,), 2, permutation="lu", normalization="act_norm", scale="softclip",
+                         conditioner=network, base=half.DiagonalNormal(3)),
+            half.NICE(3, (4,), 2, activation="tanh", base=half.StudentT(3, 4.0)),
+            half.MAF(3, (4,), 2, order="random", normalization="batch_norm", conditioner=network),
+            half.IAF(3, (4,), 2, scale="arctan"),
+            half.NeuralSplineFlow(3, (4,), 2, permutation="rotation", conditioner=half.MLP),
+        ]  # fmt: skip
+
+    for flow, twin in zip(flows(torch_flows), flows(jax_flows), strict=True):
+        assert architecture(flow) == architecture(twin)
+        assert architecture(torch_flows.build(architecture(twin))) == architecture(flow)
+        assert flow.log_prob(torch.zeros(2, 3)).isfinite().all()
+
+
+def test_a_network_that_is_not_registered_works_in_its_half(tmp_path: Any) -> None:
+    class Own(torch.nn.Module):
+        def __init__(self, in_dim: int, out_dim: int, width: int = 3) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(in_dim, out_dim)
+
+        def forward(self, x: Any) -> Any:
+            return self.layer(x)
+
+    class Twin(linen.Module):
+        in_dim: int
+        out_dim: int
+        width: int = 3
+
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return linen.Dense(self.out_dim)(x)
+
+    own = torch_flows.Coupling(3, torch_flows.AffineMap(), Network(Own, width=2), context_dim=1)
+    assert own.forward(torch.zeros(2, 3), torch.zeros(2, 1))[0].shape == (2, 3)
+    with pytest.raises(
+        ArchitectureError, match="Own is not registered: put register_network above"
+    ):
+        torch_flows.save(own, tmp_path / "own.safetensors")
+    twin = jax_flows.Coupling(3, jax_flows.AffineMap(), Twin, context_dim=1)
+    variables = twin.init(jax.random.key(0), "float16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float16"}
+    with pytest.raises(ArchitectureError, match="Twin is not registered"):
+        jax_flows.save(twin, variables, tmp_path / "twin.safetensors")
+
+
+@pytest.fixture
+def forgotten_activations() -> Iterator[None]:
+    tables = (ACTIVATIONS, JAX_ACTIVATIONS, VALUE_AND_SLOPE, JAX_SLOPES, lipschitz.SLOPE_BOUNDS)
+    before: list[Any] = [dict(table) for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)
+
+
+@pytest.mark.usefixtures("forgotten_activations")
+def test_activations_of_ones_own() -> None:
+    torch_flows.register_activation(
+        "third", lambda x: x / 3, lambda x: torch.full_like(x, 1 / 3), 0.34
+    )
+    jax_flows.register_activation("third", lambda x: x / 3, lambda x: jnp.full_like(x, 1 / 3), 0.34)
+    for half in HALVES:
+        half.InvertibleResidual(2, (3,), activation="third")
+        with pytest.raises(ValueError, match="expects a new name, got 'third'"):
+            half.register_activation("third", abs)
+    torch_flows.register_activation("size", abs)
+    with pytest.raises(ValueError, match="'size' was registered without its slope"):
+        torch_flows.InvertibleResidual(2, (3,), activation="size").forward(torch.zeros(1, 2))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    network = Network(torch_flows.MaskedResidualMLP, hidden_dim=6, context="gate", degrees="cyclic")
+    chain = torch_flows.Chain(
+        [
+            torch_flows.Coupling(4, torch_flows.SplineMap(3, boundary="linear"), context_dim=2),
+            torch_flows.MaskedAutoregressive(4, torch_flows.CubicMap(), network, "reverse", 2),
+        ]
+    )
+    x, context = torch.randn(3, 4), torch.randn(3, 2)
+    for step in (chain.forward, chain.inverse):
+        compiled = torch.compile(step, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, context), step(x, context))

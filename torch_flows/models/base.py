@@ -1,0 +1,76 @@
+"""What the named models share."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from flow_bridge import checks
+from flow_bridge.networks import Network, as_network
+from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
+from torch_flows.bijectors.normalization import ActNorm, BatchNorm
+from torch_flows.distributions import Distribution, StandardNormal
+from torch_flows.flows import Flow
+from torch_flows.networks.mlp import MLP
+
+
+def nothing() -> None:
+    """The default of ``base``: where a field has a plain one, PyTorch does not find the part itself."""
+
+
+@dataclass(eq=False, repr=False)
+class Model(Flow):
+    """A named flow: its fields are hyperparameters, from which ``build_bijector`` makes the bijector.
+
+    Args:
+        base: the distribution of the latent, a standard normal if not given.
+    """
+
+    base: Any = field(default_factory=nothing, kw_only=True)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Model":
+        model = super().__new__(cls)
+        nn.Module.__init__(model)  # fields are set before ``__post_init__``, and a base is a module
+        return model
+
+    def __post_init__(self) -> None:
+        base = self.base
+        super().__init__(self.build_bijector(), self.default_base() if base is None else base)
+
+    @abstractmethod
+    def build_bijector(self) -> Bijector: ...
+
+    def default_base(self) -> Distribution:
+        """The base where none is given."""
+        return StandardNormal(vars(self)["dim"])
+
+
+def permutation_layers(owner: str, kind: str | None, dim: int, seed: int) -> list[Bijector]:
+    """What mixes dimensions: nothing, ``"reverse"``, ``"random"``, ``"rotation"`` or ``"lu"``."""
+    if kind is None:
+        return []
+    checks.one_of(owner, "permutation", kind, ("reverse", "random", "rotation", "lu"))
+    if kind == "reverse":
+        return [Permutation("reverse", dim)]
+    if kind == "random":
+        return [RandomPermutation(dim, seed)]
+    return [Rotation(dim) if kind == "rotation" else LULinear(dim)]
+
+
+def normalization_layers(owner: str, kind: str | None, dim: int) -> list[Bijector]:
+    """Nothing, ``"batch_norm"`` or ``"act_norm"``."""
+    if kind is None:
+        return []
+    checks.one_of(owner, "normalization", kind, ("batch_norm", "act_norm"))
+    return [BatchNorm(dim) if kind == "batch_norm" else ActNorm(dim)]
+
+
+def network_of(
+    owner: str, conditioner: Any, cls: type, hidden_dims: Any, activation: str
+) -> Network:
+    """The conditioner that is given, or a ``cls`` of the given widths."""
+    if conditioner is None:
+        return Network(cls, hidden_dims=hidden_dims, activation=activation)
+    return as_network(owner, conditioner, MLP)
