@@ -127,6 +127,16 @@ class Draw:
             shape = (max(1, shape[0] // 2), *shape[1:])
         return draw_bijector(replace(self, shape=shape, depth=self.depth + 1))
 
+    def columns(self) -> list[list[int]]:
+        """Of the two blocks of an event, or of one."""
+        dims = range(self.shape[0])
+        return [list(dims[start::2]) for start in range(min(2, len(dims)))]
+
+    def blocks(self) -> list[Architecture]:
+        """A bijector for each of ``columns``."""
+        deeper = replace(self, depth=self.depth + 1)
+        return [draw_bijector(replace(deeper, shape=(len(own),))) for own in self.columns()]
+
     def part(self, types: dict[str, Any]) -> Architecture:
         """A map or a network."""
         return draw_arguments(self, self.one_of(*types.values()))
@@ -147,6 +157,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "bijectors": lambda d: draw_chain(d)["bijectors"],
     "conditioner": lambda d: d.part(NETWORKS),
     "context": lambda d: d.one_of("concatenate", "gate"),
+    "columns": Draw.columns,
+    "Blockwise.bijectors": Draw.blocks,
     "channels": lambda d: d.shape[0],
     "context_dim": lambda d: d.context_dim,
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
