@@ -69,7 +69,7 @@ class MLP(nn.Module):
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        return apply_layers(self.activation, x, weights)
+        return apply_layers(self.activation, x, weights).to(x.dtype)
 
 
 @register_network
