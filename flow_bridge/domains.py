@@ -3,10 +3,7 @@
 import math
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
-
-from flow_bridge.weights import DTYPES
 
 
 class Interval(NamedTuple):
@@ -43,19 +40,33 @@ class Interval(NamedTuple):
 
     def ends(self, dtype: str) -> tuple[float, float]:
         """The first and the last normal number of a dtype inside."""
-        kind, info = DTYPES[dtype], ml_dtypes.finfo(DTYPES[dtype])
-        tiny, largest = float(info.smallest_normal), float(info.max)
+        return _first_inside(self.low, dtype, self.closed), -_first_inside(
+            -self.high, dtype, self.closed
+        )
 
-        def inwards(end: float, towards: float) -> float:
-            if end == 0:
-                return 0.0 if self.closed else math.copysign(tiny, towards)
-            value = kind.type(min(max(end, -largest), largest))
-            depth = (float(value) - end) * towards
-            if math.isfinite(end) and (depth < 0 or (depth == 0 and not self.closed)):
-                value = np.nextafter(value, kind.type(math.copysign(math.inf, towards)))
-            return float(value)
 
-        return inwards(self.low, 1.0), inwards(self.high, -1.0)
+def _first_inside(low: float, dtype: str, closed: bool) -> float:
+    """The first number of a dtype above a bound (or at it): in plain Python, which compiles."""
+    digits, tiny, largest = _NUMBERS[dtype]
+    if abs(low) > largest:
+        return math.copysign(largest, low)
+    if low == 0:
+        return 0.0 if closed else tiny
+    mantissa, exponent = math.frexp(low)
+    unit = math.ldexp(1.0, exponent - digits)
+    value = math.ceil(low / unit) * unit
+    if value > low or closed:
+        return value
+    return value + (unit / 2 if mantissa == -0.5 else unit)
+
+
+_NUMBERS = {
+    "float64": (53, 2.0**-1022, (2 - 2.0**-52) * 2.0**1023),
+    "float32": (24, 2.0**-126, (2 - 2.0**-23) * 2.0**127),
+    "bfloat16": (8, 2.0**-126, (2 - 2.0**-7) * 2.0**127),
+    "float16": (11, 2.0**-14, (2 - 2.0**-10) * 2.0**15),
+}
+"""Binary digits, the smallest normal number and the largest of each dtype."""
 
 
 class ClosedInterval(Interval):
