@@ -127,6 +127,16 @@ class Draw:
             shape = (max(1, shape[0] // 2), *shape[1:])
         return draw_bijector(replace(self, shape=shape, depth=self.depth + 1))
 
+    def columns(self) -> list[list[int]]:
+        """Of the two blocks of an event, or of one."""
+        dims = range(self.shape[0])
+        return [list(dims[start::2]) for start in range(min(2, len(dims)))]
+
+    def blocks(self) -> list[Architecture]:
+        """A bijector for each of ``columns``."""
+        deeper = replace(self, depth=self.depth + 1)
+        return [draw_bijector(replace(deeper, shape=(len(own),))) for own in self.columns()]
+
     def part(self, types: dict[str, Any]) -> Architecture:
         """A map or a network."""
         return draw_arguments(self, self.one_of(*types.values()))
@@ -147,6 +157,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "bijectors": lambda d: draw_chain(d)["bijectors"],
     "conditioner": lambda d: d.part(NETWORKS),
     "context": lambda d: d.one_of("concatenate", "gate"),
+    "columns": Draw.columns,
+    "Blockwise.bijectors": Draw.blocks,
     "channels": lambda d: d.shape[0],
     "context_dim": lambda d: d.context_dim,
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
@@ -376,6 +388,7 @@ class Halves:
 
     def gradients_torch(
         self,
+        quantity: str,
         rows: np.ndarray,
         context: np.ndarray | None,
         weights: Results,
@@ -386,7 +399,7 @@ class Halves:
         point = torch.from_numpy(rows.copy()).requires_grad_()
         given = (point, *([] if context is None else [torch.from_numpy(context)]))
         state |= {f"model.{name}": tensor for name, tensor in wrt.items()}
-        method = _Method(self.noisy if noisy else self.torch, "forward")
+        method = _Method(self.noisy if noisy else self.torch, quantity)
         z, log_det = torch.func.functional_call(method, state, given)
         total = (z * torch.from_numpy(_cotangent(z.shape))).sum() + log_det.sum()
         found = torch.autograd.grad(total, [point, *wrt.values()], allow_unused=True)
@@ -396,11 +409,11 @@ class Halves:
         }
 
     def gradients_jax(
-        self, rows: np.ndarray, context: np.ndarray | None, compiled: bool
+        self, quantity: str, rows: np.ndarray, context: np.ndarray | None, compiled: bool
     ) -> Results:
         def total(params: Any, x: Any) -> Any:
             variables = self.variables | {"params": params}
-            z, log_det = self.jax.forward(variables, x, context)
+            z, log_det = getattr(self.jax, quantity)(variables, x, context)
             return (z * _cotangent(z.shape)).sum() + log_det.sum()
 
         function = jax.grad(total, argnums=(0, 1))
@@ -561,8 +574,23 @@ class Judge:
         return np.where(gone, lost, within | (lost & ~stays_lost))
 
 
-def check(description: Architecture, shape: tuple[int, ...], seed: int, compiled: bool) -> Counter:
+def check(
+    description: Architecture,
+    shape: tuple[int, ...],
+    seed: int,
+    compiled: bool = False,
+    gradients: bool | None = None,
+    scale: float | None = None,
+) -> Counter:
     """Compare an architecture in both halves and with its Jacobian; save it, and load it in the other.
+
+    Args:
+        description: the architecture.
+        shape: of its events.
+        seed: of weights and inputs.
+        compiled: whether JAX compiles the whole, or runs operation by operation.
+        gradients: whether they are compared; for a share of the seeds by default.
+        scale: of the weights, drawn by default.
 
     Returns:
         How many rows were compared, and how many figures of which kind.
@@ -571,7 +599,8 @@ def check(description: Architecture, shape: tuple[int, ...], seed: int, compiled
         Difference: with what differs.
     """
     generator = np.random.default_rng(seed)
-    scale = float(10 ** generator.uniform(-1, 0.5))
+    drawn = float(10 ** generator.uniform(-1, 0.5))
+    scale = drawn if scale is None else scale
     weights = Case("drawn", description, scale=scale).weights(seed)
     halves = Halves(description, weights)
     if architecture(halves.torch) != architecture(halves.jax):
@@ -613,8 +642,10 @@ def check(description: Architecture, shape: tuple[int, ...], seed: int, compiled
             allowed=RATIO * forward.wobble[1],
         )
         done["Jacobians"] += _check_jacobian(halves, forward, rows, context)
-    if generator.random() < WITH_GRADIENTS:
-        done["gradients"] += _check_gradients(halves, rows, context, seed, compiled)
+    chosen = generator.random() < WITH_GRADIENTS
+    if chosen if gradients is None else gradients:
+        for method, points in (("forward", rows), ("inverse", z)):
+            done["gradients"] += _check_gradients(halves, method, points, context, seed, compiled)
     _check_files(halves)
     return done
 
@@ -652,14 +683,19 @@ def _check_jacobian(
 
 
 def _check_gradients(
-    halves: Halves, rows: np.ndarray, context: np.ndarray | None, seed: int, compiled: bool
+    halves: Halves,
+    method: str,
+    rows: np.ndarray,
+    context: np.ndarray | None,
+    seed: int,
+    compiled: bool,
 ) -> int:
     rows, context = rows[:PLAIN_ROWS], None if context is None else context[:PLAIN_ROWS]
-    expected = halves.gradients_torch(rows, context, halves.weights)
-    found = halves.gradients_jax(rows, context, compiled)
+    expected = halves.gradients_torch(method, rows, context, halves.weights)
+    found = halves.gradients_jax(method, rows, context, compiled)
     if not all(np.isfinite(array).all() for array in expected.values()):
         if all(np.isfinite(array).all() for array in found.values()):
-            raise Difference("gradients: not finite in PyTorch, finite in JAX")
+            raise Difference(f"gradients of {method}: not finite in PyTorch, finite in JAX")
         return 0
     generator = np.random.default_rng(seed)
     total = math.sqrt(sum(float(np.square(array).sum()) for array in expected.values()))
@@ -667,7 +703,7 @@ def _check_gradients(
     def moved(size: float) -> Results:
         weights = {n: _moved(generator, a, size, False) for n, a in halves.weights.items()}
         moved = _moved(generator, rows, size, True)
-        return halves.gradients_torch(moved, context, weights, noisy=True)
+        return halves.gradients_torch(method, moved, context, weights, noisy=True)
 
     def wobble(runs: list[Results], name: str) -> float:
         moves = [float(np.linalg.norm(run[name] - expected[name])) for run in runs]
@@ -682,7 +718,7 @@ def _check_gradients(
         runs += [moved(STEP * 4.0 ** (k % 6)) for k in range(18)]
         if not error <= limit + 4 * wobble(runs, name):
             raise Difference(
-                f"gradient of {name}: {error:.3g} apart in norm, moves {wobble(runs, name):.3g}\n"
+                f"gradient of {method} in {name}: {error:.3g} apart in norm, moves {wobble(runs, name):.3g}\n"
                 f"  {array.tolist()} in PyTorch\n  {found[name].tolist()} in JAX"
             )
     return 1

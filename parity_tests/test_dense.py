@@ -213,6 +213,9 @@ def test_permutations(half: str) -> None:
     np.testing.assert_array_equal(z, x[:, ::-1])
     z, _ = run(half, "RandomPermutation", "forward", x, dim=5, seed=7)
     np.testing.assert_array_equal(z, x[:, np.random.default_rng(7).permutation(5)])
+    wide = np.arange(12.0)
+    z, _ = run(half, "RandomPermutation", "forward", wide, dim=12, seed=7)
+    np.testing.assert_array_equal(z, np.random.default_rng(7).permutation(12))
 
 
 @pytest.mark.parametrize("bad", [[0, 0], [1, 2], [], [0.0, 1.0], "shuffle", "reverse", 5])

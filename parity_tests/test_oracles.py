@@ -1,19 +1,22 @@
 """Figures from outside both halves: counts, a peer's outputs, integrals, a worked example."""
 
+from importlib import import_module
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy import special, stats
 
 import jax_flows
 import torch_flows
 from flow_bridge.weights import torch_to_jax
 from jax_flows.checkpoint import from_numpy
-from parity_tests.catalogue import CASES
+from parity_tests.catalogue import CASES, Case, arch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -207,3 +210,91 @@ def test_planar_with_zero_weight_is_a_translation() -> None:
         z, log_det = flow.forward(x)
     assert torch.equal(log_det, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(z, x + flow.u.detach() * flow.b.detach().tanh())
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_base_densities_against_scipy(half: str) -> None:
+    generator = np.random.default_rng(0)
+    z = generator.uniform(-0.9, 0.9, (6, 2))
+    loc, log_scale, logits = (generator.standard_normal(s) for s in ((3, 2), (3, 2), 3))
+    normal = stats.norm(loc, np.exp(log_scale)).logpdf(z[:, None]).sum(-1)
+    rows = [
+        (arch("StandardNormal", dim=2), {}, stats.norm.logpdf(z).sum(-1)),
+        (arch("Uniform", dim=2, low=-1.0, high=2.0), {}, stats.uniform.logpdf(z, -1, 3).sum(-1)),
+        (arch("StudentT", dim=2, df=2.5), {}, stats.t.logpdf(z, 2.5).sum(-1)),
+        (
+            arch("DiagonalNormal", dim=2),
+            {"loc": loc[0], "log_scale": log_scale[0]},
+            normal[:, 0],
+        ),
+        (
+            arch("GaussianMixture", dim=2, num_components=3),
+            {"loc": loc, "log_scale": log_scale, "logits": logits},
+            special.logsumexp(normal + special.log_softmax(logits), -1),
+        ),
+    ]
+    for description, weights, expected in rows:
+        if half == "torch":
+            base = torch_flows.build(description).double()
+            base.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+            found = base.log_prob(torch.from_numpy(z)).detach().numpy()
+        else:
+            found = jax_flows.build(description).log_prob({"params": weights}, jnp.asarray(z))
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_batch_norm_against_torch_nn(half: str) -> None:
+    """In training: z by the biased variance, running averages of the unbiased one; then evaluation."""
+    generator = np.random.default_rng(0)
+    x = 3 * generator.standard_normal((10, 3)) + 1
+    weights = {name: generator.standard_normal(3) for name in ("log_gamma", "beta")}
+    oracle = torch.nn.BatchNorm1d(3, eps=1e-3, momentum=0.3).double()
+    oracle.weight.data = torch.from_numpy(weights["log_gamma"]).exp()
+    oracle.bias.data = torch.from_numpy(weights["beta"])
+    expected = [oracle(torch.from_numpy(x)), oracle.eval()(torch.from_numpy(x))]
+    expected = [z.detach() for z in expected] + [oracle.running_mean, oracle.running_var]
+    running = {"running_mean": np.zeros(3), "running_var": np.ones(3)}
+    description = arch("BatchNorm", dim=3, eps=1e-3, momentum=0.3)
+    if half == "torch":
+        norm = torch_flows.build(description).double().train()
+        norm.load_state_dict({k: torch.from_numpy(v) for k, v in (weights | running).items()})
+        with torch.no_grad():
+            z = norm(torch.from_numpy(x))[0]
+            found = [z, norm.eval()(torch.from_numpy(x))[0], norm.running_mean, norm.running_var]
+    else:
+        norm = jax_flows.build(description)
+        variables = from_numpy(torch_to_jax(weights | running, norm.shapes()))
+        z, _, running = norm.forward_and_update(variables, jnp.asarray(x))
+        after = norm.forward(variables | {"batch_stats": running}, jnp.asarray(x))[0]
+        found = [z, after, running["mean"], running["var"]]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_rotation_is_a_product_of_reflections(half: str) -> None:
+    """z = H_1 H_2 ... H_k x with H_i = I - 2 v_i v_i^T / |v_i|^2."""
+    x = np.random.default_rng(0).standard_normal((5, 3))
+    case = Case("rotation", arch("Rotation", dim=3))
+    vectors = case.weights()["vectors"]
+    product = np.eye(3)
+    for v in vectors:
+        product = product @ (np.eye(3) - 2 * np.outer(v, v) / (v @ v))
+    if half == "torch":
+        found = case.torch_model()(torch.from_numpy(x))[0].detach().numpy()
+    else:
+        rotation = jax_flows.build(case.architecture)
+        found = rotation.forward({"params": {"vectors": vectors}}, jnp.asarray(x))[0]
+    np.testing.assert_allclose(found, x @ product.T, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_truncated_series_of_a_diagonal(half: str) -> None:
+    """tr(A) - tr(A^2) / 2 + ... of a diagonal matrix, term by term."""
+    a = np.array([0.5, -0.3, 0.1])
+    expected = sum(-((-1) ** k) * (a**k).sum() / k for k in range(1, 6))
+    module = import_module(f"{half}_flows.bijectors.residual")
+    matrix = np.diag(a)[None]
+    given = torch.from_numpy(matrix) if half == "torch" else jnp.asarray(matrix)
+    np.testing.assert_allclose(module._truncated_log_det(given, 5), [expected], rtol=1e-14)

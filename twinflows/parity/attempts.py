@@ -149,6 +149,23 @@ def _try_probes(trial: Trial, report: ParityReport) -> None:
     except ConvergenceError as raised:
         report.notes.append(f"Rows beside the given ones were not judged: {raised}")
         return
+    for half, run in zip(NAMES, runs, strict=True):
+        for gradient, values in (
+            ("gradient in x", ("z", "log_det")),
+            ("gradient in z", ("x", "inverse log_det")),
+        ):
+            finite, sloped = (
+                np.logical_and.reduce(
+                    [np.isfinite(run[name].reshape(len(x), -1)).all(-1) for name in names]
+                )
+                for names in (values, (gradient,))
+            )
+            if (bad := finite & ~sloped & found.regular).any():
+                row = int(np.argmax(bad))
+                report.findings.append(
+                    f"The {gradient} of {half} is not finite where its values are, at "
+                    f"{found.x[row].ravel()[:8].tolist()}."
+                )
     allowed, judged = {}, {}
     for name in runs[0]:
         with np.errstate(invalid="ignore", over="ignore"):
