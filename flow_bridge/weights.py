@@ -55,6 +55,9 @@ def _flatten(
         if isinstance(tree[key], Mapping):
             yield from _flatten(tree[key], (*path, key))
         elif tree[key] is not None:
+            if not hasattr(tree[key], "shape"):
+                name, kind = ".".join((*path, key)), type(tree[key]).__name__
+                raise ConversionError(f"array {name!r} is of type {kind}, which is no array.")
             yield (*path, key), tree[key]
 
 

@@ -86,6 +86,22 @@ def test_what_no_arguments_build_is_refused(make: Any, tmp_path: Any) -> None:
             torch_flows.fit(module, torch.randn(8, 2), num_epochs=1, progress=False)
 
 
+def test_a_part_that_was_put_in_twice_is_refused(tmp_path: Any) -> None:
+    part = torch_flows.Planar(2)
+    for flow in (
+        torch_flows.Flow(torch_flows.Chain([part]), torch_flows.StandardNormal(2)),
+        nice(),
+    ):
+        parts = flow.bijector.bijectors
+        parts.append(parts[0])
+        for act in (
+            lambda flow=flow: torch_flows.save(flow, tmp_path / "m.safetensors"),
+            lambda flow=flow: torch_flows.fit(flow, torch.zeros(8, 2), progress=False),
+        ):
+            with pytest.raises(ArchitectureError, match=r"as 'bijector\.bijectors\.0' and as"):
+                act()
+
+
 def test_a_counter_of_the_users_own_is_no_change() -> None:
     flow = nice()
     flow.calls = 3

@@ -15,7 +15,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from flax.serialization import msgpack_restore
+from flax.serialization import msgpack_restore, msgpack_serialize
 from safetensors.numpy import load_file
 
 import jax_flows
@@ -117,6 +117,19 @@ def test_convert_there_and_back(run, checkpoint, tmp_path) -> None:
             assert run(*command, "--architecture", carrier)[0] == 0
         assert read_header(again) == read_header(checkpoint)
     assert jax_flow.event_shape == (2,)
+
+
+def test_convert_refuses_other_contents(run, checkpoint, tmp_path) -> None:
+    (numbers := tmp_path / "v.msgpack").write_bytes(msgpack_serialize({"params": {"bijector": 1}}))
+    (outline := tmp_path / "a.json").write_text('{"architecture": 3}')
+    command = ("convert", numbers, tmp_path / "m", "--from", "flax", "--to", "twinflows")
+    for architecture, reason in (
+        (checkpoint, "array 'bijector' is of type int, which is no array."),
+        (outline, "a.json is no JSON of an architecture."),
+    ):
+        code, _, err = run(*command, "--architecture", architecture)
+        assert code == 2
+        assert reason in err
 
 
 @pytest.fixture

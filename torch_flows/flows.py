@@ -109,7 +109,7 @@ class Flow(HasVariables):
         return self.bijector.map_steps(x, context, inverse)
 
     def confirm(self, architecture: Architecture) -> Architecture:
-        """As ``Buildable.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
+        """As ``HasVariables.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
         try:
             return super().confirm(architecture)
         except ArchitectureError:

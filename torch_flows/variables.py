@@ -36,13 +36,15 @@ class HasVariables(nn.Module, metaclass=_BuiltInEvaluation):
         """The architecture, if it builds a module like this one.
 
         Raises:
-            ArchitectureError: naming what differs, a layer that was replaced for instance.
+            ArchitectureError: naming what differs, a layer that was replaced for instance, or a part
+                that came to be there twice.
         """
         self.compare(architecture, type(self))
         return architecture
 
     def compare(self, architecture: Architecture, cls: type) -> None:
         """Raise ``ArchitectureError`` unless this is what an architecture builds, taken as a ``cls``."""
+        _refuse_shared(self, ArchitectureError)
         if registry.knows(architecture):
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 expected = build(architecture)
@@ -58,16 +60,14 @@ def _evaluate(module: nn.Module) -> None:
             _evaluate(child)
 
 
-def _refuse_shared(owner: nn.Module) -> None:
+def _refuse_shared(owner: nn.Module, error: type[Exception] = ValueError) -> None:
     """Refuse a part with weights that is there twice."""
     names: dict[nn.Module, str] = {}
     for name, part in owner.named_modules(remove_duplicate=False):
         if isinstance(part, HasVariables):
             first = names.setdefault(part, name)
             if first != name and part.state_dict():
-                raise ValueError(
-                    shared_part(type(owner).__name__, type(part).__name__, first, name)
-                )
+                raise error(shared_part(type(owner).__name__, type(part).__name__, first, name))
 
 
 def difference(module: nn.Module, expected: nn.Module, name: str, cls: type | None = None) -> str:

@@ -443,7 +443,7 @@ def _digits(file: Path) -> int:
     """How many digits tell the numbers of a model apart."""
     from flow_bridge.checkpoint import read_header
 
-    tensors = read_header(file).tensors.values()
+    tensors = read_header(file).model().tensors.values()
     return 17 if any(tensor.dtype == "float64" for tensor in tensors) else 9
 
 

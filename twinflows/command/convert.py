@@ -63,7 +63,10 @@ def _read_architecture(path: Path) -> Architecture:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path} is no JSON of an architecture.") from error
-    return found.get("architecture", found)
+    found = found.get("architecture", found)
+    if not isinstance(found, dict):
+        raise ConversionError(f"{path} is no JSON of an architecture.")
+    return found
 
 
 def _read_state(source: Path) -> dict[str, np.ndarray]:
