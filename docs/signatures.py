@@ -6,16 +6,20 @@ from typing import Any
 
 import griffe
 
+from flow_bridge.networks import FLAX
+
 
 class Signatures(griffe.Extension):
-    """Writes the ``__init__`` of every dataclass from its real signature."""
+    """Writes the ``__init__`` of every dataclass and Linen network from its real signature."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         if pkg.path == "jax_flows":
             for module in _modules(pkg):
                 for found in module.classes.values():
                     if not found.is_alias and any(
-                        "dataclass" in str(d.value) for d in found.decorators
+                        word in str(d.value)
+                        for d in found.decorators
+                        for word in ("dataclass", "register_network")
                     ):
                         _write(found)
 
@@ -29,6 +33,8 @@ def _write(found: griffe.Class) -> None:
     actual = getattr(importlib.import_module(found.module.path), found.name)
     parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]
     for name, parameter in inspect.signature(actual).parameters.items():
+        if name in FLAX:
+            continue
         attribute = next(c.members[name] for c in (found, *found.mro()) if name in c.members)
         default = None if parameter.default is parameter.empty else attribute.value
         parameters.append(

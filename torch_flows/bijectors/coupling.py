@@ -177,8 +177,9 @@ class Coupling(Bijector):
         """The free part mapped given the fixed one, and log|det| of that."""
         step = self.map.inverse if inverse else self.map.forward
         free, log_slope = step(free, self.parameters_of(fixed, context))
-        if isinstance(self.partition, Checkerboard):
-            log_slope = log_slope.masked_fill(self.partition.fixed_pixels(free), 0)
+        if self.parts is None:
+            pixels: Any = self.partition
+            log_slope = log_slope.masked_fill(pixels.fixed_pixels(free), 0)
         return free, sum_event(log_slope, len(self.event_shape))
 
     def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Any:
@@ -186,7 +187,7 @@ class Coupling(Bijector):
         axis, map = -len(self.event_shape), self.map
         out = run_conditioner(self, map.features(fixed, axis), context)
         if isinstance(out, tuple):
-            out = tuple(part.to(fixed.dtype) for part in out)
+            out = tuple([part.to(fixed.dtype) for part in out])
             return out if map.separable else torch.stack(out, -1)
         if map.separable:
             return out.to(fixed.dtype).chunk(map.num_parameters, axis)

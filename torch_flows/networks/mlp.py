@@ -69,7 +69,7 @@ class MLP(nn.Module):
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        return apply_layers(self.activation, x, weights)
+        return apply_layers(self.activation, x, weights).to(x.dtype)
 
 
 @register_network
@@ -119,8 +119,7 @@ class SeparateMLPs(nn.Module):
         """Args: the fixed dimensions, and a context of their batch shape."""
         if context is not None:
             x = torch.cat([x, context], -1)
-        inputs, outputs = (
-            self._slices[name] if name in self._slices else self.get_buffer(name)
-            for name in ("inputs", "outputs")
-        )
-        return tuple(network(x, inputs, outputs) for network in self.networks)
+        slices = self._slices
+        inputs = slices["inputs"] if "inputs" in slices else self.get_buffer("inputs")
+        outputs = slices["outputs"] if "outputs" in slices else self.get_buffer("outputs")
+        return tuple([network(x, inputs, outputs) for network in self.networks])

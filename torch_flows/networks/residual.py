@@ -88,4 +88,4 @@ class ResidualMLP(nn.Module):
         weights = [(layer.weight, layer.bias) for layer in self.layers]
         gates = [gate(context).sigmoid() for gate in self.gates]
         h = x if context is None else torch.cat([x, context], -1)
-        return apply_blocks(self.activation, h, weights, gates)
+        return apply_blocks(self.activation, h, weights, gates).to(x.dtype)
