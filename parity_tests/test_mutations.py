@@ -412,7 +412,10 @@ MUTANTS = [
            result(lambda s: -s),
            consistent(residual(dim=2, hidden_dims=[4], log_det="series", eval_terms=9), 2), ONE_HALF),
     Mutant("residual", "bound too small", "networks.lipschitz:spectral_bound",
-           result(lambda bound: bound / 2), bounded),
+           result(lambda bound: bound / 2), bounded, ("torch", "both")),
+    Mutant("residual", "bound too small", "networks.lipschitz:spectral_bound",
+           result(lambda bound: bound / 2), consistent(residual(dim=2, hidden_dims=[4]), 2, scale=3.0),
+           ("jax",)),
     # continuous
     Mutant("continuous", "sign of the trace", "bijectors.continuous:trace", result(lambda s: -s),
            one_model(continuous(dim=2, hidden_dims=[4]))),
