@@ -51,7 +51,8 @@ def coupling_mask(mask: Mask, dim: int) -> np.ndarray:
     if fixed.all() or not fixed.any():
         what = "everything" if fixed.all() else "nothing"
         hint = (
-            "a coupling needs dim 2 or more; use an elementwise, planar or spline bijector at dim 1"
+            "a coupling needs dim 2 or more; use an elementwise, planar or masked autoregressive "
+            "bijector at dim 1"
             if dim == 1
             else "a coupling needs at least one fixed and one free dimension"
         )

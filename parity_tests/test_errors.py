@@ -174,7 +174,7 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     "coupling at dim 1": (
         lambda h: h.module.RealNVP(1), ValueError,
         "mask 'even' fixes everything at dim 1: a coupling needs dim 2 or more; use an "
-        "elementwise, planar or spline bijector at dim 1.",
+        "elementwise, planar or masked autoregressive bijector at dim 1.",
     ),
     "unknown mask": (
         lambda h: h.module.AffineCoupling(3, mask="third"), ValueError,
