@@ -167,6 +167,7 @@ def tanh_network(**arguments: Any) -> dict[str, Any]:
 def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
     """The map in each structure."""
     circular = map.get("boundary") == "circular"
+    shown = name in ("ShiftMap", "AffineMap")  # by the rows of the couplings that have a name
     low, high = map.get("low", -1.0), map.get("high", 1.0)
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -177,9 +178,10 @@ def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
     images = arch("ConvNet", hidden_channels=4, activation="tanh")
     rows = [
         Case(f"{name}-elementwise", arch("Elementwise", dim=3, map=map), draw=draw),
-        Case(f"{name}-coupling", arch("Coupling", dim=3, map=map, conditioner=tanh_network()), draw=draw),
+        Case(f"{name}-coupling", arch("Coupling", dim=3, map=map, conditioner=tanh_network()), draw=draw,
+             slow=shown),
         Case(f"{name}-masked", arch("MaskedAutoregressive", dim=3, map=map,
-                                    conditioner=tanh_network()), draw=draw),
+                                    conditioner=tanh_network()), draw=draw, slow=shown),
         Case(f"{name}-images", arch("Coupling", dim=[2, 3, 2], map=map, conditioner=images,
                                     mask="checkerboard_odd"), draw=draw, slow=True),
     ]  # fmt: skip

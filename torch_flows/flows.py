@@ -220,7 +220,7 @@ def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
         >>> import numpy as np, torch, torch_flows
         >>> x = np.random.default_rng(0).normal(50, 20, (100, 2))
         >>> flow = torch_flows.standardized(torch_flows.MAF(dim=2, num_layers=2), x)
-        >>> float(flow.bijector.bijectors[0].loc[0]) == np.float32(x.mean(0)[0])
+        >>> bool(flow.bijector.bijectors[0].loc[0] == np.float32(x.mean(0)[0]))
         True
     """
     weight = next(iter(flow.state_dict().values()), torch.zeros(()))

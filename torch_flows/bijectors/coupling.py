@@ -150,6 +150,7 @@ class Coupling(Bijector):
         else:
             self.partition = Partition(self.mask, num_channels, -len(shape))
         self.parts = self.partition.parts
+        self.context_apart = self.conditioner.takes("context_dim")
         self.network = build_conditioner(
             "Coupling",
             self.conditioner,

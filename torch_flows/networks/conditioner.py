@@ -30,7 +30,7 @@ def run_conditioner(owner: Any, inputs: Tensor, context: Tensor | None) -> Any:
     """The output of ``owner.network``, whose class decides how the context goes in."""
     if context is None:
         return owner.network(inputs)
-    if owner.conditioner.takes("context_dim"):
+    if owner.context_apart:
         return owner.network(inputs, context)
     axis = -len(owner.event_shape)
     if axis == -3:
