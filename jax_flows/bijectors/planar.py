@@ -74,6 +74,8 @@ class Planar(Bijector):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         w_key, u_key, b_key = jax.random.split(key, 3)
         w = jax.random.normal(w_key, (self.dim,), dtype)
+        # below 1 a step in w would move u_hat, u / |w|, by units
+        w = w / jnp.minimum(jnp.linalg.norm(w), 1)
         # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
         u = math.log(math.e - 1) * w / jnp.square(w).sum()
         params = {

@@ -58,6 +58,8 @@ class Planar(Bijector):
         self.context_dim = context_dim
         self.event_shape = (dim,)
         w = torch.randn(dim)
+        # below 1 a step in w would move u_hat, u / |w|, by units
+        w = w / w.norm().clamp(max=1)
         # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
         self.w = nn.Parameter(w)
         self.u = nn.Parameter(math.log(math.e - 1) * w / w.square().sum() + 0.01 * torch.randn(dim))
