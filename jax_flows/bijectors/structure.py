@@ -199,6 +199,9 @@ class Chain(Bijector):
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> Array:
+        if not self.is_bounded(inverse):
+            return super().outside(variables, x, context, inverse)
+
         def step(
             bijector: Bijector, layer: Variables, x: Array, context: Array | None
         ) -> tuple[Array, Array, Variables]:
@@ -207,7 +210,7 @@ class Chain(Bijector):
             return move(layer, x, context)[0], found.astype(x.dtype), {}
 
         segments = self.segments[:: -1 if inverse else 1]
-        while len(segments) > 1 and not any(
+        while not any(
             self.bijectors[indices[0]].is_bounded(inverse) for _, indices in segments[-1].names()
         ):
             segments.pop()

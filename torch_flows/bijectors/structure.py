@@ -71,8 +71,10 @@ class Chain(Bijector):
         return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
-        bijectors = list(self.bijectors[:: -1 if inverse else 1])
-        while len(bijectors) > 1 and not bijectors[-1].is_bounded(inverse):
+        if not self.is_bounded(inverse):
+            return super().outside(x, context, inverse)
+        bijectors = list(self.bijectors)[:: -1 if inverse else 1]
+        while not bijectors[-1].is_bounded(inverse):
             bijectors.pop()
         found = []
         for bijector in bijectors:
