@@ -175,8 +175,11 @@ def train(
     Raises:
         NonFiniteError: naming the step.
         CheckpointError: if ``state_path`` holds a corrupt file or the state of another run.
-        ValueError: if processes that train together are given different things.
+        ValueError: if processes that train together are given different things, and for patience without
+            validation data.
     """
+    if patience is not None and validation is None:
+        raise ValueError("fit needs validation data for patience: nothing else says when to stop.")
     history, best, skip, stale = History(), None, 0, False
     if state_path is not None and Path(state_path).exists():
         made, arrays = load_state(state_path, settings, engine.state_groups())

@@ -55,6 +55,7 @@ def energy_half(half: str, case: Case, energy: Any, **options: Any) -> Any:
     ({"patience": 0}, "fit expects patience to be an integer of at least 1, got 0."),
     ({"patience": -3}, "fit expects patience to be an integer of at least 1, got -3."),
     ({"patience": 2.5}, "fit expects patience as an integer, got 2.5."),
+    ({"patience": 2, "validation": 0}, "fit needs validation data for patience"),
     ({"seed": -1}, "fit expects seed to be an integer of at least 0, got -1."),
     ({"num_epochs": -1}, "fit expects num_epochs to be an integer of at least 1, got -1."),
     ({"batch_size": 0}, "fit expects batch_size to be an integer of at least 1, got 0."),

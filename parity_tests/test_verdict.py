@@ -302,3 +302,10 @@ def test_a_type_that_one_half_does_not_know(monkeypatch) -> None:
     assert check_names(*models) == [
         "Mine is registered in one half only: jax_flows has no type of that name."
     ]
+
+
+def test_compiled_flows_are_judged_as_what_they_are() -> None:
+    first, second = (torch.compile(torch_flows.Affine(dim), backend="eager") for dim in (2, 1))
+    report = check_parity(first, np.zeros((1, 2)), twin=second)
+    assert report.architecture == {"type": "Affine", "dim": 2}
+    assert "dim" in report.findings[0]
