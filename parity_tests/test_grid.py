@@ -191,3 +191,13 @@ def test_compiles_without_a_graph_break() -> None:
     for step in (chain.forward, chain.inverse):
         compiled = torch.compile(step, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x, context), step(x, context))
+
+
+def test_outside_an_interval_is_nan() -> None:
+    """A point that an earlier layer moved off the circle has no preimage: it is not wrapped."""
+    for boundary in ("bounded", "circular"):
+        map = torch_flows.SplineMap(3, -1.0, 2.0, boundary=boundary)
+        parameters = torch.randn(4, map.num_parameters)
+        for step in (map.forward, map.inverse):
+            for value in step(torch.tensor([-1.1, -1.0, 2.0, 2.1]), parameters):
+                assert value.isnan().tolist() == [True, False, False, True]

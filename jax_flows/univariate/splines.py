@@ -36,7 +36,7 @@ class SplineMap(UnivariateMap):
             ``"linear"``: free slopes at the ends, with which the map goes on outside.
             ``"kinked"``: free slopes at the ends, the identity outside; the density jumps there.
             ``"bounded"``: free slopes at the ends; only [low, high] exists.
-            ``"circular"``: x and z are angles, high and low the same point. One slope at that point,
+            ``"circular"``: x and z are angles, low and high the same point. One slope at that point,
             and a rotation after the spline as the last parameter. A network sees an angle's cosine
             and sine.
         min_width, min_height: the least width and height of a bin, as a share of the interval.
@@ -96,7 +96,7 @@ class SplineMap(UnivariateMap):
     def forward(self, x: Array, parameters: Array) -> Output:
         if self.boundary != "circular":
             return self._map(x, parameters)
-        z, log_slope = self._map(self._wrapped(x), parameters[..., :-1])
+        z, log_slope = self._map(x, parameters[..., :-1])
         return self._wrapped(z + parameters[..., -1]), log_slope
 
     def inverse(self, z: Array, parameters: Array) -> Output:
@@ -104,7 +104,9 @@ class SplineMap(UnivariateMap):
             return self._map(z, parameters, inverse=True)
         turned = self._wrapped(z - parameters[..., -1])
         x, log_slope = self._map(turned, parameters[..., :-1], inverse=True)
-        return self._wrapped(x), log_slope
+        outside = (z < self.low) | (z > self.high)
+        x = jnp.where(outside, math.nan, self._wrapped(x))
+        return x, jnp.where(outside, math.nan, log_slope)
 
     def _wrapped(self, x: Array) -> Array:
         """x modulo the circle, in [low, high)."""
@@ -123,7 +125,7 @@ class SplineMap(UnivariateMap):
         knots = self.knots(parameters)
         ends = select_bin(inner, knots, inverse, self.min_slope)
         y, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inner, *ends)
-        if self.boundary == "bounded":
+        if self.boundary in ("bounded", "circular"):
             return jnp.where(outside, math.nan, y), jnp.where(outside, math.nan, log_slope)
         if self.boundary != "linear":
             return jnp.where(outside, x, y), jnp.where(outside, 0, log_slope)
