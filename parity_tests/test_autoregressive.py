@@ -242,9 +242,9 @@ def test_orders_are_the_same_in_both_halves_and_by_seed() -> None:
         ("backwards", 'order must be None, "reverse", "random:SEED" or a list'),
         ("random:-1", 'order must be None, "reverse", "random:SEED" or a list'),
         ([0, 0, 1], "order must hold each of the 3 dimensions once"),
-        ([0.0, 1.0, 2.0], "order must hold each of the 3 dimensions once"),
+        ([0.5, 1.0, 2.0], "expects order as a string, a list of integers or None"),
         ([0, 1], "order must hold each of the 3 dimensions once"),
-        (7, "order must be"),
+        (7, "expects order as a string, a list of integers or None"),
     ],
 )
 def test_bad_orders(package: Any, order: Any, message: str) -> None:
@@ -256,7 +256,7 @@ def test_bad_orders(package: Any, order: Any, message: str) -> None:
 def test_a_tiny_file_cannot_ask_for_a_huge_network(package: Any) -> None:
     """2^20 units in two layers are 4 TB of weights: refused before anything is allocated."""
     huge = masked(dim=3, hidden_dims=[1 << 20, 1 << 20], order=None, context_dim=0)
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match=r"missing|larger masks"):
         package.load(packed(huge, {"x": np.zeros(1)}))
     deep = masked(dim=3, hidden_dims=[1] * 5000)
     with pytest.raises(CheckpointError, match="more layers"):
