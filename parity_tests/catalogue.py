@@ -307,7 +307,7 @@ CASES = [
                                                          activation="tanh", context="gate"))),
     Case("Coupling-separate-splines", arch("Coupling", dim=3, map=arch("SplineMap", num_bins=2),
                                            conditioner=arch("SeparateMLPs", hidden_dims=[4],
-                                                            activation="tanh"))),
+                                                            activation="tanh")), scale=0.3),
     Case("Coupling-images-context", arch("Coupling", dim=[3, None, None], map=arch("AffineMap"),
                                          conditioner=arch("ConvNet", hidden_channels=4,
                                                           activation="tanh"), context_dim=2), dim=2),

@@ -201,3 +201,10 @@ def test_outside_an_interval_is_nan() -> None:
         for step in (map.forward, map.inverse):
             for value in step(torch.tensor([-1.1, -1.0, 2.0, 2.1]), parameters):
                 assert value.isnan().tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_a_bijector_is_no_conditioner(half) -> None:
+    """PyTorch's modules take such a field out of the way of its value: it would be passed over."""
+    with pytest.raises(TypeError, match="NICE expects its conditioner as Network"):
+        half.NICE(3, conditioner=half.Affine(2))

@@ -36,6 +36,9 @@ class Model(Flow):
         return model
 
     def __post_init__(self) -> None:
+        module = self._modules.get("conditioner")  # hidden behind the field's plain default
+        if module is not None:
+            as_network(type(self).__name__, module, MLP)
         base = self.base
         super().__init__(self.build_bijector(), self.default_base() if base is None else base)
 
