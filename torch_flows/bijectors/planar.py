@@ -57,12 +57,13 @@ class Planar(Bijector):
         self.dim = dim
         self.context_dim = context_dim
         self.event_shape = (dim,)
-        w = torch.randn(dim)
-        # below 1 a step in w would move u_hat, u / |w|, by units
-        w = w / w.norm().clamp(max=1)
-        # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
-        self.w = nn.Parameter(w)
-        self.u = nn.Parameter(math.log(math.e - 1) * w / w.square().sum() + 0.01 * torch.randn(dim))
+        w, u = torch.randn(dim), torch.randn(dim)
+        if not w.is_meta:  # where each of these steps would take a millisecond for nothing
+            # below 1 a step in w would move u_hat, u / |w|, by units
+            w = w / w.norm().clamp(max=1)
+            # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
+            u = math.log(math.e - 1) * w / w.square().sum() + 0.01 * u
+        self.w, self.u = nn.Parameter(w), nn.Parameter(u)
         self.b = nn.Parameter(torch.randn(()))
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(2 * dim + 1, context_dim))
@@ -123,10 +124,10 @@ class Radial(Bijector):
         self.context_dim = context_dim
         self.event_shape = (dim,)
         # alpha = s = 1 would be the identity
-        start = torch.tensor(math.log(math.e - 1))
+        start = math.log(math.e - 1)
         self.center = nn.Parameter(torch.randn(dim))
-        self.raw_alpha = nn.Parameter(start.clone())
-        self.raw_s = nn.Parameter(start + 0.01 * torch.randn(()))
+        self.raw_alpha = nn.Parameter(torch.tensor(start))
+        self.raw_s = nn.Parameter(torch.randn(()).mul_(0.01).add_(start))
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
 
@@ -220,7 +221,10 @@ class Sylvester(Bijector):
         self.event_shape = (dim,)
         self.householder = nn.Parameter(torch.randn(rank, dim))
         # R near 0 is near the identity; S starts with 0.76 on its diagonal
-        self.factors = nn.Parameter(0.01 * torch.randn(rank, rank + 1) + torch.eye(rank, rank + 1))
+        factors = torch.randn(rank, rank + 1)
+        if not factors.is_meta:
+            factors = 0.01 * factors + torch.eye(rank, rank + 1)
+        self.factors = nn.Parameter(factors)
         self.b = nn.Parameter(torch.randn(rank))
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))

@@ -10,6 +10,7 @@ from flow_bridge.domains import Interval
 from flow_bridge.errors import ConvergenceError
 from twinflows.parity.errors import EPS, KINDS, UNITS, absolute, cast, error, row_errors
 from twinflows.parity.limits import (
+    BY_CONDITIONING,
     BY_MOVING,
     BY_SOLVER,
     DIFFERENCES,
@@ -27,6 +28,7 @@ from twinflows.parity.truth import (
     MAX_JACOBIAN_SIZE,
     NAMES,
     NUDGE,
+    conditioning,
     determinant,
     nudged,
     nudged_side,
@@ -45,6 +47,7 @@ class Trial(NamedTuple):
         rough: the PyTorch half in float32.
         num_layers: of the model.
         steps: what adaptive steps may make of a quantity, relative.
+        noise: what float32 makes of it, in its eps: the conditioning.
         x, context: the given rows.
     """
 
@@ -52,8 +55,15 @@ class Trial(NamedTuple):
     rough: Any
     num_layers: int
     steps: dict[str, float]
+    noise: dict[str, float]
     x: np.ndarray
     context: np.ndarray | None
+
+    def limit(self, kind: str, name: str) -> Limit:
+        """What a quantity may differ by on the given rows."""
+        limit = gate(kind, self.num_layers)
+        limit = limit.raised(conditioning(self.noise.get(name, 0.0)), BY_CONDITIONING)
+        return limit.raised(self.steps.get(name, 0.0) / EPS["float64"], BY_SOLVER)
 
 
 def try_all(trial: Trial, runs: list[Results], report: ParityReport, thorough: bool) -> None:
@@ -360,9 +370,8 @@ def _try_training(trial: Trial, report: ParityReport) -> None:
         report.notes.append("Training mode was not compared: it takes 2 rows or more.")
         return
     runs = [side.train(trial.x, trial.context) for side in trial.sides]
-    limit = gate("log_det", trial.num_layers)
     for name in ("z", "log_det", "batch statistics"):
-        own = limit.raised(trial.steps.get(name, 0) / EPS["float64"], BY_SOLVER)
+        own = trial.limit("log_det", name)
         report.comparisons.append(
             Comparison(
                 f"training {name}",
@@ -387,7 +396,7 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
             if trial.context is None
             else trial.context[index].reshape(*batch, trial.context.shape[1])
         )
-        worst, gap = (0.0, "z"), 0.0
+        worst, limit, gap = (0.0, "z"), trial.limit("outputs", "z"), 0.0
         for half, side, flat in zip(NAMES, trial.sides, runs, strict=True):
             x = trial.x[index].reshape(*batch, *trial.x.shape[1:])
             latent = z[index].reshape(*batch, *z.shape[1:])
@@ -401,11 +410,10 @@ def _try_shapes(trial: Trial, runs: list[Results], report: ParityReport) -> None
                     continue
                 value = value.reshape(expected.shape)
                 share = error(name, value, expected, "float64")
-                allowed = trial.steps.get(name, 0) / EPS["float64"]
-                if share > max(allowed, worst[0]):
-                    worst = share, name
+                own_limit = trial.limit("outputs", name)
+                if share / own_limit.value > worst[0] / limit.value:
+                    worst, limit = (share, name), own_limit
                     gap = absolute(name, value, expected)
-        limit = gate("outputs", trial.num_layers)
         report.comparisons.append(
             Comparison(
                 f"batch of shape {batch}",

@@ -326,7 +326,9 @@ def compare(
         else:
             judged = Judged(pair, torch_sides["float32"], num_layers)
             report.comparisons += check_truth(judged, x64, context64)
-        trial = attempts.Trial(pair, torch_sides["float32"], num_layers, steps, x64, context64)
+        trial = attempts.Trial(
+            pair, torch_sides["float32"], num_layers, steps, noise, x64, context64
+        )
         attempts.try_all(trial, runs["float64"], report, thorough)
         report.findings += attempts.check_state(before, attempts.state(exact.flow), exact.flow)
     return report
