@@ -355,13 +355,10 @@ class _ReverseKL:
     def __call__(
         self, variables: Variables, batch: list[Array], context: list[Array]
     ) -> tuple[Array, Variables]:
-        base = {name: tree.get("base", {}) for name, tree in variables.items()}
-        z = self.flow.base.from_noise(base, *batch)
-        x, log_det = self.flow.inverse(variables, z, *context)
+        x, log_prob = self.flow.from_noise(variables, *batch, *context)
         energy = self.energy.value(x)
         training.check_energy(x.shape, getattr(energy, "shape", None))
-        loss = (self.flow.base.log_prob(base, z) - log_det + energy).mean()
-        return loss, variables["batch_stats"]
+        return (log_prob + energy).mean(), variables["batch_stats"]
 
 
 @lru_cache(NUM_PROGRAMS)
