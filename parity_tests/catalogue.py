@@ -285,12 +285,17 @@ CASES = [
     Case("AffineMap-scales", chain_of_maps(*[
         arch("AffineMap", scale=scale, bound=1.5)
         for scale in ("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid")
-    ])),
+    ], arch("AffineMap", scale="clamp", low=-0.3, high=0.2, order="shift_divide"))),
     Case("AffineMap-sigmoid-minimum", chain_of_maps(
         arch("AffineMap", scale="sigmoid", bound=1.0, offset=2.0, minimum=1e-3, order="shift_divide")
     )),
     Case("SplineMap-kinked", chain_of_maps(arch("SplineMap", num_bins=2, low=-1.5, high=1.0,
                                                 boundary="kinked", min_height=0.1))),
+    Case("SplineMap-squash", chain_of_maps(
+        arch("SplineMap", num_bins=3, min_width=0.0, min_height=0.0, squash=1e-2, edge_slope=0.6),
+        arch("SplineMap", num_bins=2, low=-1.0, high=2.0, edge_slope=1.5),
+        arch("SplineMap", num_bins=2, low=-2.0, high=1.0, boundary="linear", squash=1e-3),
+    ), scale=1.5),
     Case("SplineMap-bounded", chain_of_maps(arch("SplineMap", num_bins=4, low=0.0, high=1.0,
                                                  boundary="bounded", min_slope=0.1)),
          draw=lambda g, shape: g.uniform(0, 1, shape)),

@@ -5,7 +5,7 @@ outside: autodiff Jacobians, round trips, closed forms, figures of other librari
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from parity_tests import (
     test_autoregressive,
     test_continuous,
     test_dense,
+    test_grid,
     test_images,
     test_oracles,
     test_parity,
@@ -375,6 +376,12 @@ MUTANTS = [
            lambda original, half: lambda map, x, p: (
                original(map, x, p)[0] + 1e-6 * (x * x > map.high**2), original(map, x, p)[1]),
            consistent(SPLINE, 2)),
+    Mutant("splines", "squashed as much as a slope", S + "SplineMap.knots",
+           lambda original, half: lambda map, p: (original(map, p) if map.squash is None else
+                                                  original(replace(map, squash=map.squash**2), p)),
+           test_grid.test_splines_in_other_words, BOTH),
+    Mutant("splines", "edge slope of another number", S + "raw_slope",
+           result(lambda raw: raw + 1e-9), test_grid.test_splines_in_other_words, BOTH),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",
            own_input, consistent(MASKED, 3), SHARED),
