@@ -328,6 +328,8 @@ def test_bad_files_of_other_kinds(run, checkpoint, tmp_path) -> None:
     refused("nan.parquet", "has a missing value or a NaN in column 'b', row 2 (the first is 0).")
     frame.assign(c=["x", "y", "z"]).to_parquet(tmp_path / "text.parquet")
     refused("text.parquet", "is not of numbers: column 'c' is of")
+    pandas.DataFrame({"": [0, 1, 2]}).to_parquet(tmp_path / "index.parquet")
+    refused("index.parquet", "has no columns but an index.")
 
 
 def test_a_byte_order_mark_and_an_index(tmp_path) -> None:

@@ -231,6 +231,8 @@ def _without_index(table: Table) -> Table:
         raise ValueError(
             f"the first column of {table.path} has no name and is no index of the rows: give it a name."
         )
+    if len(table.names) == 1:
+        raise ValueError(f"{table.path} has no columns but an index.")
     warning = (
         f"the first column of {table.path} has no name: it is left out as an index of the rows."
     )
