@@ -235,6 +235,7 @@ CASES = [
     Case("LULinear", arch("LULinear", dim=4)),
     Case("LULinear-no-bias", arch("LULinear", dim=3, bias=False)),
     Case("LULinear-dim1", arch("LULinear", dim=1)),
+    Case("LULinear-signs", arch("LULinear", dim=4, permutation=[2, 0, 3, 1], signs=[1, -1, -1, 1])),
     # normalisation
     Case("BatchNorm", arch("BatchNorm", dim=3)),
     Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
@@ -340,7 +341,7 @@ CASES = [
     Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),
     Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
     Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
-    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1), dim=2),
+    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1, signs=[-1]), dim=2),
     Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
     Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
     Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),

@@ -202,6 +202,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "seed": lambda d: int(d.generator.integers(10)),
     "separate_networks": lambda d: d.one_of(True, False),
     "shape": lambda d: list(d.shape),
+    "signs": lambda d: d.one_of(None, d.several(d.shape[0], d.shape[0], 1, -1)),
     "solver": lambda d: "rk4",
     "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),

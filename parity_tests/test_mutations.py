@@ -313,6 +313,9 @@ MUTANTS = [
            outputs(lambda z, s: (z, -s)), consistent(arch("LULinear", dim=3), 3)),
     Mutant("linear", "1x1 convolution: one pixel's log-det", L + "Invertible1x1Conv._log_det",
            result(lambda s: s / 4), consistent(arch("Invertible1x1Conv", channels=2), 2, 2, 2)),
+    Mutant("linear", "P L U turned around, and its signs forgotten", "flow_bridge.masks:factor_rows",
+           result(lambda rows: rows and (np.argsort(rows[0]), abs(rows[1]))),
+           in_both(test_dense.test_lu_with_a_permutation_and_signs), SHARED),
     # normalisation
     Mutant("normalisation", "eps", N + "BatchNorm._normalize", other_eps,
            consistent(arch("BatchNorm", dim=3), 3)),
