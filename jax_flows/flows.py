@@ -311,7 +311,7 @@ class Flow(HasVariables):
 
 
 def standardized(
-    flow: Flow, variables: Variables, x: Any, context: Any = None
+    flow: Flow, variables: Variables, x: Any, context: Any = None, robust: bool = False
 ) -> tuple[Flow, dict[str, Any]]:
     """The flow of data in units of their own, for one of data that are standardised; its variables.
 
@@ -324,6 +324,7 @@ def standardized(
         variables: the arrays of the flow.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
         context: shape ``(rows, context_dim)``, to scale the context too.
+        robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
         ValueError: for a NaN or an infinity, and for a column that is constant or that the weights'
@@ -343,7 +344,7 @@ def standardized(
     def scaling(array: Any, what: str, names: Sequence[str] | None, prefix: str) -> Standardize:
         array = np.asarray(array)
         shape = array.shape[1:]
-        loc, scale = location_and_scale(array, dtype.name, what, names)
+        loc, scale = location_and_scale(array, dtype.name, what, names, robust)
         arrays.update({f"{prefix}.loc": loc.astype(dtype), f"{prefix}.scale": scale.astype(dtype)})
         return Standardize(shape[0] if len(shape) == 1 else shape)
 

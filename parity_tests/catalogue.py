@@ -235,6 +235,7 @@ CASES = [
     Case("LULinear", arch("LULinear", dim=4)),
     Case("LULinear-no-bias", arch("LULinear", dim=3, bias=False)),
     Case("LULinear-dim1", arch("LULinear", dim=1)),
+    Case("LULinear-signs", arch("LULinear", dim=4, permutation=[2, 0, 3, 1], signs=[1, -1, -1, 1])),
     # normalisation
     Case("BatchNorm", arch("BatchNorm", dim=3)),
     Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
@@ -285,12 +286,17 @@ CASES = [
     Case("AffineMap-scales", chain_of_maps(*[
         arch("AffineMap", scale=scale, bound=1.5)
         for scale in ("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid")
-    ])),
+    ], arch("AffineMap", scale="clamp", low=-0.3, high=0.2, order="shift_divide"))),
     Case("AffineMap-sigmoid-minimum", chain_of_maps(
         arch("AffineMap", scale="sigmoid", bound=1.0, offset=2.0, minimum=1e-3, order="shift_divide")
     )),
     Case("SplineMap-kinked", chain_of_maps(arch("SplineMap", num_bins=2, low=-1.5, high=1.0,
                                                 boundary="kinked", min_height=0.1))),
+    Case("SplineMap-squash", chain_of_maps(
+        arch("SplineMap", num_bins=3, min_width=0.0, min_height=0.0, squash=1e-2, edge_slope=0.6),
+        arch("SplineMap", num_bins=2, low=-1.0, high=2.0, edge_slope=1.5),
+        arch("SplineMap", num_bins=2, low=-2.0, high=1.0, boundary="linear", squash=1e-3),
+    ), scale=1.5),
     Case("SplineMap-bounded", chain_of_maps(arch("SplineMap", num_bins=4, low=0.0, high=1.0,
                                                  boundary="bounded", min_slope=0.1)),
          draw=lambda g, shape: g.uniform(0, 1, shape)),
@@ -335,7 +341,7 @@ CASES = [
     Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),
     Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
     Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
-    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1), dim=2),
+    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1, signs=[-1]), dim=2),
     Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
     Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
     Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),

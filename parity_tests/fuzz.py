@@ -164,6 +164,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
     "dim": Draw.event,
     "eps": lambda d: d.one_of(1e-5, 1e-3, 0.1),
+    "edge_slope": lambda d: d.one_of(1.0, 0.5, 3.0),
     "eval_terms": lambda d: None,
     "event_ndim": lambda d: len(d.shape),
     "exact_terms": lambda d: d.one_of(1, 10),
@@ -179,6 +180,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "low": lambda d: d.one_of(0.0, -3.0),
     "map": lambda d: d.part(types_of(torch_flows.UnivariateMap)),
     "mask": Draw.mask,
+    "min_height": lambda d: d.one_of(0.0, 1e-3, 0.1),
+    "min_width": lambda d: d.one_of(0.0, 1e-3, 0.1),
     "minimum": lambda d: d.one_of(0.0, 0.1),
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
@@ -193,11 +196,15 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "permutation": lambda d: d.one_of("reverse", d.order()),
     "probe": lambda d: d.one_of("rademacher", "gaussian"),
     "rank": lambda d: int(d.generator.integers(1, d.shape[0] + 1)),
-    "scale": lambda d: d.one_of("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid"),
+    "scale": lambda d: d.one_of(
+        "exp", "tanh", "softclip", "arctan", "clamp", "softplus", "sigmoid"
+    ),
     "seed": lambda d: int(d.generator.integers(10)),
     "separate_networks": lambda d: d.one_of(True, False),
     "shape": lambda d: list(d.shape),
+    "signs": lambda d: d.one_of(None, d.several(d.shape[0], d.shape[0], 1, -1)),
     "solver": lambda d: "rk4",
+    "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }

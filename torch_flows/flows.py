@@ -200,7 +200,7 @@ class Flow(HasVariables):
 
 
 @torch.no_grad()
-def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
+def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) -> Flow:
     """The flow of data in units of their own, for one of data that are standardised.
 
     It begins with ``Standardize``, mean and standard deviation those of x, and where a context is given
@@ -211,6 +211,7 @@ def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
         flow: shares its modules with the result.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
         context: shape ``(rows, context_dim)``, to scale the context too.
+        robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
         ValueError: for a NaN or an infinity, and for a column that is constant or that the weights'
@@ -229,7 +230,7 @@ def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
         array = array.detach().cpu() if isinstance(array, Tensor) else array
         array = np.asarray(array)
         shape = array.shape[1:]
-        values = location_and_scale(array, dtype_name(weight.dtype), what, names)
+        values = location_and_scale(array, dtype_name(weight.dtype), what, names, robust)
         bijector = Standardize(shape[0] if len(shape) == 1 else shape).to(weight)
         for buffer, value in zip((bijector.loc, bijector.scale), values, strict=True):
             buffer.copy_(torch.from_numpy(value))

@@ -54,8 +54,10 @@ class JaxSide:
         moved.variables = from_numpy(torch_to_jax(arrays, self.flow.shapes()))
         return moved
 
-    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
-        self.flow, self.variables = jax_flows.standardized(self.flow, self.variables, x, context)
+    def standardize(self, x: np.ndarray, context: np.ndarray | None, robust: bool) -> None:
+        self.flow, self.variables = jax_flows.standardized(
+            self.flow, self.variables, x, context, robust
+        )
 
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         self.variables = self.flow.initialize(

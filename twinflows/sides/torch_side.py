@@ -45,8 +45,8 @@ class TorchSide:
     def with_weights(self, arrays: Mapping[str, np.ndarray]) -> "TorchSide":
         return self.holding(self.flow, arrays, "float64")
 
-    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
-        self.flow = torch_flows.standardized(self.flow, x, context)
+    def standardize(self, x: np.ndarray, context: np.ndarray | None, robust: bool) -> None:
+        self.flow = torch_flows.standardized(self.flow, x, context, robust)
 
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         self.flow.initialize(*self._like_base(x[:INITIAL_ROWS], first(context, INITIAL_ROWS)))
