@@ -85,6 +85,7 @@ OTHER_DOCSTRINGS = {
     "distributions.py:Distribution.sample": "PyTorch's dtype is that of the module",
     "export.py:export": "formats",
     "images.py:dequantize": "a generator, or a key",
+    "importing.py:import_flow": "the flow, or the flow and its variables",
     "inputs.py:check_input": "JAX converts arrays on the way",
     "networks/*": "Flax has modules of its own",
     "numerics.py:*": "what each framework lacks",
