@@ -146,7 +146,7 @@ class Draw:
 
 
 ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
-    "activation": lambda d: d.one_of(*sorted(ACTIVATIONS)),
+    "activation": lambda d: d.one_of(*sorted(ACTIVATIONS), "leaky_relu:0.7"),
     "alpha": lambda d: d.one_of(0.05, 0.3, 1.0, 2.0),
     "autoregressive": lambda d: d.one_of(True, False),
     "base": lambda d: draw_type(d, torch_flows.Distribution),
@@ -167,6 +167,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
     "dim": Draw.event,
     "eps": lambda d: d.one_of(1e-5, 1e-3, 0.1),
+    "edge_slope": lambda d: d.one_of(1.0, 0.5, 3.0),
     "eval_terms": lambda d: None,
     "event_ndim": lambda d: len(d.shape),
     "exact_terms": lambda d: d.one_of(1, 10),
@@ -182,6 +183,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "low": lambda d: d.one_of(0.0, -3.0),
     "map": lambda d: d.part(types_of(torch_flows.UnivariateMap)),
     "mask": Draw.mask,
+    "min_height": lambda d: d.one_of(0.0, 1e-3, 0.1),
+    "min_width": lambda d: d.one_of(0.0, 1e-3, 0.1),
     "minimum": lambda d: d.one_of(0.0, 0.1),
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
@@ -197,11 +200,15 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "pre_activation": lambda d: d.one_of(True, False),
     "probe": lambda d: d.one_of("rademacher", "gaussian"),
     "rank": lambda d: int(d.generator.integers(1, d.shape[0] + 1)),
-    "scale": lambda d: d.one_of("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid"),
+    "scale": lambda d: d.one_of(
+        "exp", "tanh", "softclip", "arctan", "clamp", "softplus", "sigmoid"
+    ),
     "seed": lambda d: int(d.generator.integers(10)),
     "separate_networks": lambda d: d.one_of(True, False),
     "shape": lambda d: list(d.shape),
+    "signs": lambda d: d.one_of(None, d.several(d.shape[0], d.shape[0], 1, -1)),
     "solver": lambda d: "rk4",
+    "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }

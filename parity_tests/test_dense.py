@@ -274,6 +274,58 @@ def test_lu_against_slogdet(half: str) -> None:
 
 
 @pytest.mark.parametrize("half", HALVES)
+def test_lu_with_a_permutation_and_signs(half: str) -> None:
+    """W = P S L U, with row i of P S the row permutation[i] of S."""
+    generator = np.random.default_rng(0)
+    lu, x = generator.standard_normal((4, 4)) / 2, generator.standard_normal((5, 4))
+    lower, upper = np.tril(lu, -1) + np.eye(4), np.triu(lu, 1) + np.diag(np.exp(np.diag(lu)))
+    order, signs = [2, 0, 3, 1], [1, -1, -1, -1]
+    reverse = [3, 2, 1, 0]
+    for given in ({"permutation": order}, {"signs": signs}, {"permutation": order, "signs": signs}):
+        diagonal = np.diag(given.get("signs", [1] * 4))
+        matrix = (diagonal @ lower @ upper)[given.get("permutation", reverse)]
+        for name, sizes in (
+            ("LULinear", {"dim": 4, "bias": False}),
+            ("Invertible1x1Conv", {"channels": 4}),
+        ):
+            image = (..., None, None) if name == "Invertible1x1Conv" else ()
+            described = {"type": name, **sizes, **given}
+            if half == "torch":
+                bijector = torch_flows.build(described).double()
+                bijector.lu.data = torch.from_numpy(lu)
+                z, log_det = (r.detach() for r in bijector.forward(torch.from_numpy(x)[image]))
+                back = bijector.inverse(z)[0].detach()
+            else:
+                bijector, variables = jax_flows.build(described), {"params": {"lu": lu}}
+                z, log_det = bijector.forward(variables, jnp.asarray(x)[image])
+                back = bijector.inverse(variables, z)[0]
+            np.testing.assert_allclose(np.asarray(z).reshape(5, 4), x @ matrix.T, atol=1e-14)
+            np.testing.assert_allclose(np.asarray(back).reshape(5, 4), x, atol=1e-13)
+            np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], atol=1e-14)
+
+
+def test_refused_signs_are_refused_alike() -> None:
+    for given, message in (
+        ({"signs": [1, 0, 1]}, "expects signs as 3 numbers 1 or -1"),
+        ({"signs": [1, 1]}, "expects signs as 3 numbers 1 or -1"),
+        ({"permutation": [0, 1]}, "holds 2 entries at dim 3"),
+        ({"permutation": [0, 0, 1]}, "once each"),
+        ({"permutation": "shuffle"}, "a list or"),
+    ):
+        said = []
+        for build in (
+            lambda g: torch_flows.LULinear(3, **g),
+            lambda g: jax_flows.LULinear(3, **g),
+            lambda g: torch_flows.Invertible1x1Conv(3, **g),
+            lambda g: jax_flows.Invertible1x1Conv(3, **g),
+        ):
+            with pytest.raises(ValueError, match=message) as error:
+                build(given)
+            said.append(str(error.value).replace("Invertible1x1Conv", "LULinear"))
+        assert len(set(said)) == 1
+
+
+@pytest.mark.parametrize("half", HALVES)
 def test_lu_solves_badly_conditioned_weights(half: str) -> None:
     """Substitution is backward stable; a product with an inverse leaves residuals of 1e2 here."""
     lu = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)

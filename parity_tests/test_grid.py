@@ -53,6 +53,60 @@ def test_the_circle_has_no_seam() -> None:
     torch.testing.assert_close(seen[[0, 2]], seen[[1, 3]])
 
 
+def _on_both(map: dict[str, Any], x: np.ndarray, parameters: np.ndarray) -> list[np.ndarray]:
+    """z and the logs of the slopes of both halves, one after the other."""
+    ours = torch_flows.build(map).forward(torch.from_numpy(x), torch.from_numpy(parameters))
+    theirs = jax_flows.build(map).forward(jnp.asarray(x), jnp.asarray(parameters))
+    return [np.asarray(result) for result in (*ours, *theirs)]
+
+
+def test_splines_in_other_words() -> None:
+    """A squash and a fixed slope at the ends are the plain spline of other parameters."""
+    generator = np.random.default_rng(0)
+    num_bins, parameters = 4, generator.standard_normal((60, 11))
+    x = generator.uniform(-4, 4, 60)
+    box = {"type": "SplineMap", "num_bins": num_bins, "low": -3.0, "high": 3.0}
+
+    def raw(slope: Any) -> Any:
+        return np.log(np.expm1(slope - 1e-3)) - np.log(np.expm1(1 - 1e-3))
+
+    def compare(one: dict[str, Any], plain: dict[str, Any], others: np.ndarray) -> None:
+        for a, b in zip(_on_both(one, x, parameters), _on_both(plain, x, others), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+    share = 1 / -np.log(0.05)
+    logits, slopes = np.split(parameters, [2 * num_bins], 1)
+    squashed = (
+        logits / (1 + 2 * share * abs(logits)),
+        raw(np.exp(slopes / (1 + share * abs(slopes)))),
+    )
+    compare({**box, "squash": 0.05}, box, np.concatenate(squashed, 1))
+    for more, ends in (({"edge_slope": 0.4}, 0.4), ({"edge_slope": 2.5, "squash": 0.05}, 2.5)):
+        ends = np.full((60, 1), raw(ends))
+        if "squash" in more:
+            own = np.concatenate([squashed[0], ends, squashed[1], ends], 1)
+        else:
+            own = np.concatenate([logits, ends, slopes, ends], 1)
+        compare({**box, **more}, {**box, "boundary": "kinked"}, own)
+
+
+def test_a_clamped_scale() -> None:
+    """Its gradient is that of the nearest number: 1 inside and at the ends, 0 beyond."""
+    raw, x = np.array([-2.0, -1.0, 0.3, 0.5, 0.7, np.nan]), np.full(6, 1.5)
+    map = {"type": "AffineMap", "scale": "clamp", "low": -1.0, "high": 0.5}
+    parameters = np.stack([np.full(6, 0.2), raw], -1)
+    for z, log_slope in np.reshape(_on_both(map, x, parameters), (2, 2, 6)):
+        np.testing.assert_array_equal(log_slope, np.clip(raw, -1.0, 0.5))
+        np.testing.assert_allclose(z, 1.5 * np.exp(log_slope) + 0.2, rtol=1e-15)
+    tensor = torch.from_numpy(parameters).requires_grad_()
+    torch_flows.build(map).forward(torch.from_numpy(x), tensor)[1].sum().backward()
+    theirs = jax.grad(lambda p: jax_flows.build(map).forward(jnp.asarray(x), p)[1].sum())(
+        parameters
+    )
+    for gradient in (tensor.grad, theirs):
+        np.testing.assert_array_equal(np.asarray(gradient)[:5, 1], [0, 1, 1, 1, 0])
+
+
 def test_a_cubic_map_far_out() -> None:
     map, parameters = torch_flows.CubicMap(), torch.tensor([20.0, 3.0])
     for x in (1e5, 1e30, -3e38):
@@ -97,6 +151,12 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.AffineMap("exp", minimum=0.5), "with softplus and sigmoid only"),
         (lambda h: h.SplineMap(2, 1.0, 0.0), "low < high"),
         (lambda h: h.SplineMap(20, min_width=0.1), "num_bins below 10, got 20"),
+        (lambda h: h.SplineMap(squash=1.0), "squash below 1, got 1.0"),
+        (lambda h: h.SplineMap(squash=0.0), "squash"),
+        (lambda h: h.SplineMap(squash=0.1, edge_slope=10.0), "edge_slope between 0.1 and 10, got 10.0"),
+        (lambda h: h.SplineMap(edge_slope=1e-3), "edge_slope between 0.001 and inf"),
+        (lambda h: h.SplineMap(boundary="linear", edge_slope=0.9), "with the boundary identity only"),
+        (lambda h: h.AffineMap("clamp", low=1.0, high=-1.0), "low < high"),
         (lambda h: h.Blockwise([h.Exp(), h.Exp()], [[0], [0]]), "once each"),
         (lambda h: h.Blockwise([h.Affine(2)], [[0]]), "for 1 columns"),
         (lambda h: h.RealNVP(2, permutation="shuffle"), "permutation to be one of"),
@@ -159,6 +219,36 @@ def test_a_network_that_is_not_registered_works_in_its_half(tmp_path: Any) -> No
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float16"}
     with pytest.raises(ArchitectureError, match="Twin is not registered"):
         jax_flows.save(twin, variables, tmp_path / "twin.safetensors")
+
+
+def test_activations_agree() -> None:
+    """Both halves with each other, and what PyTorch has with PyTorch."""
+    x = np.linspace(-6, 6, 101)
+    functional = torch.nn.functional
+    known = {
+        "leaky_relu:0.01": functional.leaky_relu,
+        "mish": functional.mish,
+        "selu": functional.selu,
+    }
+    points, jax_points = torch.from_numpy(x), jnp.asarray(x)
+    for name in (*ACTIVATIONS, "leaky_relu:0.01"):
+        value, slope = VALUE_AND_SLOPE[name](points)
+        jax_value, jax_slope = JAX_SLOPES[name](jax_points)
+        others = [value, jax_value, JAX_ACTIVATIONS[name](jax_points)]
+        if name in known:
+            others.append(known[name](points))
+        for other in others:
+            np.testing.assert_allclose(np.asarray(other), ACTIVATIONS[name](points), atol=1e-14)
+        np.testing.assert_allclose(np.asarray(jax_slope), slope, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu:0.01", "leaky_relu", "mish", "selu"])
+def test_activations_compile(name: str) -> None:
+    """Through the table, in one graph, in place where that is done."""
+    network = torch_flows.MLP(2, 2, (3,), name)
+    x = torch.randn(4, 2)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), network(x))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ outside: autodiff Jacobians, round trips, closed forms, figures of other librari
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from flow_bridge.errors import ConvergenceError
 from parity_tests import (
     fuzz,
     test_autoregressive,
+    test_bases,
     test_continuous,
     test_dense,
     test_grid,
@@ -323,6 +324,7 @@ def elementwise(name: str, event_ndim: int = 1, **arguments: Any) -> Judge:
 
 
 CONSTANTS = in_both(test_oracles.test_base_densities_against_scipy)
+CONTEXTS = in_both(test_bases.test_conditional_bases_against_scipy)
 BATCH_NORM = in_both(test_oracles.test_batch_norm_against_torch_nn)
 TRAINING = one_model(arch("BatchNorm", dim=3))
 
@@ -369,6 +371,9 @@ MUTANTS = [
            outputs(lambda z, s: (z, -s)), consistent(arch("LULinear", dim=3), 3)),
     Mutant("linear", "1x1 convolution: one pixel's log-det", L + "Invertible1x1Conv._log_det",
            result(lambda s: s / 4), consistent(arch("Invertible1x1Conv", channels=2), 2, 2, 2)),
+    Mutant("linear", "P L U turned around, and its signs forgotten", "flow_bridge.masks:factor_rows",
+           result(lambda rows: rows and (np.argsort(rows[0]), abs(rows[1]))),
+           in_both(test_dense.test_lu_with_a_permutation_and_signs), SHARED),
     # normalisation
     Mutant("normalisation", "eps", N + "BatchNorm._normalize", other_eps,
            consistent(arch("BatchNorm", dim=3), 3)),
@@ -432,6 +437,12 @@ MUTANTS = [
            lambda original, half: lambda map, x, p: (
                original(map, x, p)[0] + 1e-6 * (x * x > map.high**2), original(map, x, p)[1]),
            consistent(SPLINE, 2)),
+    Mutant("splines", "squashed as much as a slope", S + "SplineMap.knots",
+           lambda original, half: lambda map, p: (original(map, p) if map.squash is None else
+                                                  original(replace(map, squash=map.squash**2), p)),
+           test_grid.test_splines_in_other_words, BOTH),
+    Mutant("splines", "edge slope of another number", S + "raw_slope",
+           result(lambda raw: raw + 1e-9), test_grid.test_splines_in_other_words, BOTH),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",
            own_input, consistent(MASKED, 3), SHARED),
@@ -518,6 +529,10 @@ MUTANTS = [
     Mutant("distributions", "GaussianMixture: samples of another component",
            D + "GaussianMixture.map_noise", result(lambda z: z + 1),
            in_both(test_dense.test_base_distributions_against_torch_and_scipy), BOTH),
+    Mutant("distributions", "DiagonalNormal: loc and scale of a context exchanged",
+           D + "DiagonalNormal._parameters_for", outputs(lambda loc, s: (s, loc)), CONTEXTS, BOTH),
+    Mutant("distributions", "GaussianMixture: weights of a context all the same",
+           D + "GaussianMixture._parameters_for", result(lambda p: (0 * p[0], *p[1:])), CONTEXTS, BOTH),
     # structure
     Mutant("structure", "Invert goes the same way", "bijectors.structure:Invert.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(arch("Invert", bijector=FREE), 2)),
