@@ -257,7 +257,7 @@ CASES = [
     Case("AffineCoupling-context", coupling(dim=3, context_dim=2)),
     Case("AffineCoupling-context-one-network",
          coupling(dim=4, context_dim=3, separate_networks=False, mask=[0, 1, 1, 0])),
-    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu"), smooth=False),
+    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu:0.3"), smooth=False),
     Case("AffineCoupling-softplus", coupling(dim=3, activation="softplus", hidden_dims=[])),
     Case("AdditiveCoupling", arch("AdditiveCoupling", dim=5, hidden_dims=[7, 5], activation="tanh")),
     Case("AdditiveCoupling-context",
