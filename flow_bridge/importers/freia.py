@@ -7,6 +7,8 @@ Reference: Ardizzone et al. (2018-2022), https://github.com/vislearn/FrEIA.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import networks, parts
 from flow_bridge.importers.networks import Conditioner, Linear, Outputs
-from flow_bridge.importers.parts import Layer, Part, Reading
+from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     PROBE,
     as_array,
+    dropout,
     expect,
     float64_copy,
     in_numpy,
@@ -56,7 +59,7 @@ def read(model: Any) -> Reading:
             f"what it is, {corrections:.0e} away."
         )
     base = parts.part("StandardNormal", dim=shape[0])
-    return Reading(layers, base, parts.composed(layers), notes=[*notes, *networks.dropout(model)])
+    return Reading(layers, base, parts.composed(layers), notes=[*notes, *dropout(model)])
 
 
 def _sequence(model: Any, where: str) -> Iterator[tuple[Any, bool]]:
@@ -213,7 +216,8 @@ def _separate(
     where: str,
 ) -> Part:
     """A coupling with two networks, padded with zeros to ``SeparateMLPs``."""
-    arrays, kinds = {}, []
+    arrays: Arrays = {}
+    kinds = []
     seen = np.flatnonzero(np.append(fixed, np.ones(context_dim, bool)))
     for i, (net, times) in enumerate(((shift, 1.0), (scale, factor))):
         layers, activation = _layers(net, where)
@@ -251,7 +255,8 @@ def _all_in_one(module: Any, dim: int, where: str) -> list[Part]:
         raise UnsupportedModel(f"{where} of one dimension has no counterpart.")
     size, clamp = module.splits[1], float(module.clamp)
     probe = np.full((1, 2 * size), 7.0)
-    got = torch_call(lambda a: module._affine(a.new_zeros(1, size), a)[1] / size, probe)[0]
+    affine = partial(methodcaller, "_affine")
+    got = torch_call(lambda a: affine(a.new_zeros(1, size), a)(module)[1] / size, probe)[0]
     factors = {clamp: math.tanh(0.7), 1.0: math.tanh(0.7 / clamp)}  # of 0.2 and of later versions
     known = [f for f, value in factors.items() if math.isclose(got, clamp * value, rel_tol=1e-12)]
     if not known:
@@ -263,16 +268,19 @@ def _all_in_one(module: Any, dim: int, where: str) -> list[Part]:
     scale = as_array(module.global_scale_activation(module.global_scale)).ravel()
     arrays = {"log_scale": np.log(scale), "shift": as_array(module.global_offset).ravel()}
     found.append(parts.part("Affine", arrays, dim=dim))
-    weight = module._construct_householder_permutation() if module.householder else module.w_perm
-    rotation = as_array(weight)
-    if rotation.ndim == 1:
-        rotation = np.eye(dim)[rotation]
-    found.append(_rotation(rotation))
-    return [_rotation(rotation.T), *found] if module.reverse_pre_permute else found
+    if module.householder:
+        weight = as_array(methodcaller("_construct_householder_permutation")(module))
+        back = weight.T
+    else:
+        weight, back = as_array(module.w_perm), as_array(module.w_perm_inv)
+    found.append(_rotation(weight))
+    return [_rotation(back), *found] if module.reverse_pre_permute else found
 
 
 def _rotation(weight: np.ndarray) -> Part:
-    """z = W x, a permutation where it is one."""
+    """z = W x, a permutation where it is one or given as one."""
+    if weight.ndim == 1:
+        return parts.permutation(weight)
     is_one = weight == 1
     if ((weight == 0) | is_one).all() and (is_one.sum(0) == 1).all() and (is_one.sum(1) == 1).all():
         return parts.permutation(is_one.argmax(1))

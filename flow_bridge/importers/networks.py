@@ -203,90 +203,6 @@ def _narrower(layers: Sequence[Linear], degrees: Sequence[np.ndarray]) -> tuple[
     return (f"{count} weights that the masks forbid are zeros, which training may change.",)
 
 
-def residual_net(net: Any, outputs: Outputs, where: str) -> tuple[Conditioner, int]:
-    """The ``ResidualNet`` of nflows and normflows as ``ResidualMLP``, and the width of its context."""
-    if kind(net) != "ResidualNet":
-        raise UnsupportedModel(f"{where} has no counterpart with a network {kind(net)}.")
-    where = f"{where}, ResidualNet"
-    known = "hidden_features context_features preprocessing initial_layer blocks final_layer"
-    expect(net, where, known)
-    if getattr(net, "preprocessing", None) is not None:
-        raise UnsupportedModel(f"{where} has no counterpart with periodic features.")
-    inner, gates, activation = residual_blocks(net.blocks, where, "gates")
-    last = outputs.taken(linear(net.final_layer, where), by_entry=False)
-    first = linear(net.initial_layer, where)
-    options = {
-        "type": "ResidualMLP",
-        "hidden_dim": len(first.bias),
-        "num_blocks": len(net.blocks),
-        "activation": activation,
-        "context": "gate" if gates else "concatenate",
-    }
-    arrays = arrays_of([first, *inner, last]) | gates
-    return Conditioner(options, arrays), net.context_features or 0
-
-
-def residual_blocks(blocks: Any, where: str, group: str) -> tuple[list[Linear], Arrays, str]:
-    """Layers, what each block has for the context, and the activation of pre-activated blocks.
-
-    Args:
-        blocks: of nflows or normflows, masked or not.
-        where: what a message calls their owner.
-        group: what ours calls the layers for the context, ``"gates"`` or ``"branches"``.
-    """
-    layers: list[Linear] = []
-    arrays: Arrays = {}
-    names = set()
-    for i, block in enumerate(blocks):
-        name = f"{where}, {kind(block)}"
-        known = "use_batch_norm batch_norm_layers context_layer linear_layers degrees activation dropout"
-        expect(block, name, known)
-        if block.use_batch_norm:
-            raise UnsupportedModel(f"{name} has no counterpart with batch normalisation.")
-        layers += [linear(layer, name) for layer in block.linear_layers]
-        names.add(activation_name(block.activation, name))
-        if hasattr(block, "context_layer"):
-            key = f"network.{group}.{i + (group == 'branches')}"
-            layer = linear(block.context_layer, name)
-            arrays |= {f"{key}.weight": layer.weight, f"{key}.bias": layer.bias}
-    if len(names) != 1:
-        raise UnsupportedModel(f"{where} has no counterpart with {len(names)} activations.")
-    return layers, arrays, names.pop()
-
-
-def masked_residual_mlp(
-    layers: Sequence[Linear],
-    activation: str,
-    outputs: Outputs,
-    dim: int,
-    where: str,
-    context: str = "concatenate",
-    others: Arrays | None = None,
-) -> Conditioner:
-    """The conditioner of a masked map, ``MaskedResidualMLP``; arguments as ``masked_mlp``.
-
-    Args:
-        layers: the first, two of each block, the last.
-        context: how the context enters.
-        others: the arrays that this needs.
-    """
-    plain = masked_mlp(layers, activation, outputs, dim, where)
-    degrees = plain.architecture["degrees"]
-    if isinstance(degrees, list):
-        if any(layer != degrees[0] for layer in degrees):
-            raise UnsupportedModel(f"{where} has no counterpart with units of changing degrees.")
-        degrees = degrees[0]
-    options = {
-        "type": "MaskedResidualMLP",
-        "hidden_dim": len(layers[0].bias),
-        "num_blocks": len(layers) // 2 - 1,
-        "activation": activation,
-        "context": context,
-        "degrees": degrees,
-    }
-    return plain._replace(architecture=options, arrays=plain.arrays | (others or {}))
-
-
 def masked_autoregressive(
     map: Architecture, conditioner: Conditioner, dim: int, context_dim: int
 ) -> Part:
@@ -319,12 +235,3 @@ def coupling(
         },
         conditioner.arrays,
     )
-
-
-def dropout(model: Any) -> list[str]:
-    """Notes about the dropout in a torch module."""
-    return [
-        f"Dropout of {module.p} acts in training only and is left out."
-        for module in model.modules()
-        if kind(module) == "Dropout" and module.p > 0
-    ]

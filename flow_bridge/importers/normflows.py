@@ -7,7 +7,7 @@ stands between the first two layers.
 Reference: Stimper et al. (2023), doi:10.21105/joss.05361.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,21 @@ from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import networks, parts
 from flow_bridge.importers.networks import Conditioner, Linear, Outputs
-from flow_bridge.importers.parts import Layer, Part, Reading
+from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
     as_array,
+    dropout,
     expect,
     float64_copy,
     in_numpy,
     kind,
+    members,
     softplus,
 )
 
-SIGMOID = {"type": "AffineMap", "scale": "sigmoid", "bound": 1.0, "offset": 2.0}
-EXP = {"type": "AffineMap", "scale": "exp"}
+SIGMOID: Architecture = {"type": "AffineMap", "scale": "sigmoid", "bound": 1.0, "offset": 2.0}
+EXP: Architecture = {"type": "AffineMap", "scale": "exp"}
 
 
 def read(model: Any) -> Reading:
@@ -43,7 +45,7 @@ def read(model: Any) -> Reading:
     inverse = any(kind(_bare(flow)) in ("Planar", "Radial") for flow in flows)
     layers = [_layer(flow, base.architecture["dim"], inverse) for flow in flows]
     run = parts.composed(layers, inverse)  # its own methods add log|det| up in float32
-    return Reading(layers, base, run, notes=networks.dropout(model), inverse=inverse)
+    return Reading(layers, base, run, notes=dropout(model), inverse=inverse)
 
 
 def _members(flow: Any) -> Iterator[Any]:
@@ -52,7 +54,7 @@ def _members(flow: Any) -> Iterator[Any]:
         yield flow
         return
     expect(flow, "normflows' Composite", "_flows")
-    for item in reversed(list(flow._flows)):
+    for item in reversed(list(members(flow)["_flows"])):
         yield from _members(item)
 
 
@@ -125,7 +127,7 @@ def _masked_affine(flow: Any, dim: int, where: str) -> list[Part]:
         for n in read.values()
     ):
         raise UnsupportedModel(f"{where} has no counterpart with two networks of different kinds.")
-    arrays = {}
+    arrays: Arrays = {}
     nets = [read[name][0] for name in given]
     if given == ["s"]:
         last = layers[-1]
@@ -200,7 +202,7 @@ def _coupling_block(flow: Any, dim: int, where: str) -> list[Part]:
     if not affine.scale:
         conditioner = networks.mlp(layers, activation, Outputs.of(free, -1))
         return [networks.coupling({"type": "ShiftMap"}, conditioner, fixed, 0)]
-    maps = {
+    maps: dict[str, Architecture] = {
         "exp": EXP | {"order": "shift_divide"},
         "sigmoid": SIGMOID | {"order": "shift_scale"},
         "sigmoid_inv": SIGMOID | {"order": "shift_divide"},
@@ -246,7 +248,7 @@ def _lu_permute(flow: Any, dim: int, where: str) -> list[Part]:
     lu = np.diag(np.log(softplus(as_array(linear.unconstrained_upper_diag)) + linear.eps))
     lu[np.tril_indices(dim, -1)] = as_array(linear.lower_entries)
     lu[np.triu_indices(dim, 1)] = as_array(linear.upper_entries)
-    order = as_array(flow.permutation._permutation)
+    order = as_array(members(flow.permutation)["_permutation"])
     shift = as_array(linear.bias)
     options = {"dim": dim, "permutation": list(range(dim))}
     return [parts.permutation(order), parts.part("LULinear", {"lu": lu, "shift": shift}, **options)]
@@ -306,10 +308,10 @@ def _made(made: Any, outputs: Outputs, dim: int, where: str) -> tuple[Conditione
         )
     last = networks.linear(made.final_layer, where)
     if made.blocks and kind(made.blocks[0]) == "MaskedResidualBlock":
-        inner, gates, activation = networks.residual_blocks(made.blocks, where, "gates")
+        inner, gates, activation = _residual_blocks(made.blocks, where, "gates")
         layers, how = [first, *inner, last], "gate" if gates else "concatenate"
         return (
-            networks.masked_residual_mlp(layers, activation, outputs, dim, where, how, gates),
+            _masked_residual_mlp(layers, activation, outputs, dim, where, how, gates),
             context_dim,
         )
     layers, names = [first], set()
@@ -321,13 +323,97 @@ def _made(made: Any, outputs: Outputs, dim: int, where: str) -> tuple[Conditione
         raise UnsupportedModel(f"{where} has no counterpart with several activations.")
     below, above, *rest = *layers, last  # with nothing in between
     layers = [_product(above, below), *rest]
-    return networks.masked_mlp(layers, *names or {"relu"}, outputs, dim, where), context_dim
+    return networks.masked_mlp(layers, max(names, default="relu"), outputs, dim, where), context_dim
+
+
+def _residual_net(net: Any, outputs: Outputs, where: str) -> tuple[Conditioner, int]:
+    """The ``ResidualNet`` of nflows and normflows as ``ResidualMLP``, and the width of its context."""
+    if kind(net) != "ResidualNet":
+        raise UnsupportedModel(f"{where} has no counterpart with a network {kind(net)}.")
+    where = f"{where}, ResidualNet"
+    known = "hidden_features context_features preprocessing initial_layer blocks final_layer"
+    expect(net, where, known)
+    if getattr(net, "preprocessing", None) is not None:
+        raise UnsupportedModel(f"{where} has no counterpart with periodic features.")
+    inner, gates, activation = _residual_blocks(net.blocks, where, "gates")
+    last = outputs.taken(networks.linear(net.final_layer, where), by_entry=False)
+    first = networks.linear(net.initial_layer, where)
+    options = {
+        "type": "ResidualMLP",
+        "hidden_dim": len(first.bias),
+        "num_blocks": len(net.blocks),
+        "activation": activation,
+        "context": "gate" if gates else "concatenate",
+    }
+    arrays = networks.arrays_of([first, *inner, last]) | gates
+    return Conditioner(options, arrays), net.context_features or 0
+
+
+def _residual_blocks(blocks: Any, where: str, group: str) -> tuple[list[Linear], Arrays, str]:
+    """Layers, what each block has for the context, and the activation of pre-activated blocks.
+
+    Args:
+        blocks: of nflows or normflows, masked or not.
+        where: what a message calls their owner.
+        group: what ours calls the layers for the context, ``"gates"`` or ``"branches"``.
+    """
+    layers: list[Linear] = []
+    arrays: Arrays = {}
+    names = set()
+    for i, block in enumerate(blocks):
+        name = f"{where}, {kind(block)}"
+        known = "use_batch_norm batch_norm_layers context_layer linear_layers degrees activation dropout"
+        expect(block, name, known)
+        if block.use_batch_norm:
+            raise UnsupportedModel(f"{name} has no counterpart with batch normalisation.")
+        layers += [networks.linear(layer, name) for layer in block.linear_layers]
+        names.add(activation_name(block.activation, name))
+        if hasattr(block, "context_layer"):
+            key = f"network.{group}.{i + (group == 'branches')}"
+            layer = networks.linear(block.context_layer, name)
+            arrays |= {f"{key}.weight": layer.weight, f"{key}.bias": layer.bias}
+    if len(names) != 1:
+        raise UnsupportedModel(f"{where} has no counterpart with {len(names)} activations.")
+    return layers, arrays, names.pop()
+
+
+def _masked_residual_mlp(
+    layers: Sequence[Linear],
+    activation: str,
+    outputs: Outputs,
+    dim: int,
+    where: str,
+    context: str = "concatenate",
+    others: Arrays | None = None,
+) -> Conditioner:
+    """The conditioner of a masked map, ``MaskedResidualMLP``; arguments as ``masked_mlp``.
+
+    Args:
+        layers: the first, two of each block, the last.
+        context: how the context enters.
+        others: the arrays that this needs.
+    """
+    plain = networks.masked_mlp(layers, activation, outputs, dim, where)
+    degrees = plain.architecture["degrees"]
+    if isinstance(degrees, list):
+        if any(layer != degrees[0] for layer in degrees):
+            raise UnsupportedModel(f"{where} has no counterpart with units of changing degrees.")
+        degrees = degrees[0]
+    options = {
+        "type": "MaskedResidualMLP",
+        "hidden_dim": len(layers[0].bias),
+        "num_blocks": len(layers) // 2 - 1,
+        "activation": activation,
+        "context": context,
+        "degrees": degrees,
+    }
+    return Conditioner(options, plain.arrays | (others or {}), plain.order, plain.notes)
 
 
 def _product(above: Linear, below: Linear) -> Linear:
     """Two masked layers with nothing in between as one."""
-    first, second = (np.where(layer.mask, layer.weight, 0) for layer in (below, above))
-    return Linear(second @ first, second @ below.bias + above.bias, above.mask @ below.mask)
+    (second, to), (first, through) = _masked(above), _masked(below)
+    return Linear(second @ first, second @ below.bias + above.bias, to @ through)
 
 
 def _normalized(layer: Linear, norm: Any) -> Linear:
@@ -336,8 +422,14 @@ def _normalized(layer: Linear, norm: Any) -> Linear:
         return layer
     factor = as_array(norm.weight) / np.sqrt(as_array(norm.running_var) + norm.eps)
     shift = as_array(norm.bias) - as_array(norm.running_mean) * factor
-    bias = layer.bias + np.where(layer.mask, layer.weight, 0) @ shift
-    return Linear(layer.weight * factor, bias, layer.mask)
+    weight, mask = _masked(layer)
+    return Linear(weight * factor, layer.bias + weight @ shift, mask)
+
+
+def _masked(layer: Linear) -> tuple[np.ndarray, np.ndarray]:
+    """The weight with its zeros, and the mask."""
+    mask = np.ones(layer.weight.shape, bool) if layer.mask is None else layer.mask
+    return np.where(mask, layer.weight, 0), mask
 
 
 def _spline(
@@ -388,7 +480,7 @@ def _coupled_spline(flow: Any, dim: int, where: str) -> list[Part]:
     outputs = Outputs.of(
         size * np.arange(dim - fixed.sum())[:, None] + np.arange(size), factor, offset
     )
-    conditioner, context_dim = networks.residual_net(net, outputs, where)
+    conditioner, context_dim = _residual_net(net, outputs, where)
     found = [networks.coupling(map, conditioner, fixed, context_dim)]
     alone = spline.unconditional_transform  # of the fixed half, once the network has seen it
     if alone is not None:

@@ -232,3 +232,12 @@ def in_numpy_jax(function: Callable[..., Any]) -> Run:
             return as_array(z), np.broadcast_to(as_array(log_det), x.shape[:1]).copy()
 
     return run
+
+
+def dropout(model: Any) -> list[str]:
+    """Notes about the dropout in a torch module."""
+    return [
+        f"Dropout of {module.p} acts in training only and is left out."
+        for module in model.modules()
+        if kind(module) == "Dropout" and module.p > 0
+    ]
