@@ -59,7 +59,7 @@ from jax_flows.distributions import (
     Uniform,
 )
 from jax_flows.export import export
-from jax_flows.flows import Flow, standardized
+from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.models.autoregressive import IAF, MAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
@@ -156,6 +156,7 @@ __all__ = [
     "fit",
     "fit_to_energy",
     "load",
+    "pullback",
     "quantize",
     "register",
     "register_activation",

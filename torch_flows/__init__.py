@@ -59,7 +59,7 @@ from torch_flows.distributions import (
     Uniform,
 )
 from torch_flows.export import export
-from torch_flows.flows import Flow, standardized
+from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.models.autoregressive import IAF, MAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
@@ -156,6 +156,7 @@ __all__ = [
     "fit",
     "fit_to_energy",
     "load",
+    "pullback",
     "quantize",
     "register",
     "register_activation",

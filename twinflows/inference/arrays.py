@@ -112,10 +112,10 @@ def plain(array: Any) -> Any:
     return np.asarray(array).item() if np.ndim(array) == 0 else array
 
 
-def log_sum_exp(array: np.ndarray) -> np.ndarray:
-    """log Σ exp along the first axis; every column has an entry above -inf."""
+def log_mean_exp(array: np.ndarray) -> np.ndarray:
+    """log mean exp along the first axis; every column has an entry above -inf."""
     top = array.max(0)
-    return top + np.log(np.exp(array - top).sum(0))
+    return top + np.log(np.exp(array - top).mean(0))
 
 
 def _enough(owner: str, name: str, array: np.ndarray, at_least: int) -> np.ndarray:

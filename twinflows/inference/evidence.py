@@ -42,7 +42,7 @@ def harmonic_mean(log_target: Any, log_density: Any) -> Estimate:
         )
     ratios = arrays.log_weights(owner, "log_target", (target - density).reshape(-1))
     count = len(ratios)
-    value = np.log(count) - arrays.log_sum_exp(ratios)
+    value = -arrays.log_mean_exp(ratios)
     if density.ndim == 1:
         error = max(1 / effective_sample_size(ratios) - 1 / count, 0) ** 0.5
     else:

@@ -71,7 +71,7 @@ def effective_sample_size(log_weights: Any, drawn_from: str = "proposal") -> Any
     count = len(log_w)
     if drawn_from == "target":
         _refuse_zeros(owner, log_w)
-        log_mean, log_mean_inverse = (_log_mean(sign * log_w) for sign in (1, -1))
+        log_mean, log_mean_inverse = (arrays.log_mean_exp(sign * log_w) for sign in (1, -1))
         return arrays.plain(count * np.exp(np.minimum(-log_mean - log_mean_inverse, 0)))
     weights = np.exp(log_w - log_w.max(0))
     return arrays.plain(np.clip(weights.sum(0) ** 2 / (weights**2).sum(0), 1, count))
@@ -97,7 +97,7 @@ def log_evidence(log_weights: Any) -> Estimate:
     log_w = arrays.log_weights("log_evidence", "log_weights", log_weights)
     inverse = 1 / np.asarray(effective_sample_size(log_w)) - 1 / len(log_w)
     error = np.sqrt(np.maximum(inverse, 0))
-    return Estimate(arrays.plain(_log_mean(log_w)), arrays.plain(error))
+    return Estimate(arrays.plain(arrays.log_mean_exp(log_w)), arrays.plain(error))
 
 
 def elbo(log_weights: Any) -> Estimate:
@@ -208,10 +208,6 @@ def _one_axis(owner: str, log_weights: Any, at_least: int) -> np.ndarray:
 def _refuse_zeros(owner: str, log_w: np.ndarray) -> None:
     if np.isneginf(log_w).any():
         raise ValueError(f"{owner} got -inf in log_weights: draws of the target have a weight.")
-
-
-def _log_mean(log_w: np.ndarray) -> np.ndarray:
-    return arrays.log_sum_exp(log_w) - np.log(len(log_w))
 
 
 def _mean(values: np.ndarray) -> Estimate:
