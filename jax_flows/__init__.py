@@ -61,6 +61,7 @@ from jax_flows.distributions import (
 from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
+from jax_flows.importing import import_flow
 from jax_flows.models.autoregressive import IAF, MAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
@@ -155,6 +156,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "import_flow",
     "load",
     "pullback",
     "quantize",

@@ -257,7 +257,7 @@ CASES = [
     Case("AffineCoupling-context", coupling(dim=3, context_dim=2)),
     Case("AffineCoupling-context-one-network",
          coupling(dim=4, context_dim=3, separate_networks=False, mask=[0, 1, 1, 0])),
-    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu"), smooth=False),
+    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu:0.3"), smooth=False),
     Case("AffineCoupling-softplus", coupling(dim=3, activation="softplus", hidden_dims=[])),
     Case("AdditiveCoupling", arch("AdditiveCoupling", dim=5, hidden_dims=[7, 5], activation="tanh")),
     Case("AdditiveCoupling-context",
@@ -335,6 +335,11 @@ CASES = [
     Case("Planar-context", arch("Planar", dim=3, context_dim=2)),
     # base distributions
     Case("GaussianMixture", flow(arch("Affine", dim=3), arch("GaussianMixture", dim=3, num_components=4))),
+    Case("GaussianMixture-context", arch("Flow", bijector=arch("Planar", dim=2, context_dim=2),
+        base=arch("GaussianMixture", dim=2, num_components=3, context_dim=2, conditioner=tanh_network()),
+        context_net=arch("MLP", in_dim=3, out_dim=2, hidden_dims=[4], activation="tanh"))),
+    Case("DiagonalNormal-context", flow(arch("ActNorm", dim=[2, 1, 2]), arch(
+        "DiagonalNormal", dim=[2, 1, 2], context_dim=3, conditioner=tanh_network()))),
     Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
     # images
     Case("Squeeze", arch("Squeeze"), dim=4),

@@ -146,7 +146,7 @@ class Draw:
 
 
 ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
-    "activation": lambda d: d.one_of(*sorted(ACTIVATIONS)),
+    "activation": lambda d: d.one_of(*sorted(ACTIVATIONS), "leaky_relu:0.7"),
     "alpha": lambda d: d.one_of(0.05, 0.3, 1.0, 2.0),
     "autoregressive": lambda d: d.one_of(True, False),
     "base": lambda d: draw_type(d, torch_flows.Distribution),

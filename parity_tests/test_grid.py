@@ -214,6 +214,36 @@ def test_a_network_that_is_not_registered_works_in_its_half(tmp_path: Any) -> No
         jax_flows.save(twin, variables, tmp_path / "twin.safetensors")
 
 
+def test_activations_agree() -> None:
+    """Both halves with each other, and what PyTorch has with PyTorch."""
+    x = np.linspace(-6, 6, 101)
+    functional = torch.nn.functional
+    known = {
+        "leaky_relu:0.01": functional.leaky_relu,
+        "mish": functional.mish,
+        "selu": functional.selu,
+    }
+    points, jax_points = torch.from_numpy(x), jnp.asarray(x)
+    for name in (*ACTIVATIONS, "leaky_relu:0.01"):
+        value, slope = VALUE_AND_SLOPE[name](points)
+        jax_value, jax_slope = JAX_SLOPES[name](jax_points)
+        others = [value, jax_value, JAX_ACTIVATIONS[name](jax_points)]
+        if name in known:
+            others.append(known[name](points))
+        for other in others:
+            np.testing.assert_allclose(np.asarray(other), ACTIVATIONS[name](points), atol=1e-14)
+        np.testing.assert_allclose(np.asarray(jax_slope), slope, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu:0.01", "leaky_relu", "mish", "selu"])
+def test_activations_compile(name: str) -> None:
+    """Through the table, in one graph, in place where that is done."""
+    network = torch_flows.MLP(2, 2, (3,), name)
+    x = torch.randn(4, 2)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), network(x))
+
+
 @pytest.fixture
 def forgotten_activations() -> Iterator[None]:
     tables = (ACTIVATIONS, JAX_ACTIVATIONS, VALUE_AND_SLOPE, JAX_SLOPES, lipschitz.SLOPE_BOUNDS)

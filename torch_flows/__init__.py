@@ -61,6 +61,7 @@ from torch_flows.distributions import (
 from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
+from torch_flows.importing import import_flow
 from torch_flows.models.autoregressive import IAF, MAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
@@ -155,6 +156,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "import_flow",
     "load",
     "pullback",
     "quantize",
