@@ -421,6 +421,16 @@ def context_width(
     return context_dim
 
 
+def context_of_base(owner: str, context_dim: int, base: Any) -> None:
+    """Raise ``ValueError`` for a named model of no context whose base takes one."""
+    width = getattr(base, "context_dim", 0)
+    if width and not context_dim:
+        raise ValueError(
+            f"{owner} has a base of context_dim {width}: give it the same context_dim, or "
+            f"Flow({owner}(...).bijector, base) has a context in the base alone."
+        )
+
+
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape

@@ -18,7 +18,13 @@ from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
-from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
+from torch_flows.inputs import (
+    check_array,
+    check_input,
+    check_output,
+    context_batch,
+    dtype_name,
+)
 from torch_flows.numerics import beyond
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
@@ -28,7 +34,7 @@ from torch_flows.variables import HasVariables
 class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
-    log p(x) = log p_base(z) + log|det dz/dx|.
+    log p(x) = log p_base(z) + log|det dz/dx|. A context goes to those of the two that take one.
 
     Args:
         bijector: maps data to latent.
@@ -41,7 +47,7 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than the bijector takes, and for names that are not one for each entry.
+            makes another width than they take, and for names that are not one for each entry.
 
     Examples:
         >>> import torch, torch_flows
@@ -70,7 +76,8 @@ class Flow(HasVariables):
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         nets = list_of_nets(context_net)
         widths = [net_widths(name, net) for net in nets]
-        self.context_dim = checks.context_width(name, widths, bijector.context_dim)
+        taken = checks.common_context_dim(name, [bijector.context_dim, base.context_dim])
+        self.context_dim = checks.context_width(name, widths, taken)
         checks.column_names(name, "columns", columns, self.event_shape[0])
         checks.column_names(name, "context_columns", context_columns, self.context_dim)
         self.columns = None if columns is None else tuple(columns)
@@ -93,20 +100,20 @@ class Flow(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        context = self._condition("x", x, context)
-        return check_output(self, x, self.bijector.map_forward(x, context))
+        condition, _ = self._condition("x", x, context)
+        return check_output(self, x, self.bijector.map_forward(x, condition))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        context = self._condition("z", z, context)
-        return check_output(self, z, self.bijector.map_inverse(z, context))
+        condition, _ = self._condition("z", z, context)
+        return check_output(self, z, self.bijector.map_inverse(z, condition))
 
     def steps(
         self, x: Tensor, context: Tensor | None = None, inverse: bool = False
     ) -> list[Output]:
         """Every intermediate value and the log-det of its step, see ``Bijector.steps``."""
-        context = self._condition("z" if inverse else "x", x, context)
-        return self.bijector.map_steps(x, context, inverse)
+        condition, _ = self._condition("z" if inverse else "x", x, context)
+        return self.bijector.map_steps(x, condition, inverse)
 
     def confirm(self, architecture: Architecture) -> Architecture:
         """As ``HasVariables.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
@@ -124,7 +131,7 @@ class Flow(HasVariables):
         initialize(self, self.bijector, x, context, self.embed)
 
     def embed(self, context: Tensor) -> Tensor:
-        """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
+        """What bijector and base take of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for net in list_of_nets(self.context_net):
             context = (
                 net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
@@ -136,7 +143,7 @@ class Flow(HasVariables):
     ) -> None:
         """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
         with torch.no_grad(), evaluation(self):
-            condition = self._condition("x", x, context)
+            condition, _ = self._condition("x", x, context)
             self.bijector.map_and_set_statistics(x, condition, weights)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -146,13 +153,13 @@ class Flow(HasVariables):
         x with a NaN gives NaN in that row only.
         """
         domain, ndim = self.bijector.domain, len(self.event_shape)
-        condition = self._condition("x", x, context)
+        condition, base_condition = self._condition("x", x, context)
         # in training mode a second pass through the first members would count as another batch
         outside = beyond(x, domain, ndim) if self.training else self.bijector.outside(x, condition)
         if domain != REALS:  # so that such rows have the gradient 0, not NaN
             x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
         z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
-        return torch.where(outside, -math.inf, self.base.log_prob(z) + log_det)
+        return torch.where(outside, -math.inf, self.base.log_prob(z, base_condition) + log_det)
 
     def sample(
         self,
@@ -179,12 +186,32 @@ class Flow(HasVariables):
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
-        z = self.base.sample((*shape, *context_batch(self, context)), generator)
-        x, log_det = self.inverse(z, context)
+        batch = *shape, *context_batch(self, context)
+        condition, base_condition = self._embed(context, batch)
+        rows = batch if base_condition is None else ()
+        z = self.base.sample(rows, generator, base_condition)
+        return self._from_latent(z, condition, base_condition)
+
+    def from_noise(self, noise: Tensor, context: Tensor | None = None) -> Output:
+        """Samples and their log-densities from the base's noise ``(*batch, *base.noise_shape)``.
+
+        Context and errors as in ``forward``.
+        """
+        check_input(self, "noise", noise, context, self.base.noise_shape)
+        batch = noise.shape[: noise.ndim - len(self.base.noise_shape)]
+        condition, base_condition = self._embed(context, batch)
+        z = self.base.from_noise(noise, base_condition)
+        return self._from_latent(z, condition, base_condition)
+
+    def _from_latent(
+        self, z: Tensor, condition: Tensor | None, base_condition: Tensor | None
+    ) -> Output:
+        check_array(self, "z", z, self.latent_shape)
+        x, log_det = check_output(self, z, self.bijector.map_inverse(z, condition))
         if self.bijector.domain != REALS:
             low, high = self.bijector.domain.ends(dtype_name(x.dtype))
             x = torch.where(x < low, low, torch.where(x > high, high, x))
-        return x, self.base.log_prob(z) - log_det
+        return x, self.base.log_prob(z, base_condition) - log_det
 
     def distribution(
         self, context: Tensor | None = None, validate_args: bool | None = None
@@ -192,11 +219,24 @@ class Flow(HasVariables):
         """The flow as a ``torch.distributions.Distribution``, see ``interop.FlowDistribution``."""
         return interop.distribution(self, context, validate_args)
 
-    def _condition(self, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
+    def _condition(
+        self, name: str, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Check an input and its context, and return what the bijector and the base take of that."""
         expanded = check_input(self, name, x, context)
-        if context is None or expanded is None or self.context_net is None:
-            return expanded
-        return self.embed(context).expand(*expanded.shape[:-1], -1)
+        return self._embed(context, () if expanded is None else expanded.shape[:-1])
+
+    def _embed(
+        self, context: Tensor | None, batch: Sequence[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the bijector and the base take of a context, for a batch of inputs."""
+        if context is None:
+            return None, None
+        embedded = self.embed(context).expand(*batch, -1)
+        return (
+            embedded if self.bijector.context_dim else None,
+            embedded if self.base.context_dim else None,
+        )
 
 
 @torch.no_grad()
