@@ -34,6 +34,7 @@ from torch_flows.bijectors.elementwise import (
     Logit,
     Rescale,
     Sigmoid,
+    Softclip,
     Softplus,
     Tanh,
 )
@@ -136,6 +137,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "Softclip",
     "Softplus",
     "SplineCoupling",
     "SplineMap",
