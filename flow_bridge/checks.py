@@ -421,6 +421,16 @@ def context_width(
     return context_dim
 
 
+def context_of_base(owner: str, context_dim: int, base: Any) -> None:
+    """Raise ``ValueError`` for a named model of no context whose base takes one."""
+    width = getattr(base, "context_dim", 0)
+    if width and not context_dim:
+        raise ValueError(
+            f"{owner} has a base of context_dim {width}: give it the same context_dim, or "
+            f"Flow({owner}(...).bijector, base) has a context in the base alone."
+        )
+
+
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape
@@ -490,6 +500,18 @@ def one_of(owner: str, name: str, value: object, allowed: Collection[str]) -> No
     if not isinstance(value, str) or value not in allowed:
         names = ", ".join(sorted(allowed))
         raise ValueError(f"{owner} expects {name} to be one of {names}, got {value!r}.")
+
+
+def one_per_event(
+    owner: str, what: str, events: Sequence[int], batch: Sequence[int], shape: Sequence[int] | None
+) -> None:
+    """Raise ``ValueError`` unless a function of events gave one number for each; ``None``: a number."""
+    if tuple(shape or ()) != tuple(batch):
+        got = "a number" if shape is None else tuple(shape)
+        raise ValueError(
+            f"{owner} expects the {what} of x of shape {tuple(events)} to be of shape {tuple(batch)}, got "
+            f"{got}: vmap the {what} of one event."
+        )
 
 
 def interval(owner: str, **bounds: float) -> None:

@@ -221,6 +221,7 @@ CASES = [
     Case("Exp", arch("Exp"), dim=3),
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
+    Case("Softclip", arch("Softclip", bound=3.0), dim=2),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
         arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
@@ -335,6 +336,11 @@ CASES = [
     Case("Planar-context", arch("Planar", dim=3, context_dim=2)),
     # base distributions
     Case("GaussianMixture", flow(arch("Affine", dim=3), arch("GaussianMixture", dim=3, num_components=4))),
+    Case("GaussianMixture-context", arch("Flow", bijector=arch("Planar", dim=2, context_dim=2),
+        base=arch("GaussianMixture", dim=2, num_components=3, context_dim=2, conditioner=tanh_network()),
+        context_net=arch("MLP", in_dim=3, out_dim=2, hidden_dims=[4], activation="tanh"))),
+    Case("DiagonalNormal-context", flow(arch("ActNorm", dim=[2, 1, 2]), arch(
+        "DiagonalNormal", dim=[2, 1, 2], context_dim=3, conditioner=tanh_network()))),
     Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
     # images
     Case("Squeeze", arch("Squeeze"), dim=4),

@@ -24,6 +24,7 @@ from flow_bridge.errors import ConvergenceError
 from parity_tests import (
     fuzz,
     test_autoregressive,
+    test_bases,
     test_continuous,
     test_dense,
     test_grid,
@@ -267,6 +268,7 @@ def elementwise(name: str, event_ndim: int = 1, **arguments: Any) -> Judge:
 
 
 CONSTANTS = in_both(test_oracles.test_base_densities_against_scipy)
+CONTEXTS = in_both(test_bases.test_conditional_bases_against_scipy)
 BATCH_NORM = in_both(test_oracles.test_batch_norm_against_torch_nn)
 TRAINING = one_model(arch("BatchNorm", dim=3))
 
@@ -289,6 +291,8 @@ MUTANTS = [
     Mutant("elementwise", "Tanh: z off by 1e-12", E + "Tanh.map_entries",
            outputs(lambda z, s: (z * (1 - 1e-12), s)),
            in_both(test_dense.test_elementwise_against_mpmath, np.float64, "Tanh"), BOTH),
+    Mutant("elementwise", "Softclip: half a log-slope", E + "Softclip.map_entries",
+           outputs(lambda z, s: (z, s / 2)), elementwise("Softclip", bound=2.0)),
     Mutant("elementwise", "Affine: inverse's log-det", E + "Affine.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(FREE, 2)),
     Mutant("elementwise", "Rescale: mean in place of sum", E + "Rescale.map_forward",
@@ -457,6 +461,10 @@ MUTANTS = [
     Mutant("distributions", "GaussianMixture: samples of another component",
            D + "GaussianMixture.map_noise", result(lambda z: z + 1),
            in_both(test_dense.test_base_distributions_against_torch_and_scipy), BOTH),
+    Mutant("distributions", "DiagonalNormal: loc and scale of a context exchanged",
+           D + "DiagonalNormal._parameters_for", outputs(lambda loc, s: (s, loc)), CONTEXTS, BOTH),
+    Mutant("distributions", "GaussianMixture: weights of a context all the same",
+           D + "GaussianMixture._parameters_for", result(lambda p: (0 * p[0], *p[1:])), CONTEXTS, BOTH),
     # structure
     Mutant("structure", "Invert goes the same way", "bijectors.structure:Invert.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(arch("Invert", bijector=FREE), 2)),
