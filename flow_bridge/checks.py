@@ -63,11 +63,32 @@ def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden_dims)
 
 
-def residual_network(owner: str, hidden_dim: int, num_blocks: int, context: str) -> None:
+def perceptron(
+    owner: str, hidden_dims: Sequence[int], context: str, context_dim: int
+) -> tuple[int, ...]:
+    """``hidden_dims`` as ``hidden_widths`` gives them; check how a context enters."""
+    hidden_dims = hidden_widths(owner, hidden_dims)
+    one_of(owner, "context", context, ("concatenate", "branch"))
+    non_negative_int(owner, context_dim=context_dim)
+    if context == "branch" and not hidden_dims:
+        raise ValueError(f'{owner} with context "branch" needs a hidden layer, which it adds to.')
+    return hidden_dims
+
+
+def residual_network(
+    owner: str,
+    hidden_dim: int,
+    num_blocks: int,
+    context: str,
+    context_dim: int,
+    pre_activation: bool,
+) -> None:
     """Check the numbers of a residual network, and how its context enters."""
     positive_int(owner, hidden_dim=hidden_dim, num_blocks=num_blocks)
     count_construction(2 * num_blocks + 1)
-    one_of(owner, "context", context, ("concatenate", "gate"))
+    one_of(owner, "context", context, ("concatenate", "gate", "branch"))
+    non_negative_int(owner, context_dim=context_dim)
+    boolean(owner, pre_activation=pre_activation)
 
 
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
@@ -505,6 +526,18 @@ def one_of(owner: str, name: str, value: object, allowed: Collection[str]) -> No
     if not isinstance(value, str) or value not in allowed:
         names = ", ".join(sorted(allowed))
         raise ValueError(f"{owner} expects {name} to be one of {names}, got {value!r}.")
+
+
+def one_per_event(
+    owner: str, what: str, events: Sequence[int], batch: Sequence[int], shape: Sequence[int] | None
+) -> None:
+    """Raise ``ValueError`` unless a function of events gave one number for each; ``None``: a number."""
+    if tuple(shape or ()) != tuple(batch):
+        got = "a number" if shape is None else tuple(shape)
+        raise ValueError(
+            f"{owner} expects the {what} of x of shape {tuple(events)} to be of shape {tuple(batch)}, got "
+            f"{got}: vmap the {what} of one event."
+        )
 
 
 def interval(owner: str, **bounds: float) -> None:
