@@ -48,6 +48,7 @@ class Reading:
         embed: the same in the peer, ``None`` for nothing.
         notes: sentences about what does not come with it.
         inverse: whether the peer has only the way from latent to data.
+        coarse: the error that functions of its framework have far out; few rows may show it.
     """
 
     layers: Sequence[Layer]
@@ -57,6 +58,7 @@ class Reading:
     embed: Any = None
     notes: Sequence[str] = ()
     inverse: bool = False
+    coarse: float = 0.0
 
 
 def part(type: str, arrays: Mapping[str, Any] | None = None, **options: Any) -> Part:
@@ -68,6 +70,14 @@ def part(type: str, arrays: Mapping[str, Any] | None = None, **options: Any) -> 
 def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays of something inside something else."""
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def context_dim(item: Part) -> int:
+    """The width of the context that a bijector takes, 0 for none."""
+    architecture = item.architecture
+    while "bijector" in architecture:
+        architecture = architecture["bijector"]
+    return int(architecture.get("context_dim", 0))
 
 
 def chain(parts: Sequence[Part]) -> Part:
@@ -106,6 +116,27 @@ def standardize(mean: np.ndarray, sd: np.ndarray, where: str) -> Part:
     if not (sd > 0).all():
         raise UnsupportedModel(f"{where} with a scale that is not above 0 has no counterpart.")
     return part("Standardize", {"loc": mean, "scale": sd}, dim=len(mean))
+
+
+def linear(weight: np.ndarray, shift: np.ndarray | None, where: str) -> Part:
+    """z = W x + shift for any invertible W, as P S L U."""
+    count = len(weight)
+    a, rows = weight.copy(), np.arange(count)
+    for j in range(count):
+        pivot = j + int(np.abs(a[j:, j]).argmax())
+        a[[j, pivot]], rows[[j, pivot]] = a[[pivot, j]], rows[[pivot, j]]
+        if a[j, j] == 0:
+            raise UnsupportedModel(f"{where} has a matrix that cannot be inverted.")
+        a[j + 1 :, j] /= a[j, j]
+        a[j + 1 :, j + 1 :] -= np.outer(a[j + 1 :, j], a[j, j + 1 :])
+    signs = np.sign(np.diag(a))
+    lu = np.tril(signs[:, None] * a * signs, -1) + np.triu(signs[:, None] * a, 1)
+    lu += np.diag(np.log(np.abs(np.diag(a))))
+    options: dict[str, Any] = {"dim": count, "bias": shift is not None}
+    options["permutation"] = np.argsort(rows).tolist()
+    if (signs < 0).any():
+        options["signs"] = [int(sign) for sign in signs]
+    return part("LULinear", {"lu": lu} | ({} if shift is None else {"shift": shift}), **options)
 
 
 def normal_base(loc: np.ndarray, log_scale: np.ndarray) -> Part:

@@ -18,6 +18,7 @@ Run = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
 
 PROBE = np.concatenate([np.linspace(-6, 6, 41), [-1e-3, 1e-3]])
 ERF = np.vectorize(math.erf)
+SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 
 def framework(name: str) -> Any:
@@ -143,9 +144,12 @@ def activation_name(
     if isinstance(function, str):
         return function
     values = call(function, PROBE)
-    for name, reference in _ACTIVATIONS.items():
-        if values.shape == PROBE.shape and np.allclose(values, reference, rtol=1e-12, atol=1e-14):
-            return name
+    if values.shape == PROBE.shape:
+        slope = float(values[0] / PROBE[0])
+        leaky = {f"leaky_relu:{slope!r}": np.where(PROBE > 0, PROBE, slope * PROBE)}
+        for name, reference in (_ACTIVATIONS | (leaky if 0 <= slope < 1 else {})).items():
+            if np.allclose(values, reference, rtol=1e-12, atol=1e-14):
+                return name
     label = getattr(function, "__name__", None) or kind(function)
     raise UnsupportedModel(f"{where} has the activation {label}, which is none of twinflows'.")
 
@@ -165,7 +169,9 @@ _ACTIVATIONS = {
     * PROBE
     * (1 + np.tanh(math.sqrt(2 / math.pi) * (PROBE + 0.044715 * PROBE**3))),
     "leaky_relu": np.where(PROBE > 0, PROBE, 0.2 * PROBE),
+    "mish": PROBE * np.tanh(softplus(PROBE)),
     "relu": np.maximum(PROBE, 0),
+    "selu": SELU[0] * np.where(PROBE > 0, PROBE, SELU[1] * np.expm1(np.minimum(PROBE, 0))),
     "sigmoid": sigmoid(PROBE),
     "silu": PROBE * sigmoid(PROBE),
     "sin": np.sin(PROBE),
