@@ -502,6 +502,18 @@ def one_of(owner: str, name: str, value: object, allowed: Collection[str]) -> No
         raise ValueError(f"{owner} expects {name} to be one of {names}, got {value!r}.")
 
 
+def one_per_event(
+    owner: str, what: str, events: Sequence[int], batch: Sequence[int], shape: Sequence[int] | None
+) -> None:
+    """Raise ``ValueError`` unless a function of events gave one number for each; ``None``: a number."""
+    if tuple(shape or ()) != tuple(batch):
+        got = "a number" if shape is None else tuple(shape)
+        raise ValueError(
+            f"{owner} expects the {what} of x of shape {tuple(events)} to be of shape {tuple(batch)}, got "
+            f"{got}: vmap the {what} of one event."
+        )
+
+
 def interval(owner: str, **bounds: float) -> None:
     """Raise ``ValueError`` unless the two bounds are finite numbers in increasing order."""
     (low_name, low), (high_name, high) = bounds.items()

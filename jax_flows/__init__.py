@@ -34,6 +34,7 @@ from jax_flows.bijectors.elementwise import (
     Logit,
     Rescale,
     Sigmoid,
+    Softclip,
     Softplus,
     Tanh,
 )
@@ -59,7 +60,7 @@ from jax_flows.distributions import (
     Uniform,
 )
 from jax_flows.export import export
-from jax_flows.flows import Flow, standardized
+from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.models.autoregressive import IAF, MAF
@@ -136,6 +137,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "Softclip",
     "Softplus",
     "SplineCoupling",
     "SplineMap",
@@ -158,6 +160,7 @@ __all__ = [
     "fit_to_energy",
     "import_flow",
     "load",
+    "pullback",
     "quantize",
     "register",
     "register_activation",

@@ -1,7 +1,7 @@
 """A flow is a bijector and a base distribution."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.standardization import location_and_scale
+from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows import interop
 from jax_flows.bijectors.base import Bijector, initialize
@@ -294,11 +295,8 @@ class Flow(HasVariables):
     ) -> Output:
         check_array(self, variables, "z", z, self.latent_shape)
         x, log_det = self.bijector.map_inverse(child(variables, "bijector"), z, condition)
-        if self.bijector.domain != REALS:
-            low, high = self.bijector.domain.ends(x.dtype.name)
-            x = jnp.where(x < low, low, jnp.where(x > high, high, x))
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition)
-        return x, log_prob - log_det
+        return held_inside(x, self.bijector.domain), log_prob - log_det
 
     def distribution(
         self,
@@ -410,6 +408,61 @@ def standardized(
     result = Flow(chain, flow.base, nets, flow.columns, flow.context_columns)
     converted = torch_to_jax(arrays, result.shapes())
     return result, jax.tree.map(jnp.array, converted)
+
+
+def pullback(
+    flow: Flow,
+    variables: Variables,
+    log_density: Callable[[Array], Array],
+    context: AnyArray | None = None,
+) -> Callable[[AnyArray], Array]:
+    """The log-density of the latent: z ↦ log_density(x) + log|det dx/dz|, x = flow.inverse(z).
+
+    A sampler that draws z from it draws x(z) from the density, exactly, whatever the flow; where the
+    flow fits, z is nearly of the base distribution, which is easy to sample (NeuTra, Hoffman et al., 2019,
+    arXiv:1903.03704). Pulled back by a flow, its own density is that of its base.
+
+    Args:
+        flow: its weights stay as they are.
+        variables: the arrays of the flow.
+        log_density: from x ``(*batch, *event_shape)`` to ``(*batch,)``, differentiable; it need not be
+            normalised. Where the flow has a bounded domain, x lies inside, as samples do.
+        context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
+
+    Returns:
+        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
+        ``ValueError`` where log_density gives another shape.
+
+    Raises:
+        TypeError: for what is no flow, or no function.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> flow = jax_flows.RealNVP(dim=2, hidden_dims=(8,), num_layers=2)
+        >>> variables = flow.init(jax.random.key(0))
+        >>> log_density = jax_flows.pullback(flow, variables, lambda x: -(x**4).sum(-1))
+        >>> jax.jit(log_density)(jax.numpy.zeros((5, 2))).shape
+        (5,)
+    """
+    checks.instances("pullback", "flow", [flow], Flow)
+    check_callable("pullback", "log_density", log_density)
+
+    def pulled_back(z: AnyArray) -> Array:
+        x, log_det = flow.inverse(variables, z, context)
+        value = log_density(held_inside(x, flow.bijector.domain))
+        shape = getattr(value, "shape", None)
+        checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
+        return value + log_det
+
+    return pulled_back
+
+
+def held_inside(x: Array, domain: Interval) -> Array:
+    """x, where rounding puts it on an open end of a domain the last number before it."""
+    if domain == REALS:
+        return x
+    low, high = domain.ends(x.dtype.name)
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:

@@ -221,6 +221,7 @@ CASES = [
     Case("Exp", arch("Exp"), dim=3),
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
+    Case("Softclip", arch("Softclip", bound=3.0), dim=2),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
         arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)

@@ -291,6 +291,8 @@ MUTANTS = [
     Mutant("elementwise", "Tanh: z off by 1e-12", E + "Tanh.map_entries",
            outputs(lambda z, s: (z * (1 - 1e-12), s)),
            in_both(test_dense.test_elementwise_against_mpmath, np.float64, "Tanh"), BOTH),
+    Mutant("elementwise", "Softclip: half a log-slope", E + "Softclip.map_entries",
+           outputs(lambda z, s: (z, s / 2)), elementwise("Softclip", bound=2.0)),
     Mutant("elementwise", "Affine: inverse's log-det", E + "Affine.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(FREE, 2)),
     Mutant("elementwise", "Rescale: mean in place of sum", E + "Rescale.map_forward",

@@ -34,6 +34,7 @@ from torch_flows.bijectors.elementwise import (
     Logit,
     Rescale,
     Sigmoid,
+    Softclip,
     Softplus,
     Tanh,
 )
@@ -59,7 +60,7 @@ from torch_flows.distributions import (
     Uniform,
 )
 from torch_flows.export import export
-from torch_flows.flows import Flow, standardized
+from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.models.autoregressive import IAF, MAF
@@ -136,6 +137,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "Softclip",
     "Softplus",
     "SplineCoupling",
     "SplineMap",
@@ -158,6 +160,7 @@ __all__ = [
     "fit_to_energy",
     "import_flow",
     "load",
+    "pullback",
     "quantize",
     "register",
     "register_activation",

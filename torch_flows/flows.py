@@ -1,7 +1,7 @@
 """A flow is a bijector and a base distribution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import Architecture, describe
-from flow_bridge.domains import REALS
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import location_and_scale
+from flow_bridge.training import check_callable
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
 from torch_flows.bijectors.normalization import Standardize
@@ -208,10 +209,7 @@ class Flow(HasVariables):
     ) -> Output:
         check_array(self, "z", z, self.latent_shape)
         x, log_det = check_output(self, z, self.bijector.map_inverse(z, condition))
-        if self.bijector.domain != REALS:
-            low, high = self.bijector.domain.ends(dtype_name(x.dtype))
-            x = torch.where(x < low, low, torch.where(x > high, high, x))
-        return x, self.base.log_prob(z, base_condition) - log_det
+        return held_inside(x, self.bijector.domain), self.base.log_prob(z, base_condition) - log_det
 
     def distribution(
         self, context: Tensor | None = None, validate_args: bool | None = None
@@ -282,6 +280,56 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
     bijector = Chain([scaling(x, "data", flow.columns), flow.bijector])
     result = Flow(bijector, flow.base, nets, flow.columns, flow.context_columns)
     return result.train(flow.training)
+
+
+def pullback(
+    flow: Flow, log_density: Callable[[Tensor], Tensor], context: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The log-density of the latent: z ↦ log_density(x) + log|det dx/dz|, x = flow.inverse(z).
+
+    A sampler that draws z from it draws x(z) from the density, exactly, whatever the flow; where the
+    flow fits, z is nearly of the base distribution, which is easy to sample (NeuTra, Hoffman et al., 2019,
+    arXiv:1903.03704). Pulled back by a flow, its own density is that of its base.
+
+    Args:
+        flow: its weights stay as they are.
+        log_density: from x ``(*batch, *event_shape)`` to ``(*batch,)``, differentiable; it need not be
+            normalised. Where the flow has a bounded domain, x lies inside, as samples do.
+        context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
+
+    Returns:
+        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
+        ``ValueError`` where log_density gives another shape.
+
+    Raises:
+        TypeError: for what is no flow, or no function.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.RealNVP(dim=2, hidden_dims=(8,), num_layers=2)
+        >>> log_density = torch_flows.pullback(flow, lambda x: -(x**4).sum(-1))
+        >>> log_density(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+    checks.instances("pullback", "flow", [getattr(flow, "_orig_mod", flow)], Flow)
+    check_callable("pullback", "log_density", log_density)
+
+    def pulled_back(z: Tensor) -> Tensor:
+        x, log_det = flow.inverse(z, context)
+        value = log_density(held_inside(x, flow.bijector.domain))
+        shape = getattr(value, "shape", None)
+        checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
+        return value + log_det
+
+    return pulled_back
+
+
+def held_inside(x: Tensor, domain: Interval) -> Tensor:
+    """x, where rounding puts it on an open end of a domain the last number before it."""
+    if domain == REALS:
+        return x
+    low, high = domain.ends(dtype_name(x.dtype))
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:
