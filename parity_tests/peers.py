@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flow_bridge import importers
+from flow_bridge.importers.comparison import BY_MOVING, EPS, FLOOR, PER_LAYER, moves
 
 GOLDEN = Path(__file__).parent / "golden" / "importers"
 GOLDEN_ROWS = 8
@@ -304,9 +305,13 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             model = perturbed(peer.make())
             imported = importers.import_flow(model, **peer.hints)
             x, context = rows(imported.reading.base.architecture["dim"], peer.context_dim)
-            z, log_det = imported.reading.run(x, context)
+            run = imported.reading.run
+            z, log_det = run(x, context)
+            moved = BY_MOVING * moves(run, x, context, (z, log_det)).max(1)
+            count = sum(len(layer.parts) for layer in imported.reading.layers)
+            limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, moved)
             contents = {f"array.{key}": value for key, value in imported.arrays.items()}
-            contents |= {"x": x, "z": z, "log_det": log_det}
+            contents |= {"x": x, "z": z, "log_det": log_det, "limits": limits}
             contents |= {} if context is None else {"context": context}
             contents["architecture"] = np.array(json.dumps(imported.architecture))
             contents["source"] = np.array(imported.source)

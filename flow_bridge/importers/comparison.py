@@ -109,14 +109,10 @@ def _difference(
 ) -> str | None:
     """What differs, in words; ``None`` if nothing does."""
     expected, found = theirs(x, context), ours(x, context)
-    generator = np.random.default_rng(1)
-    moved = np.zeros((2, len(x)))
+    moved = moves(theirs, x, context, expected)
     with np.errstate(invalid="ignore"):
-        for _ in range(2):
-            signs = generator.choice([-1.0, 1.0], x.shape)
-            moved = np.fmax(moved, _errors(theirs(x * (1 + EPS * signs), context), expected))
-        errors = _errors(found, expected)
-    errors = np.where(np.isfinite(errors), errors, np.inf)
+        apart = errors(found, expected)
+    apart = np.where(np.isfinite(apart), apart, np.inf)
     finite = np.isfinite(expected[0]).all(1) & np.isfinite(expected[1])
     if not finite[:ROWS].any():
         return "it gives no finite number on any row drawn from the import"
@@ -127,12 +123,12 @@ def _difference(
         limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, BY_MOVING * moved[:, rows].max(1))
         few = len(rows) // 8
         for i, name in enumerate(("z", "log_det")):
-            ordered = rows[errors[i, rows].argsort()]
+            ordered = rows[apart[i, rows].argsort()]
             for row, limit in (
                 (ordered[-1], max(limits[i], coarse)),
                 (ordered[-1 - few], limits[i]),
             ):
-                if errors[i, row] > limit:
+                if apart[i, row] > limit:
                     here, there = (np.atleast_1d(pair[i][row]) for pair in (found, expected))
                     worst = abs(here - there) / np.maximum(1, abs(there))
                     entry = int(np.argmax(np.nan_to_num(worst, nan=np.inf)))
@@ -143,7 +139,20 @@ def _difference(
     return None
 
 
-def _errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:
+def moves(
+    theirs: Run, x: np.ndarray, context: np.ndarray | None, expected: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """By how much z and log|det| of every row move when x moves by one eps, as ``errors`` counts."""
+    generator = np.random.default_rng(1)
+    moved = np.zeros((2, len(x)))
+    with np.errstate(invalid="ignore"):
+        for _ in range(2):
+            signs = generator.choice([-1.0, 1.0], x.shape)
+            moved = np.fmax(moved, errors(theirs(x * (1 + EPS * signs), context), expected))
+    return moved
+
+
+def errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:
     """Of every row the largest error of z and that of log|det|, relative above 1."""
     z, log_det = (abs(a - b) / np.maximum(1, abs(b)) for a, b in zip(found, expected, strict=True))
     return np.stack([z.max(1), log_det])
