@@ -63,11 +63,32 @@ def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden_dims)
 
 
-def residual_network(owner: str, hidden_dim: int, num_blocks: int, context: str) -> None:
+def perceptron(
+    owner: str, hidden_dims: Sequence[int], context: str, context_dim: int
+) -> tuple[int, ...]:
+    """``hidden_dims`` as ``hidden_widths`` gives them; check how a context enters."""
+    hidden_dims = hidden_widths(owner, hidden_dims)
+    one_of(owner, "context", context, ("concatenate", "branch"))
+    non_negative_int(owner, context_dim=context_dim)
+    if context == "branch" and not hidden_dims:
+        raise ValueError(f'{owner} with context "branch" needs a hidden layer, which it adds to.')
+    return hidden_dims
+
+
+def residual_network(
+    owner: str,
+    hidden_dim: int,
+    num_blocks: int,
+    context: str,
+    context_dim: int,
+    pre_activation: bool,
+) -> None:
     """Check the numbers of a residual network, and how its context enters."""
     positive_int(owner, hidden_dim=hidden_dim, num_blocks=num_blocks)
     count_construction(2 * num_blocks + 1)
-    one_of(owner, "context", context, ("concatenate", "gate"))
+    one_of(owner, "context", context, ("concatenate", "gate", "branch"))
+    non_negative_int(owner, context_dim=context_dim)
+    boolean(owner, pre_activation=pre_activation)
 
 
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:

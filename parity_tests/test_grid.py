@@ -15,9 +15,10 @@ import torch_flows
 from flow_bridge import lipschitz
 from flow_bridge.architecture import architecture
 from flow_bridge.errors import ArchitectureError
+from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
-from parity_tests.catalogue import MAPS
+from parity_tests.catalogue import MAPS, Case, arch
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
@@ -140,6 +141,12 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.MaskedAutoregressive(3, h.AffineMap(), h.Network(
             h.MaskedMLP, hidden_dims=(2,), degrees=((0, 3),))), "2 integers from 0 to 2"),
         (lambda h: h.Elementwise(2, h.AffineMap(), conditioner=h.MLP), "only with a context"),
+        (lambda h: h.MaskedAutoregressive(3, h.AffineMap(), h.Network(
+            h.MaskedResidualMLP, hidden_dim=2, degrees=(0, 3))), "2 integers from 0 to 2"),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, hidden_dims=(), context="branch")),
+         'context "branch" needs a hidden layer'),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, context="gate")),
+         "context to be one of"),
         (lambda h: h.AffineMap("softplus", minimum=1.5), "choose an offset"),
         (lambda h: h.AffineMap("exp", minimum=0.5), "with softplus and sigmoid only"),
         (lambda h: h.SplineMap(2, 1.0, 0.0), "low < high"),
@@ -269,11 +276,87 @@ def test_activations_of_ones_own() -> None:
         torch_flows.InvertibleResidual(2, (3,), activation="size").forward(torch.zeros(1, 2))
 
 
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "branch": ("MLP", {"hidden_dims": (4, 3), "context": "branch"}),
+    "residual": ("ResidualMLP", {"context": "concatenate"}),
+    "gate": ("ResidualMLP", {"context": "gate"}),
+    "residual-branch": ("ResidualMLP", {"context": "branch"}),
+    "post": ("ResidualMLP", {"context": "branch", "pre_activation": False}),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_their_formulas(name: str, masked: bool) -> None:
+    for half in ("torch", "jax"):
+        check_formula(half, name, masked)
+
+
+def check_formula(half: str, name: str, masked: bool) -> None:
+    """A network of x and c in numpy, its masks written out, against what a half makes of it."""
+    kind, options = NETWORKS[name]
+    residual = kind == "ResidualMLP"
+    options = {"activation": "tanh", **options, **({"hidden_dim": 6} if residual else {})}
+    degrees = (1, 2, 0, 2, 1, 2) if residual else ((2, 1, 2, 0), (1, 2, 2))
+    given: dict[str, Any] = {"dim": 4, "mask": (1, 1, 1, 0)}
+    if masked:
+        kind, options, given = (
+            f"Masked{kind}",
+            options | {"degrees": degrees},
+            {"dim": 3, "order": (2, 0, 1)},
+        )
+    structure = "MaskedAutoregressive" if masked else "Coupling"
+    network = arch(kind, **options)
+    case = Case(
+        name, arch(structure, **given, map=arch("AffineMap"), conditioner=network, context_dim=2)
+    )
+    weights = case.weights()
+    rows = np.random.default_rng(0).standard_normal((7, 5))
+    x, c = rows[:, :3], rows[:, 3:]
+    if half == "torch":
+        model = case.torch_model()
+        with torch.no_grad():
+            out = model.network(torch.from_numpy(x), torch.from_numpy(c)).numpy()
+    else:
+        model = jax_flows.build(case.architecture)
+        variables = torch_to_jax(weights, model.shapes())
+        network = {"params": variables["params"]["network"]}
+        out = model.network.apply(network, jnp.asarray(x), jnp.asarray(c))
+
+    def layer(path: str, h: np.ndarray, above: Any = (), below: Any = ()) -> np.ndarray:
+        weight = weights[f"network.{path}.weight"]
+        if masked and above:
+            weight = weight * (np.array(above)[:, None] >= np.array(below))
+        return h @ weight.T + weights[f"network.{path}.bias"]
+
+    seen, outs, context = [2, 3, 1], [1, 1, 2, 2, 0, 0], options["context"]
+    inputs, seen = (x, seen) if context == "branch" else (rows, [*seen, 0, 0])
+    h = layer("layers.0", inputs, degrees if residual else degrees[0], seen)
+    if context == "branch":
+        h = h + np.tanh(layer("branches.0", c))
+    if not residual:
+        h = np.tanh(layer("layers.1", np.tanh(h), *degrees[::-1]))
+        expected = layer("layers.2", h, outs, degrees[1])
+    else:
+        for k in range(2):
+            start = np.tanh(h) if options.get("pre_activation", True) else h
+            step = layer(f"layers.{2 * k + 1}", start, degrees, degrees)
+            step = step + layer(f"branches.{k + 1}", c) if context == "branch" else step
+            step = layer(f"layers.{2 * k + 2}", np.tanh(step), degrees, degrees)
+            step = step / (1 + np.exp(-layer(f"gates.{k}", c))) if context == "gate" else step
+            h = h + step
+        expected = layer("layers.5", h, outs, degrees)
+    np.testing.assert_allclose(np.reshape(out, expected.shape), expected, rtol=1e-13, atol=1e-13)
+
+
 def test_compiles_without_a_graph_break() -> None:
     network = Network(torch_flows.MaskedResidualMLP, hidden_dim=6, context="gate", degrees="cyclic")
+    branched = Network(torch_flows.ResidualMLP, hidden_dim=6, context="branch")
     chain = torch_flows.Chain(
         [
-            torch_flows.Coupling(4, torch_flows.SplineMap(3, boundary="linear"), context_dim=2),
+            torch_flows.Coupling(
+                4, torch_flows.SplineMap(3, boundary="linear"), branched, context_dim=2
+            ),
             torch_flows.MaskedAutoregressive(4, torch_flows.CubicMap(), network, "reverse", 2),
         ]
     )

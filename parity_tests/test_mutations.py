@@ -214,6 +214,44 @@ def gelu_by_tanh(original: Any, half: str) -> Any:
     return jax.nn.gelu
 
 
+def other_blocks(**changes: Callable[..., Any]) -> Change:
+    """The blocks of a residual network, with other arguments of these names."""
+
+    def change(original: Any, half: str) -> Any:
+        def apply_blocks(
+            activation: str, pre_activation: bool, x: Any, weights: Any, *rest: Any
+        ) -> Any:
+            gates, terms = rest
+            given = {"pre_activation": pre_activation, "gates": gates, "terms": terms}
+            given |= {name: new(given[name]) for name, new in changes.items()}
+            return original(
+                activation, given["pre_activation"], x, weights, given["gates"], given["terms"]
+            )
+
+        return apply_blocks
+
+    return change
+
+
+def plain_branch(original: Any, half: str) -> Any:
+    """Without the activation behind the first branch."""
+
+    def branch_terms(activation: str, branches: Any, context: Any) -> list[Any]:
+        terms = original(activation, branches, context)
+        plain = branches if half == "torch" else [lambda c, b=b: c @ b[0] + b[1] for b in branches]
+        return [branch(context) for branch in plain[:1]] + terms[1:] if terms else []
+
+    return branch_terms
+
+
+def other_gates(original: Any, half: str) -> Any:
+    def unrolled(self: Any, *inputs: Any) -> Any:
+        found = original(self, *inputs)
+        return found._replace(gates=[*found.gates[:2], *found.gates[4:1:-1], *found.gates[5:]])
+
+    return unrolled
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A defect: what is changed, and which test notices.
@@ -257,6 +295,24 @@ SQUARE = affine(dim=4, hidden_dims=[4, 4])
 LINEAR = affine(dim=2, hidden_dims=[], separate_networks=False)
 CONDITIONAL = affine(dim=2, hidden_dims=[4], context_dim=2)
 MASKED = masked(dim=3, hidden_dims=[4])
+BLOCKS = [
+    ("gates of the blocks exchanged", other_blocks(gates=lambda gates: gates[::-1]), "gate"),
+    ("branches of the blocks exchanged",
+     other_blocks(terms=lambda terms: [*terms[:1], *terms[:0:-1]]), "residual-branch"),
+    ("activation in front of blocks", other_blocks(pre_activation=lambda first: not first), "post"),
+]  # fmt: skip
+
+
+def blocks(**options: Any) -> Any:
+    network = arch("ResidualMLP", hidden_dim=4, activation="tanh", **options)
+    return arch(
+        "MaskedAutoregressive", dim=3, map=arch("ShiftMap"), conditioner=network, context_dim=2
+    )
+
+
+GATED, BRANCHED, POST = (
+    blocks(context="gate"), blocks(context="branch"), blocks(pre_activation=False),
+)  # fmt: skip
 
 
 def density(base: str, **arguments: Any) -> Judge:
@@ -395,6 +451,20 @@ MUTANTS = [
     Mutant("autoregressive", "order turned around", "flow_bridge.masks:autoregressive_order",
            result(lambda order: order[::-1].copy()), test_autoregressive.test_masked_network_equals_nflows,
            SHARED),
+    *[Mutant("networks", what, f"networks.{file}:apply_blocks", change,
+             in_both(test_grid.check_formula, name, file == "masked"), BOTH)
+      for file in ("residual", "masked") for what, change, name in BLOCKS],
+    *[Mutant("networks", what, "networks.masked:apply_blocks", change, consistent(masked_residual, 3),
+             ONE_HALF)
+      for masked_residual, (what, change, _) in zip((GATED, BRANCHED, POST), BLOCKS, strict=True)],
+    Mutant("networks", "branch without its activation", "networks.mlp:branch_terms", plain_branch,
+           in_both(test_grid.check_formula, "branch", False), BOTH),
+    Mutant("networks", "branch without its activation", "networks.masked:branch_terms", plain_branch,
+           in_both(test_grid.check_formula, "branch", True), BOTH),
+    Mutant("networks", "branch without its activation", "networks.masked:branch_terms", plain_branch,
+           consistent(BRANCHED, 3), ONE_HALF),
+    Mutant("networks", "inverse: gates of the blocks exchanged", "networks.masked:MaskedNetwork.unrolled",
+           other_gates, consistent(GATED, 3)),
     Mutant("autoregressive", "inverse's log-det", "bijectors.autoregressive:MaskedAutoregressive.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(MASKED, 3)),
     # planar, radial, Sylvester

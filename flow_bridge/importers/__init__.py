@@ -13,7 +13,7 @@ import numpy as np
 
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import nflows, parts, sbi, zuko
+from flow_bridge.importers import freia, nflows, normflows, parts, sbi, zuko
 from flow_bridge.importers.parts import Reading
 from flow_bridge.importers.reading import dtype_of, kind, version
 
@@ -30,6 +30,9 @@ class Library(NamedTuple):
 LIBRARIES: dict[str, Library] = {
     "nflows": Library(nflows.read, ("embedding",)),
     "sbi": Library(sbi.read, ("embedding", "slope")),
+    "FrEIA": Library(freia.read),
+    "normflow": Library(normflows.read),  # as it was called up to 1.2
+    "normflows": Library(normflows.read),
     "zuko": Library(zuko.read, ("slope",)),
 }
 """By the first part of the name of the module that an object's class comes from."""
@@ -76,7 +79,8 @@ def import_flow(peer: Any, **hints: Any) -> Imported:
     whole = parts.flow(reading)
     notes = tuple(dict.fromkeys(reading.notes))
     source = f"{root} {version(root)}".strip() + f", {kind(peer)}"
-    return Imported(whole.architecture, whole.arrays, source, notes, dtype_of(peer), reading)
+    dtype = reading.dtype or dtype_of(peer)
+    return Imported(whole.architecture, whole.arrays, source, notes, dtype, reading)
 
 
 def _root(peer: Any) -> str:

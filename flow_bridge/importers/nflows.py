@@ -228,7 +228,7 @@ def _matrix(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     own = "_weight upper_indices diag_indices upper_entries log_upper_diag orthogonal"
     svd = "eps orthogonal_1 orthogonal_2 unconstrained_diagonal identity_init"
     expect(t, where, f"{_LINEAR} {own} {svd}")
-    return [parts.linear(as_array(t.weight()), as_array(t.bias), where)]
+    return [parts.matrix(as_array(t.weight()), as_array(t.bias))]
 
 
 def _act_norm(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:

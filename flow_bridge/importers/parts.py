@@ -1,6 +1,6 @@
 """What importers build: architectures of twinflows with their arrays, in float64."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +11,9 @@ from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers.reading import Run
 
 Arrays = dict[str, np.ndarray]
+
+OPPOSITE = {"scale_shift": "shift_divide", "shift_divide": "scale_shift"}
+"""Of an order of ``AffineMap``, that of the inverse."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Reading:
         notes: sentences about what does not come with it.
         inverse: whether the peer has only the way from latent to data.
         coarse: the error that functions of its framework have far out; few rows may show it.
+        dtype: of the peer, where its parameters do not tell.
     """
 
     layers: Sequence[Layer]
@@ -59,6 +63,7 @@ class Reading:
     notes: Sequence[str] = ()
     inverse: bool = False
     coarse: float = 0.0
+    dtype: str | None = None
 
 
 def part(type: str, arrays: Mapping[str, Any] | None = None, **options: Any) -> Part:
@@ -96,6 +101,10 @@ def invert(item: Part) -> Part:
         return Part(item.architecture["bijector"], inner)
     if kind == "Permutation":
         return permutation(np.argsort(item.architecture["permutation"]))
+    map = item.architecture.get("map", {})
+    order = map.get("order", "scale_shift")
+    if kind == "Coupling" and map["type"] == "AffineMap" and order in OPPOSITE:
+        return Part(item.architecture | {"map": map | {"order": OPPOSITE[order]}}, item.arrays)
     return Part(
         {"type": "Invert", "bijector": item.architecture}, prefixed("bijector", item.arrays)
     )
@@ -106,7 +115,7 @@ def invert_all(parts: Sequence[Part]) -> list[Part]:
     return [invert(item) for item in reversed(parts)]
 
 
-def permutation(order: Sequence[int] | np.ndarray) -> Part:
+def permutation(order: Iterable[int]) -> Part:
     """z_i = x_order[i]."""
     return part("Permutation", permutation=[int(i) for i in order])
 
@@ -118,25 +127,25 @@ def standardize(mean: np.ndarray, sd: np.ndarray, where: str) -> Part:
     return part("Standardize", {"loc": mean, "scale": sd}, dim=len(mean))
 
 
-def linear(weight: np.ndarray, shift: np.ndarray | None, where: str) -> Part:
-    """z = W x + shift for any invertible W, as P S L U."""
-    count = len(weight)
-    a, rows = weight.copy(), np.arange(count)
-    for j in range(count):
+def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
+    """z = W x + b for any W that is invertible: P S L U by elimination with pivots."""
+    dim = len(weight)
+    a, order = weight.copy(), np.arange(dim)
+    for j in range(dim):
         pivot = j + int(np.abs(a[j:, j]).argmax())
-        a[[j, pivot]], rows[[j, pivot]] = a[[pivot, j]], rows[[pivot, j]]
+        a[[j, pivot]], order[[j, pivot]] = a[[pivot, j]], order[[pivot, j]]
         if a[j, j] == 0:
-            raise UnsupportedModel(f"{where} has a matrix that cannot be inverted.")
+            raise UnsupportedModel("a matrix that cannot be inverted has no counterpart.")
         a[j + 1 :, j] /= a[j, j]
         a[j + 1 :, j + 1 :] -= np.outer(a[j + 1 :, j], a[j, j + 1 :])
     signs = np.sign(np.diag(a))
-    lu = np.tril(signs[:, None] * a * signs, -1) + np.triu(signs[:, None] * a, 1)
-    lu += np.diag(np.log(np.abs(np.diag(a))))
-    options: dict[str, Any] = {"dim": count, "bias": shift is not None}
-    options["permutation"] = np.argsort(rows).tolist()
-    if (signs < 0).any():
-        options["signs"] = [int(sign) for sign in signs]
-    return part("LULinear", {"lu": lu} | ({} if shift is None else {"shift": shift}), **options)
+    lower = np.tril(a, -1) * signs[:, None] * signs
+    upper = np.triu(a) * signs[:, None]
+    lu = lower + np.triu(upper, 1) + np.diag(np.log(np.diag(upper)))
+    arrays = {"lu": lu} | ({} if shift is None else {"shift": shift})
+    options = {"bias": shift is not None, "permutation": np.argsort(order).tolist()}
+    options["signs"] = [int(sign) for sign in signs] if (signs < 0).any() else None
+    return part("LULinear", arrays, dim=dim, **options)
 
 
 def normal_base(loc: np.ndarray, log_scale: np.ndarray) -> Part:
@@ -148,7 +157,8 @@ def normal_base(loc: np.ndarray, log_scale: np.ndarray) -> Part:
 
 def flow(reading: Reading) -> Part:
     """A reading as the ``Flow`` that it is."""
-    bijector = chain([item for layer in reading.layers for item in layer.parts])
+    items = [item for layer in reading.layers for item in layer.parts]
+    bijector = chain(items or [permutation(range(reading.base.architecture["dim"]))])
     arrays = prefixed("bijector", bijector.arrays) | prefixed("base", reading.base.arrays)
     for i, net in enumerate(reading.context_net):
         arrays |= prefixed(f"context_net.{i}", net.arrays)
@@ -160,3 +170,16 @@ def flow(reading: Reading) -> Part:
         "context_net": nets or None,
     }
     return Part(architecture, arrays)
+
+
+def composed(layers: Sequence[Layer], inverse: bool = False) -> Run:
+    """The peer's layers one after another, with log|det| in float64."""
+
+    def run(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        total = np.zeros(len(x))
+        for layer in reversed(layers) if inverse else layers:
+            x, log_det = layer.run(x, context)
+            total = total + log_det
+        return x, total
+
+    return run

@@ -94,7 +94,13 @@ def as_array(value: Any) -> np.ndarray:
 
 def float64_copy(module: Any) -> Any:
     """A torch module in float64, on the CPU, in evaluation mode; the original stays as it is."""
-    twin = copy.deepcopy(module).cpu().double().eval()
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                if not getattr(item, "is_leaf", True):  # a cache, which deepcopy refuses
+                    memo[id(item)] = item.detach().clone()
+    twin = copy.deepcopy(module, memo).cpu().double().eval()
     for part in twin.modules():
         for name, value in list(vars(part).items()):  # tensors that are no buffers
             if hasattr(value, "is_floating_point") and value.is_floating_point():
@@ -144,12 +150,13 @@ def activation_name(
     if isinstance(function, str):
         return function
     values = call(function, PROBE)
-    if values.shape == PROBE.shape:
-        slope = float(values[0] / PROBE[0])
-        leaky = {f"leaky_relu:{slope!r}": np.where(PROBE > 0, PROBE, slope * PROBE)}
-        for name, reference in (_ACTIVATIONS | (leaky if 0 <= slope < 1 else {})).items():
-            if np.allclose(values, reference, rtol=1e-12, atol=1e-14):
-                return name
+    for name, reference in _ACTIVATIONS.items():
+        if values.shape == PROBE.shape and np.allclose(values, reference, rtol=1e-12, atol=1e-14):
+            return name
+    slope = float(values[0] / PROBE[0]) if values.shape == PROBE.shape else 1.0
+    leaky = np.where(PROBE > 0, PROBE, slope * PROBE)
+    if 0 <= slope < 1 and np.allclose(values, leaky, rtol=1e-12, atol=1e-14):
+        return f"leaky_relu:{slope!r}"
     label = getattr(function, "__name__", None) or kind(function)
     raise UnsupportedModel(f"{where} has the activation {label}, which is none of twinflows'.")
 
@@ -179,3 +186,61 @@ _ACTIVATIONS = {
     "tanh": np.tanh(PROBE),
 }
 """What each activation makes of ``PROBE``."""
+
+
+def in_float64() -> Any:
+    """A context in which JAX computes in float64."""
+    jax = framework("jax")
+    return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)
+
+
+def float64_tree(tree: Any) -> Any:
+    """A pytree of JAX with its floating-point arrays in float64."""
+    jax = framework("jax")
+
+    def convert(leaf: Any) -> Any:
+        return jax.numpy.asarray(leaf, "float64") if _is_float(leaf) else leaf
+
+    with in_float64():
+        return jax.tree_util.tree_map(convert, tree)
+
+
+def dtype_of_tree(tree: Any) -> str:
+    """The dtype of the first floating-point array of a pytree."""
+    leaves = framework("jax").tree_util.tree_leaves(tree)
+    return next((str(leaf.dtype) for leaf in leaves if _is_float(leaf)), "float32")
+
+
+def _is_float(leaf: Any) -> bool:
+    return (
+        hasattr(leaf, "dtype")
+        and getattr(leaf.dtype, "kind", "") in "fV"
+        and leaf.dtype.itemsize > 1
+    )
+
+
+def jax_call(function: Callable[..., Any], value: np.ndarray) -> np.ndarray:
+    """A function of one array of JAX, on numpy arrays."""
+    with in_float64():
+        return as_array(function(framework("jax").numpy.asarray(value)))
+
+
+def in_numpy_jax(function: Callable[..., Any]) -> Run:
+    """A function of x and a context in JAX as one of numpy arrays."""
+
+    def run(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        asarray = framework("jax").numpy.asarray
+        with in_float64():
+            z, log_det = function(*(None if a is None else asarray(a) for a in (x, context)))
+            return as_array(z), np.broadcast_to(as_array(log_det), x.shape[:1]).copy()
+
+    return run
+
+
+def dropout(model: Any) -> list[str]:
+    """Notes about the dropout in a torch module."""
+    return [
+        f"Dropout of {module.p} acts in training only and is left out."
+        for module in model.modules()
+        if kind(module) == "Dropout" and module.p > 0
+    ]
