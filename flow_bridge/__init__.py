@@ -7,6 +7,7 @@ from flow_bridge.errors import (
     ConversionError,
     NonFiniteError,
     TwinflowsError,
+    UnsupportedModel,
 )
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConversionError",
     "NonFiniteError",
     "TwinflowsError",
+    "UnsupportedModel",
     "__version__",
     "architecture",
     "jax_to_torch",

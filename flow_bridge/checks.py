@@ -1,7 +1,7 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,32 @@ def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden_dims)
 
 
-def residual_network(owner: str, hidden_dim: int, num_blocks: int, context: str) -> None:
+def perceptron(
+    owner: str, hidden_dims: Sequence[int], context: str, context_dim: int
+) -> tuple[int, ...]:
+    """``hidden_dims`` as ``hidden_widths`` gives them; check how a context enters."""
+    hidden_dims = hidden_widths(owner, hidden_dims)
+    one_of(owner, "context", context, ("concatenate", "branch"))
+    non_negative_int(owner, context_dim=context_dim)
+    if context == "branch" and not hidden_dims:
+        raise ValueError(f'{owner} with context "branch" needs a hidden layer, which it adds to.')
+    return hidden_dims
+
+
+def residual_network(
+    owner: str,
+    hidden_dim: int,
+    num_blocks: int,
+    context: str,
+    context_dim: int,
+    pre_activation: bool,
+) -> None:
     """Check the numbers of a residual network, and how its context enters."""
     positive_int(owner, hidden_dim=hidden_dim, num_blocks=num_blocks)
     count_construction(2 * num_blocks + 1)
-    one_of(owner, "context", context, ("concatenate", "gate"))
+    one_of(owner, "context", context, ("concatenate", "gate", "branch"))
+    non_negative_int(owner, context_dim=context_dim)
+    boolean(owner, pre_activation=pre_activation)
 
 
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
@@ -158,7 +179,7 @@ def block_order(
     return np.argsort(positions)
 
 
-def new_activation(name: str, known: Iterable[str], largest_slope: float) -> None:
+def new_activation(name: str, known: Collection[str], largest_slope: float) -> None:
     """Raise ``ValueError`` for an activation that exists, or whose largest slope is no number."""
     if not isinstance(name, str) or name in known:
         raise ValueError(f"register_activation expects a new name, got {name!r}.")
@@ -421,6 +442,16 @@ def context_width(
     return context_dim
 
 
+def context_of_base(owner: str, context_dim: int, base: Any) -> None:
+    """Raise ``ValueError`` for a named model of no context whose base takes one."""
+    width = getattr(base, "context_dim", 0)
+    if width and not context_dim:
+        raise ValueError(
+            f"{owner} has a base of context_dim {width}: give it the same context_dim, or "
+            f"Flow({owner}(...).bijector, base) has a context in the base alone."
+        )
+
+
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape
@@ -485,10 +516,23 @@ def logit_alpha(owner: str, alpha: float) -> None:
         raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
-def one_of(owner: str, name: str, value: object, allowed: Iterable[str]) -> None:
+def one_of(owner: str, name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of the allowed names."""
-    if value not in (names := sorted(allowed)):
-        raise ValueError(f"{owner} expects {name} to be one of {', '.join(names)}, got {value!r}.")
+    if not isinstance(value, str) or value not in allowed:
+        names = ", ".join(sorted(allowed))
+        raise ValueError(f"{owner} expects {name} to be one of {names}, got {value!r}.")
+
+
+def one_per_event(
+    owner: str, what: str, events: Sequence[int], batch: Sequence[int], shape: Sequence[int] | None
+) -> None:
+    """Raise ``ValueError`` unless a function of events gave one number for each; ``None``: a number."""
+    if tuple(shape or ()) != tuple(batch):
+        got = "a number" if shape is None else tuple(shape)
+        raise ValueError(
+            f"{owner} expects the {what} of x of shape {tuple(events)} to be of shape {tuple(batch)}, got "
+            f"{got}: vmap the {what} of one event."
+        )
 
 
 def interval(owner: str, **bounds: float) -> None:

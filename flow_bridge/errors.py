@@ -15,6 +15,10 @@ class ConversionError(TwinflowsError, ValueError):
     """An array is missing, unexpected, misshaped or mistyped; the message names it."""
 
 
+class UnsupportedModel(ConversionError):
+    """A model of another library has no exact counterpart; the message says what, and what would do."""
+
+
 class CheckpointError(TwinflowsError, ValueError):
     """A checkpoint file is corrupt, hostile, or of another architecture."""
 

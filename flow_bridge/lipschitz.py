@@ -7,7 +7,14 @@ import numpy as np
 from flow_bridge import checks
 from flow_bridge.architecture import count_entries
 
-SLOPE_BOUNDS = {"gelu": 1.1290, "gelu_tanh": 1.1291, "sigmoid": 0.25, "silu": 1.0999}
+SLOPE_BOUNDS = {
+    "gelu": 1.1290,
+    "gelu_tanh": 1.1291,
+    "mish": 1.0885,
+    "selu": 1.7581,
+    "sigmoid": 0.25,
+    "silu": 1.0999,
+}
 """The largest slope of each activation, rounded up; 1 for those not listed."""
 
 POWER_STEPS = 5

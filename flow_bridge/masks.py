@@ -83,6 +83,26 @@ def permutation_order(permutation: str | Sequence[int], dim: int | None) -> np.n
     return np.array(permutation)
 
 
+def factor_rows(
+    owner: str, permutation: str | Sequence[int], signs: Sequence[int] | None, dim: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where the rows of a product L U go: which row of its reversal is row i, and with which sign.
+
+    Returns:
+        ``None`` for the reversal itself.
+
+    Raises:
+        ValueError: as ``permutation_order``, and for signs that are not ``dim`` numbers 1 and -1.
+    """
+    if signs is not None and (len(signs) != dim or any(sign not in (1, -1) for sign in signs)):
+        raise ValueError(f"{owner} expects signs as {dim} numbers 1 or -1, got {signs!r}.")
+    if permutation == "reverse" and signs is None:
+        return None
+    order = permutation_order(permutation, dim)
+    count_entries(dim)
+    return dim - 1 - order, np.ones(dim, int) if signs is None else np.array(signs)[order]
+
+
 def random_permutation(dim: int, seed: int) -> np.ndarray:
     """The permutation of ``dim`` dimensions that numpy's generator draws from ``seed``."""
     count_entries(dim)

@@ -9,10 +9,15 @@ import numpy as np
 from flow_bridge.weights import DTYPES
 
 BLOCK_ROWS = 65536
+IQR_OF_NORMAL = 1.3489795003921634
 
 
 def location_and_scale(
-    x: Any, dtype: str, what: str = "data", names: Sequence[str] | None = None
+    x: Any,
+    dtype: str,
+    what: str = "data",
+    names: Sequence[str] | None = None,
+    robust: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and (biased) standard deviation of every column, of images of every channel.
 
@@ -21,6 +26,8 @@ def location_and_scale(
         dtype: of the flow that they are for.
         what: what x is, for the messages.
         names: of the columns, for the messages.
+        robust: median and interquartile range / 1.349, which is the standard deviation of a normal
+            distribution; mean and standard deviation still where half of a column is one value.
 
     Returns:
         Both in float64, shape ``(columns,)``.
@@ -56,10 +63,15 @@ def location_and_scale(
     mean = sum((block / unit).sum((0, 2)) for block in _blocks(x)) / count
     squares = sum(np.square(block / unit - mean[:, None]).sum((0, 2)) for block in _blocks(x))
     mean, sd = mean * largest, np.sqrt(squares / count) * largest
+    if robust:
+        for i in range(x.shape[1]):
+            first, median, third = np.quantile(np.asarray(x[:, i], np.float64), (0.25, 0.5, 0.75))
+            if first < third:
+                mean[i], sd[i] = median, (third - first) / IQR_OF_NORMAL
     noise = np.maximum(abs(mean) * float(info.eps), float(info.tiny))
     if (bad := noise > 1e-3 * sd).any():
         raise ValueError(
-            f"{column(bad)} has a mean of {mean[bad][0]:.3g} and a standard deviation of "
+            f"{column(bad)} lies around {mean[bad][0]:.3g} with a scale of "
             f"{sd[bad][0]:.3g}, too little for {dtype}: subtract a constant first, or take float64."
         )
     return mean, sd

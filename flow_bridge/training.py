@@ -140,12 +140,7 @@ def check_callable(owner: str, name: str, value: object) -> None:
 
 def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:
     """Raise ``ValueError`` unless the energy of a batch of events is one number for each."""
-    got = None if shape is None else tuple(shape)
-    if got != events[:1]:
-        raise ValueError(
-            f"fit_to_energy expects the energy of x of shape {events} to be of shape {events[:1]}, got "
-            f"{'a number' if got is None else got}: vmap the energy of one event."
-        )
+    checks.one_per_event("fit_to_energy", "energy", events, events[:1], shape)
 
 
 def train(

@@ -4,7 +4,7 @@ import math
 
 from flow_bridge import checks
 
-SCALES = ("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid")
+SCALES = ("exp", "tanh", "softclip", "arctan", "clamp", "softplus", "sigmoid")
 """How ``AffineMap`` turns a raw number into a scale."""
 
 ORDERS = ("scale_shift", "shift_scale", "shift_divide")
@@ -12,7 +12,14 @@ ORDERS = ("scale_shift", "shift_scale", "shift_divide")
 
 
 def check_affine(
-    owner: str, scale: str, bound: float, offset: float | None, minimum: float, order: str
+    owner: str,
+    scale: str,
+    bound: float,
+    offset: float | None,
+    minimum: float,
+    order: str,
+    low: float,
+    high: float,
 ) -> float:
     """Check the options of ``AffineMap``, and return the offset.
 
@@ -22,6 +29,7 @@ def check_affine(
     checks.one_of(owner, "order", order, ORDERS)
     checks.positive_number(owner, bound=bound)
     checks.non_negative_number(owner, minimum=minimum)
+    checks.interval(owner, low=low, high=high)
     if offset is not None:
         if isinstance(offset, bool) or not isinstance(offset, int | float):
             raise ValueError(f"{owner} expects offset as a number or None, got {offset!r}.")
@@ -57,8 +65,10 @@ def check_spline(
     min_width: float,
     min_height: float,
     min_slope: float,
+    edge_slope: float,
+    squash: float | None,
 ) -> None:
-    """Raise ``ValueError`` for bins that do not fit, bounds out of order and unknown boundaries."""
+    """Raise ``ValueError`` for bins that do not fit, numbers out of range and unknown boundaries."""
     checks.positive_int(owner, num_bins=num_bins)
     checks.interval(owner, low=low, high=high)
     if not 1e-15 <= high - low <= 1e15:  # its derivatives square the widths of bins
@@ -73,8 +83,32 @@ def check_spline(
         raise ValueError(f"{owner} expects num_bins below {1 / smallest:.0f}, got {num_bins}.")
     if min_slope >= 1:
         raise ValueError(f"{owner} expects min_slope below 1, got {min_slope!r}.")
+    checks.positive_number(owner, edge_slope=edge_slope)
+    least, largest = min_slope, math.inf
+    if squash is not None:
+        checks.positive_number(owner, squash=squash)
+        if squash >= 1:
+            raise ValueError(f"{owner} expects squash below 1, got {squash!r}.")
+        least, largest = squash, 1 / squash
+    if edge_slope == 1:
+        return
+    if boundary != "identity":
+        raise ValueError(f"{owner} has edge_slope with the boundary identity only.")
+    if not least < edge_slope < largest:
+        raise ValueError(
+            f"{owner} expects edge_slope between {least:g} and {largest:g}, got {edge_slope!r}."
+        )
 
 
 def slope_offset(min_slope: float) -> float:
     """Added to a raw slope, so that 0 stands for the slope 1."""
     return math.log(math.expm1(1 - min_slope))
+
+
+def raw_slope(slope: float, min_slope: float, squash: float | None) -> float:
+    """The raw number that stands for a slope."""
+    if slope == 1:
+        return 0.0
+    if squash is None:
+        return math.log(math.expm1(slope - min_slope)) - slope_offset(min_slope)
+    return math.log(slope) / (1 - abs(math.log(slope) / math.log(squash)))

@@ -34,6 +34,7 @@ from jax_flows.bijectors.elementwise import (
     Logit,
     Rescale,
     Sigmoid,
+    Softclip,
     Softplus,
     Tanh,
 )
@@ -59,8 +60,9 @@ from jax_flows.distributions import (
     Uniform,
 )
 from jax_flows.export import export
-from jax_flows.flows import Flow, standardized
+from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
+from jax_flows.importing import import_flow
 from jax_flows.models.autoregressive import IAF, MAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
@@ -135,6 +137,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "Softclip",
     "Softplus",
     "SplineCoupling",
     "SplineMap",
@@ -155,7 +158,9 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "import_flow",
     "load",
+    "pullback",
     "quantize",
     "register",
     "register_activation",

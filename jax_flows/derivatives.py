@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from flow_bridge.activations import Activations
 from jax_flows.numerics import matmul_precision, softplus
 
 Layers = Sequence[tuple[Array, Array]]
@@ -59,6 +60,19 @@ def _elu(x: Array) -> tuple[Array, Array]:
     return jnp.where(positive, x, jnp.expm1(below)), jnp.exp(below)
 
 
+def _selu(x: Array) -> tuple[Array, Array]:
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    value, slope = _elu(x)
+    return scale * jnp.where(x > 0, value, alpha * value), scale * jnp.where(
+        x > 0, slope, alpha * slope
+    )
+
+
+def _mish(x: Array) -> tuple[Array, Array]:
+    share = jnp.tanh(softplus(x))
+    return x * share, share + x * (1 - share * share) * jax.nn.sigmoid(x)
+
+
 def _leaky(slope: float) -> Callable[[Array], tuple[Array, Array]]:
     def value_and_slope(x: Array) -> tuple[Array, Array]:
         slopes = jnp.where(x > 0, jnp.ones_like(x), slope)
@@ -67,18 +81,23 @@ def _leaky(slope: float) -> Callable[[Array], tuple[Array, Array]]:
     return value_and_slope
 
 
-VALUE_AND_SLOPE: dict[str, Callable[[Array], tuple[Array, Array]]] = {
-    "elu": _elu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "leaky_relu": _leaky(0.2),
-    "relu": _leaky(0.0),
-    "sigmoid": _sigmoid,
-    "silu": _silu,
-    "sin": _sin,
-    "softplus": _softplus,
-    "tanh": _tanh,
-}
+VALUE_AND_SLOPE: dict[str, Callable[[Array], tuple[Array, Array]]] = Activations(
+    {
+        "elu": _elu,
+        "gelu": _gelu,
+        "gelu_tanh": _gelu_tanh,
+        "leaky_relu": _leaky(0.2),
+        "mish": _mish,
+        "relu": _leaky(0.0),
+        "selu": _selu,
+        "sigmoid": _sigmoid,
+        "silu": _silu,
+        "sin": _sin,
+        "softplus": _softplus,
+        "tanh": _tanh,
+    },
+    _leaky,
+)
 """The activations of ``networks.activations.ACTIVATIONS`` with their derivatives."""
 
 

@@ -4,23 +4,33 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.networks import Network, as_network
 from flow_bridge.series import student_t_constant
-from jax_flows.inputs import check_array
+from jax_flows.inputs import check_input, context_batch, to_jax
+from jax_flows.networks.conditioner import (
+    build_conditioner,
+    conditioner_shapes,
+    init_conditioner,
+    run_conditioner,
+)
+from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import at_least_float32, check_constants, sum_event
 from jax_flows.registry import register
 from jax_flows.variables import (
     AnyArray,
     HasVariables,
     Variables,
-    check_variables,
     freeze_lists,
+    gather,
     kept,
     weight_dtype,
 )
@@ -32,12 +42,14 @@ class Distribution(HasVariables):
     A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
 
     Attributes:
+        context_dim: width of the context, 0 for none.
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
         reparameterized: whether gradients through samples reach every weight.
     """
 
+    context_dim: int = 0
     noise = "normal"
     reparameterized = True
     dim: int | Sequence[int]
@@ -58,43 +70,99 @@ class Distribution(HasVariables):
         return {}
 
     @kept
-    def log_prob(self, variables: Variables, z: AnyArray) -> Array:
+    def log_prob(self, variables: Variables, z: AnyArray, context: AnyArray | None = None) -> Array:
         """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            z: floating point, of the weights' dtype.
+            context: shape ``(*batch, context_dim)`` or broadcastable to it.
+
         Raises:
-            ValueError: for a wrong shape.
+            ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        check_array(self, variables, "z", z, self.event_shape)
-        return self.log_density(variables, jnp.asarray(z))
+        return self.log_density(
+            variables, *check_input(self, variables, "z", z, context, self.event_shape)
+        )
 
     @kept
-    def from_noise(self, variables: Variables, noise: AnyArray) -> Array:
+    def from_noise(
+        self, variables: Variables, noise: AnyArray, context: AnyArray | None = None
+    ) -> Array:
         """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
-        Errors as ``log_prob``.
+        Context and errors as in ``log_prob``.
         """
-        check_array(self, variables, "noise", noise, self.noise_shape)
-        return self.map_noise(variables, jnp.asarray(noise))
+        return self.map_noise(
+            variables, *check_input(self, variables, "noise", noise, context, self.noise_shape)
+        )
 
     @kept
     def sample(
-        self, variables: Variables, key: Array, shape: int | Sequence[int], dtype: Any = None
+        self,
+        variables: Variables,
+        key: Array,
+        shape: int | Sequence[int],
+        dtype: Any = None,
+        context: AnyArray | None = None,
     ) -> Array:
-        """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype unless one is given."""
-        check_variables(self, variables)
+        """Samples of shape ``(*shape, *context_batch, *event_shape)``, in the weights' dtype unless one
+        is given; ``context`` is of shape ``(*context_batch, context_dim)``."""
         shape = checks.sample_shape(type(self).__name__, "shape", shape)
+        batch = *shape, *context_batch(self, variables, context)
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform
         dtype = dtype or weight_dtype(variables) or jnp.result_type(float)
-        return self.map_noise(variables, draw(key, (*shape, *self.noise_shape), dtype))
+        noise = draw(key, (*batch, *self.noise_shape), dtype)
+        if context is not None:
+            context = jnp.broadcast_to(to_jax(context), (*batch, self.context_dim))
+        return self.map_noise(variables, noise, context)
 
     @abstractmethod
-    def log_density(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
         """``log_prob`` of what has been checked."""
 
     @abstractmethod
-    def map_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
         """``from_noise`` of what has been checked."""
+
+
+class _OfContext(Distribution):
+    """One whose parameters may come from the context, all of them out of one network."""
+
+    context_dim: int
+    conditioner: Network | type | None
+    num_outputs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        checks.non_negative_int(owner, context_dim=self.context_dim)
+        checks.no_conditioner(owner, self.conditioner, self.context_dim)
+        if self.context_dim:
+            object.__setattr__(self, "conditioner", as_network(owner, self.conditioner, MLP))
+            _ = self.network
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The conditioner, where there is a context."""
+        owner = type(self).__name__
+        conditioner = as_network(owner, self.conditioner, MLP)
+        return build_conditioner(owner, conditioner, self.context_dim, self.num_outputs, 1, 0)
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        if not self.context_dim:
+            return self._init_own(key, dtype)
+        inputs = jnp.zeros(self.context_dim, dtype)
+        return gather({"network": init_conditioner(self, key, inputs, 0, dtype)})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        known = conditioner_shapes(self, dtype) if self.context_dim else None
+        return known or super().variable_shapes(dtype)
+
+    @abstractmethod
+    def _init_own(self, key: Array, dtype: Any) -> Variables:
+        """Fresh parameters that are weights."""
 
 
 @register
@@ -108,49 +176,73 @@ class StandardNormal(Distribution):
 
     dim: int | Sequence[int]
 
-    def log_density(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return -sum_event(jnp.square(z), event_ndim) / 2 - constant
 
-    def map_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
         return noise
 
 
 @register
 @dataclass(frozen=True)
-class DiagonalNormal(Distribution):
-    """Independent normals with learnable ``loc`` and ``log_scale``: z = loc + exp(log_scale) * noise.
+class DiagonalNormal(_OfContext):
+    """Independent normals: z = loc + exp(log_scale) * noise.
+
+    ``loc`` and ``log_scale`` are weights of their own, which start at zero, or come from the context.
 
     Args:
         dim: number of dimensions, or an event shape.
+        context_dim: width of the context, 0 for none.
+        conditioner: with a context, the network from it to loc and log_scale, ``Network(CLASS, ...)``
+            or a class; ``MLP`` if not given.
+
+    Raises:
+        ValueError: for a conditioner without a context.
 
     Examples:
         >>> import jax, jax_flows
-        >>> base = jax_flows.DiagonalNormal(2)
+        >>> base, context = jax_flows.DiagonalNormal(2, context_dim=3), jax.numpy.zeros(3)
         >>> variables = base.init(jax.random.key(0))
-        >>> z = base.sample(variables, jax.random.key(1), (5,), "float32")
-        >>> z.shape, base.log_prob(variables, z).shape
+        >>> z = base.sample(variables, jax.random.key(1), (5,), context=context)
+        >>> z.shape, base.log_prob(variables, z, context).shape
         ((5, 2), (5,))
     """
 
     dim: int | Sequence[int]
+    context_dim: int = 0
+    conditioner: Network | type | None = None
 
-    def init_variables(self, key: Array, dtype: Any) -> Variables:
+    @property
+    def num_outputs(self) -> int:  # type: ignore[override]
+        return 2 * math.prod(self.event_shape)
+
+    def _init_own(self, key: Array, dtype: Any) -> Variables:
         zeros = jnp.zeros(self.event_shape, dtype)
         return {"params": {"loc": zeros, "log_scale": zeros}}
 
-    def log_density(self, variables: Variables, z: Array) -> Array:
-        loc, log_scale = variables["params"]["loc"], variables["params"]["log_scale"]
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
+        event_ndim = len(self.event_shape)
+        loc, log_scale = self._parameters_for(variables, context)
         standard = (z - loc) * jnp.exp(-log_scale)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return (
-            -sum_event(jnp.square(standard), len(self.event_shape)) / 2 - log_scale.sum() - constant
+            -sum_event(jnp.square(standard), event_ndim) / 2
+            - sum_event(log_scale, event_ndim)
+            - constant
         )
 
-    def map_noise(self, variables: Variables, noise: Array) -> Array:
-        loc, log_scale = variables["params"]["loc"], variables["params"]["log_scale"]
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
+        loc, log_scale = self._parameters_for(variables, context)
         return loc + jnp.exp(log_scale) * noise
+
+    def _parameters_for(self, variables: Variables, context: Array | None) -> tuple[Array, Array]:
+        if context is None:
+            return variables["params"]["loc"], variables["params"]["log_scale"]
+        parameters = run_conditioner(self, variables, context, None)
+        parameters = parameters.reshape(*context.shape[:-1], *self.event_shape, 2)
+        return parameters[..., 0], parameters[..., 1]
 
 
 @register
@@ -176,7 +268,7 @@ class Uniform(Distribution):
         super().__post_init__()
         checks.interval("Uniform", low=self.low, high=self.high)
 
-    def log_density(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
         axes = tuple(range(-len(self.event_shape), 0))
         check_constants(self, z, low=self.low, high=self.high, width=self.high - self.low)
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
@@ -186,15 +278,17 @@ class Uniform(Distribution):
         log_prob = jnp.where(inside, density, -math.inf)
         return jnp.where(jnp.isnan(z).any(axes), math.nan, log_prob)
 
-    def map_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
         check_constants(self, noise, low=self.low, high=self.high, width=self.high - self.low)
         return self.low + (self.high - self.low) * noise
 
 
 @register
 @dataclass(frozen=True)
-class GaussianMixture(Distribution):
-    """sum_k pi_k N(z; loc_k, diag(exp(log_scale_k))^2), with pi = softmax(logits); all learnable.
+class GaussianMixture(_OfContext):
+    """sum_k pi_k N(z; loc_k, diag(exp(log_scale_k))^2), with pi = softmax(logits).
+
+    The parameters are weights of their own, or come from the context: a mixture density network.
 
     A sample takes one noise entry more than it has entries: the first one's normal quantile picks the
     component, the others are the component's noise. The pick has no derivative, so gradients through
@@ -203,22 +297,37 @@ class GaussianMixture(Distribution):
     Args:
         dim: number of dimensions, or an event shape.
         num_components: number of normals.
+        context_dim: width of the context, 0 for none.
+        conditioner: with a context, the network from it to the parameters, ``Network(CLASS, ...)`` or
+            a class; ``MLP`` if not given.
+
+    Raises:
+        ValueError: for a conditioner without a context.
+
+    Reference: Bishop (1994), Mixture Density Networks.
     """
 
     reparameterized = False
 
     dim: int | Sequence[int]
     num_components: int
+    context_dim: int = 0
+    conditioner: Network | type | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        _ = self.event_shape
         checks.positive_int("GaussianMixture", num_components=self.num_components)
+        super().__post_init__()
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         return (math.prod(self.event_shape) + 1,)
 
-    def init_variables(self, key: Array, dtype: Any) -> Variables:
+    @property
+    def num_outputs(self) -> int:  # type: ignore[override]
+        return self.num_components * (1 + 2 * math.prod(self.event_shape))
+
+    def _init_own(self, key: Array, dtype: Any) -> Variables:
         shape = (self.num_components, *self.event_shape)
         return {
             "params": {
@@ -228,21 +337,40 @@ class GaussianMixture(Distribution):
             }
         }
 
-    def log_density(self, variables: Variables, z: Array) -> Array:
-        params, event_ndim = variables["params"], len(self.event_shape)
-        log_scale = params["log_scale"]
-        standard = (jnp.expand_dims(z, -event_ndim - 1) - params["loc"]) * jnp.exp(-log_scale)
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
+        event_ndim = len(self.event_shape)
+        logits, loc, log_scale = self._parameters_for(variables, context)
+        standard = (jnp.expand_dims(z, -event_ndim - 1) - loc) * jnp.exp(-log_scale)
         log_prob = -sum_event(jnp.square(standard) / 2 + log_scale, event_ndim)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
-        log_weights = jax.nn.log_softmax(params["logits"])
-        return jax.nn.logsumexp(log_prob + log_weights, -1) - constant
+        return jax.nn.logsumexp(log_prob + jax.nn.log_softmax(logits), -1) - constant
 
-    def map_noise(self, variables: Variables, noise: Array) -> Array:
-        params = variables["params"]
-        ends = jnp.cumsum(jax.nn.softmax(at_least_float32(params["logits"])))[:-1]
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
+        logits, loc, log_scale = self._parameters_for(variables, context)
+        ends = jnp.cumsum(jax.nn.softmax(at_least_float32(logits)), -1)[..., :-1]
         component = (jax.scipy.special.ndtr(at_least_float32(noise[..., :1])) >= ends).sum(-1)
         normal = noise[..., 1:].reshape(*noise.shape[:-1], *self.event_shape)
-        return params["loc"][component] + jnp.exp(params["log_scale"][component]) * normal
+        return self._pick(loc, component) + jnp.exp(self._pick(log_scale, component)) * normal
+
+    def _parameters_for(
+        self, variables: Variables, context: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """Logits ``(*batch, num_components)``, and the others ``(*batch, num_components, *event_shape)``."""
+        if context is None:
+            params = variables["params"]
+            return params["logits"], params["loc"], params["log_scale"]
+        parameters = run_conditioner(self, variables, context, None)
+        parameters = parameters.reshape(*context.shape[:-1], self.num_components, -1)
+        normals = parameters[..., 1:].reshape(*parameters.shape[:-1], *self.event_shape, 2)
+        return parameters[..., 0], normals[..., 0], normals[..., 1]
+
+    def _pick(self, values: Array, component: Array) -> Array:
+        """One component's values in each row."""
+        if not self.context_dim:
+            return values[component]
+        axis = -len(self.event_shape) - 1
+        index = component.reshape(*component.shape, *[1] * -axis)
+        return jnp.take_along_axis(values, index, axis).squeeze(axis)
 
 
 @register
@@ -272,7 +400,7 @@ class StudentT(Distribution):
     def noise_shape(self) -> tuple[int, ...]:
         return (2, *self.event_shape)
 
-    def log_density(self, variables: Variables, z: Array) -> Array:
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
         df, event_ndim = self.df, len(self.event_shape)
         x = z / math.sqrt(df)
         far = jnp.abs(x) > 1
@@ -289,7 +417,7 @@ class StudentT(Distribution):
         constant = math.prod(self.event_shape) * student_t_constant(df)
         return constant - sum_event(falloff, event_ndim)
 
-    def map_noise(self, variables: Variables, noise: Array) -> Array:
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
         u, v = jnp.moveaxis(noise, -len(self.event_shape) - 1, 0)
         energy = -jnp.log1p(-u)
         exponent = energy / self.df

@@ -1,7 +1,7 @@
 """A flow is a bijector and a base distribution."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,16 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.standardization import location_and_scale
+from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows import interop
 from jax_flows.bijectors.base import Bijector, initialize
 from jax_flows.bijectors.normalization import Standardize
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
-from jax_flows.inputs import check_input, context_batch
+from jax_flows.inputs import check_array, check_input, context_batch, to_jax
 from jax_flows.numerics import beyond
 from jax_flows.registry import register
 from jax_flows.variables import (
@@ -41,7 +42,7 @@ from jax_flows.variables import (
 class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
-    log p(x) = log p_base(z) + log|det dz/dx|.
+    log p(x) = log p_base(z) + log|det dz/dx|. A context goes to those of the two that take one.
 
     Args:
         bijector: maps data to latent.
@@ -54,7 +55,7 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than the bijector takes, and for names that are not one for each entry.
+            makes another width than they take, and for names that are not one for each entry.
 
     Examples:
         >>> import jax, jax_flows
@@ -97,7 +98,8 @@ class Flow(HasVariables):
     def context_dim(self) -> int:
         name = type(self).__name__
         widths = [net_widths(name, net) for net in list_of_nets(self.context_net)]
-        return checks.context_width(name, widths, self.bijector.context_dim)
+        taken = checks.common_context_dim(name, [self.bijector.context_dim, self.base.context_dim])
+        return checks.context_width(name, widths, taken)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         nets = list_of_nets(self.context_net)
@@ -143,26 +145,22 @@ class Flow(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        x, context = self._condition(variables, "x", x, context)
-        return self.bijector.map_forward(child(variables, "bijector"), x, context)
+        x, condition, _ = self._condition(variables, "x", x, context)
+        return self.bijector.map_forward(child(variables, "bijector"), x, condition)
 
     @kept
     def inverse(self, variables: Variables, z: AnyArray, context: AnyArray | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        z, context = self._condition(variables, "z", z, context)
-        return self.bijector.map_inverse(child(variables, "bijector"), z, context)
+        z, condition, _ = self._condition(variables, "z", z, context)
+        return self.bijector.map_inverse(child(variables, "bijector"), z, condition)
 
     @kept
     def forward_and_update(
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
-        x, context = self._condition(variables, "x", x, context)
-        z, log_det, batch_stats = self.bijector.map_forward_and_update(
-            child(variables, "bijector"), x, context
-        )
-        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return z, log_det, self.join(parts)["batch_stats"]
+        x, condition, _ = self._condition(variables, "x", x, context)
+        return self._forward_and_update(variables, x, condition)
 
     @kept
     def steps(
@@ -173,8 +171,8 @@ class Flow(HasVariables):
         inverse: bool = False,
     ) -> list[Output]:
         """Every intermediate value and the log-det of its step, see ``Bijector.steps``."""
-        x, context = self._condition(variables, "z" if inverse else "x", x, context)
-        return self.bijector.map_steps(child(variables, "bijector"), x, context, inverse)
+        x, condition, _ = self._condition(variables, "z" if inverse else "x", x, context)
+        return self.bijector.map_steps(child(variables, "bijector"), x, condition, inverse)
 
     def initialize(
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
@@ -186,8 +184,8 @@ class Flow(HasVariables):
 
     @kept
     def embed(self, variables: Variables, context: AnyArray) -> Array:
-        """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
-        embedded = jnp.asarray(context)
+        """What bijector and base take of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
+        embedded = to_jax(context)
         for i, net in enumerate(list_of_nets(self.context_net)):
             own = child(variables, f"context_net_{i}")
             if isinstance(net, Bijector):
@@ -204,9 +202,9 @@ class Flow(HasVariables):
         weights: Array | None = None,
     ) -> dict[str, Any]:
         """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
-        x, context = self._condition(variables, "x", x, context)
+        x, condition, _ = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")
-        _, batch_stats = self.bijector.map_and_set_statistics(own, x, context, weights)
+        _, batch_stats = self.bijector.map_and_set_statistics(own, x, condition, weights)
         parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
         return {**variables, "batch_stats": self.join(parts)["batch_stats"]}
 
@@ -217,11 +215,11 @@ class Flow(HasVariables):
         Outside the domain of the bijector and at its open ends (at infinity too) it is -inf; a row of
         x with a NaN gives NaN in that row only.
         """
-        x, condition = self._condition(variables, "x", x, context)
+        x, condition, base_condition = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")
         outside = self.bijector.outside(own, x, condition)
         z, log_det = self.bijector.map_forward(own, self._inside(x, outside), condition)
-        log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
+        log_prob = self.base.log_prob(child(variables, "base"), z, base_condition) + log_det
         return jnp.where(outside, -math.inf, log_prob)
 
     @kept
@@ -229,11 +227,11 @@ class Flow(HasVariables):
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
-        x, _ = check_input(self, variables, "x", x, context)
+        x, condition, base_condition = self._condition(variables, "x", x, context)
         outside = beyond(x, self.bijector.domain, len(self.event_shape))
         x = self._inside(x, outside)
-        z, log_det, batch_stats = self.forward_and_update(variables, x, context)
-        log_prob = self.base.log_prob(child(variables, "base"), z) + log_det
+        z, log_det, batch_stats = self._forward_and_update(variables, x, condition)
+        log_prob = self.base.log_prob(child(variables, "base"), z, base_condition) + log_det
         return jnp.where(outside, -math.inf, log_prob), batch_stats
 
     @kept
@@ -266,14 +264,39 @@ class Flow(HasVariables):
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
-        batch = context_batch(self, variables, context)
+        batch = *shape, *context_batch(self, variables, context)
+        condition, base_condition = self._embed(variables, context, batch)
+        rows = batch if base_condition is None else ()
         base = child(variables, "base")
-        z = self.base.sample(base, key, (*shape, *batch), weight_dtype(variables))
-        x, log_det = self.inverse(variables, z, context)
-        if self.bijector.domain != REALS:
-            low, high = self.bijector.domain.ends(x.dtype.name)
-            x = jnp.where(x < low, low, jnp.where(x > high, high, x))
-        return x, self.base.log_prob(base, z) - log_det
+        z = self.base.sample(base, key, rows, weight_dtype(variables), base_condition)
+        return self._from_latent(variables, z, condition, base_condition)
+
+    @kept
+    def from_noise(
+        self, variables: Variables, noise: AnyArray, context: AnyArray | None = None
+    ) -> Output:
+        """Samples and their log-densities from the base's noise ``(*batch, *base.noise_shape)``.
+
+        Context and errors as in ``forward``.
+        """
+        noise_shape = self.base.noise_shape
+        noise, _ = check_input(self, variables, "noise", noise, context, noise_shape)
+        batch = noise.shape[: noise.ndim - len(noise_shape)]
+        condition, base_condition = self._embed(variables, context, batch)
+        z = self.base.from_noise(child(variables, "base"), noise, base_condition)
+        return self._from_latent(variables, z, condition, base_condition)
+
+    def _from_latent(
+        self,
+        variables: Variables,
+        z: Array,
+        condition: Array | None,
+        base_condition: Array | None,
+    ) -> Output:
+        check_array(self, variables, "z", z, self.latent_shape)
+        x, log_det = self.bijector.map_inverse(child(variables, "bijector"), z, condition)
+        log_prob = self.base.log_prob(child(variables, "base"), z, base_condition)
+        return held_inside(x, self.bijector.domain), log_prob - log_det
 
     def distribution(
         self,
@@ -291,14 +314,34 @@ class Flow(HasVariables):
         rows = outside.reshape(*outside.shape, *[1] * len(self.event_shape))
         return jnp.where(rows, self.bijector.domain.middle, x)
 
+    def _forward_and_update(
+        self, variables: Variables, x: Array, condition: Array | None
+    ) -> tuple[Array, Array, Variables]:
+        z, log_det, batch_stats = self.bijector.map_forward_and_update(
+            child(variables, "bijector"), x, condition
+        )
+        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return z, log_det, self.join(parts)["batch_stats"]
+
     def _condition(
         self, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Check an input and its context; return it, and what the bijector and the base take of that."""
         x, expanded = check_input(self, variables, name, x, context)
-        if context is None or expanded is None or self.context_net is None:
-            return x, expanded
+        return x, *self._embed(variables, context, () if expanded is None else expanded.shape[:-1])
+
+    def _embed(
+        self, variables: Variables, context: AnyArray | None, batch: Sequence[int]
+    ) -> tuple[Array | None, Array | None]:
+        """What the bijector and the base take of a context, for a batch of inputs."""
+        if context is None:
+            return None, None
         embedded = self.embed(variables, context)
-        return x, jnp.broadcast_to(embedded, (*expanded.shape[:-1], embedded.shape[-1]))
+        embedded = jnp.broadcast_to(embedded, (*batch, embedded.shape[-1]))
+        return (
+            embedded if self.bijector.context_dim else None,
+            embedded if self.base.context_dim else None,
+        )
 
     def split(self, variables: Variables) -> dict[str, Variables]:
         """The variables of each part, by its name: ``"bijector"``, ``"base"``, ``"context_net_0"``, ..."""
@@ -311,7 +354,7 @@ class Flow(HasVariables):
 
 
 def standardized(
-    flow: Flow, variables: Variables, x: Any, context: Any = None
+    flow: Flow, variables: Variables, x: Any, context: Any = None, robust: bool = False
 ) -> tuple[Flow, dict[str, Any]]:
     """The flow of data in units of their own, for one of data that are standardised; its variables.
 
@@ -324,6 +367,7 @@ def standardized(
         variables: the arrays of the flow.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
         context: shape ``(rows, context_dim)``, to scale the context too.
+        robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
         ValueError: for a NaN or an infinity, and for a column that is constant or that the weights'
@@ -343,7 +387,7 @@ def standardized(
     def scaling(array: Any, what: str, names: Sequence[str] | None, prefix: str) -> Standardize:
         array = np.asarray(array)
         shape = array.shape[1:]
-        loc, scale = location_and_scale(array, dtype.name, what, names)
+        loc, scale = location_and_scale(array, dtype.name, what, names, robust)
         arrays.update({f"{prefix}.loc": loc.astype(dtype), f"{prefix}.scale": scale.astype(dtype)})
         return Standardize(shape[0] if len(shape) == 1 else shape)
 
@@ -364,6 +408,61 @@ def standardized(
     result = Flow(chain, flow.base, nets, flow.columns, flow.context_columns)
     converted = torch_to_jax(arrays, result.shapes())
     return result, jax.tree.map(jnp.array, converted)
+
+
+def pullback(
+    flow: Flow,
+    variables: Variables,
+    log_density: Callable[[Array], Array],
+    context: AnyArray | None = None,
+) -> Callable[[AnyArray], Array]:
+    """The log-density of the latent: z ↦ log_density(x) + log|det dx/dz|, x = flow.inverse(z).
+
+    A sampler that draws z from it draws x(z) from the density, exactly, whatever the flow; where the
+    flow fits, z is nearly of the base distribution, which is easy to sample (NeuTra, Hoffman et al., 2019,
+    arXiv:1903.03704). Pulled back by a flow, its own density is that of its base.
+
+    Args:
+        flow: its weights stay as they are.
+        variables: the arrays of the flow.
+        log_density: from x ``(*batch, *event_shape)`` to ``(*batch,)``, differentiable; it need not be
+            normalised. Where the flow has a bounded domain, x lies inside, as samples do.
+        context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
+
+    Returns:
+        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
+        ``ValueError`` where log_density gives another shape.
+
+    Raises:
+        TypeError: for what is no flow, or no function.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> flow = jax_flows.RealNVP(dim=2, hidden_dims=(8,), num_layers=2)
+        >>> variables = flow.init(jax.random.key(0))
+        >>> log_density = jax_flows.pullback(flow, variables, lambda x: -(x**4).sum(-1))
+        >>> jax.jit(log_density)(jax.numpy.zeros((5, 2))).shape
+        (5,)
+    """
+    checks.instances("pullback", "flow", [flow], Flow)
+    check_callable("pullback", "log_density", log_density)
+
+    def pulled_back(z: AnyArray) -> Array:
+        x, log_det = flow.inverse(variables, z, context)
+        value = log_density(held_inside(x, flow.bijector.domain))
+        shape = getattr(value, "shape", None)
+        checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
+        return value + log_det
+
+    return pulled_back
+
+
+def held_inside(x: Array, domain: Interval) -> Array:
+    """x, where rounding puts it on an open end of a domain the last number before it."""
+    if domain == REALS:
+        return x
+    low, high = domain.ends(x.dtype.name)
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:

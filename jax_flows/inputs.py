@@ -28,10 +28,16 @@ def check_array(
 
 
 def check_input(
-    owner: Any, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
+    owner: Any,
+    variables: Variables,
+    name: str,
+    x: AnyArray,
+    context: AnyArray | None,
+    event_shape: tuple[int | None, ...] | None = None,
 ) -> tuple[Array, Array | None]:
     """Check an input and its context, and return both, the context broadcast to the batch."""
-    event_shape = owner.latent_shape if name == "z" else owner.event_shape
+    if event_shape is None:
+        event_shape = owner.latent_shape if name == "z" else owner.event_shape
     batch = check_array(owner, variables, name, x, event_shape)
     _check_context(owner, context, batch, x.dtype.name)
     if context is not None:

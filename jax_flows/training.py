@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import TensorInfo
-from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
+from flow_bridge.sources import Chunk, Expected, Rows, Source
 from flow_bridge.training import History, LearningRate
 from flow_bridge.training_state import (
     Group,
@@ -31,6 +30,7 @@ from flow_bridge.training_state import (
 )
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
+from jax_flows.devices import Devices
 from jax_flows.flows import Flow
 from jax_flows.variables import Variables, own_variables, weight_dtype
 
@@ -355,13 +355,10 @@ class _ReverseKL:
     def __call__(
         self, variables: Variables, batch: list[Array], context: list[Array]
     ) -> tuple[Array, Variables]:
-        base = {name: tree.get("base", {}) for name, tree in variables.items()}
-        z = self.flow.base.from_noise(base, *batch)
-        x, log_det = self.flow.inverse(variables, z, *context)
+        x, log_prob = self.flow.from_noise(variables, *batch, *context)
         energy = self.energy.value(x)
         training.check_energy(x.shape, getattr(energy, "shape", None))
-        loss = (self.flow.base.log_prob(base, z) - log_det + energy).mean()
-        return loss, variables["batch_stats"]
+        return (log_prob + energy).mean(), variables["batch_stats"]
 
 
 @lru_cache(NUM_PROGRAMS)
@@ -420,7 +417,7 @@ class _Engine:
         validation: Source | None,
         optimizer: optax.GradientTransformation | None,
         max_grad_norm: float | None,
-        devices: "Devices",
+        devices: Devices,
     ) -> None:
         self.flow, self.loss, self.max_grad_norm, self.source = flow, loss, max_grad_norm, data
         self.sets_rate = optimizer is None
@@ -653,77 +650,6 @@ def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
             f"fit expects optimizer as an Optax transformation, got {type(optimizer).__name__}."
         )
     return optax.with_extra_args_support(optimizer)
-
-
-class Devices:
-    """The devices of a mesh, or the default one, and where arrays lie on them."""
-
-    def __init__(self, mesh: Mesh | None) -> None:
-        self.mesh, self.part, self.is_main, self.num_processes = mesh, Part(), True, 1
-        if mesh is None:
-            return
-        self.axis = "data" if "data" in mesh.axis_names else mesh.axis_names[0]
-        # Sharding is left to the compiler, whatever types the mesh's axes have.
-        self.mesh = Mesh(mesh.devices, mesh.axis_names)
-        rows = np.moveaxis(mesh.devices, mesh.axis_names.index(self.axis), 0)
-        rows = rows.reshape(len(rows), -1)
-        owners = [{device.process_index for device in row} for row in rows]
-        own = [i for i, processes in enumerate(owners) if jax.process_index() in processes]
-        if not own:
-            raise ValueError("fit got a mesh without a device of this process.")
-        count = len(owners) // len(own)
-        if own != list(range(own[0], own[-1] + 1)) or own[0] % len(own) or len(owners) % len(own):
-            raise ValueError(
-                "fit expects the devices of each process side by side along the mesh's axis "
-                f"{self.axis!r}, and equally many of them."
-            )
-        self.part = Part(own[0] // len(own), count, len(owners))
-        everyone = set().union(*owners)
-        self.num_processes, self.is_main = len(everyone), jax.process_index() == min(everyone)
-
-    def shard(self, array: np.ndarray, axis: int, dtype: Any) -> Array:
-        """This process's part of rows, along ``axis``, as part of an array on all devices."""
-        array = array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
-        if self.mesh is None:
-            return jnp.asarray(array)
-        sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, self.axis))
-        shape = list(array.shape)
-        shape[axis] *= self.part.count
-        return jax.make_array_from_process_local_data(sharding, array, tuple(shape))
-
-    def replicate(self, tree: Any) -> Any:
-        """Arrays that this and every other process has, on all devices."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-
-        def put(array: Any) -> Array:
-            array = np.asarray(array)
-            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-        return jax.tree.map(put, tree)
-
-    def keep_replicated(self, tree: Any) -> Any:
-        """Results of a step; the compiler may have left some of them in parts."""
-        if self.mesh is None:
-            return tree
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
-
-    def own(self, tree: Any) -> Any:
-        """Replicated arrays as arrays of this process alone."""
-        return tree if self.mesh is None else jax.tree.map(lambda a: jnp.array(np.asarray(a)), tree)
-
-    def of_first(self, tree: Any) -> Any:
-        """The arrays that the first process has."""
-        if self.num_processes == 1:
-            return tree
-        return multihost_utils.broadcast_one_to_all(tree, is_source=self.is_main)
-
-    def gather(self, values: Sequence[int]) -> np.ndarray:
-        """The values of every process, ``(processes, values)``."""
-        if self.num_processes == 1:
-            return np.array([values])
-        return multihost_utils.process_allgather(np.array(values, np.int32))
 
 
 @cache

@@ -221,6 +221,7 @@ CASES = [
     Case("Exp", arch("Exp"), dim=3),
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
+    Case("Softclip", arch("Softclip", bound=3.0), dim=2),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
         arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
@@ -235,6 +236,7 @@ CASES = [
     Case("LULinear", arch("LULinear", dim=4)),
     Case("LULinear-no-bias", arch("LULinear", dim=3, bias=False)),
     Case("LULinear-dim1", arch("LULinear", dim=1)),
+    Case("LULinear-signs", arch("LULinear", dim=4, permutation=[2, 0, 3, 1], signs=[1, -1, -1, 1])),
     # normalisation
     Case("BatchNorm", arch("BatchNorm", dim=3)),
     Case("BatchNorm-momentum", arch("BatchNorm", dim=2, eps=0.1, momentum=0.5)),
@@ -256,7 +258,7 @@ CASES = [
     Case("AffineCoupling-context", coupling(dim=3, context_dim=2)),
     Case("AffineCoupling-context-one-network",
          coupling(dim=4, context_dim=3, separate_networks=False, mask=[0, 1, 1, 0])),
-    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu"), smooth=False),
+    Case("AffineCoupling-leaky", coupling(dim=3, activation="leaky_relu:0.3"), smooth=False),
     Case("AffineCoupling-softplus", coupling(dim=3, activation="softplus", hidden_dims=[])),
     Case("AdditiveCoupling", arch("AdditiveCoupling", dim=5, hidden_dims=[7, 5], activation="tanh")),
     Case("AdditiveCoupling-context",
@@ -285,12 +287,17 @@ CASES = [
     Case("AffineMap-scales", chain_of_maps(*[
         arch("AffineMap", scale=scale, bound=1.5)
         for scale in ("exp", "tanh", "softclip", "arctan", "softplus", "sigmoid")
-    ])),
+    ], arch("AffineMap", scale="clamp", low=-0.3, high=0.2, order="shift_divide"))),
     Case("AffineMap-sigmoid-minimum", chain_of_maps(
         arch("AffineMap", scale="sigmoid", bound=1.0, offset=2.0, minimum=1e-3, order="shift_divide")
     )),
     Case("SplineMap-kinked", chain_of_maps(arch("SplineMap", num_bins=2, low=-1.5, high=1.0,
                                                 boundary="kinked", min_height=0.1))),
+    Case("SplineMap-squash", chain_of_maps(
+        arch("SplineMap", num_bins=3, min_width=0.0, min_height=0.0, squash=1e-2, edge_slope=0.6),
+        arch("SplineMap", num_bins=2, low=-1.0, high=2.0, edge_slope=1.5),
+        arch("SplineMap", num_bins=2, low=-2.0, high=1.0, boundary="linear", squash=1e-3),
+    ), scale=1.5),
     Case("SplineMap-bounded", chain_of_maps(arch("SplineMap", num_bins=4, low=0.0, high=1.0,
                                                  boundary="bounded", min_slope=0.1)),
          draw=lambda g, shape: g.uniform(0, 1, shape)),
@@ -305,6 +312,13 @@ CASES = [
     Case("Coupling-residual-gate", arch("Coupling", dim=4, map=arch("AffineMap"), context_dim=2,
                                         conditioner=arch("ResidualMLP", hidden_dim=5, num_blocks=2,
                                                          activation="tanh", context="gate"))),
+    Case("Coupling-branches", arch("Chain", bijectors=[
+        arch("Coupling", dim=3, map=arch("AffineMap"), context_dim=2,
+             conditioner=tanh_network(context="branch")),
+        arch("Coupling", dim=3, map=arch("ShiftMap"), context_dim=2, mask="odd",
+             conditioner=arch("ResidualMLP", hidden_dim=4, num_blocks=2, activation="silu",
+                              context="branch", pre_activation=False)),
+    ])),
     Case("Coupling-separate-splines", arch("Coupling", dim=3, map=arch("SplineMap", num_bins=2),
                                            conditioner=arch("SeparateMLPs", hidden_dims=[4],
                                                             activation="tanh")), scale=0.3),
@@ -312,8 +326,13 @@ CASES = [
                                          conditioner=arch("ConvNet", hidden_channels=4,
                                                           activation="tanh"), context_dim=2), dim=2),
     Case("Masked-residual", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap", scale="arctan"),
-                                 conditioner=arch("ResidualMLP", hidden_dim=7, num_blocks=1,
-                                                  activation="tanh"), order=[2, 0, 3, 1])),
+                                 conditioner=arch("ResidualMLP", hidden_dim=7, num_blocks=2,
+                                                  activation="tanh", pre_activation=False),
+                                 order=[2, 0, 3, 1])),
+    Case("Masked-residual-branch",
+         arch("MaskedAutoregressive", dim=11, map=arch("AffineMap", scale="softclip"),
+              conditioner=arch("MaskedResidualMLP", hidden_dim=13, num_blocks=2, activation="tanh",
+                               context="branch", degrees=[0, 3, 10, *range(10)]), context_dim=2)),
     Case("Masked-residual-gate-cyclic",
          arch("MaskedAutoregressive", dim=11, map=arch("AffineMap", scale="softclip"),
               conditioner=arch("MaskedResidualMLP", hidden_dim=13, num_blocks=2, activation="tanh",
@@ -322,6 +341,9 @@ CASES = [
                                  conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                   degrees=[[3, 0, 1, 2, 1], [1, 1, 3, 2, 0, 2]]),
                                  order="reverse")),
+    Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
+                               conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
+                                                context="branch", degrees="cyclic"), order="reverse")),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
@@ -329,13 +351,18 @@ CASES = [
     Case("Planar-context", arch("Planar", dim=3, context_dim=2)),
     # base distributions
     Case("GaussianMixture", flow(arch("Affine", dim=3), arch("GaussianMixture", dim=3, num_components=4))),
+    Case("GaussianMixture-context", arch("Flow", bijector=arch("Planar", dim=2, context_dim=2),
+        base=arch("GaussianMixture", dim=2, num_components=3, context_dim=2, conditioner=tanh_network()),
+        context_net=arch("MLP", in_dim=3, out_dim=2, hidden_dims=[4], activation="tanh"))),
+    Case("DiagonalNormal-context", flow(arch("ActNorm", dim=[2, 1, 2]), arch(
+        "DiagonalNormal", dim=[2, 1, 2], context_dim=3, conditioner=tanh_network()))),
     Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
     # images
     Case("Squeeze", arch("Squeeze"), dim=4),
     Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),
     Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
     Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
-    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1), dim=2),
+    Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1, signs=[-1]), dim=2),
     Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
     Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
     Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),

@@ -328,6 +328,8 @@ def test_bad_files_of_other_kinds(run, checkpoint, tmp_path) -> None:
     refused("nan.parquet", "has a missing value or a NaN in column 'b', row 2 (the first is 0).")
     frame.assign(c=["x", "y", "z"]).to_parquet(tmp_path / "text.parquet")
     refused("text.parquet", "is not of numbers: column 'c' is of")
+    pandas.DataFrame({"": [0, 1, 2]}).to_parquet(tmp_path / "index.parquet")
+    refused("index.parquet", "has no columns but an index.")
 
 
 def test_a_byte_order_mark_and_an_index(tmp_path) -> None:
@@ -337,8 +339,17 @@ def test_a_byte_order_mark_and_an_index(tmp_path) -> None:
     np.testing.assert_array_equal(table.values, [[1, 2], [3, 4]])
     data.write_text(',"a, x"\n0,"1"\n1,2\n')
     table = read_table(data)
-    assert table.names == ("column0", "a, x")
-    assert "has no name and counts like the others: if it is an index" in table.warnings[0]
+    assert table.names == ("a, x",)
+    np.testing.assert_array_equal(table.values, [[1], [2]])
+    assert "has no name: it is left out as an index of the rows." in table.warnings[0]
+    for text, reason in (
+        (",a\n0,1\n0,2\n", "has no name and is no index of the rows: give it a name."),
+        (",a\n0.5,1\n1,2\n", "has no name and is no index of the rows: give it a name."),
+        ("a,,b\n1,2,3\n", "column 1 of .* has no name: give it one."),
+    ):
+        data.write_text(text)
+        with pytest.raises(ValueError, match=reason):
+            read_table(data)
     data.write_text("1,2\n3,4\n")
     assert read_table(data).names is None
     data.write_text('"a\nx",b\n1,2\n')
@@ -418,8 +429,23 @@ def test_inspect_shows_columns_and_their_scaling(run, table, named) -> None:
         assert [column["name"] for column in shown[title]] == names
         for column in shown[title]:
             values = frame[column["name"]]
-            assert column["mean"] == pytest.approx(values.mean(), rel=1e-6)
-            assert column["sd"] == pytest.approx(values.std(ddof=0), rel=1e-6)
+            assert column["loc"] == pytest.approx(values.mean(), rel=1e-6)
+            assert column["scale"] == pytest.approx(values.std(ddof=0), rel=1e-6)
+
+
+def test_robust_scaling_is_not_moved_by_outliers(run, table, tmp_path) -> None:
+    frame = pandas.read_csv(table)
+    frame.loc[0, "width"] = 1e6
+    frame.to_csv(table, index=False)
+    command = ("train", table, "--out", out := tmp_path / "m.safetensors", "--no-picture", *TINY)
+    assert run(*command, "--robust")[0] == 0
+    shown = {c["name"]: c for c in json.loads(run("inspect", out, "--json")[1])["columns"]}
+    first, median, third = frame.width.quantile([0.25, 0.5, 0.75])
+    assert shown["width"]["loc"] == pytest.approx(median, rel=1e-6)
+    assert shown["width"]["scale"] == pytest.approx((third - first) / 1.3489795, rel=1e-6)
+    code, _, err = run(*command, "--robust", "--no-standardize", "--force")
+    assert code == 2
+    assert "--robust and --no-standardize contradict each other" in err
 
 
 def test_inspect_believes_nothing(run, named, tmp_path) -> None:
@@ -469,7 +495,7 @@ def test_warnings_of_columns(run, table, tmp_path) -> None:
     command = ("train", table, "--out", tmp_path / "m.safetensors", "--no-picture")
     code, _, err = run(*command, *TINY, "--backend", "torch")
     assert code == 0
-    assert "table.csv has no name and counts like the others" in err
+    assert "table.csv has no name: it is left out" in err
     assert "warning: column 'kids' has 7 values" in err
     assert err.count("\n") == 2
 

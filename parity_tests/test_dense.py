@@ -25,7 +25,7 @@ HALVES = ("torch", "jax")
 half_and_dtype = pytest.mark.parametrize(
     ("half", "dtype"), [(half, dtype) for half in HALVES for dtype in (np.float32, np.float64)]
 )
-ELEMENTWISE = ("LeakyReLU", "ELU", "Softplus", "Exp", "Sigmoid", "Tanh")
+ELEMENTWISE = ("LeakyReLU", "ELU", "Softplus", "Exp", "Sigmoid", "Tanh", "Softclip")
 
 
 def run(half: str, name: str, direction: str, x: np.ndarray, **arguments: Any) -> list[np.ndarray]:
@@ -94,6 +94,7 @@ EXACT: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "Exp": (mpmath.exp, mpmath.log),
     "Sigmoid": (lambda x: 1 / (1 + mpmath.exp(-x)), lambda z: mpmath.log(z / (1 - z))),
     "Tanh": (mpmath.tanh, mpmath.atanh),
+    "Softclip": (lambda x: x / (1 + abs(x)), lambda z: z / (1 - abs(z))),
     "ELU": (lambda x: mpmath.expm1(x) if x < 0 else x, lambda z: mpmath.log1p(z) if z < 0 else z),
 }
 LOG_SLOPE: dict[str, Callable[[Any], Any]] = {
@@ -101,6 +102,7 @@ LOG_SLOPE: dict[str, Callable[[Any], Any]] = {
     "Exp": lambda x: x,
     "Sigmoid": lambda x: -mpmath.log1p(mpmath.exp(x)) - mpmath.log1p(mpmath.exp(-x)),
     "Tanh": lambda x: -2 * mpmath.log(mpmath.cosh(x)),
+    "Softclip": lambda x: -2 * mpmath.log1p(abs(x)),
     "ELU": lambda x: min(x, mpmath.mpf(0)),
 }
 
@@ -116,6 +118,7 @@ def test_elementwise_against_mpmath(half: str, dtype: Any, name: str) -> None:
         "Exp": [1e-30, 0.5, 1, 1.001, far],
         "Sigmoid": [1e-30, 0.1, 0.4142, 0.5, 0.9, next_to_1],
         "Tanh": [1e-30, -1e-5, 0.29, 0.31, -0.4142, 0.9, next_to_1, -next_to_1],
+        "Softclip": [1e-30, -1e-5, 0.3, -0.4142, 0.9, next_to_1, -next_to_1],
         "ELU": [1e-30, -1e-30, -0.2, -0.26, -0.4142, -0.9, -next_to_1, 30, far],
     }[name]
     with mpmath.workdps(60):
@@ -132,6 +135,15 @@ def test_elementwise_against_mpmath(half: str, dtype: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("half", HALVES)
+def test_softclip_far_out(half: str) -> None:
+    """A large x over a small bound overflows."""
+    x = np.array([[3e38], [-3e38], [0.0]], np.float32)
+    z, log_det = run(half, "Softclip", "forward", x, bound=0.125)
+    np.testing.assert_array_equal(z[:, 0], np.float32([0.125, -0.125, 0]))
+    np.testing.assert_allclose(log_det, -2 * np.log([2.4e39, 2.4e39, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("half", HALVES)
 def test_outside_the_codomain_is_nan(half: str) -> None:
     for name, ends, beyond in (
         ("ELU", [-1.0], [-1.001, -1e30]),
@@ -139,6 +151,7 @@ def test_outside_the_codomain_is_nan(half: str) -> None:
         ("Exp", [0.0, -0.0], [-1e-3, -1e30]),
         ("Sigmoid", [0.0, 1.0], [-1e-3, 1.001, 1e30]),
         ("Tanh", [-1.0, 1.0], [-1.001, 1.001, -1e30]),
+        ("Softclip", [-1.0, 1.0], [-1.001, 1.001, -1e30]),
     ):
         x, log_det = run(half, name, "inverse", np.array([*ends, *beyond, np.nan])[:, None])
         assert np.isinf(x[: len(ends)]).all()
@@ -271,6 +284,58 @@ def test_lu_against_slogdet(half: str) -> None:
         np.testing.assert_allclose(matrix, (lower @ upper)[::-1], rtol=1e-14, atol=1e-15)
         _, log_det = torch.linalg.slogdet(torch.from_numpy(matrix.copy()))
         assert np.trace(lu) == pytest.approx(float(log_det), abs=1e-13)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_lu_with_a_permutation_and_signs(half: str) -> None:
+    """W = P S L U, with row i of P S the row permutation[i] of S."""
+    generator = np.random.default_rng(0)
+    lu, x = generator.standard_normal((4, 4)) / 2, generator.standard_normal((5, 4))
+    lower, upper = np.tril(lu, -1) + np.eye(4), np.triu(lu, 1) + np.diag(np.exp(np.diag(lu)))
+    order, signs = [2, 0, 3, 1], [1, -1, -1, -1]
+    reverse = [3, 2, 1, 0]
+    for given in ({"permutation": order}, {"signs": signs}, {"permutation": order, "signs": signs}):
+        diagonal = np.diag(given.get("signs", [1] * 4))
+        matrix = (diagonal @ lower @ upper)[given.get("permutation", reverse)]
+        for name, sizes in (
+            ("LULinear", {"dim": 4, "bias": False}),
+            ("Invertible1x1Conv", {"channels": 4}),
+        ):
+            image = (..., None, None) if name == "Invertible1x1Conv" else ()
+            described = {"type": name, **sizes, **given}
+            if half == "torch":
+                bijector = torch_flows.build(described).double()
+                bijector.lu.data = torch.from_numpy(lu)
+                z, log_det = (r.detach() for r in bijector.forward(torch.from_numpy(x)[image]))
+                back = bijector.inverse(z)[0].detach()
+            else:
+                bijector, variables = jax_flows.build(described), {"params": {"lu": lu}}
+                z, log_det = bijector.forward(variables, jnp.asarray(x)[image])
+                back = bijector.inverse(variables, z)[0]
+            np.testing.assert_allclose(np.asarray(z).reshape(5, 4), x @ matrix.T, atol=1e-14)
+            np.testing.assert_allclose(np.asarray(back).reshape(5, 4), x, atol=1e-13)
+            np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], atol=1e-14)
+
+
+def test_refused_signs_are_refused_alike() -> None:
+    for given, message in (
+        ({"signs": [1, 0, 1]}, "expects signs as 3 numbers 1 or -1"),
+        ({"signs": [1, 1]}, "expects signs as 3 numbers 1 or -1"),
+        ({"permutation": [0, 1]}, "holds 2 entries at dim 3"),
+        ({"permutation": [0, 0, 1]}, "once each"),
+        ({"permutation": "shuffle"}, "a list or"),
+    ):
+        said = []
+        for build in (
+            lambda g: torch_flows.LULinear(3, **g),
+            lambda g: jax_flows.LULinear(3, **g),
+            lambda g: torch_flows.Invertible1x1Conv(3, **g),
+            lambda g: jax_flows.Invertible1x1Conv(3, **g),
+        ):
+            with pytest.raises(ValueError, match=message) as error:
+                build(given)
+            said.append(str(error.value).replace("Invertible1x1Conv", "LULinear"))
+        assert len(set(said)) == 1
 
 
 @pytest.mark.parametrize("half", HALVES)

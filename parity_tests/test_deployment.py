@@ -18,7 +18,7 @@ from jax.experimental import serialize_executable
 import jax_flows
 import torch_flows
 from flow_bridge.weights import torch_to_jax
-from parity_tests.catalogue import Case, arch
+from parity_tests.catalogue import Case, arch, flow
 from torch_flows.export import _DECOMPOSITIONS, _trace, _write_onnx
 
 aten = torch.ops.aten
@@ -42,6 +42,8 @@ MODELS = {
                               context_dim=2),
     "NeuralODE": arch("NeuralODE", **ODE, context_dim=2),
     "FFJORD": arch("FFJORD", **ODE),
+    "conditional base": flow(arch("Affine", dim=2), arch("GaussianMixture", dim=2, num_components=2,
+                                                         context_dim=2)),
 }  # fmt: skip
 """Every model: the table in docs/deployment.md is about these."""
 

@@ -51,7 +51,7 @@ def blocks(path: Path) -> list[tuple[str | None, str]]:
 README = ROOT / "README.md"
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for package in ("flow_bridge", "torch_flows", "jax_flows")
+    for package in ("flow_bridge", "torch_flows", "jax_flows", "twinflows")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "    >>> " in path.read_text(encoding="utf-8")
 ]

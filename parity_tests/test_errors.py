@@ -182,8 +182,12 @@ BAD: dict[str, tuple[Callable[[Half], Any], type[Exception], str]] = {
     ),
     "unknown activation": (
         lambda h: h.module.AffineCoupling(3, activation="swish"), ValueError,
-        "MLP expects activation to be one of elu, gelu, gelu_tanh, leaky_relu, relu, sigmoid, silu, sin, "
-        "softplus, tanh, got 'swish'.",
+        "MLP expects activation to be one of elu, gelu, gelu_tanh, leaky_relu, mish, relu, selu, sigmoid, "
+        "silu, sin, softplus, tanh, got 'swish'.",
+    ),
+    "leaky slope": (
+        lambda h: h.module.AffineCoupling(3, activation="leaky_relu:1"), ValueError,
+        "leaky_relu:SLOPE has a slope of at least 0 and below 1, got 'leaky_relu:1'.",
     ),
     "empty chain": (
         lambda h: h.module.Chain(()), ValueError, "Chain expects at least one bijector.",

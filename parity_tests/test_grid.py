@@ -15,9 +15,10 @@ import torch_flows
 from flow_bridge import lipschitz
 from flow_bridge.architecture import architecture
 from flow_bridge.errors import ArchitectureError
+from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
-from parity_tests.catalogue import MAPS
+from parity_tests.catalogue import MAPS, Case, arch
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
@@ -50,6 +51,60 @@ def test_the_circle_has_no_seam() -> None:
     torch.testing.assert_close(angle.cos(), torch.ones(3).double())
     seen = map.features(ends[:2], -1)
     torch.testing.assert_close(seen[[0, 2]], seen[[1, 3]])
+
+
+def _on_both(map: dict[str, Any], x: np.ndarray, parameters: np.ndarray) -> list[np.ndarray]:
+    """z and the logs of the slopes of both halves, one after the other."""
+    ours = torch_flows.build(map).forward(torch.from_numpy(x), torch.from_numpy(parameters))
+    theirs = jax_flows.build(map).forward(jnp.asarray(x), jnp.asarray(parameters))
+    return [np.asarray(result) for result in (*ours, *theirs)]
+
+
+def test_splines_in_other_words() -> None:
+    """A squash and a fixed slope at the ends are the plain spline of other parameters."""
+    generator = np.random.default_rng(0)
+    num_bins, parameters = 4, generator.standard_normal((60, 11))
+    x = generator.uniform(-4, 4, 60)
+    box = {"type": "SplineMap", "num_bins": num_bins, "low": -3.0, "high": 3.0}
+
+    def raw(slope: Any) -> Any:
+        return np.log(np.expm1(slope - 1e-3)) - np.log(np.expm1(1 - 1e-3))
+
+    def compare(one: dict[str, Any], plain: dict[str, Any], others: np.ndarray) -> None:
+        for a, b in zip(_on_both(one, x, parameters), _on_both(plain, x, others), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+    share = 1 / -np.log(0.05)
+    logits, slopes = np.split(parameters, [2 * num_bins], 1)
+    squashed = (
+        logits / (1 + 2 * share * abs(logits)),
+        raw(np.exp(slopes / (1 + share * abs(slopes)))),
+    )
+    compare({**box, "squash": 0.05}, box, np.concatenate(squashed, 1))
+    for more, ends in (({"edge_slope": 0.4}, 0.4), ({"edge_slope": 2.5, "squash": 0.05}, 2.5)):
+        ends = np.full((60, 1), raw(ends))
+        if "squash" in more:
+            own = np.concatenate([squashed[0], ends, squashed[1], ends], 1)
+        else:
+            own = np.concatenate([logits, ends, slopes, ends], 1)
+        compare({**box, **more}, {**box, "boundary": "kinked"}, own)
+
+
+def test_a_clamped_scale() -> None:
+    """Its gradient is that of the nearest number: 1 inside and at the ends, 0 beyond."""
+    raw, x = np.array([-2.0, -1.0, 0.3, 0.5, 0.7, np.nan]), np.full(6, 1.5)
+    map = {"type": "AffineMap", "scale": "clamp", "low": -1.0, "high": 0.5}
+    parameters = np.stack([np.full(6, 0.2), raw], -1)
+    for z, log_slope in np.reshape(_on_both(map, x, parameters), (2, 2, 6)):
+        np.testing.assert_array_equal(log_slope, np.clip(raw, -1.0, 0.5))
+        np.testing.assert_allclose(z, 1.5 * np.exp(log_slope) + 0.2, rtol=1e-15)
+    tensor = torch.from_numpy(parameters).requires_grad_()
+    torch_flows.build(map).forward(torch.from_numpy(x), tensor)[1].sum().backward()
+    theirs = jax.grad(lambda p: jax_flows.build(map).forward(jnp.asarray(x), p)[1].sum())(
+        parameters
+    )
+    for gradient in (tensor.grad, theirs):
+        np.testing.assert_array_equal(np.asarray(gradient)[:5, 1], [0, 1, 1, 1, 0])
 
 
 def test_a_cubic_map_far_out() -> None:
@@ -86,10 +141,22 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.MaskedAutoregressive(3, h.AffineMap(), h.Network(
             h.MaskedMLP, hidden_dims=(2,), degrees=((0, 3),))), "2 integers from 0 to 2"),
         (lambda h: h.Elementwise(2, h.AffineMap(), conditioner=h.MLP), "only with a context"),
+        (lambda h: h.MaskedAutoregressive(3, h.AffineMap(), h.Network(
+            h.MaskedResidualMLP, hidden_dim=2, degrees=(0, 3))), "2 integers from 0 to 2"),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, hidden_dims=(), context="branch")),
+         'context "branch" needs a hidden layer'),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, context="gate")),
+         "context to be one of"),
         (lambda h: h.AffineMap("softplus", minimum=1.5), "choose an offset"),
         (lambda h: h.AffineMap("exp", minimum=0.5), "with softplus and sigmoid only"),
         (lambda h: h.SplineMap(2, 1.0, 0.0), "low < high"),
         (lambda h: h.SplineMap(20, min_width=0.1), "num_bins below 10, got 20"),
+        (lambda h: h.SplineMap(squash=1.0), "squash below 1, got 1.0"),
+        (lambda h: h.SplineMap(squash=0.0), "squash"),
+        (lambda h: h.SplineMap(squash=0.1, edge_slope=10.0), "edge_slope between 0.1 and 10, got 10.0"),
+        (lambda h: h.SplineMap(edge_slope=1e-3), "edge_slope between 0.001 and inf"),
+        (lambda h: h.SplineMap(boundary="linear", edge_slope=0.9), "with the boundary identity only"),
+        (lambda h: h.AffineMap("clamp", low=1.0, high=-1.0), "low < high"),
         (lambda h: h.Blockwise([h.Exp(), h.Exp()], [[0], [0]]), "once each"),
         (lambda h: h.Blockwise([h.Affine(2)], [[0]]), "for 1 columns"),
         (lambda h: h.RealNVP(2, permutation="shuffle"), "permutation to be one of"),
@@ -154,6 +221,36 @@ def test_a_network_that_is_not_registered_works_in_its_half(tmp_path: Any) -> No
         jax_flows.save(twin, variables, tmp_path / "twin.safetensors")
 
 
+def test_activations_agree() -> None:
+    """Both halves with each other, and what PyTorch has with PyTorch."""
+    x = np.linspace(-6, 6, 101)
+    functional = torch.nn.functional
+    known = {
+        "leaky_relu:0.01": functional.leaky_relu,
+        "mish": functional.mish,
+        "selu": functional.selu,
+    }
+    points, jax_points = torch.from_numpy(x), jnp.asarray(x)
+    for name in (*ACTIVATIONS, "leaky_relu:0.01"):
+        value, slope = VALUE_AND_SLOPE[name](points)
+        jax_value, jax_slope = JAX_SLOPES[name](jax_points)
+        others = [value, jax_value, JAX_ACTIVATIONS[name](jax_points)]
+        if name in known:
+            others.append(known[name](points))
+        for other in others:
+            np.testing.assert_allclose(np.asarray(other), ACTIVATIONS[name](points), atol=1e-14)
+        np.testing.assert_allclose(np.asarray(jax_slope), slope, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu:0.01", "leaky_relu", "mish", "selu"])
+def test_activations_compile(name: str) -> None:
+    """Through the table, in one graph, in place where that is done."""
+    network = torch_flows.MLP(2, 2, (3,), name)
+    x = torch.randn(4, 2)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), network(x))
+
+
 @pytest.fixture
 def forgotten_activations() -> Iterator[None]:
     tables = (ACTIVATIONS, JAX_ACTIVATIONS, VALUE_AND_SLOPE, JAX_SLOPES, lipschitz.SLOPE_BOUNDS)
@@ -179,11 +276,87 @@ def test_activations_of_ones_own() -> None:
         torch_flows.InvertibleResidual(2, (3,), activation="size").forward(torch.zeros(1, 2))
 
 
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "branch": ("MLP", {"hidden_dims": (4, 3), "context": "branch"}),
+    "residual": ("ResidualMLP", {"context": "concatenate"}),
+    "gate": ("ResidualMLP", {"context": "gate"}),
+    "residual-branch": ("ResidualMLP", {"context": "branch"}),
+    "post": ("ResidualMLP", {"context": "branch", "pre_activation": False}),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_their_formulas(name: str, masked: bool) -> None:
+    for half in ("torch", "jax"):
+        check_formula(half, name, masked)
+
+
+def check_formula(half: str, name: str, masked: bool) -> None:
+    """A network of x and c in numpy, its masks written out, against what a half makes of it."""
+    kind, options = NETWORKS[name]
+    residual = kind == "ResidualMLP"
+    options = {"activation": "tanh", **options, **({"hidden_dim": 6} if residual else {})}
+    degrees = (1, 2, 0, 2, 1, 2) if residual else ((2, 1, 2, 0), (1, 2, 2))
+    given: dict[str, Any] = {"dim": 4, "mask": (1, 1, 1, 0)}
+    if masked:
+        kind, options, given = (
+            f"Masked{kind}",
+            options | {"degrees": degrees},
+            {"dim": 3, "order": (2, 0, 1)},
+        )
+    structure = "MaskedAutoregressive" if masked else "Coupling"
+    network = arch(kind, **options)
+    case = Case(
+        name, arch(structure, **given, map=arch("AffineMap"), conditioner=network, context_dim=2)
+    )
+    weights = case.weights()
+    rows = np.random.default_rng(0).standard_normal((7, 5))
+    x, c = rows[:, :3], rows[:, 3:]
+    if half == "torch":
+        model = case.torch_model()
+        with torch.no_grad():
+            out = model.network(torch.from_numpy(x), torch.from_numpy(c)).numpy()
+    else:
+        model = jax_flows.build(case.architecture)
+        variables = torch_to_jax(weights, model.shapes())
+        network = {"params": variables["params"]["network"]}
+        out = model.network.apply(network, jnp.asarray(x), jnp.asarray(c))
+
+    def layer(path: str, h: np.ndarray, above: Any = (), below: Any = ()) -> np.ndarray:
+        weight = weights[f"network.{path}.weight"]
+        if masked and above:
+            weight = weight * (np.array(above)[:, None] >= np.array(below))
+        return h @ weight.T + weights[f"network.{path}.bias"]
+
+    seen, outs, context = [2, 3, 1], [1, 1, 2, 2, 0, 0], options["context"]
+    inputs, seen = (x, seen) if context == "branch" else (rows, [*seen, 0, 0])
+    h = layer("layers.0", inputs, degrees if residual else degrees[0], seen)
+    if context == "branch":
+        h = h + np.tanh(layer("branches.0", c))
+    if not residual:
+        h = np.tanh(layer("layers.1", np.tanh(h), *degrees[::-1]))
+        expected = layer("layers.2", h, outs, degrees[1])
+    else:
+        for k in range(2):
+            start = np.tanh(h) if options.get("pre_activation", True) else h
+            step = layer(f"layers.{2 * k + 1}", start, degrees, degrees)
+            step = step + layer(f"branches.{k + 1}", c) if context == "branch" else step
+            step = layer(f"layers.{2 * k + 2}", np.tanh(step), degrees, degrees)
+            step = step / (1 + np.exp(-layer(f"gates.{k}", c))) if context == "gate" else step
+            h = h + step
+        expected = layer("layers.5", h, outs, degrees)
+    np.testing.assert_allclose(np.reshape(out, expected.shape), expected, rtol=1e-13, atol=1e-13)
+
+
 def test_compiles_without_a_graph_break() -> None:
     network = Network(torch_flows.MaskedResidualMLP, hidden_dim=6, context="gate", degrees="cyclic")
+    branched = Network(torch_flows.ResidualMLP, hidden_dim=6, context="branch")
     chain = torch_flows.Chain(
         [
-            torch_flows.Coupling(4, torch_flows.SplineMap(3, boundary="linear"), context_dim=2),
+            torch_flows.Coupling(
+                4, torch_flows.SplineMap(3, boundary="linear"), branched, context_dim=2
+            ),
             torch_flows.MaskedAutoregressive(4, torch_flows.CubicMap(), network, "reverse", 2),
         ]
     )

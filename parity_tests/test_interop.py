@@ -34,6 +34,8 @@ CONDITIONAL = Case("coupling", flow(
 MIXTURE = Case(
     "mixture", flow(arch("Affine", dim=2), arch("GaussianMixture", dim=2, num_components=3))
 )
+CONDITIONAL_MIXTURE = Case("conditional mixture", flow(arch("Affine", dim=2), arch(
+    "GaussianMixture", dim=2, num_components=3, context_dim=2)))  # fmt: skip
 GLOW = Case("glow", arch("Glow", shape=[1, 4, 4], num_levels=1, num_steps=1, hidden_channels=4,
                          context_dim=2))  # fmt: skip
 UNIT = Case("unit", flow(
@@ -62,7 +64,9 @@ def close(a, b, tolerance: float = 1e-12) -> None:
 # every host
 
 
-@pytest.mark.parametrize("case", [CONDITIONAL, MIXTURE, GLOW, UNIT], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [CONDITIONAL, MIXTURE, CONDITIONAL_MIXTURE, GLOW, UNIT], ids=lambda case: case.name
+)
 def test_hosts_give_the_density_of_the_flow(case: Case) -> None:
     torch_model, jax_model, variables = halves(case)
     x, context = case.inputs(5, 1, 4), case.context(3, 1)
@@ -302,8 +306,8 @@ def test_every_bijector_is_a_torch_transform(case: Case) -> None:
     model, x, context = case.torch_model(), case.inputs(3), case.context(3)
     x, context = tensor(x), tensor(context)
     if not isinstance(model, torch_flows.Bijector):
-        context = None if context is None else model.embed(context)
-        model = model.bijector
+        model, embed = model.bijector, model.embed
+        context = embed(context) if model.context_dim else None
     transform = model.transform(context)
     assert isinstance(transform, BijectorTransform)
     assert transform.bijective

@@ -5,7 +5,7 @@ outside: autodiff Jacobians, round trips, closed forms, figures of other librari
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +24,10 @@ from flow_bridge.errors import ConvergenceError
 from parity_tests import (
     fuzz,
     test_autoregressive,
+    test_bases,
     test_continuous,
     test_dense,
+    test_grid,
     test_images,
     test_oracles,
     test_parity,
@@ -212,6 +214,44 @@ def gelu_by_tanh(original: Any, half: str) -> Any:
     return jax.nn.gelu
 
 
+def other_blocks(**changes: Callable[..., Any]) -> Change:
+    """The blocks of a residual network, with other arguments of these names."""
+
+    def change(original: Any, half: str) -> Any:
+        def apply_blocks(
+            activation: str, pre_activation: bool, x: Any, weights: Any, *rest: Any
+        ) -> Any:
+            gates, terms = rest
+            given = {"pre_activation": pre_activation, "gates": gates, "terms": terms}
+            given |= {name: new(given[name]) for name, new in changes.items()}
+            return original(
+                activation, given["pre_activation"], x, weights, given["gates"], given["terms"]
+            )
+
+        return apply_blocks
+
+    return change
+
+
+def plain_branch(original: Any, half: str) -> Any:
+    """Without the activation behind the first branch."""
+
+    def branch_terms(activation: str, branches: Any, context: Any) -> list[Any]:
+        terms = original(activation, branches, context)
+        plain = branches if half == "torch" else [lambda c, b=b: c @ b[0] + b[1] for b in branches]
+        return [branch(context) for branch in plain[:1]] + terms[1:] if terms else []
+
+    return branch_terms
+
+
+def other_gates(original: Any, half: str) -> Any:
+    def unrolled(self: Any, *inputs: Any) -> Any:
+        found = original(self, *inputs)
+        return found._replace(gates=[*found.gates[:2], *found.gates[4:1:-1], *found.gates[5:]])
+
+    return unrolled
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A defect: what is changed, and which test notices.
@@ -255,6 +295,24 @@ SQUARE = affine(dim=4, hidden_dims=[4, 4])
 LINEAR = affine(dim=2, hidden_dims=[], separate_networks=False)
 CONDITIONAL = affine(dim=2, hidden_dims=[4], context_dim=2)
 MASKED = masked(dim=3, hidden_dims=[4])
+BLOCKS = [
+    ("gates of the blocks exchanged", other_blocks(gates=lambda gates: gates[::-1]), "gate"),
+    ("branches of the blocks exchanged",
+     other_blocks(terms=lambda terms: [*terms[:1], *terms[:0:-1]]), "residual-branch"),
+    ("activation in front of blocks", other_blocks(pre_activation=lambda first: not first), "post"),
+]  # fmt: skip
+
+
+def blocks(**options: Any) -> Any:
+    network = arch("ResidualMLP", hidden_dim=4, activation="tanh", **options)
+    return arch(
+        "MaskedAutoregressive", dim=3, map=arch("ShiftMap"), conditioner=network, context_dim=2
+    )
+
+
+GATED, BRANCHED, POST = (
+    blocks(context="gate"), blocks(context="branch"), blocks(pre_activation=False),
+)  # fmt: skip
 
 
 def density(base: str, **arguments: Any) -> Judge:
@@ -266,6 +324,7 @@ def elementwise(name: str, event_ndim: int = 1, **arguments: Any) -> Judge:
 
 
 CONSTANTS = in_both(test_oracles.test_base_densities_against_scipy)
+CONTEXTS = in_both(test_bases.test_conditional_bases_against_scipy)
 BATCH_NORM = in_both(test_oracles.test_batch_norm_against_torch_nn)
 TRAINING = one_model(arch("BatchNorm", dim=3))
 
@@ -288,6 +347,8 @@ MUTANTS = [
     Mutant("elementwise", "Tanh: z off by 1e-12", E + "Tanh.map_entries",
            outputs(lambda z, s: (z * (1 - 1e-12), s)),
            in_both(test_dense.test_elementwise_against_mpmath, np.float64, "Tanh"), BOTH),
+    Mutant("elementwise", "Softclip: half a log-slope", E + "Softclip.map_entries",
+           outputs(lambda z, s: (z, s / 2)), elementwise("Softclip", bound=2.0)),
     Mutant("elementwise", "Affine: inverse's log-det", E + "Affine.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(FREE, 2)),
     Mutant("elementwise", "Rescale: mean in place of sum", E + "Rescale.map_forward",
@@ -312,6 +373,9 @@ MUTANTS = [
            outputs(lambda z, s: (z, -s)), consistent(arch("LULinear", dim=3), 3)),
     Mutant("linear", "1x1 convolution: one pixel's log-det", L + "Invertible1x1Conv._log_det",
            result(lambda s: s / 4), consistent(arch("Invertible1x1Conv", channels=2), 2, 2, 2)),
+    Mutant("linear", "P L U turned around, and its signs forgotten", "flow_bridge.masks:factor_rows",
+           result(lambda rows: rows and (np.argsort(rows[0]), abs(rows[1]))),
+           in_both(test_dense.test_lu_with_a_permutation_and_signs), SHARED),
     # normalisation
     Mutant("normalisation", "eps", N + "BatchNorm._normalize", other_eps,
            consistent(arch("BatchNorm", dim=3), 3)),
@@ -375,12 +439,32 @@ MUTANTS = [
            lambda original, half: lambda map, x, p: (
                original(map, x, p)[0] + 1e-6 * (x * x > map.high**2), original(map, x, p)[1]),
            consistent(SPLINE, 2)),
+    Mutant("splines", "squashed as much as a slope", S + "SplineMap.knots",
+           lambda original, half: lambda map, p: (original(map, p) if map.squash is None else
+                                                  original(replace(map, squash=map.squash**2), p)),
+           test_grid.test_splines_in_other_words, BOTH),
+    Mutant("splines", "edge slope of another number", S + "raw_slope",
+           result(lambda raw: raw + 1e-9), test_grid.test_splines_in_other_words, BOTH),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",
            own_input, consistent(MASKED, 3), SHARED),
     Mutant("autoregressive", "order turned around", "flow_bridge.masks:autoregressive_order",
            result(lambda order: order[::-1].copy()), test_autoregressive.test_masked_network_equals_nflows,
            SHARED),
+    *[Mutant("networks", what, f"networks.{file}:apply_blocks", change,
+             in_both(test_grid.check_formula, name, file == "masked"), BOTH)
+      for file in ("residual", "masked") for what, change, name in BLOCKS],
+    *[Mutant("networks", what, "networks.masked:apply_blocks", change, consistent(masked_residual, 3),
+             ONE_HALF)
+      for masked_residual, (what, change, _) in zip((GATED, BRANCHED, POST), BLOCKS, strict=True)],
+    Mutant("networks", "branch without its activation", "networks.mlp:branch_terms", plain_branch,
+           in_both(test_grid.check_formula, "branch", False), BOTH),
+    Mutant("networks", "branch without its activation", "networks.masked:branch_terms", plain_branch,
+           in_both(test_grid.check_formula, "branch", True), BOTH),
+    Mutant("networks", "branch without its activation", "networks.masked:branch_terms", plain_branch,
+           consistent(BRANCHED, 3), ONE_HALF),
+    Mutant("networks", "inverse: gates of the blocks exchanged", "networks.masked:MaskedNetwork.unrolled",
+           other_gates, consistent(GATED, 3)),
     Mutant("autoregressive", "inverse's log-det", "bijectors.autoregressive:MaskedAutoregressive.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(MASKED, 3)),
     # planar, radial, Sylvester
@@ -447,6 +531,10 @@ MUTANTS = [
     Mutant("distributions", "GaussianMixture: samples of another component",
            D + "GaussianMixture.map_noise", result(lambda z: z + 1),
            in_both(test_dense.test_base_distributions_against_torch_and_scipy), BOTH),
+    Mutant("distributions", "DiagonalNormal: loc and scale of a context exchanged",
+           D + "DiagonalNormal._parameters_for", outputs(lambda loc, s: (s, loc)), CONTEXTS, BOTH),
+    Mutant("distributions", "GaussianMixture: weights of a context all the same",
+           D + "GaussianMixture._parameters_for", result(lambda p: (0 * p[0], *p[1:])), CONTEXTS, BOTH),
     # structure
     Mutant("structure", "Invert goes the same way", "bijectors.structure:Invert.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(arch("Invert", bijector=FREE), 2)),

@@ -25,7 +25,8 @@ from torch_flows.networks.lipschitz import spectral_bound
 from torch_flows.numerics import rademacher, random_bits
 
 ACTIVATIONS = (
-    "elu", "gelu", "gelu_tanh", "leaky_relu", "relu", "sigmoid", "silu", "sin", "softplus", "tanh",
+    "elu", "gelu", "gelu_tanh", "leaky_relu", "leaky_relu:0.6", "mish", "relu", "selu", "sigmoid",
+    "silu", "sin", "softplus", "tanh",
 )  # fmt: skip
 
 

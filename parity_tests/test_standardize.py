@@ -40,11 +40,12 @@ def test_standardized_gives_densities_of_the_data(data, tmp_path) -> None:
     assert torch.equal(torch_flows.load(path).log_prob(*given), flow.log_prob(*given))
 
 
-def test_the_halves_standardize_alike(data, tmp_path) -> None:
+@pytest.mark.parametrize("robust", [False, True])
+def test_the_halves_standardize_alike(data, robust, tmp_path) -> None:
     inner = torch_flows.MAF(**SMALL)
-    flow = torch_flows.standardized(inner, *data)
+    flow = torch_flows.standardized(inner, *data, robust)
     torch_flows.save(inner, tmp_path / "inner")
-    jax_flow, variables = jax_flows.standardized(*jax_flows.load(tmp_path / "inner"), *data)
+    jax_flow, variables = jax_flows.standardized(*jax_flows.load(tmp_path / "inner"), *data, robust)
     assert architecture(jax_flow) == architecture(flow)
     arrays = jax_to_torch(variables)
     assert arrays.keys() == flow.state_dict().keys()
@@ -99,6 +100,16 @@ def test_columns_that_cannot_be_scaled(column, dtype, reason) -> None:
     with pytest.raises(ValueError, match=r"column 'b' of the data") as error:
         location_and_scale(x, dtype, names=["a", "b"])
     assert reason in str(error.value)
+
+
+def test_median_and_interquartile_range() -> None:
+    x = np.random.default_rng(0).standard_normal((10_000, 3)) * (1, 5, 1) + (0, 7, 0)
+    x[:500, 1] = 1e9
+    x[:6000, 2] = 0  # half of it one value: mean and standard deviation
+    loc, scale = location_and_scale(x, "float64", robust=True)
+    np.testing.assert_allclose(loc[:2], [0, 7], atol=0.4)
+    np.testing.assert_allclose(scale[:2], [1, 5], rtol=0.1)
+    np.testing.assert_allclose([loc[2], scale[2]], [x[:, 2].mean(), x[:, 2].std()])
 
 
 def test_large_numbers_have_a_scale() -> None:

@@ -34,6 +34,7 @@ from torch_flows.bijectors.elementwise import (
     Logit,
     Rescale,
     Sigmoid,
+    Softclip,
     Softplus,
     Tanh,
 )
@@ -59,8 +60,9 @@ from torch_flows.distributions import (
     Uniform,
 )
 from torch_flows.export import export
-from torch_flows.flows import Flow, standardized
+from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
+from torch_flows.importing import import_flow
 from torch_flows.models.autoregressive import IAF, MAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
@@ -135,6 +137,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "Softclip",
     "Softplus",
     "SplineCoupling",
     "SplineMap",
@@ -155,7 +158,9 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "import_flow",
     "load",
+    "pullback",
     "quantize",
     "register",
     "register_activation",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flow_bridge.activations import Activations
 from torch_flows.numerics import softplus
 
 Layers = Sequence[tuple[Tensor, Tensor]]
@@ -58,6 +59,19 @@ def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(positive, x, below.expm1()), below.exp()
 
 
+def _selu(x: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    value, slope = _elu(x)
+    return scale * torch.where(x > 0, value, alpha * value), scale * torch.where(
+        x > 0, slope, alpha * slope
+    )
+
+
+def _mish(x: Tensor) -> tuple[Tensor, Tensor]:
+    share = softplus(x).tanh()
+    return x * share, share + x * (1 - share * share) * x.sigmoid()
+
+
 def _leaky(slope: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
         slopes = torch.where(x > 0, torch.ones_like(x), slope)
@@ -66,18 +80,23 @@ def _leaky(slope: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return value_and_slope
 
 
-VALUE_AND_SLOPE: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    "elu": _elu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "leaky_relu": _leaky(0.2),
-    "relu": _leaky(0.0),
-    "sigmoid": _sigmoid,
-    "silu": _silu,
-    "sin": _sin,
-    "softplus": _softplus,
-    "tanh": _tanh,
-}
+VALUE_AND_SLOPE: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = Activations(
+    {
+        "elu": _elu,
+        "gelu": _gelu,
+        "gelu_tanh": _gelu_tanh,
+        "leaky_relu": _leaky(0.2),
+        "mish": _mish,
+        "relu": _leaky(0.0),
+        "selu": _selu,
+        "sigmoid": _sigmoid,
+        "silu": _silu,
+        "sin": _sin,
+        "softplus": _softplus,
+        "tanh": _tanh,
+    },
+    _leaky,
+)
 """The activations of ``networks.activations.ACTIVATIONS`` with their derivatives."""
 
 

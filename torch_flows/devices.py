@@ -1,7 +1,7 @@
 """What the ranks of a process group share in training.
 
 Where ``torch.distributed`` is initialised, all ranks train one model together, each on its own part of
-every batch. In JAX the compiler does what stands here.
+every batch. In JAX the devices of a mesh do, and the compiler does what stands here.
 """
 
 from collections.abc import Callable, Sequence

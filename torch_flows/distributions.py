@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.networks import Network, as_network
 from flow_bridge.series import student_t_constant
-from torch_flows.inputs import check_array
+from torch_flows.inputs import check_input, context_batch
+from torch_flows.networks.conditioner import build_conditioner
+from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import at_least_float32, check_constants, sum_event
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
@@ -21,12 +24,14 @@ class Distribution(HasVariables):
     A subclass writes ``log_density`` and ``map_noise``; the public methods check their input first.
 
     Attributes:
+        context_dim: width of the context, 0 for none.
         noise: what ``from_noise`` takes, ``"normal"`` or ``"uniform"`` (on [0, 1)), independent per
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
         reparameterized: whether gradients through samples reach every weight.
     """
 
+    context_dim: int = 0
     noise = "normal"
     reparameterized = True
     device_anchor: Tensor
@@ -38,43 +43,64 @@ class Distribution(HasVariables):
         self.noise_shape = self.event_shape
         self.register_buffer("device_anchor", torch.zeros(()), persistent=False)
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density of z ``(*batch, *event_shape)``, shape ``(*batch,)``.
 
+        Args:
+            z: floating point, of the weights' dtype.
+            context: shape ``(*batch, context_dim)`` or broadcastable to it.
+
         Raises:
-            ValueError: for a wrong shape.
+            ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        check_array(self, "z", z, self.event_shape)
-        return self.log_density(z)
+        return self.log_density(z, check_input(self, "z", z, context, self.event_shape))
 
-    def from_noise(self, noise: Tensor) -> Tensor:
+    def from_noise(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Samples from noise of shape ``(*batch, *noise_shape)``, differentiable in the weights.
 
-        Errors as ``log_prob``.
+        Context and errors as in ``log_prob``.
         """
-        check_array(self, "noise", noise, self.noise_shape)
-        return self.map_noise(noise)
+        return self.map_noise(noise, check_input(self, "noise", noise, context, self.noise_shape))
 
     def sample(
-        self, shape: int | Sequence[int], generator: torch.Generator | None = None
+        self,
+        shape: int | Sequence[int],
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
-        """Samples of shape ``(*shape, *event_shape)``, in the weights' dtype and on their device."""
+        """Samples of shape ``(*shape, *context_batch, *event_shape)``, in the weights' dtype and on
+        their device; ``context`` is of shape ``(*context_batch, context_dim)``."""
         shape = checks.sample_shape(type(self).__name__, "shape", shape)
+        batch = *shape, *context_batch(self, context)
         draw = torch.randn if self.noise == "normal" else torch.rand
         like = self.device_anchor
         noise = draw(
-            (*shape, *self.noise_shape), generator=generator, dtype=like.dtype, device=like.device
+            (*batch, *self.noise_shape), generator=generator, dtype=like.dtype, device=like.device
         )
-        return self.map_noise(noise)
+        return self.map_noise(noise, None if context is None else context.expand(*batch, -1))
 
     @abstractmethod
-    def log_density(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         """``log_prob`` of what has been checked."""
 
     @abstractmethod
-    def map_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
         """``from_noise`` of what has been checked."""
+
+    def _take_context(
+        self, context_dim: int, conditioner: Network | type | None, num_parameters: int
+    ) -> None:
+        """Keep what the context goes through, and build its network."""
+        owner = type(self).__name__
+        checks.non_negative_int(owner, context_dim=context_dim)
+        checks.no_conditioner(owner, conditioner, context_dim)
+        self.context_dim = context_dim
+        self.conditioner = as_network(owner, conditioner, MLP) if context_dim else None
+        if self.conditioner is not None:
+            self.network = build_conditioner(
+                owner, self.conditioner, context_dim, num_parameters, 1, 0
+            )
 
 
 @register
@@ -85,46 +111,71 @@ class StandardNormal(Distribution):
         dim: number of dimensions, or an event shape.
     """
 
-    def log_density(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return -0.5 * sum_event(z.square(), event_ndim) - constant
 
-    def map_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
         return noise
 
 
 @register
 class DiagonalNormal(Distribution):
-    """Independent normals with learnable ``loc`` and ``log_scale``: z = loc + exp(log_scale) * noise.
+    """Independent normals: z = loc + exp(log_scale) * noise.
+
+    ``loc`` and ``log_scale`` are weights of their own, which start at zero, or come from the context.
 
     Args:
         dim: number of dimensions, or an event shape.
+        context_dim: width of the context, 0 for none.
+        conditioner: with a context, the network from it to loc and log_scale, ``Network(CLASS, ...)``
+            or a class; ``MLP`` if not given.
+
+    Raises:
+        ValueError: for a conditioner without a context.
 
     Examples:
-        >>> import torch_flows
-        >>> base = torch_flows.DiagonalNormal(2)
-        >>> z = base.sample((5,))
-        >>> tuple(z.shape), tuple(base.log_prob(z).shape)
+        >>> import torch, torch_flows
+        >>> base = torch_flows.DiagonalNormal(2, context_dim=3)
+        >>> z = base.sample((5,), context=torch.zeros(3))
+        >>> tuple(z.shape), tuple(base.log_prob(z, torch.zeros(3)).shape)
         ((5, 2), (5,))
     """
 
-    def __init__(self, dim: int | Sequence[int]) -> None:
+    def __init__(
+        self,
+        dim: int | Sequence[int],
+        context_dim: int = 0,
+        conditioner: Network | type | None = None,
+    ) -> None:
         super().__init__(dim)
-        self.loc = nn.Parameter(torch.zeros(self.event_shape))
-        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+        self._take_context(context_dim, conditioner, 2 * math.prod(self.event_shape))
+        if self.conditioner is None:
+            self.loc = nn.Parameter(torch.zeros(self.event_shape))
+            self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
 
-    def log_density(self, z: Tensor) -> Tensor:
-        standard = (z - self.loc) * (-self.log_scale).exp()
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
+        event_ndim = len(self.event_shape)
+        loc, log_scale = self._parameters_for(context)
+        standard = (z - loc) * (-log_scale).exp()
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
         return (
-            -sum_event(standard.square(), len(self.event_shape)) / 2
-            - self.log_scale.sum()
+            -sum_event(standard.square(), event_ndim) / 2
+            - sum_event(log_scale, event_ndim)
             - constant
         )
 
-    def map_noise(self, noise: Tensor) -> Tensor:
-        return self.loc + self.log_scale.exp() * noise
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
+        loc, log_scale = self._parameters_for(context)
+        return loc + log_scale.exp() * noise
+
+    def _parameters_for(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if context is None:
+            return self.loc, self.log_scale
+        parameters = self.network(context).to(context.dtype)
+        loc, log_scale = parameters.unflatten(-1, (*self.event_shape, 2)).unbind(-1)
+        return loc, log_scale
 
 
 @register
@@ -147,7 +198,7 @@ class Uniform(Distribution):
         self.low = low
         self.high = high
 
-    def log_density(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         axes = tuple(range(-len(self.event_shape), 0))
         check_constants(self, z, low=self.low, high=self.high, width=self.high - self.low)
         inside = ((z >= self.low) & (z <= self.high)).all(axes)
@@ -155,14 +206,16 @@ class Uniform(Distribution):
         log_prob = torch.where(inside, density, -math.inf)
         return torch.where(z.isnan().any(axes), math.nan, log_prob)
 
-    def map_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
         check_constants(self, noise, low=self.low, high=self.high, width=self.high - self.low)
         return self.low + (self.high - self.low) * noise
 
 
 @register
 class GaussianMixture(Distribution):
-    """sum_k pi_k N(z; loc_k, diag(exp(log_scale_k))^2), with pi = softmax(logits); all learnable.
+    """sum_k pi_k N(z; loc_k, diag(exp(log_scale_k))^2), with pi = softmax(logits).
+
+    The parameters are weights of their own, or come from the context: a mixture density network.
 
     A sample takes one noise entry more than it has entries: the first one's normal quantile picks the
     component, the others are the component's noise. The pick has no derivative, so gradients through
@@ -171,31 +224,67 @@ class GaussianMixture(Distribution):
     Args:
         dim: number of dimensions, or an event shape.
         num_components: number of normals.
+        context_dim: width of the context, 0 for none.
+        conditioner: with a context, the network from it to the parameters, ``Network(CLASS, ...)`` or
+            a class; ``MLP`` if not given.
+
+    Raises:
+        ValueError: for a conditioner without a context.
+
+    Reference: Bishop (1994), Mixture Density Networks.
     """
 
     reparameterized = False
 
-    def __init__(self, dim: int | Sequence[int], num_components: int) -> None:
+    def __init__(
+        self,
+        dim: int | Sequence[int],
+        num_components: int,
+        context_dim: int = 0,
+        conditioner: Network | type | None = None,
+    ) -> None:
         super().__init__(dim)
         checks.positive_int("GaussianMixture", num_components=num_components)
+        size = math.prod(self.event_shape)
         self.num_components = num_components
-        self.noise_shape = (math.prod(self.event_shape) + 1,)
-        self.logits = nn.Parameter(torch.zeros(num_components))
-        self.loc = nn.Parameter(torch.randn(num_components, *self.event_shape))
-        self.log_scale = nn.Parameter(torch.zeros(num_components, *self.event_shape))
+        self.noise_shape = (size + 1,)
+        self._take_context(context_dim, conditioner, num_components * (1 + 2 * size))
+        if self.conditioner is None:
+            self.logits = nn.Parameter(torch.zeros(num_components))
+            self.loc = nn.Parameter(torch.randn(num_components, *self.event_shape))
+            self.log_scale = nn.Parameter(torch.zeros(num_components, *self.event_shape))
 
-    def log_density(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         event_ndim = len(self.event_shape)
-        standard = (z.unsqueeze(-event_ndim - 1) - self.loc) * (-self.log_scale).exp()
-        log_prob = -sum_event(standard.square() / 2 + self.log_scale, event_ndim)
+        logits, loc, log_scale = self._parameters_for(context)
+        standard = (z.unsqueeze(-event_ndim - 1) - loc) * (-log_scale).exp()
+        log_prob = -sum_event(standard.square() / 2 + log_scale, event_ndim)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
-        return (log_prob + self.logits.log_softmax(-1)).logsumexp(-1) - constant
+        return (log_prob + logits.log_softmax(-1)).logsumexp(-1) - constant
 
-    def map_noise(self, noise: Tensor) -> Tensor:
-        ends = at_least_float32(self.logits).softmax(-1).cumsum(-1)[:-1]
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
+        logits, loc, log_scale = self._parameters_for(context)
+        ends = at_least_float32(logits).softmax(-1).cumsum(-1)[..., :-1]
         component = (torch.special.ndtr(at_least_float32(noise[..., :1])) >= ends).sum(-1)
         normal = noise[..., 1:].unflatten(-1, self.event_shape)
-        return self.loc[component] + self.log_scale[component].exp() * normal
+        return self._pick(loc, component) + self._pick(log_scale, component).exp() * normal
+
+    def _parameters_for(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``(*batch, num_components)``, and the others ``(*batch, num_components, *event_shape)``."""
+        if context is None:
+            return self.logits, self.loc, self.log_scale
+        parameters = self.network(context).to(context.dtype)
+        parameters = parameters.unflatten(-1, (self.num_components, -1))
+        normals = parameters[..., 1:].unflatten(-1, (*self.event_shape, 2))
+        return parameters[..., 0], normals[..., 0], normals[..., 1]
+
+    def _pick(self, values: Tensor, component: Tensor) -> Tensor:
+        """One component's values in each row."""
+        if self.conditioner is None:
+            return values[component]
+        axis = -len(self.event_shape) - 1
+        index = component.reshape(*component.shape, *[1] * -axis)
+        return values.take_along_dim(index, axis).squeeze(axis)
 
 
 @register
@@ -219,7 +308,7 @@ class StudentT(Distribution):
         self.df = df
         self.noise_shape = (2, *self.event_shape)
 
-    def log_density(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         df, event_ndim = self.df, len(self.event_shape)
         x = z / math.sqrt(df)
         far = x.abs() > 1
@@ -236,7 +325,7 @@ class StudentT(Distribution):
         constant = math.prod(self.event_shape) * student_t_constant(df)
         return constant - sum_event(falloff, event_ndim)
 
-    def map_noise(self, noise: Tensor) -> Tensor:
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
         u, v = noise.unbind(-len(self.event_shape) - 1)
         energy = -(-u).log1p()
         exponent = energy / self.df

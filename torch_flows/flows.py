@@ -1,7 +1,7 @@
 """A flow is a bijector and a base distribution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import Architecture, describe
-from flow_bridge.domains import REALS
+from flow_bridge.domains import REALS, Interval
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import location_and_scale
+from flow_bridge.training import check_callable
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
-from torch_flows.inputs import check_input, check_output, context_batch, dtype_name
+from torch_flows.inputs import (
+    check_array,
+    check_input,
+    check_output,
+    context_batch,
+    dtype_name,
+)
 from torch_flows.numerics import beyond
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
@@ -28,7 +35,7 @@ from torch_flows.variables import HasVariables
 class Flow(HasVariables):
     """The density of x whose latent z = bijector(x) has the base density.
 
-    log p(x) = log p_base(z) + log|det dz/dx|.
+    log p(x) = log p_base(z) + log|det dz/dx|. A context goes to those of the two that take one.
 
     Args:
         bijector: maps data to latent.
@@ -41,7 +48,7 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than the bijector takes, and for names that are not one for each entry.
+            makes another width than they take, and for names that are not one for each entry.
 
     Examples:
         >>> import torch, torch_flows
@@ -70,7 +77,8 @@ class Flow(HasVariables):
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         nets = list_of_nets(context_net)
         widths = [net_widths(name, net) for net in nets]
-        self.context_dim = checks.context_width(name, widths, bijector.context_dim)
+        taken = checks.common_context_dim(name, [bijector.context_dim, base.context_dim])
+        self.context_dim = checks.context_width(name, widths, taken)
         checks.column_names(name, "columns", columns, self.event_shape[0])
         checks.column_names(name, "context_columns", context_columns, self.context_dim)
         self.columns = None if columns is None else tuple(columns)
@@ -93,20 +101,20 @@ class Flow(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        context = self._condition("x", x, context)
-        return check_output(self, x, self.bijector.map_forward(x, context))
+        condition, _ = self._condition("x", x, context)
+        return check_output(self, x, self.bijector.map_forward(x, condition))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
         """Latent to data: x and log|det dx/dz| for z. Arguments and errors as ``forward``."""
-        context = self._condition("z", z, context)
-        return check_output(self, z, self.bijector.map_inverse(z, context))
+        condition, _ = self._condition("z", z, context)
+        return check_output(self, z, self.bijector.map_inverse(z, condition))
 
     def steps(
         self, x: Tensor, context: Tensor | None = None, inverse: bool = False
     ) -> list[Output]:
         """Every intermediate value and the log-det of its step, see ``Bijector.steps``."""
-        context = self._condition("z" if inverse else "x", x, context)
-        return self.bijector.map_steps(x, context, inverse)
+        condition, _ = self._condition("z" if inverse else "x", x, context)
+        return self.bijector.map_steps(x, condition, inverse)
 
     def confirm(self, architecture: Architecture) -> Architecture:
         """As ``HasVariables.confirm``; a named model whose parts were changed is a ``Flow`` of them."""
@@ -124,7 +132,7 @@ class Flow(HasVariables):
         initialize(self, self.bijector, x, context, self.embed)
 
     def embed(self, context: Tensor) -> Tensor:
-        """What the bijector takes of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
+        """What bijector and base take of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
         for net in list_of_nets(self.context_net):
             context = (
                 net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
@@ -136,7 +144,7 @@ class Flow(HasVariables):
     ) -> None:
         """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
         with torch.no_grad(), evaluation(self):
-            condition = self._condition("x", x, context)
+            condition, _ = self._condition("x", x, context)
             self.bijector.map_and_set_statistics(x, condition, weights)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -146,13 +154,13 @@ class Flow(HasVariables):
         x with a NaN gives NaN in that row only.
         """
         domain, ndim = self.bijector.domain, len(self.event_shape)
-        condition = self._condition("x", x, context)
+        condition, base_condition = self._condition("x", x, context)
         # in training mode a second pass through the first members would count as another batch
         outside = beyond(x, domain, ndim) if self.training else self.bijector.outside(x, condition)
         if domain != REALS:  # so that such rows have the gradient 0, not NaN
             x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
         z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
-        return torch.where(outside, -math.inf, self.base.log_prob(z) + log_det)
+        return torch.where(outside, -math.inf, self.base.log_prob(z, base_condition) + log_det)
 
     def sample(
         self,
@@ -179,12 +187,29 @@ class Flow(HasVariables):
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
-        z = self.base.sample((*shape, *context_batch(self, context)), generator)
-        x, log_det = self.inverse(z, context)
-        if self.bijector.domain != REALS:
-            low, high = self.bijector.domain.ends(dtype_name(x.dtype))
-            x = torch.where(x < low, low, torch.where(x > high, high, x))
-        return x, self.base.log_prob(z) - log_det
+        batch = *shape, *context_batch(self, context)
+        condition, base_condition = self._embed(context, batch)
+        rows = batch if base_condition is None else ()
+        z = self.base.sample(rows, generator, base_condition)
+        return self._from_latent(z, condition, base_condition)
+
+    def from_noise(self, noise: Tensor, context: Tensor | None = None) -> Output:
+        """Samples and their log-densities from the base's noise ``(*batch, *base.noise_shape)``.
+
+        Context and errors as in ``forward``.
+        """
+        check_input(self, "noise", noise, context, self.base.noise_shape)
+        batch = noise.shape[: noise.ndim - len(self.base.noise_shape)]
+        condition, base_condition = self._embed(context, batch)
+        z = self.base.from_noise(noise, base_condition)
+        return self._from_latent(z, condition, base_condition)
+
+    def _from_latent(
+        self, z: Tensor, condition: Tensor | None, base_condition: Tensor | None
+    ) -> Output:
+        check_array(self, "z", z, self.latent_shape)
+        x, log_det = check_output(self, z, self.bijector.map_inverse(z, condition))
+        return held_inside(x, self.bijector.domain), self.base.log_prob(z, base_condition) - log_det
 
     def distribution(
         self, context: Tensor | None = None, validate_args: bool | None = None
@@ -192,15 +217,28 @@ class Flow(HasVariables):
         """The flow as a ``torch.distributions.Distribution``, see ``interop.FlowDistribution``."""
         return interop.distribution(self, context, validate_args)
 
-    def _condition(self, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
+    def _condition(
+        self, name: str, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Check an input and its context, and return what the bijector and the base take of that."""
         expanded = check_input(self, name, x, context)
-        if context is None or expanded is None or self.context_net is None:
-            return expanded
-        return self.embed(context).expand(*expanded.shape[:-1], -1)
+        return self._embed(context, () if expanded is None else expanded.shape[:-1])
+
+    def _embed(
+        self, context: Tensor | None, batch: Sequence[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the bijector and the base take of a context, for a batch of inputs."""
+        if context is None:
+            return None, None
+        embedded = self.embed(context).expand(*batch, -1)
+        return (
+            embedded if self.bijector.context_dim else None,
+            embedded if self.base.context_dim else None,
+        )
 
 
 @torch.no_grad()
-def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
+def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) -> Flow:
     """The flow of data in units of their own, for one of data that are standardised.
 
     It begins with ``Standardize``, mean and standard deviation those of x, and where a context is given
@@ -211,6 +249,7 @@ def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
         flow: shares its modules with the result.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
         context: shape ``(rows, context_dim)``, to scale the context too.
+        robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
         ValueError: for a NaN or an infinity, and for a column that is constant or that the weights'
@@ -229,7 +268,7 @@ def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
         array = array.detach().cpu() if isinstance(array, Tensor) else array
         array = np.asarray(array)
         shape = array.shape[1:]
-        values = location_and_scale(array, dtype_name(weight.dtype), what, names)
+        values = location_and_scale(array, dtype_name(weight.dtype), what, names, robust)
         bijector = Standardize(shape[0] if len(shape) == 1 else shape).to(weight)
         for buffer, value in zip((bijector.loc, bijector.scale), values, strict=True):
             buffer.copy_(torch.from_numpy(value))
@@ -241,6 +280,56 @@ def standardized(flow: Flow, x: Any, context: Any = None) -> Flow:
     bijector = Chain([scaling(x, "data", flow.columns), flow.bijector])
     result = Flow(bijector, flow.base, nets, flow.columns, flow.context_columns)
     return result.train(flow.training)
+
+
+def pullback(
+    flow: Flow, log_density: Callable[[Tensor], Tensor], context: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The log-density of the latent: z ↦ log_density(x) + log|det dx/dz|, x = flow.inverse(z).
+
+    A sampler that draws z from it draws x(z) from the density, exactly, whatever the flow; where the
+    flow fits, z is nearly of the base distribution, which is easy to sample (NeuTra, Hoffman et al., 2019,
+    arXiv:1903.03704). Pulled back by a flow, its own density is that of its base.
+
+    Args:
+        flow: its weights stay as they are.
+        log_density: from x ``(*batch, *event_shape)`` to ``(*batch,)``, differentiable; it need not be
+            normalised. Where the flow has a bounded domain, x lies inside, as samples do.
+        context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
+
+    Returns:
+        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
+        ``ValueError`` where log_density gives another shape.
+
+    Raises:
+        TypeError: for what is no flow, or no function.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> flow = torch_flows.RealNVP(dim=2, hidden_dims=(8,), num_layers=2)
+        >>> log_density = torch_flows.pullback(flow, lambda x: -(x**4).sum(-1))
+        >>> log_density(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+    checks.instances("pullback", "flow", [getattr(flow, "_orig_mod", flow)], Flow)
+    check_callable("pullback", "log_density", log_density)
+
+    def pulled_back(z: Tensor) -> Tensor:
+        x, log_det = flow.inverse(z, context)
+        value = log_density(held_inside(x, flow.bijector.domain))
+        shape = getattr(value, "shape", None)
+        checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
+        return value + log_det
+
+    return pulled_back
+
+
+def held_inside(x: Tensor, domain: Interval) -> Tensor:
+    """x, where rounding puts it on an open end of a domain the last number before it."""
+    if domain == REALS:
+        return x
+    low, high = domain.ends(dtype_name(x.dtype))
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:

@@ -30,9 +30,16 @@ def check_array(
     )
 
 
-def check_input(owner: Any, name: str, x: Tensor, context: Tensor | None) -> Tensor | None:
+def check_input(
+    owner: Any,
+    name: str,
+    x: Tensor,
+    context: Tensor | None,
+    event_shape: tuple[int | None, ...] | None = None,
+) -> Tensor | None:
     """Check an input and its context, and return the context expanded to the input's batch."""
-    event_shape = owner.latent_shape if name == "z" else owner.event_shape
+    if event_shape is None:
+        event_shape = owner.latent_shape if name == "z" else owner.event_shape
     batch = check_array(owner, name, x, event_shape)
     _check_context(owner, context, batch, dtype_name(x.dtype))
     return None if context is None else context.expand(*batch, owner.context_dim)

@@ -331,11 +331,10 @@ class _ReverseKL(nn.Module):
         self.flow, self.energy, self.context = flow, energy, context
 
     def forward(self, noise: Tensor) -> Tensor:
-        z = self.flow.base.from_noise(noise)
-        x, log_det = self.flow.inverse(z, self.context)
+        x, log_prob = self.flow.from_noise(noise, self.context)
         energy = self.energy(x)
         training.check_energy(tuple(x.shape), getattr(energy, "shape", None))
-        return (self.flow.base.log_prob(z) - log_det + energy).mean()
+        return (log_prob + energy).mean()
 
 
 class _Engine:

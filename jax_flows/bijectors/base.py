@@ -242,7 +242,7 @@ def initialize(
     x, context = check_input(owner, variables, "x", x, context)
     rows = math.prod(x.shape[: x.ndim - len(owner.event_shape)])
     checks.enough_rows(label, rows, "to be initialised from data")
-    embedded = None if context is None else embed(variables, context)
+    embedded = embed(variables, context) if context is not None and bijector.context_dim else None
     new, finite = _initialize(bijector, own, x, embedded)
     checks.finite_initialization(label, bool(finite))
     return new

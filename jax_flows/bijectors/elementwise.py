@@ -234,6 +234,45 @@ class Tanh(Pointwise):
 
 @register
 @dataclass(frozen=True)
+class Softclip(Pointwise):
+    """z = x / (1 + |x| / bound), with slope 1 at 0. Codomain (-bound, bound).
+
+    Its slope falls as 1 / x^2, where that of ``Tanh`` falls as e^(-2 |x|).
+
+    Args:
+        bound: above 0.
+        event_ndim: number of axes of one event, 3 for images.
+    """
+
+    bound: float = 1.0
+    event_ndim: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_number("Softclip", bound=self.bound)
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return Interval(-self.bound, self.bound)
+
+    def map_entries(self, x: Array) -> Output:
+        check_constants(self, x, bound=self.bound)
+        share = jnp.abs(x) / self.bound
+        # a large x over a small bound overflows
+        far = jnp.isinf(share)
+        log_far = jnp.log(jnp.where(far, jnp.abs(x), 1)) - math.log(self.bound)
+        log_slope = -2 * jnp.where(far, log_far, jnp.log1p(share))
+        return self.bound * (x / (self.bound + jnp.abs(x))), log_slope
+
+    def map_entries_inverse(self, z: Array) -> Output:
+        check_constants(self, z, bound=self.bound)
+        rest = (self.bound - jnp.abs(z)) / self.bound
+        rest = jnp.where(rest < 0, math.nan, rest)
+        return z / rest, -2 * jnp.log(rest)
+
+
+@register
+@dataclass(frozen=True)
 class Rescale(Bijector):
     """z = x * exp(log_scale): NICE's diagonal scaling. log|det| = sum(log_scale).
 

@@ -172,20 +172,58 @@ def _upper(lu: Array) -> Array:
     return jnp.triu(lu, 1) + jnp.diag(jnp.exp(jnp.diagonal(lu)))
 
 
+class _Factored(Bijector):
+    """What ``LULinear`` and ``Invertible1x1Conv`` share: z = P S L U x."""
+
+    permutation: str | Sequence[int]
+    signs: Sequence[int] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.rows
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray] | None:
+        dim = checks.known(self.event_shape[0])
+        return masks.factor_rows(type(self).__name__, self.permutation, self.signs, dim)
+
+    def matrix(self, variables: Variables) -> Array:
+        """P S L U."""
+        rows = lu_matrix(variables["params"]["lu"])
+        if self.rows is None:
+            return rows
+        order, signs = self.rows
+        return rows[order] * signs.astype(rows.dtype)[:, None]
+
+    def solve(self, variables: Variables, z: Array) -> Array:
+        """The x with z = P S L U x, along the last axis."""
+        if self.rows is not None:
+            order, signs = self.rows
+            z = (z * signs.astype(z.dtype))[..., np.argsort(order)]
+        return lu_solve(variables["params"]["lu"], z)
+
+
 @register
 @dataclass(frozen=True)
-class LULinear(Bijector):
-    """z = P L U x + b; L is unit lower triangular, U upper triangular with a positive diagonal.
+class LULinear(_Factored):
+    """z = P S L U x + b; L is unit lower triangular, U upper triangular with a positive diagonal.
 
-    P is fixed and reverses the order, so that the map starts as the reversal. The diagonal of U is
-    the exponential of a weight, which makes log|det| the exact sum of those weights. The inverse
-    solves by triangular substitution; its error grows with ``condition()``.
+    P is a fixed permutation and S a fixed diagonal of signs, with which the map starts: as the
+    reversal, if not given. The diagonal of U is the exponential of a weight, which makes log|det| the
+    exact sum of those weights. The inverse solves by triangular substitution; its error grows with
+    ``condition()``. Every invertible matrix is P S L U for some P and S.
 
     Args:
         dim: number of dimensions.
         bias: whether to add b.
+        permutation: P, with (P y)_i = y_permutation[i]: a list that holds 0, 1, ..., dim - 1 once
+            each, or ``"reverse"``.
+        signs: the diagonal of S, a list of 1 and -1, or ``None`` for ones.
 
     Shapes: x and z ``(*batch, dim)``.
+
+    Raises:
+        ValueError: for a list that is no permutation or no signs, or not of length ``dim``.
 
     Reference: Oliva et al. (2018), arXiv:1801.09819; Kingma and Dhariwal (2018), Glow,
     arXiv:1807.03039.
@@ -201,11 +239,13 @@ class LULinear(Bijector):
 
     dim: int
     bias: bool = True
+    permutation: str | Sequence[int] = "reverse"
+    signs: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.positive_int("LULinear", dim=self.dim)
         checks.boolean("LULinear", bias=self.bias)
+        super().__post_init__()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -218,42 +258,49 @@ class LULinear(Bijector):
         return {"params": params}
 
     def condition(self, variables: Variables) -> Array:
-        """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
+        """The condition number of L U in the 2-norm: relative errors of the inverse grow by it."""
         return jnp.linalg.cond(lu_matrix(at_least_float32(variables["params"]["lu"])))
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         params = variables["params"]
-        z = jnp.matmul(x, lu_matrix(params["lu"]).T, precision=matmul_precision())
+        z = jnp.matmul(x, self.matrix(variables).T, precision=matmul_precision())
         log_det = jnp.broadcast_to(jnp.trace(params["lu"]), x.shape[:-1])
         return z + params["shift"] if self.bias else z, log_det
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         params = variables["params"]
-        x = lu_solve(params["lu"], z - params["shift"] if self.bias else z)
+        x = self.solve(variables, z - params["shift"] if self.bias else z)
         return x, jnp.broadcast_to(-jnp.trace(params["lu"]), z.shape[:-1])
 
 
 @register
 @dataclass(frozen=True)
-class Invertible1x1Conv(Bijector):
-    """z[:, h, w] = P L U x[:, h, w] at every pixel; log|det| = height * width * trace(lu).
+class Invertible1x1Conv(_Factored):
+    """z[:, h, w] = P S L U x[:, h, w] at every pixel; log|det| = height * width * trace(lu).
 
-    The same L, U and P as ``LULinear``: it starts as the reversal of the channels, its log-det is an
-    exact sum of weights and its inverse solves by triangular substitution.
+    The same P, S, L and U as in ``LULinear``: it starts as a permutation of the channels, its log-det
+    is an exact sum of weights and its inverse solves by triangular substitution.
 
     Args:
         channels: number of channels.
+        permutation: P, a list or ``"reverse"``.
+        signs: the diagonal of S, or ``None`` for ones.
 
     Shapes: x and z ``(*batch, channels, height, width)``.
+
+    Raises:
+        ValueError: for a list that is no permutation or no signs, or not of length ``channels``.
 
     Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
     """
 
     channels: int
+    permutation: str | Sequence[int] = "reverse"
+    signs: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checks.positive_int("Invertible1x1Conv", channels=self.channels)
+        super().__post_init__()
 
     @property
     def event_shape(self) -> Shape:
@@ -263,12 +310,11 @@ class Invertible1x1Conv(Bijector):
         return {"params": {"lu": jnp.zeros((self.channels, self.channels), dtype)}}
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        matrix = lu_matrix(variables["params"]["lu"])
-        z = jnp.tensordot(matrix, x, (1, x.ndim - 3), precision=matmul_precision())
+        z = jnp.tensordot(self.matrix(variables), x, (1, x.ndim - 3), precision=matmul_precision())
         return jnp.moveaxis(z, 0, -3), self._log_det(variables, x)
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        x = lu_solve(variables["params"]["lu"], jnp.moveaxis(z, -3, -1))
+        x = self.solve(variables, jnp.moveaxis(z, -3, -1))
         return jnp.moveaxis(x, -1, -3), -self._log_det(variables, z)
 
     def _log_det(self, variables: Variables, x: Array) -> Array:

@@ -37,7 +37,9 @@ class Model(Flow):
         freeze_lists(self)
         bijector = self.build_bijector()
         object.__setattr__(self, "bijector", bijector)
-        object.__setattr__(self, "base", self.default_base() if self.base is None else self.base)
+        base = self.default_base() if self.base is None else self.base
+        checks.context_of_base(type(self).__name__, bijector.context_dim, base)
+        object.__setattr__(self, "base", base)
         super().__post_init__()
 
     @abstractmethod

@@ -7,30 +7,44 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.activations import Activations
 from flow_bridge.lipschitz import SLOPE_BOUNDS
 from jax_flows.derivatives import VALUE_AND_SLOPE
 from jax_flows.numerics import softplus
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "leaky_relu": lambda x: jnp.where(x > 0, x, 0.2 * x),
-    "relu": jax.nn.relu,
-    "elu": jax.nn.elu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "sin": jnp.sin,
-    "softplus": softplus,
-    "tanh": jnp.tanh,
-}
-"""Activations by name; ``leaky_relu`` has slope 0.2, ``gelu`` is the exact one, and ``gelu_tanh`` the
-one that ``jax.nn.gelu`` and others have by default."""
+Function = Callable[[Array], Array]
+
+
+def _leaky(slope: float) -> Function:
+    return lambda x: jnp.where(x > 0, x, slope * x)
+
+
+ACTIVATIONS: dict[str, Function] = Activations(
+    {
+        "leaky_relu": _leaky(0.2),
+        "relu": jax.nn.relu,
+        "elu": jax.nn.elu,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "mish": lambda x: x * jnp.tanh(softplus(x)),
+        "selu": jax.nn.selu,
+        "sigmoid": jax.nn.sigmoid,
+        "silu": jax.nn.silu,
+        "sin": jnp.sin,
+        "softplus": softplus,
+        "tanh": jnp.tanh,
+    },
+    _leaky,
+)
+"""Activations by name; ``leaky_relu`` has slope 0.2 and ``leaky_relu:SLOPE`` another one, at least 0 and
+below 1; ``gelu`` is the exact one, and ``gelu_tanh`` the one that ``jax.nn.gelu`` and others have by
+default."""
 
 
 def register_activation(
     name: str,
-    function: Callable[[Array], Array],
-    slope: Callable[[Array], Array] | None = None,
+    function: Function,
+    slope: Function | None = None,
     largest_slope: float = 1.0,
 ) -> None:
     """Make an activation known under a name, in this half; do the same in the other one.

@@ -15,17 +15,24 @@ from flow_bridge.masks import Autoregression, Degrees, Order
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.mlp import (
     MLP,
-    Linear,
     Weights,
     apply_layers,
+    branch_terms,
+    context_layers,
+    context_shapes,
     layer_shapes,
     linear_layers,
-    matmul,
 )
-from jax_flows.networks.residual import ResidualMLP, apply_blocks, small_starts
+from jax_flows.networks.residual import (
+    ResidualMLP,
+    apply_blocks,
+    context_counts,
+    gate_factors,
+    small_starts,
+)
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register_network
-from jax_flows.variables import Variables, linear_shapes
+from jax_flows.variables import Variables
 
 
 class Unrolled(NamedTuple):
@@ -64,45 +71,50 @@ class MaskedNetwork(nn.Module):
         return 0
 
     @property
+    def num_branches(self) -> int:
+        """How many layers a context goes through apart from x."""
+        return 0
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Of inputs, hidden layers and outputs."""
         plan = self.plan
-        return plan.dim + plan.context_dim, *plan.hidden_dims, plan.dim * plan.num_parameters
+        in_dim = plan.dim if self.num_branches else plan.dim + plan.context_dim
+        return in_dim, *plan.hidden_dims, plan.dim * plan.num_parameters
 
     def variable_shapes(self, dtype: Any) -> Variables:
         """The shapes of the variables, without a trace."""
-        plan = self.plan
-        gates = {
-            f"gates_{i}": (plan.context_dim, plan.hidden_dims[0]) for i in range(self.num_gates)
-        }
-        return {"params": layer_shapes(self.widths, dtype) | linear_shapes(gates, dtype)}
+        apart = self.plan.context_dim, self.widths[1]
+        gates = context_shapes("gates", self.num_gates, *apart, dtype)
+        branches = context_shapes("branches", self.num_branches, *apart, dtype)
+        return {"params": layer_shapes(self.widths, dtype) | gates | branches}
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         plan, widths = self.plan, self.widths
         weights = linear_layers(widths, x, self.starts)
-        gates = [
-            Linear(plan.context_dim, plan.hidden_dims[0], name=f"gates_{i}")(x)
-            for i in range(self.num_gates)
-        ]
+        apart = plan.context_dim, widths[1]
+        gates = context_layers("gates", self.num_gates, *apart, x)
+        branches = context_layers("branches", self.num_branches, *apart, x)
         # initialisation is about shapes: a checkpoint of unknown origin may ask for any size there
         if not self.is_initializing():
             degrees = [jnp.asarray(layer) for layer in plan.degrees]
+            degrees[0] = degrees[0][: widths[0]]
             weights = [
                 (jnp.where(above >= below[:, None], kernel, 0), bias)
                 for (kernel, bias), (below, above) in zip(weights, pairwise(degrees), strict=True)
             ]
-        h = x if context is None else jnp.concatenate([x, context], -1)
-        factors = [
-            jax.nn.sigmoid(matmul(jnp.asarray(context), kernel) + bias) for kernel, bias in gates
-        ]
-        out = self.evaluate(h, weights, factors)
+        terms = branch_terms(self.activation, branches, context)
+        h = x if context is None or terms else jnp.concatenate([x, context], -1)
+        out = self.evaluate(h, weights, gate_factors(gates, context), terms)
         return out.reshape(*x.shape, plan.num_parameters)
 
-    def evaluate(self, x: Array, weights: Weights, gates: Sequence[Array]) -> Array:
-        """The network with given weights."""
-        return apply_layers(self.activation, x, weights)
+    def evaluate(
+        self, x: Array, weights: Weights, gates: Sequence[Array], terms: Sequence[Array]
+    ) -> Array:
+        """The network with given weights, and with what a context makes of its gates and branches."""
+        return apply_layers(self.activation, x, weights, terms)
 
     def step(
         self, i: int, total: Array, residual: Array | None, gate: Array | None
@@ -120,20 +132,32 @@ class MaskedNetwork(nn.Module):
     def unrolled(self, params: Mapping[str, Any], context: Array | None) -> Unrolled:
         """The layers for a context ``(batch, context_dim)``; outputs stand in the order of generation."""
         plan = self.plan
+        degrees = plan.degrees
+        degrees[0] = degrees[0][: self.widths[0]]
         weights, sums = [], []
-        for i, (below, above) in enumerate(pairwise(plan.degrees)):
+        for i, (below, above) in enumerate(pairwise(degrees)):
             layer = params[f"layers_{i}"]
             mask = jnp.asarray(above) >= jnp.asarray(below)[:, None]
             weights.append(jnp.where(mask, layer["kernel"], 0).T)
             sums.append(layer["bias"][:, None])
         gates: list[Array | None] = [None] * len(weights)
-        if context is not None:
+
+        def pairs(name: str, count: int) -> Weights:
+            layers = [params[f"{name}_{i}"] for i in range(count)]
+            return [(layer["kernel"], layer["bias"]) for layer in layers]
+
+        # an inverse is computed in full precision
+        with jax.default_matmul_precision("highest"):
+            terms = branch_terms(self.activation, pairs("branches", self.num_branches), context)
+            factors = gate_factors(pairs("gates", self.num_gates), context)
+        for i, term in enumerate(terms):
+            at = max(0, 2 * i - 1)
+            sums[at] = sums[at] + term.T
+        if context is not None and not terms:
             product = jnp.matmul(weights[0][:, plan.dim :], context.T, precision=matmul_precision())
             sums[0] = sums[0] + product
-            for i in range(self.num_gates):
-                gate = params[f"gates_{i}"]
-                product = jnp.matmul(context, gate["kernel"], precision=matmul_precision())
-                gates[2 * i + 2] = jax.nn.sigmoid(product + gate["bias"]).T
+        for i, factor in enumerate(factors):
+            gates[2 * i + 2] = factor.T
         weights[0] = weights[0][:, : plan.dim]
         for i, order in enumerate(plan.sorting):
             if order is None:
@@ -158,10 +182,12 @@ class MaskedMLP(MaskedNetwork):
         activation: a name in ``ACTIVATIONS``.
         degrees: of the hidden units, see ``flow_bridge.masks.Autoregression``.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
-        context_dim: width of the context, which every unit sees; 0 for none.
+        context_dim: width of the context, which every hidden unit sees; 0 for none.
+        context: as in ``MLP``.
 
     Raises:
-        ValueError: for an unknown order or activation, degrees that do not fit or a width below 1.
+        ValueError: for an unknown order or name, degrees that do not fit, a width below 1 and a branch
+            without a hidden layer.
 
     Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
     """
@@ -173,9 +199,10 @@ class MaskedMLP(MaskedNetwork):
     degrees: Degrees = None
     order: Order = None
     context_dim: int = 0
+    context: str = "concatenate"
 
     def __post_init__(self) -> None:
-        checks.hidden_widths("MLP", self.hidden_dims)
+        checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         _ = self.plan
         super().__post_init__()
@@ -191,6 +218,10 @@ class MaskedMLP(MaskedNetwork):
             self.degrees,
         )
 
+    @property
+    def num_branches(self) -> int:
+        return int(self.context == "branch" and self.context_dim > 0)
+
 
 @register_network
 class MaskedResidualMLP(MaskedNetwork):
@@ -202,7 +233,8 @@ class MaskedResidualMLP(MaskedNetwork):
         hidden_dim, num_blocks, activation, context: as in ``ResidualMLP``.
         degrees: of the hidden units, the same for all layers: in a list, one for each unit.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
-        context_dim: width of the context, which every unit sees; 0 for none.
+        context_dim: width of the context, which every hidden unit sees; 0 for none.
+        pre_activation: as in ``ResidualMLP``.
 
     Raises:
         ValueError: for an unknown name, degrees that do not fit or a number below 1.
@@ -216,12 +248,20 @@ class MaskedResidualMLP(MaskedNetwork):
     num_blocks: int = 2
     activation: str = "relu"
     context: str = "concatenate"
-    degrees: Degrees = None
+    degrees: str | Sequence[int] | None = None
     order: Order = None
     context_dim: int = 0
+    pre_activation: bool = True
 
     def __post_init__(self) -> None:
-        checks.residual_network("ResidualMLP", self.hidden_dim, self.num_blocks, self.context)
+        checks.residual_network(
+            "ResidualMLP",
+            self.hidden_dim,
+            self.num_blocks,
+            self.context,
+            self.context_dim,
+            self.pre_activation,
+        )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
         _ = self.plan
         super().__post_init__()
@@ -231,10 +271,9 @@ class MaskedResidualMLP(MaskedNetwork):
         num_layers = 1 + 2 * self.num_blocks
         hidden_dims = (self.hidden_dim,) * num_layers
         degrees = self.degrees
-        if not isinstance(degrees, str | None):
-            degrees = (degrees,) * num_layers  # type: ignore[assignment]
+        listed = degrees if isinstance(degrees, str | None) else (degrees,) * num_layers
         return Autoregression(
-            self.dim, hidden_dims, self.num_parameters, self.order, self.context_dim, degrees
+            self.dim, hidden_dims, self.num_parameters, self.order, self.context_dim, listed
         )
 
     @property
@@ -243,10 +282,16 @@ class MaskedResidualMLP(MaskedNetwork):
 
     @property
     def num_gates(self) -> int:
-        return self.num_blocks if self.context == "gate" and self.context_dim else 0
+        return context_counts(self.context, self.context_dim, self.num_blocks)[0]
 
-    def evaluate(self, x: Array, weights: Weights, gates: Sequence[Array]) -> Array:
-        return apply_blocks(self.activation, x, weights, gates)
+    @property
+    def num_branches(self) -> int:
+        return context_counts(self.context, self.context_dim, self.num_blocks)[1]
+
+    def evaluate(
+        self, x: Array, weights: Weights, gates: Sequence[Array], terms: Sequence[Array]
+    ) -> Array:
+        return apply_blocks(self.activation, self.pre_activation, x, weights, gates, terms)
 
     def step(
         self, i: int, total: Array, residual: Array | None, gate: Array | None
@@ -255,8 +300,8 @@ class MaskedResidualMLP(MaskedNetwork):
             return ACTIVATIONS[self.activation](total), residual
         if residual is not None:
             total = residual + total if gate is None else residual + total * gate
-        last = i == len(self.plan.hidden_dims) - 1
-        return total if last else ACTIVATIONS[self.activation](total), total
+        plain = i == len(self.plan.hidden_dims) - 1 or not self.pre_activation
+        return total if plain else ACTIVATIONS[self.activation](total), total
 
 
 MASKED: dict[type, type[MaskedNetwork]] = {MLP: MaskedMLP, ResidualMLP: MaskedResidualMLP}

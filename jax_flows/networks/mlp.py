@@ -34,12 +34,21 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 # The backward pass keeps the products and computes the activations anew: less memory, and faster.
 @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
-def apply_layers(activation: str, x: Array, weights: Weights) -> Array:
-    """Linear layers with an activation between them."""
-    for kernel, bias in weights[:-1]:
-        x = ACTIVATIONS[activation](matmul(x, kernel) + bias)
+def apply_layers(activation: str, x: Array, weights: Weights, terms: Sequence[Array] = ()) -> Array:
+    """Linear layers with an activation between them, and a term that the first of them gains."""
+    for i, (kernel, bias) in enumerate(weights[:-1]):
+        total = matmul(x, kernel) + bias
+        x = ACTIVATIONS[activation](total + terms[0] if terms and not i else total)
     kernel, bias = weights[-1]
     return matmul(x, kernel) + bias
+
+
+def branch_terms(activation: str, branches: Weights, context: Array | None) -> list[Array]:
+    """What a context adds by branches: the first of them has an activation behind it."""
+    if context is None:
+        return []
+    terms = [matmul(context, kernel) + bias for kernel, bias in branches]
+    return [ACTIVATIONS[activation](terms[0]), *terms[1:]] if terms else []
 
 
 class Linear(nn.Module):
@@ -75,6 +84,20 @@ def linear_layers(
     ]
 
 
+def context_layers(
+    name: str, count: int, context_dim: int, width: int, x: Array
+) -> list[tuple[Array, Array]]:
+    """Linear layers that a context goes through apart from x, in the module that calls this."""
+    return [Linear(context_dim, width, name=f"{name}_{i}")(x) for i in range(count)]
+
+
+def context_shapes(
+    name: str, count: int, context_dim: int, width: int, dtype: Any
+) -> dict[str, Any]:
+    """The shapes of what ``context_layers`` makes."""
+    return linear_shapes({f"{name}_{i}": (context_dim, width) for i in range(count)}, dtype)
+
+
 def layer_shapes(widths: Sequence[int], dtype: Any) -> dict[str, Any]:
     """The shapes of what ``linear_layers`` makes."""
     pairs = {f"layers_{i}": pair for i, pair in enumerate(pairwise(widths))}
@@ -89,9 +112,12 @@ class MLP(nn.Module):
         in_dim, out_dim: the widths of input and output.
         hidden_dims: widths of the hidden layers.
         activation: a name in ``ACTIVATIONS``.
+        context: how a context enters: ``"concatenate"``, next to x; ``"branch"``, by a layer of its
+            own, the first hidden layer being act(W x + b + act(V c + d)).
+        context_dim: width of the context, 0 for none.
 
     Raises:
-        ValueError: for an unknown activation or a width below 1.
+        ValueError: for an unknown name, a width below 1 and a branch without a hidden layer.
     """
 
     event_ndim = 1
@@ -100,28 +126,53 @@ class MLP(nn.Module):
     out_dim: int
     hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
+    context: str = "concatenate"
+    context_dim: int = 0
 
     def __post_init__(self) -> None:
-        checks.hidden_widths("MLP", self.hidden_dims)
+        checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
 
+    @property
+    def num_branches(self) -> int:
+        """How many layers a context goes through apart from x."""
+        return int(self.context == "branch" and self.context_dim > 0)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of inputs, hidden layers and outputs."""
+        in_dim = self.in_dim if self.num_branches else self.in_dim + self.context_dim
+        return in_dim, *self.hidden_dims, self.out_dim
+
     def variable_shapes(self, dtype: Any) -> Variables:
         """The shapes of the variables, without a trace."""
-        return {"params": layer_shapes((self.in_dim, *self.hidden_dims, self.out_dim), dtype)}
+        branches = context_shapes(
+            "branches", self.num_branches, self.context_dim, self.widths[1], dtype
+        )
+        return {"params": layer_shapes(self.widths, dtype) | branches}
 
     @nn.compact
     def __call__(
-        self, x: Array, inputs: Index | None = None, outputs: Index | None = None
+        self,
+        x: Array,
+        context: Array | None = None,
+        inputs: Index | None = None,
+        outputs: Index | None = None,
     ) -> Array:
-        """Args: x; ``inputs`` and ``outputs`` select the columns of the first weight that x meets and
-        the rows of the last weight that are computed (all of them by default)."""
-        weights = linear_layers((self.in_dim, *self.hidden_dims, self.out_dim), x)
+        """Args: x, and a context of its batch shape; ``inputs`` and ``outputs`` select the columns of
+        the first weight that x meets and the rows of the last weight that are computed (all of them
+        by default)."""
+        weights = linear_layers(self.widths, x)
+        apart = self.context_dim, self.widths[1]
+        branches = context_layers("branches", self.num_branches, *apart, x)
         if inputs is not None:
             weights[0] = weights[0][0][inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
-        return apply_layers(self.activation, x, weights)
+        terms = branch_terms(self.activation, branches, context)
+        h = x if context is None or terms else jnp.concatenate([x, context], -1)
+        return apply_layers(self.activation, h, weights, terms)
 
 
 @register_network
@@ -175,4 +226,4 @@ class SeparateMLPs(nn.Module):
         networks = [
             MLP(*widths, self.activation, name=f"networks_{i}") for i in range(self.num_parameters)
         ]
-        return tuple(network(x, inputs, outputs) for network in networks)
+        return tuple(network(x, None, inputs, outputs) for network in networks)

@@ -11,28 +11,62 @@ from jax import Array
 
 from flow_bridge import checks
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import Linear, Weights, layer_shapes, linear_layers, matmul
+from jax_flows.networks.mlp import (
+    Weights,
+    branch_terms,
+    context_layers,
+    context_shapes,
+    layer_shapes,
+    linear_layers,
+    matmul,
+)
 from jax_flows.registry import register_network
-from jax_flows.variables import Variables, linear_shapes
+from jax_flows.variables import Variables
 
 SMALL = 1e-3
 """The last layer of a block starts uniform within it, so that blocks start small."""
 
 
-@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
-def apply_blocks(activation: str, x: Array, weights: Weights, gates: Sequence[Array]) -> Array:
-    """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer."""
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=(0, 1))
+def apply_blocks(
+    activation: str,
+    pre_activation: bool,
+    x: Array,
+    weights: Weights,
+    gates: Sequence[Array],
+    terms: Sequence[Array],
+) -> Array:
+    """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer.
+
+    Args:
+        pre_activation: whether blocks have the activation of h.
+        terms: what the first layer and the first one of each block gain.
+    """
     function = ACTIVATIONS[activation]
 
     def linear(x: Array, layer: tuple[Array, Array]) -> Array:
         return matmul(x, layer[0]) + layer[1]
 
     h = linear(x, weights[0])
-    for i in range(1, len(weights) - 1, 2):
-        step = linear(function(h), weights[i])
+    h = h + terms[0] if terms else h
+    for k, i in enumerate(range(1, len(weights) - 1, 2)):
+        step = linear(function(h) if pre_activation else h, weights[i])
+        step = step + terms[k + 1] if terms else step
         step = linear(function(step), weights[i + 1])
-        h = h + step * gates[i // 2] if gates else h + step
+        h = h + step * gates[k] if gates else h + step
     return linear(h, weights[-1])
+
+
+def context_counts(context: str, context_dim: int, num_blocks: int) -> tuple[int, int]:
+    """How many gates and how many branches a residual network has."""
+    if not context_dim:
+        return 0, 0
+    return num_blocks * (context == "gate"), (num_blocks + 1) * (context == "branch")
+
+
+def gate_factors(gates: Weights, context: Array | None) -> list[Array]:
+    """The factor of what each block adds."""
+    return [jax.nn.sigmoid(matmul(jnp.asarray(context), kernel) + bias) for kernel, bias in gates]
 
 
 def small_starts(num_blocks: int) -> list[float | None]:
@@ -50,8 +84,10 @@ class ResidualMLP(nn.Module):
         num_blocks: number of blocks.
         activation: a name in ``ACTIVATIONS``.
         context: how a context enters: ``"concatenate"``, next to x; ``"gate"``, there and as a factor
-            sigmoid(V c + d) of what each block adds.
+            sigmoid(V c + d) of what each block adds; ``"branch"``, by layers of its own, h = W x + b +
+            act(V c + d) and blocks h + W1 act(W0 act(h) + V_k c + d_k).
         context_dim: width of the context, 0 for none.
+        pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
 
     Raises:
         ValueError: for an unknown name or a number below 1.
@@ -68,33 +104,51 @@ class ResidualMLP(nn.Module):
     activation: str = "relu"
     context: str = "concatenate"
     context_dim: int = 0
+    pre_activation: bool = True
 
     def __post_init__(self) -> None:
-        checks.residual_network("ResidualMLP", self.hidden_dim, self.num_blocks, self.context)
+        checks.residual_network(
+            "ResidualMLP",
+            self.hidden_dim,
+            self.num_blocks,
+            self.context,
+            self.context_dim,
+            self.pre_activation,
+        )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
+
+    @property
+    def num_gates(self) -> int:
+        """How many blocks have a gate."""
+        return context_counts(self.context, self.context_dim, self.num_blocks)[0]
+
+    @property
+    def num_branches(self) -> int:
+        """How many layers a context goes through apart from x."""
+        return context_counts(self.context, self.context_dim, self.num_blocks)[1]
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Of inputs, hidden layers and outputs."""
         hidden_dims = (self.hidden_dim,) * (1 + 2 * self.num_blocks)
-        return self.in_dim + self.context_dim, *hidden_dims, self.out_dim
+        in_dim = self.in_dim if self.num_branches else self.in_dim + self.context_dim
+        return in_dim, *hidden_dims, self.out_dim
 
     def variable_shapes(self, dtype: Any) -> Variables:
         """The shapes of the variables, without a trace."""
-        gated = self.context == "gate" and self.context_dim > 0
         pair = self.context_dim, self.hidden_dim
-        gates = {f"gates_{i}": pair for i in range(self.num_blocks if gated else 0)}
-        return {"params": layer_shapes(self.widths, dtype) | linear_shapes(gates, dtype)}
+        gates = context_shapes("gates", self.num_gates, *pair, dtype)
+        branches = context_shapes("branches", self.num_branches, *pair, dtype)
+        return {"params": layer_shapes(self.widths, dtype) | gates | branches}
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         weights = linear_layers(self.widths, x, small_starts(self.num_blocks))
-        gates = []
-        if self.context == "gate" and context is not None:
-            for i in range(self.num_blocks):
-                kernel, bias = Linear(self.context_dim, self.hidden_dim, name=f"gates_{i}")(x)
-                gates.append(jax.nn.sigmoid(matmul(context, kernel) + bias))
-        h = x if context is None else jnp.concatenate([x, context], -1)
-        return apply_blocks(self.activation, h, weights, gates)
+        pair = self.context_dim, self.hidden_dim
+        gates = gate_factors(context_layers("gates", self.num_gates, *pair, x), context)
+        branches = context_layers("branches", self.num_branches, *pair, x)
+        terms = branch_terms(self.activation, branches, context)
+        h = x if context is None or terms else jnp.concatenate([x, context], -1)
+        return apply_blocks(self.activation, self.pre_activation, h, weights, gates, terms)

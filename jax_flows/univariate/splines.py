@@ -14,7 +14,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval
-from flow_bridge.univariate import check_spline, slope_offset
+from flow_bridge.univariate import check_spline, raw_slope, slope_offset
 from jax_flows.numerics import check_constants, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
@@ -32,7 +32,7 @@ class SplineMap(UnivariateMap):
         num_bins: bins of the spline, below 1 / ``min_width`` and 1 / ``min_height``.
         low, high: the interval.
         boundary: what happens at its ends and beyond.
-            ``"identity"``: slope 1 at both ends, the identity outside.
+            ``"identity"``: slope ``edge_slope`` at both ends, the identity outside.
             ``"linear"``: free slopes at the ends, with which the map goes on outside.
             ``"kinked"``: free slopes at the ends, the identity outside; the density jumps there.
             ``"bounded"``: free slopes at the ends; only [low, high] exists.
@@ -41,6 +41,10 @@ class SplineMap(UnivariateMap):
             and sine.
         min_width, min_height: the least width and height of a bin, as a share of the interval.
         min_slope: the least slope at a knot, below 1.
+        edge_slope: the slope at the ends of ``"identity"``; another than 1 makes the density jump there.
+        squash: ``None``; or a number S below 1, which keeps bins and slopes apart from 0 in another
+            way: with c = -log S, logits are v / (1 + 2 |v| / c) and slopes exp(v / (1 + |v| / c)),
+            between S and 1 / S, in place of ``min_slope``.
 
     Raises:
         ValueError: for an unknown boundary, and numbers out of range.
@@ -65,10 +69,13 @@ class SplineMap(UnivariateMap):
     min_width: float = 1e-3
     min_height: float = 1e-3
     min_slope: float = 1e-3
+    edge_slope: float = 1.0
+    squash: float | None = None
 
     def __post_init__(self) -> None:
-        sizes = self.min_width, self.min_height, self.min_slope
-        check_spline("SplineMap", self.num_bins, self.low, self.high, self.boundary, *sizes)
+        given = (self.num_bins, self.low, self.high, self.boundary, self.min_width)
+        slopes = self.min_slope, self.edge_slope, self.squash
+        check_spline("SplineMap", *given, self.min_height, *slopes)
 
     @property
     def num_parameters(self) -> int:
@@ -123,7 +130,7 @@ class SplineMap(UnivariateMap):
             outside = jnp.abs(x) >= high if low == -high else (x <= low) | (x >= high)
         inner = jnp.where(outside, (low + high) / 2, x)
         knots = self.knots(parameters)
-        ends = select_bin(inner, knots, inverse, self.min_slope)
+        ends = select_bin(inner, knots, inverse, self.min_slope, self.squash)
         y, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inner, *ends)
         if self.boundary in ("bounded", "circular"):
             return jnp.where(outside, math.nan, y), jnp.where(outside, math.nan, log_slope)
@@ -131,7 +138,8 @@ class SplineMap(UnivariateMap):
             return jnp.where(outside, x, y), jnp.where(outside, 0, log_slope)
         below = x < inner
         end = jnp.where(below, jnp.full_like(x, low), high)
-        slope = slope_of(jnp.where(below, knots[2, 0], knots[2, -1]), self.min_slope)
+        raw = jnp.where(below, knots[2, 0], knots[2, -1])
+        slope = slope_of(raw, self.min_slope, self.squash)
         slope = 1 / slope if inverse else slope
         beyond = end + slope * (x - end)
         return jnp.where(outside, beyond, y), jnp.where(outside, jnp.log(slope), log_slope)
@@ -142,6 +150,8 @@ class SplineMap(UnivariateMap):
         rows = jnp.moveaxis(parameters, -1, 0)
         logits, raw = jnp.split(rows, [2 * num_bins])
         ones = [1] * (raw.ndim - 1)
+        if self.squash is not None:
+            logits = logits / (1 - 2 * jnp.abs(logits) / math.log(self.squash))
         logits = logits.reshape(2, num_bins, *raw.shape[1:])
         shares = jnp.cumsum(jax.nn.softmax(logits, 1), 1)[:, :-1]
         least = jnp.arange(1, num_bins, dtype=raw.dtype).reshape(-1, *ones)
@@ -156,10 +166,11 @@ class SplineMap(UnivariateMap):
                 ]
             )
         is_position = (jnp.arange(3) < 2).astype(raw.dtype).reshape(3, 1, *ones)
-        first, last = (
-            jnp.broadcast_to(end * is_position, (3, 1, *raw.shape[1:]))
-            for end in (self.low, self.high)
-        )
+        ends = [self.low * is_position, self.high * is_position]
+        if self.edge_slope != 1:
+            edge = raw_slope(self.edge_slope, self.min_slope, self.squash)
+            ends = [end + edge * (1 - is_position) for end in ends]
+        first, last = (jnp.broadcast_to(end, (3, 1, *raw.shape[1:])) for end in ends)
         if self.boundary == "identity":
             return jnp.concatenate([first, jnp.concatenate([inner, raw[None]]), last], 1)
         if self.boundary == "circular":
@@ -173,19 +184,27 @@ def spline_within(tail_bound: float, num_bins: int) -> SplineMap:
     return SplineMap(num_bins, -float(tail_bound), float(tail_bound))
 
 
-def slope_of(raw: Array, min_slope: float) -> Array:
+def slope_of(raw: Array, min_slope: float, squash: float | None = None) -> Array:
     """The slope that a raw number stands for, 1 at 0."""
+    if squash is not None:
+        return jnp.exp(raw / (1 - jnp.abs(raw) / math.log(squash)))
     return min_slope + softplus(raw + slope_offset(min_slope))
 
 
-def select_bin(x: Array, knots: Array, inverse: bool, min_slope: float = 1e-3) -> tuple[Array, ...]:
+def select_bin(
+    x: Array,
+    knots: Array,
+    inverse: bool,
+    min_slope: float = 1e-3,
+    squash: float | None = None,
+) -> tuple[Array, ...]:
     """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
     # materialised, or a fusion may round a knot anew and see x on its other side
     knots = jax.lax.optimization_barrier(knots)
     index = (x >= knots[int(inverse), 1:-1]).sum(0)
     columns = knots.reshape(3, knots.shape[1], x.size)
     ends = jax.vmap(_neighbours, (-1, 0), -1)(columns, index.reshape(x.size)).reshape(6, *x.shape)
-    return *ends[:4], *slope_of(ends[4:], min_slope)
+    return *ends[:4], *slope_of(ends[4:], min_slope, squash)
 
 
 def _neighbours(column: Array, index: Array) -> Array:

@@ -218,7 +218,7 @@ def initialize(
     checks.enough_rows(label, rows, "to be initialised from data")
     before = {name: value.clone() for name, value in bijector.state_dict().items()}
     try:
-        embedded = None if context is None else embed(context)
+        embedded = embed(context) if context is not None and bijector.context_dim else None
         with evaluation(bijector):
             bijector.map_and_initialize(x, embedded)
         finite = all(bool(weight.isfinite().all()) for weight in bijector.parameters())

@@ -196,6 +196,39 @@ class Tanh(Pointwise):
 
 
 @register
+class Softclip(Pointwise):
+    """z = x / (1 + |x| / bound), with slope 1 at 0. Codomain (-bound, bound).
+
+    Its slope falls as 1 / x^2, where that of ``Tanh`` falls as e^(-2 |x|).
+
+    Args:
+        bound: above 0.
+        event_ndim: number of axes of one event, 3 for images.
+    """
+
+    def __init__(self, bound: float = 1.0, event_ndim: int = 1) -> None:
+        super().__init__(event_ndim)
+        checks.positive_number("Softclip", bound=bound)
+        self.bound = bound
+        self.codomain = Interval(-bound, bound)
+
+    def map_entries(self, x: Tensor) -> Output:
+        check_constants(self, x, bound=self.bound)
+        share = x.abs() / self.bound
+        # a large x over a small bound overflows
+        far = share.isinf()
+        log_far = torch.where(far, x.abs(), 1).log() - math.log(self.bound)
+        log_slope = -2 * torch.where(far, log_far, share.log1p())
+        return self.bound * (x / (self.bound + x.abs())), log_slope
+
+    def map_entries_inverse(self, z: Tensor) -> Output:
+        check_constants(self, z, bound=self.bound)
+        rest = (self.bound - z.abs()) / self.bound
+        rest = torch.where(rest < 0, math.nan, rest)
+        return z / rest, -2 * rest.log()
+
+
+@register
 class Rescale(Bijector):
     """z = x * exp(log_scale): NICE's diagonal scaling. log|det| = sum(log_scale).
 

@@ -146,19 +146,62 @@ def _upper(lu: Tensor) -> Tensor:
     return lu.triu(1) + lu.diagonal().exp().diag()
 
 
-@register
-class LULinear(Bijector):
-    """z = P L U x + b; L is unit lower triangular, U upper triangular with a positive diagonal.
+class _Factored(Bijector):
+    """What ``LULinear`` and ``Invertible1x1Conv`` share: z = P S L U x."""
 
-    P is fixed and reverses the order, so that the map starts as the reversal. The diagonal of U is
-    the exponential of a weight, which makes log|det| the exact sum of those weights. The inverse
-    solves by triangular substitution; its error grows with ``condition()``.
+    lu: nn.Parameter
+    order: Tensor
+    inverse_order: Tensor
+    row_signs: Tensor
+
+    def _set_factors(
+        self, dim: int, permutation: str | Sequence[int], signs: Sequence[int] | None
+    ) -> None:
+        self.permutation, self.signs = permutation, signs
+        self.lu = nn.Parameter(torch.zeros(dim, dim))
+        rows = masks.factor_rows(type(self).__name__, permutation, signs, dim)
+        self.is_reversal = rows is None
+        if rows is not None:
+            order, row_signs = rows
+            self.register_buffer("order", torch.as_tensor(order), persistent=False)
+            inverse_order = torch.as_tensor(np.argsort(order))
+            self.register_buffer("inverse_order", inverse_order, persistent=False)
+            self.register_buffer("row_signs", torch.as_tensor(row_signs), persistent=False)
+
+    def matrix(self) -> Tensor:
+        """P S L U."""
+        rows = lu_matrix(self.lu)
+        if self.is_reversal:
+            return rows
+        return rows.index_select(0, self.order) * self.row_signs.unsqueeze(-1)
+
+    def solve(self, z: Tensor) -> Tensor:
+        """The x with z = P S L U x, along the last axis."""
+        if not self.is_reversal:
+            z = (z * self.row_signs).index_select(-1, self.inverse_order)
+        return lu_solve(self.lu, z)
+
+
+@register
+class LULinear(_Factored):
+    """z = P S L U x + b; L is unit lower triangular, U upper triangular with a positive diagonal.
+
+    P is a fixed permutation and S a fixed diagonal of signs, with which the map starts: as the
+    reversal, if not given. The diagonal of U is the exponential of a weight, which makes log|det| the
+    exact sum of those weights. The inverse solves by triangular substitution; its error grows with
+    ``condition()``. Every invertible matrix is P S L U for some P and S.
 
     Args:
         dim: number of dimensions.
         bias: whether to add b.
+        permutation: P, with (P y)_i = y_permutation[i]: a list that holds 0, 1, ..., dim - 1 once
+            each, or ``"reverse"``.
+        signs: the diagonal of S, a list of 1 and -1, or ``None`` for ones.
 
     Shapes: x and z ``(*batch, dim)``.
+
+    Raises:
+        ValueError: for a list that is no permutation or no signs, or not of length ``dim``.
 
     Reference: Oliva et al. (2018), arXiv:1801.09819; Kingma and Dhariwal (2018), Glow,
     arXiv:1807.03039.
@@ -171,62 +214,78 @@ class LULinear(Bijector):
         ((5, 3), (5,))
     """
 
-    def __init__(self, dim: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        bias: bool = True,
+        permutation: str | Sequence[int] = "reverse",
+        signs: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         checks.positive_int("LULinear", dim=dim)
         checks.boolean("LULinear", bias=bias)
         self.dim = dim
         self.event_shape = (dim,)
-        self.lu = nn.Parameter(torch.zeros(dim, dim))
+        self._set_factors(dim, permutation, signs)
         self.bias = bias
         if bias:
             self.shift = nn.Parameter(torch.zeros(dim))
 
     def condition(self) -> Tensor:
-        """The condition number of P L U in the 2-norm: relative errors of the inverse grow by it."""
+        """The condition number of L U in the 2-norm: relative errors of the inverse grow by it."""
         return torch.linalg.cond(lu_matrix(at_least_float32(self.lu)))
 
     @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        z = functional.linear(x, lu_matrix(self.lu), self.shift if self.bias else None)
+        z = functional.linear(x, self.matrix(), self.shift if self.bias else None)
         return z, self.lu.trace().expand(x.shape[:-1])
 
     @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        x = lu_solve(self.lu, z - self.shift if self.bias else z)
+        x = self.solve(z - self.shift if self.bias else z)
         return x, -self.lu.trace().expand(z.shape[:-1])
 
 
 @register
-class Invertible1x1Conv(Bijector):
-    """z[:, h, w] = P L U x[:, h, w] at every pixel; log|det| = height * width * trace(lu).
+class Invertible1x1Conv(_Factored):
+    """z[:, h, w] = P S L U x[:, h, w] at every pixel; log|det| = height * width * trace(lu).
 
-    The same L, U and P as ``LULinear``: it starts as the reversal of the channels, its log-det is an
-    exact sum of weights and its inverse solves by triangular substitution.
+    The same P, S, L and U as in ``LULinear``: it starts as a permutation of the channels, its log-det
+    is an exact sum of weights and its inverse solves by triangular substitution.
 
     Args:
         channels: number of channels.
+        permutation: P, a list or ``"reverse"``.
+        signs: the diagonal of S, or ``None`` for ones.
 
     Shapes: x and z ``(*batch, channels, height, width)``.
+
+    Raises:
+        ValueError: for a list that is no permutation or no signs, or not of length ``channels``.
 
     Reference: Kingma and Dhariwal (2018), Glow, arXiv:1807.03039.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        permutation: str | Sequence[int] = "reverse",
+        signs: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         checks.positive_int("Invertible1x1Conv", channels=channels)
         self.channels = channels
         self.event_shape = (channels, None, None)
-        self.lu = nn.Parameter(torch.zeros(channels, channels))
+        self._set_factors(channels, permutation, signs)
 
     @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        z = torch.matmul(lu_matrix(self.lu), x.flatten(-2)).reshape(x.shape)
+        z = torch.matmul(self.matrix(), x.flatten(-2)).reshape(x.shape)
         return z, self._log_det(x)
 
     @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        x = lu_solve(self.lu, z.movedim(-3, -1)).movedim(-1, -3).contiguous()
+        x = self.solve(z.movedim(-3, -1)).movedim(-1, -3).contiguous()
         return x, -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:

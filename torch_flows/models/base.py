@@ -39,8 +39,10 @@ class Model(Flow):
         module = self._modules.get("conditioner")  # hidden behind the field's plain default
         if module is not None:
             as_network(type(self).__name__, module, MLP)
-        base = self.base
-        super().__init__(self.build_bijector(), self.default_base() if base is None else base)
+        bijector = self.build_bijector()
+        base = self.default_base() if self.base is None else self.base
+        checks.context_of_base(type(self).__name__, bijector.context_dim, base)
+        super().__init__(bijector, base)
 
     @abstractmethod
     def build_bijector(self) -> Bijector: ...

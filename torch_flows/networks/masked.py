@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.masks import Autoregression, Degrees, Order
 from torch_flows.networks.activations import ACTIVATIONS
-from torch_flows.networks.mlp import MLP, Weights, apply_layers, linear_layers
-from torch_flows.networks.residual import ResidualMLP, apply_blocks, start_small
+from torch_flows.networks.mlp import (
+    MLP,
+    Weights,
+    apply_layers,
+    branch_terms,
+    context_layers,
+    linear_layers,
+)
+from torch_flows.networks.residual import ResidualMLP, apply_blocks, context_counts, start_small
 from torch_flows.registry import register_network
 
 
@@ -37,17 +44,22 @@ class MaskedNetwork(nn.Module):
 
     layers: Sequence[nn.Linear]
     gates: Sequence[nn.Linear]
+    branches: Sequence[nn.Linear]
 
-    def __init__(self, plan: Autoregression, activation: str, num_gates: int = 0) -> None:
+    def __init__(
+        self, plan: Autoregression, activation: str, num_gates: int = 0, num_branches: int = 0
+    ) -> None:
         super().__init__()
         self.plan = plan
         self.activation = activation
-        widths = (plan.dim + plan.context_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
+        in_dim = plan.dim if num_branches else plan.dim + plan.context_dim
+        widths = (in_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
         self.layers = linear_layers(widths)  # type: ignore[assignment]
-        self.gates = nn.ModuleList(  # type: ignore[assignment]
-            nn.Linear(plan.context_dim, plan.hidden_dims[0]) for _ in range(num_gates)
-        )
+        apart = plan.context_dim, widths[1]
+        self.gates = context_layers(num_gates, *apart)  # type: ignore[assignment]
+        self.branches = context_layers(num_branches, *apart)  # type: ignore[assignment]
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
+        degrees[0] = degrees[0][:in_dim]
         for i, (below, above) in enumerate(pairwise(degrees)):
             self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
         self.is_sorted = [order is None for order in plan.sorting]
@@ -61,13 +73,17 @@ class MaskedNetwork(nn.Module):
             (torch.where(getattr(self, f"mask_{i}"), layer.weight, 0), layer.bias)
             for i, layer in enumerate(self.layers)
         ]
-        h = x if context is None else torch.cat([x, context], -1)
-        out = self.evaluate(h, weights, context)
+        gates = [gate(context).sigmoid() for gate in self.gates]
+        terms = branch_terms(self.activation, self.branches, context)
+        h = x if context is None or terms else torch.cat([x, context], -1)
+        out = self.evaluate(h, weights, gates, terms)
         return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))
 
-    def evaluate(self, x: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
-        """The network with given weights."""
-        return apply_layers(self.activation, x, weights)
+    def evaluate(
+        self, x: Tensor, weights: Weights, gates: Sequence[Tensor], terms: Sequence[Tensor]
+    ) -> Tensor:
+        """The network with given weights, and with what a context makes of its gates and branches."""
+        return apply_layers(self.activation, x, weights, terms)
 
     def step(
         self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
@@ -88,7 +104,11 @@ class MaskedNetwork(nn.Module):
         weights: list[Tensor] = [layer.weight for layer in self.layers]
         sums: list[Tensor] = [layer.bias.unsqueeze(-1) for layer in self.layers]
         gates: list[Tensor | None] = [None] * len(weights)
-        if context is not None:
+        terms = branch_terms(self.activation, self.branches, context)
+        for i, term in enumerate(terms):
+            at = max(0, 2 * i - 1)
+            sums[at] = sums[at] + term.T
+        if context is not None and not terms:
             sums[0] = torch.addmm(sums[0], weights[0][:, plan.dim :], context.T)
             for i, layer in enumerate(self.gates):
                 gates[2 * i + 2] = layer(context).sigmoid().T
@@ -117,10 +137,12 @@ class MaskedMLP(MaskedNetwork):
         activation: a name in ``ACTIVATIONS``.
         degrees: of the hidden units, see ``flow_bridge.masks.Autoregression``.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
-        context_dim: width of the context, which every unit sees; 0 for none.
+        context_dim: width of the context, which every hidden unit sees; 0 for none.
+        context: as in ``MLP``.
 
     Raises:
-        ValueError: for an unknown order or activation, degrees that do not fit or a width below 1.
+        ValueError: for an unknown order or name, degrees that do not fit, a width below 1 and a branch
+            without a hidden layer.
 
     Reference: Germain et al. (2015), MADE, arXiv:1502.03509.
     """
@@ -134,11 +156,12 @@ class MaskedMLP(MaskedNetwork):
         degrees: Degrees = None,
         order: Order = None,
         context_dim: int = 0,
+        context: str = "concatenate",
     ) -> None:
-        hidden_dims = checks.hidden_widths("MLP", hidden_dims)
+        hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
         plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, degrees)
-        super().__init__(plan, activation)
+        super().__init__(plan, activation, 0, int(context == "branch" and context_dim > 0))
 
 
 @register_network
@@ -151,7 +174,8 @@ class MaskedResidualMLP(MaskedNetwork):
         hidden_dim, num_blocks, activation, context: as in ``ResidualMLP``.
         degrees: of the hidden units, the same for all layers: in a list, one for each unit.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
-        context_dim: width of the context, which every unit sees; 0 for none.
+        context_dim: width of the context, which every hidden unit sees; 0 for none.
+        pre_activation: as in ``ResidualMLP``.
 
     Raises:
         ValueError: for an unknown name, degrees that do not fit or a number below 1.
@@ -167,24 +191,27 @@ class MaskedResidualMLP(MaskedNetwork):
         num_blocks: int = 2,
         activation: str = "relu",
         context: str = "concatenate",
-        degrees: Degrees = None,
+        degrees: str | Sequence[int] | None = None,
         order: Order = None,
         context_dim: int = 0,
+        pre_activation: bool = True,
     ) -> None:
-        checks.residual_network("ResidualMLP", hidden_dim, num_blocks, context)
+        checks.residual_network(
+            "ResidualMLP", hidden_dim, num_blocks, context, context_dim, pre_activation
+        )
         checks.one_of("ResidualMLP", "activation", activation, ACTIVATIONS)
         num_layers = 1 + 2 * num_blocks
         hidden_dims = (hidden_dim,) * num_layers
-        if not isinstance(degrees, str | None):
-            degrees = (degrees,) * num_layers  # type: ignore[assignment]
-        plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, degrees)
-        num_gates = num_blocks if context == "gate" and context_dim else 0
-        super().__init__(plan, activation, num_gates)
+        listed = degrees if isinstance(degrees, str | None) else (degrees,) * num_layers
+        plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, listed)
+        super().__init__(plan, activation, *context_counts(context, context_dim, num_blocks))
+        self.pre_activation = pre_activation
         start_small(self.layers)
 
-    def evaluate(self, x: Tensor, weights: Weights, context: Tensor | None) -> Tensor:
-        gates = [gate(context).sigmoid() for gate in self.gates]
-        return apply_blocks(self.activation, x, weights, gates)
+    def evaluate(
+        self, x: Tensor, weights: Weights, gates: Sequence[Tensor], terms: Sequence[Tensor]
+    ) -> Tensor:
+        return apply_blocks(self.activation, self.pre_activation, x, weights, gates, terms)
 
     def step(
         self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
@@ -193,8 +220,8 @@ class MaskedResidualMLP(MaskedNetwork):
             return ACTIVATIONS[self.activation](total), residual
         if residual is not None:
             total = residual + total if gate is None else torch.addcmul(residual, total, gate)
-        last = i == len(self.layers) - 2
-        return total if last else ACTIVATIONS[self.activation](total), total
+        plain = i == len(self.layers) - 2 or not self.pre_activation
+        return total if plain else ACTIVATIONS[self.activation](total), total
 
 
 MASKED: dict[type, type[MaskedNetwork]] = {MLP: MaskedMLP, ResidualMLP: MaskedResidualMLP}

@@ -15,17 +15,35 @@ from torch_flows.registry import register_network
 Weights = Sequence[tuple[Tensor, Tensor]]
 
 
-def apply_layers(activation: str, x: Tensor, weights: Weights) -> Tensor:
-    """Linear layers with an activation between them."""
+def apply_layers(
+    activation: str, x: Tensor, weights: Weights, terms: Sequence[Tensor] = ()
+) -> Tensor:
+    """Linear layers with an activation between them, and a term that the first of them gains."""
     function = in_place(activation)
-    for weight, bias in weights[:-1]:
-        x = function(functional.linear(x, weight, bias))
+    for i, (weight, bias) in enumerate(weights[:-1]):
+        total = functional.linear(x, weight, bias)
+        x = function(total + terms[0] if terms and not i else total)
     return functional.linear(x, *weights[-1])
+
+
+def branch_terms(
+    activation: str, branches: Sequence[nn.Linear], context: Tensor | None
+) -> list[Tensor]:
+    """What a context adds by branches: the first of them has an activation behind it."""
+    if context is None:
+        return []
+    terms = [branch(context) for branch in branches]
+    return [ACTIVATIONS[activation](terms[0]), *terms[1:]] if terms else []
 
 
 def linear_layers(widths: Sequence[int]) -> nn.ModuleList:
     """One linear layer from each width to the next."""
     return nn.ModuleList(nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths))
+
+
+def context_layers(count: int, context_dim: int, width: int) -> nn.ModuleList:
+    """Linear layers that a context goes through apart from x."""
+    return nn.ModuleList(nn.Linear(context_dim, width) for _ in range(count))
 
 
 @register_network
@@ -36,13 +54,17 @@ class MLP(nn.Module):
         in_dim, out_dim: the widths of input and output.
         hidden_dims: widths of the hidden layers.
         activation: a name in ``ACTIVATIONS``.
+        context: how a context enters: ``"concatenate"``, next to x; ``"branch"``, by a layer of its
+            own, the first hidden layer being act(W x + b + act(V c + d)).
+        context_dim: width of the context, 0 for none.
 
     Raises:
-        ValueError: for an unknown activation or a width below 1.
+        ValueError: for an unknown name, a width below 1 and a branch without a hidden layer.
     """
 
     event_ndim = 1
     layers: Sequence[nn.Linear]
+    branches: Sequence[nn.Linear]
 
     def __init__(
         self,
@@ -50,26 +72,40 @@ class MLP(nn.Module):
         out_dim: int,
         hidden_dims: Sequence[int] = (64, 64),
         activation: str = "leaky_relu",
+        context: str = "concatenate",
+        context_dim: int = 0,
     ) -> None:
         super().__init__()
-        hidden_dims = checks.hidden_widths("MLP", hidden_dims)
+        hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
         self.in_dim, self.out_dim = in_dim, out_dim
         self.hidden_dims = hidden_dims
         self.activation = activation
+        self.context = context
+        self.context_dim = context_dim
+        branched = context == "branch" and context_dim > 0
+        in_dim = in_dim if branched else in_dim + context_dim
         self.layers = linear_layers((in_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
+        self.branches = context_layers(int(branched), context_dim, (*hidden_dims, 0)[0])  # type: ignore[assignment]
 
     def forward(
-        self, x: Tensor, inputs: slice | Tensor | None = None, outputs: slice | Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        inputs: slice | Tensor | None = None,
+        outputs: slice | Tensor | None = None,
     ) -> Tensor:
-        """Args: x; ``inputs`` and ``outputs`` select the columns of the first weight that x meets and
-        the rows of the last weight that are computed (all of them by default)."""
+        """Args: x, and a context of its batch shape; ``inputs`` and ``outputs`` select the columns of
+        the first weight that x meets and the rows of the last weight that are computed (all of them
+        by default)."""
         weights: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]
         if inputs is not None:
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        return apply_layers(self.activation, x, weights).to(x.dtype)
+        terms = branch_terms(self.activation, self.branches, context)
+        h = x if context is None or terms else torch.cat([x, context], -1)
+        return apply_layers(self.activation, h, weights, terms).to(x.dtype)
 
 
 @register_network
@@ -122,4 +158,4 @@ class SeparateMLPs(nn.Module):
         slices = self._slices
         inputs = slices["inputs"] if "inputs" in slices else self.get_buffer("inputs")
         outputs = slices["outputs"] if "outputs" in slices else self.get_buffer("outputs")
-        return tuple([network(x, inputs, outputs) for network in self.networks])
+        return tuple([network(x, None, inputs, outputs) for network in self.networks])

@@ -8,22 +8,43 @@ from torch.nn import functional
 
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
-from torch_flows.networks.mlp import Weights, linear_layers
+from torch_flows.networks.mlp import Weights, branch_terms, context_layers, linear_layers
 from torch_flows.registry import register_network
 
 SMALL = 1e-3
 """The last layer of a block starts uniform within it, so that blocks start small."""
 
 
-def apply_blocks(activation: str, x: Tensor, weights: Weights, gates: Sequence[Tensor]) -> Tensor:
-    """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer."""
+def apply_blocks(
+    activation: str,
+    pre_activation: bool,
+    x: Tensor,
+    weights: Weights,
+    gates: Sequence[Tensor],
+    terms: Sequence[Tensor],
+) -> Tensor:
+    """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer.
+
+    Args:
+        pre_activation: whether blocks have the activation of h.
+        terms: what the first layer and the first one of each block gain.
+    """
     function, consume = ACTIVATIONS[activation], in_place(activation)
     h = functional.linear(x, *weights[0])
-    for i in range(1, len(weights) - 1, 2):
-        step = functional.linear(function(h), *weights[i])
+    h = h + terms[0] if terms else h
+    for k, i in enumerate(range(1, len(weights) - 1, 2)):
+        step = functional.linear(function(h) if pre_activation else h, *weights[i])
+        step = step + terms[k + 1] if terms else step
         step = functional.linear(consume(step), *weights[i + 1])
-        h = torch.addcmul(h, step, gates[i // 2]) if gates else h + step
+        h = torch.addcmul(h, step, gates[k]) if gates else h + step
     return functional.linear(h, *weights[-1])
+
+
+def context_counts(context: str, context_dim: int, num_blocks: int) -> tuple[int, int]:
+    """How many gates and how many branches a residual network has."""
+    if not context_dim:
+        return 0, 0
+    return num_blocks * (context == "gate"), (num_blocks + 1) * (context == "branch")
 
 
 def start_small(layers: Sequence[nn.Linear]) -> None:
@@ -43,8 +64,10 @@ class ResidualMLP(nn.Module):
         num_blocks: number of blocks.
         activation: a name in ``ACTIVATIONS``.
         context: how a context enters: ``"concatenate"``, next to x; ``"gate"``, there and as a factor
-            sigmoid(V c + d) of what each block adds.
+            sigmoid(V c + d) of what each block adds; ``"branch"``, by layers of its own, h = W x + b +
+            act(V c + d) and blocks h + W1 act(W0 act(h) + V_k c + d_k).
         context_dim: width of the context, 0 for none.
+        pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
 
     Raises:
         ValueError: for an unknown name or a number below 1.
@@ -55,6 +78,7 @@ class ResidualMLP(nn.Module):
     event_ndim = 1
     layers: Sequence[nn.Linear]
     gates: Sequence[nn.Linear]
+    branches: Sequence[nn.Linear]
 
     def __init__(
         self,
@@ -65,9 +89,12 @@ class ResidualMLP(nn.Module):
         activation: str = "relu",
         context: str = "concatenate",
         context_dim: int = 0,
+        pre_activation: bool = True,
     ) -> None:
         super().__init__()
-        checks.residual_network("ResidualMLP", hidden_dim, num_blocks, context)
+        checks.residual_network(
+            "ResidualMLP", hidden_dim, num_blocks, context, context_dim, pre_activation
+        )
         checks.one_of("ResidualMLP", "activation", activation, ACTIVATIONS)
         hidden_dims = (hidden_dim,) * (1 + 2 * num_blocks)
         self.in_dim, self.out_dim = in_dim, out_dim
@@ -76,16 +103,19 @@ class ResidualMLP(nn.Module):
         self.activation = activation
         self.context = context
         self.context_dim = context_dim
-        self.layers = linear_layers((in_dim + context_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
+        self.pre_activation = pre_activation
+        num_gates, num_branches = context_counts(context, context_dim, num_blocks)
+        in_dim = in_dim if num_branches else in_dim + context_dim
+        self.layers = linear_layers((in_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
         start_small(self.layers)
-        num_gates = num_blocks if context == "gate" and context_dim else 0
-        self.gates = nn.ModuleList(  # type: ignore[assignment]
-            nn.Linear(context_dim, hidden_dim) for _ in range(num_gates)
-        )
+        self.gates = context_layers(num_gates, context_dim, hidden_dim)  # type: ignore[assignment]
+        self.branches = context_layers(num_branches, context_dim, hidden_dim)  # type: ignore[assignment]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Args: x, and a context of its batch shape."""
         weights = [(layer.weight, layer.bias) for layer in self.layers]
         gates = [gate(context).sigmoid() for gate in self.gates]
-        h = x if context is None else torch.cat([x, context], -1)
-        return apply_blocks(self.activation, h, weights, gates).to(x.dtype)
+        terms = branch_terms(self.activation, self.branches, context)
+        h = x if context is None or terms else torch.cat([x, context], -1)
+        form = self.activation, self.pre_activation
+        return apply_blocks(*form, h, weights, gates, terms).to(x.dtype)

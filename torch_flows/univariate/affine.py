@@ -39,7 +39,8 @@ class AffineMap(UnivariateMap):
     Args:
         scale: what s is of a. ``"exp"``: exp(a). With |log s| below ``bound`` and slope 1 at 0:
             ``"tanh"``, log s = bound tanh(a / bound); ``"softclip"``, log s = a / (1 + |a| / bound);
-            ``"arctan"``, log s = (2 bound / pi) arctan(pi a / (2 bound)). ``"softplus"``:
+            ``"arctan"``, log s = (2 bound / pi) arctan(pi a / (2 bound)). ``"clamp"``: log s is a,
+            or the nearest number from ``low`` to ``high``, where its gradient is 0. ``"softplus"``:
             log(1 + exp(a + offset)) + minimum. ``"sigmoid"``: bound / (1 + exp(-a - offset)) +
             minimum.
         bound: as stated there.
@@ -47,6 +48,7 @@ class AffineMap(UnivariateMap):
         minimum: as stated there.
         order: ``"scale_shift"``, z = s x + t; ``"shift_scale"``, z = s (x - t); ``"shift_divide"``,
             z = (x - t) / s, whose inverse is a scale and then a shift.
+        low, high: as stated there.
 
     Raises:
         ValueError: for an unknown name, and numbers out of range.
@@ -66,10 +68,13 @@ class AffineMap(UnivariateMap):
     offset: float | None = None
     minimum: float = 0.0
     order: str = "scale_shift"
+    low: float = -5.0
+    high: float = 3.0
 
     def __post_init__(self) -> None:
         given = (self.scale, self.bound, self.offset, self.minimum, self.order)
-        object.__setattr__(self, "offset", check_affine("AffineMap", *given))
+        offset = check_affine("AffineMap", *given, self.low, self.high)
+        object.__setattr__(self, "offset", offset)
 
     @property
     def num_parameters(self) -> int:
@@ -104,6 +109,8 @@ class AffineMap(UnivariateMap):
         if self.scale == "arctan":
             steepness = math.pi / (2 * bound)
             return (steepness * raw).arctan() / steepness
+        if self.scale == "clamp":
+            return raw.clamp(self.low, self.high)
         raw = raw + (self.offset or 0.0)
         if self.scale == "softplus":
             return (softplus(raw) + minimum).log() if minimum else log_softplus(raw)

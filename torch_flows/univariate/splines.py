@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval
-from flow_bridge.univariate import check_spline, slope_offset
+from flow_bridge.univariate import check_spline, raw_slope, slope_offset
 from torch_flows.numerics import check_constants, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
@@ -31,7 +31,7 @@ class SplineMap(UnivariateMap):
         num_bins: bins of the spline, below 1 / ``min_width`` and 1 / ``min_height``.
         low, high: the interval.
         boundary: what happens at its ends and beyond.
-            ``"identity"``: slope 1 at both ends, the identity outside.
+            ``"identity"``: slope ``edge_slope`` at both ends, the identity outside.
             ``"linear"``: free slopes at the ends, with which the map goes on outside.
             ``"kinked"``: free slopes at the ends, the identity outside; the density jumps there.
             ``"bounded"``: free slopes at the ends; only [low, high] exists.
@@ -40,6 +40,10 @@ class SplineMap(UnivariateMap):
             and sine.
         min_width, min_height: the least width and height of a bin, as a share of the interval.
         min_slope: the least slope at a knot, below 1.
+        edge_slope: the slope at the ends of ``"identity"``; another than 1 makes the density jump there.
+        squash: ``None``; or a number S below 1, which keeps bins and slopes apart from 0 in another
+            way: with c = -log S, logits are v / (1 + 2 |v| / c) and slopes exp(v / (1 + |v| / c)),
+            between S and 1 / S, in place of ``min_slope``.
 
     Raises:
         ValueError: for an unknown boundary, and numbers out of range.
@@ -62,10 +66,13 @@ class SplineMap(UnivariateMap):
     min_width: float = 1e-3
     min_height: float = 1e-3
     min_slope: float = 1e-3
+    edge_slope: float = 1.0
+    squash: float | None = None
 
     def __post_init__(self) -> None:
-        sizes = self.min_width, self.min_height, self.min_slope
-        check_spline("SplineMap", self.num_bins, self.low, self.high, self.boundary, *sizes)
+        given = (self.num_bins, self.low, self.high, self.boundary, self.min_width)
+        slopes = self.min_slope, self.edge_slope, self.squash
+        check_spline("SplineMap", *given, self.min_height, *slopes)
 
     @property
     def num_parameters(self) -> int:
@@ -120,7 +127,7 @@ class SplineMap(UnivariateMap):
             outside = x.abs() >= high if low == -high else (x <= low) | (x >= high)
         inner = x.masked_fill(outside, (low + high) / 2)
         knots = self.knots(parameters)
-        ends = select_bin(inner, knots, inverse, self.min_slope)
+        ends = select_bin(inner, knots, inverse, self.min_slope, self.squash)
         y, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inner, *ends)
         if self.boundary in ("bounded", "circular"):
             return y.masked_fill(outside, math.nan), log_slope.masked_fill(outside, math.nan)
@@ -128,7 +135,8 @@ class SplineMap(UnivariateMap):
             return torch.where(outside, x, y), log_slope.masked_fill(outside, 0)
         below = x < inner
         end = torch.where(below, torch.full_like(x, low), high)
-        slope = slope_of(torch.where(below, knots[2, 0], knots[2, -1]), self.min_slope)
+        raw = torch.where(below, knots[2, 0], knots[2, -1])
+        slope = slope_of(raw, self.min_slope, self.squash)
         slope = slope.reciprocal() if inverse else slope
         beyond = torch.addcmul(end, slope, x - end)
         return torch.where(outside, beyond, y), torch.where(outside, slope.log(), log_slope)
@@ -139,6 +147,8 @@ class SplineMap(UnivariateMap):
         rows = parameters.movedim(-1, 0).contiguous()
         logits, raw = rows.split([2 * num_bins, rows.shape[0] - 2 * num_bins])
         ones = [1] * (raw.ndim - 1)
+        if self.squash is not None:
+            logits = logits / (1 - 2 * logits.abs() / math.log(self.squash))
         shares = logits.unflatten(0, (2, num_bins)).softmax(1).cumsum(1)[:, :-1]
         least = torch.arange(1, num_bins, dtype=raw.dtype, device=raw.device).view(-1, *ones)
         if self.min_width == self.min_height:
@@ -152,9 +162,11 @@ class SplineMap(UnivariateMap):
                 ]
             )
         is_position = (torch.arange(3, device=raw.device) < 2).to(raw.dtype).view(3, 1, *ones)
-        first, last = (
-            (end * is_position).expand(3, 1, *raw.shape[1:]) for end in (self.low, self.high)
-        )
+        ends = [self.low * is_position, self.high * is_position]
+        if self.edge_slope != 1:
+            edge = raw_slope(self.edge_slope, self.min_slope, self.squash)
+            ends = [end + edge * (1 - is_position) for end in ends]
+        first, last = (end.expand(3, 1, *raw.shape[1:]) for end in ends)
         if self.boundary == "identity":
             return torch.cat([first, torch.cat([inner, raw.unsqueeze(0)]), last], 1)
         if self.boundary == "circular":
@@ -168,13 +180,19 @@ def spline_within(tail_bound: float, num_bins: int) -> SplineMap:
     return SplineMap(num_bins, -float(tail_bound), float(tail_bound))
 
 
-def slope_of(raw: Tensor, min_slope: float) -> Tensor:
+def slope_of(raw: Tensor, min_slope: float, squash: float | None = None) -> Tensor:
     """The slope that a raw number stands for, 1 at 0."""
+    if squash is not None:
+        return (raw / (1 - raw.abs() / math.log(squash))).exp()
     return min_slope + softplus(raw + slope_offset(min_slope))
 
 
 def select_bin(
-    x: Tensor, knots: Tensor, inverse: bool, min_slope: float = 1e-3
+    x: Tensor,
+    knots: Tensor,
+    inverse: bool,
+    min_slope: float = 1e-3,
+    squash: float | None = None,
 ) -> tuple[Tensor, ...]:
     """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
     num_knots = knots.shape[1]
@@ -182,7 +200,7 @@ def select_bin(
     starts = torch.arange(3, device=x.device).view(3, 1) * num_knots
     offsets = (starts + torch.arange(2, device=x.device)).view(6, *[1] * x.ndim)
     ends = knots.flatten(0, 1).gather(0, index + offsets)
-    return *ends[:4].unbind(), *slope_of(ends[4:], min_slope).unbind()
+    return *ends[:4].unbind(), *slope_of(ends[4:], min_slope, squash).unbind()
 
 
 def forward_in_bin(

@@ -118,6 +118,9 @@ def train(
     standardize: Annotated[
         bool, typer.Option(help="Begin with a map to mean 0 and standard deviation 1.")
     ] = True,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Standardize by median and interquartile range.")
+    ] = False,
     validation: Annotated[float, typer.Option(help="The fraction of rows held out.")] = 0.1,
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
@@ -161,6 +164,8 @@ def train(
 
     if no_picture and picture is not None:
         raise ValueError("--picture and --no-picture contradict each other: give one of them.")
+    if robust and not standardize:
+        raise ValueError("--robust and --no-standardize contradict each other: give one of them.")
     drawing = None if no_picture else picture or out.with_suffix(".png")
     if drawing is not None and find_spec("matplotlib") is None:
         if picture is not None:
@@ -180,9 +185,9 @@ def train(
     flat = x.ndim == 2
     _warn([*table.warnings, *(table.few_values(chosen) if flat else ())])
     if x.ndim in (2, 4):
-        location_and_scale(x, dtype.value, "data", names)
+        location_and_scale(x, dtype.value, "data", names, robust)
         if given:
-            location_and_scale(contexts, dtype.value, "context", context_names)
+            location_and_scale(contexts, dtype.value, "context", context_names, robust)
     described = describe(
         model,
         backend,
@@ -196,7 +201,7 @@ def train(
     built = new_model(described, backend, dtype.value, seed)
     _check_batches(built.arrays(), len(x), validation, batch_size)
     if standardize and x.ndim in (2, 4):
-        built.standardize(x, contexts if given else None)
+        built.standardize(x, contexts if given else None, robust)
     check_storable(architecture(built.flow), built.arrays())
     contexts_cast = contexts.astype(dtype.value, copy=False) if given else None
     history = built.fit(
@@ -328,7 +333,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
         width = max(len(_printable(c["name"])) for c in columns)
         for column in columns:
             scaled = (
-                "" if column["mean"] is None else f"  {column['mean']:.6g} ± {column['sd']:.6g}"
+                "" if column["loc"] is None else f"  {column['loc']:.6g} ± {column['scale']:.6g}"
             )
             print(f"  {_printable(column['name']).ljust(width)}{scaled}")
     width = max((len(name) for name in header.tensors), default=0)

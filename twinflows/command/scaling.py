@@ -9,9 +9,9 @@ from flow_bridge.checkpoint import Header, read_arrays
 
 
 def read_scaling(path: Path, header: Header) -> dict[str, list[dict[str, Any]]]:
-    """Name, mean and standard deviation of every column, under ``"columns"``, ``"context_columns"``.
+    """Name, location and scale of every column, under ``"columns"``, ``"context_columns"``.
 
-    Names are numbers where the checkpoint has none, mean and standard deviation are ``None`` where it
+    Names are numbers where the checkpoint has none, location and scale are ``None`` where it
     does not standardise; without both there is no entry.
     """
     flow, result = header.description, {}
@@ -32,8 +32,8 @@ def read_scaling(path: Path, header: Header) -> dict[str, list[dict[str, Any]]]:
             result[title] = [
                 {
                     "name": str(name),
-                    "mean": m if m is None else float(m),
-                    "sd": m if m is None else float(s),
+                    "loc": m if m is None else float(m),
+                    "scale": m if m is None else float(s),
                 }
                 for name, m, s in zip(names, *scaling, strict=True)
             ]

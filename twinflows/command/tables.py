@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def read_table(path: Path) -> Table:
             f"{table.values.dtype}."
         )
     table.check()
-    return table
+    return _without_index(table)
 
 
 def write_table(path: Path, array: np.ndarray, names: Sequence[str], digits: int = 9) -> None:
@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> Table:
                     f"{path} seems to be separated by {separator!r}: write it with commas."
                 )
         has_names = _is_header(first, second)
-        names, warnings = _names(path, first) if has_names else (None, ())
+        names = _names(path, first) if has_names else None
         values = np.zeros((0, len(first)))
         if second or not has_names:  # numpy warns of no rows
             file.seek(0)
@@ -175,7 +175,7 @@ def _read_csv(path: Path) -> Table:
                     return f"line {line}"
         return _from_zero(row)
 
-    return Table(path, values, names, place, warnings)
+    return Table(path, values, names, place)
 
 
 def _cells(file: Any) -> Iterator[tuple[int, list[str]]]:
@@ -212,17 +212,31 @@ def _what_is_wrong(path: Path, file: Any, first: list[str], has_names: bool) -> 
     return f"{path} is no CSV file of numbers."
 
 
-def _names(path: Path, cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names in a header, and warnings; one that is missing is the column's number."""
-    names = tuple(str(cell).strip() or f"column{i}" for i, cell in enumerate(cells))
+def _names(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
+    """The names in a header, the first of which may be missing."""
+    names = tuple(str(cell).strip() for cell in cells)
+    if "" in names[1:]:
+        raise ValueError(f"column {names.index('', 1)} of {path} has no name: give it one.")
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{path} has two columns of the name {twice[0]!r}.")
-    if not str(cells[0]).strip():
-        return names, (
-            f"the first column of {path} has no name and counts like the others: if it is an index, "
-            "write the table without it.",
+    return names
+
+
+def _without_index(table: Table) -> Table:
+    """The table without a first column that has no name, as an index has none."""
+    if table.names is None or table.names[0]:
+        return table
+    index = np.asarray(table.values[:, 0])
+    if (index != np.floor(index)).any() or len(np.unique(index)) < len(index):
+        raise ValueError(
+            f"the first column of {table.path} has no name and is no index of the rows: give it a name."
         )
-    return names, ()
+    if len(table.names) == 1:
+        raise ValueError(f"{table.path} has no columns but an index.")
+    warning = (
+        f"the first column of {table.path} has no name: it is left out as an index of the rows."
+    )
+    return replace(table, values=table.values[:, 1:], names=table.names[1:], warnings=(warning,))
 
 
 def _read_parquet(path: Path) -> Table:
@@ -234,7 +248,7 @@ def _read_parquet(path: Path) -> Table:
         frame = pandas.read_parquet(path)
     except Exception as error:  # of pyarrow, which has many
         raise ValueError(f"{path} is no Parquet file that can be read.") from error
-    names, warnings = _names(path, list(frame.columns)) if len(frame.columns) else (None, ())
+    names = _names(path, list(frame.columns)) if len(frame.columns) else None
     for name, dtype in zip(names or (), frame.dtypes, strict=True):
         if dtype.kind not in "fiu":
             raise ValueError(
@@ -244,7 +258,7 @@ def _read_parquet(path: Path) -> Table:
         [frame.iloc[:, i].to_numpy(np.float64, na_value=np.nan) for i in range(frame.shape[1])]
         or [np.zeros((len(frame), 0))]
     )
-    return Table(path, values, names, _from_zero, warnings)
+    return Table(path, values, names, _from_zero)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Side(Protocol):
     def with_weights(self, arrays: Mapping[str, np.ndarray]) -> "Side":
         """The same model with other float64 weights; what has been compiled stays compiled."""
 
-    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
+    def standardize(self, x: np.ndarray, context: np.ndarray | None, robust: bool) -> None:
         """Make the scaling of data and context part of the flow, see ``standardized`` of each half."""
 
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:

@@ -54,8 +54,10 @@ class JaxSide:
         moved.variables = from_numpy(torch_to_jax(arrays, self.flow.shapes()))
         return moved
 
-    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
-        self.flow, self.variables = jax_flows.standardized(self.flow, self.variables, x, context)
+    def standardize(self, x: np.ndarray, context: np.ndarray | None, robust: bool) -> None:
+        self.flow, self.variables = jax_flows.standardized(
+            self.flow, self.variables, x, context, robust
+        )
 
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         self.variables = self.flow.initialize(
@@ -71,10 +73,8 @@ class JaxSide:
         return np.asarray(found, np.float64)
 
     def from_noise(self, noise: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        base = {name: tree.get("base", {}) for name, tree in self.variables.items()}
-        noise_array, context_array = self._like_weights(noise, context)
-        z = self.flow.base.from_noise(base, noise_array)
-        return np.asarray(self._sample(self.variables, z, context_array), np.float64)
+        found = self._sample(self.variables, *self._like_weights(noise, context))
+        return np.asarray(found, np.float64)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         return jax_to_torch(self.variables)
@@ -123,7 +123,7 @@ class JaxSide:
 
     @cached_property
     def _sample(self) -> Any:
-        return jax.jit(lambda *args: self.flow.inverse(*args)[0])
+        return jax.jit(lambda *args: self.flow.from_noise(*args)[0])
 
     @cached_property
     def _train(self) -> Any:
@@ -162,7 +162,9 @@ class JaxSide:
         result = {"z": z, "log_det": log_det}
         if hasattr(self.flow, "base"):
             base = {name: tree.get("base", {}) for name, tree in variables.items()}
-            result["log_prob"] = self.flow.base.log_prob(base, z) + log_det
+            conditional = self.flow.base.context_dim
+            condition = self.flow.embed(variables, context) if conditional else None
+            result["log_prob"] = self.flow.base.log_prob(base, z, condition) + log_det
         return result
 
     def _inverse_outputs(self, variables: Any, z: Any, context: Any) -> dict[str, Any]:

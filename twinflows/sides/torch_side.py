@@ -45,8 +45,8 @@ class TorchSide:
     def with_weights(self, arrays: Mapping[str, np.ndarray]) -> "TorchSide":
         return self.holding(self.flow, arrays, "float64")
 
-    def standardize(self, x: np.ndarray, context: np.ndarray | None) -> None:
-        self.flow = torch_flows.standardized(self.flow, x, context)
+    def standardize(self, x: np.ndarray, context: np.ndarray | None, robust: bool) -> None:
+        self.flow = torch_flows.standardized(self.flow, x, context, robust)
 
     def fit(self, x: np.ndarray, context: np.ndarray | None, **options: Any) -> History:
         self.flow.initialize(*self._like_base(x[:INITIAL_ROWS], first(context, INITIAL_ROWS)))
@@ -59,8 +59,7 @@ class TorchSide:
     def from_noise(self, noise: np.ndarray, context: np.ndarray | None) -> np.ndarray:
         noise_tensor, context_tensor = self._like_base(noise, context)
         with torch.no_grad():
-            z = self.flow.base.from_noise(noise_tensor)
-            return self.flow.inverse(z, context_tensor)[0].double().cpu().numpy()
+            return self.flow.from_noise(noise_tensor, context_tensor)[0].double().cpu().numpy()
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         return {name: to_numpy(array) for name, array in self.flow.state_dict().items()}
@@ -102,7 +101,8 @@ class TorchSide:
         z, log_det = self.flow.forward(x, context)
         result = {"z": z, "log_det": log_det}
         if hasattr(self.flow, "base"):
-            result["log_prob"] = self.flow.base.log_prob(z) + log_det
+            condition = self.flow.embed(context) if self.flow.base.context_dim else None
+            result["log_prob"] = self.flow.base.log_prob(z, condition) + log_det
         return result
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> dict[str, Tensor]:

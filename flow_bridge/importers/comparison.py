@@ -1,0 +1,192 @@
+"""Whether an import computes what the peer computes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flow_bridge.architecture import Architecture
+from flow_bridge.errors import ConversionError
+from flow_bridge.importers import parts
+from flow_bridge.importers.parts import Part, Reading
+from flow_bridge.importers.reading import Run
+
+EPS = float(np.finfo(np.float64).eps)
+ROWS, WIDE_ROWS = 192, 64
+FLOOR, PER_LAYER, BY_MOVING = 64.0, 8.0, 8.0
+"""A difference may be ``FLOOR`` and ``PER_LAYER`` for each bijector, in eps, or ``BY_MOVING`` times what
+the peer itself moves when its input moves by one eps."""
+
+
+class Opened(NamedTuple):
+    """A model of one half with its weights, in float64: numpy in and out.
+
+    Attributes:
+        forward, inverse: data to latent and back, with log|det|.
+        sample: of a flow, given a number of rows and contexts.
+    """
+
+    forward: Run
+    inverse: Run
+    sample: Callable[[int, np.ndarray | None], np.ndarray]
+
+
+Open = Callable[[Architecture, Mapping[str, np.ndarray]], Opened]
+
+
+def compare(reading: Reading, name: str, open_model: Open) -> None:
+    """Raise ``ConversionError`` unless the import and the peer agree; without a peer do nothing.
+
+    They are compared in float64, on rows drawn from the import and on wider ones, in z and log|det|.
+
+    Args:
+        reading: of the peer.
+        name: of the peer.
+        open_model: gives the model of an architecture and its arrays.
+    """
+    if reading.run is None:
+        return
+    flow = parts.flow(reading)
+    model = open_model(flow.architecture, flow.arrays)
+    generator = np.random.default_rng(0)
+    context = _contexts(reading, generator)
+    count = len([item for layer in reading.layers for item in layer.parts])
+    x = _rows(reading, model, context, generator)
+    ours = model.inverse if reading.inverse else model.forward
+    found = _difference(ours, reading.run, x, context, count, generator)
+    if found is None:
+        return
+    raise ConversionError(
+        f"the import of {name} differs from it: {found}. {_first_layer(reading, open_model, x, context)}"
+    )
+
+
+def _contexts(reading: Reading, generator: np.random.Generator) -> np.ndarray | None:
+    width = context_width(reading)
+    if not width:
+        return None
+    context = generator.normal(size=(ROWS + WIDE_ROWS, width))
+    first = next(iter(reading.context_net), None)
+    if first is not None and first.architecture["type"] == "Standardize":
+        context = context * first.arrays["scale"] + first.arrays["loc"]
+    return context
+
+
+def context_width(reading: Reading) -> int:
+    """The width of the context that a model takes, 0 for none."""
+    if reading.context_net:
+        first = reading.context_net[0].architecture
+        return int(first["in_dim"] if "in_dim" in first else first["dim"])
+    found = [_context_dim(item.architecture) for layer in reading.layers for item in layer.parts]
+    return max(found, default=0)
+
+
+def _context_dim(architecture: Architecture) -> int:
+    inner = architecture.get("bijector")
+    return _context_dim(inner) if inner else int(architecture.get("context_dim", 0))
+
+
+def _rows(
+    reading: Reading, model: Opened, context: np.ndarray | None, generator: np.random.Generator
+) -> np.ndarray:
+    """Rows drawn from the flow, and behind them wider ones; of noise where the peer starts from it."""
+    dim = reading.base.architecture["dim"]
+    normal = generator.normal(size=(ROWS + WIDE_ROWS, dim))
+    if reading.inverse:
+        return normal
+    drawn = model.sample(ROWS, None if context is None else context[:ROWS])
+    drawn = np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, normal[:ROWS])
+    spread = drawn.std(0) + 1e-3
+    return np.concatenate([drawn, drawn.mean(0) + 4 * spread * normal[ROWS:]])
+
+
+def _difference(
+    ours: Run,
+    theirs: Run,
+    x: np.ndarray,
+    context: np.ndarray | None,
+    count: int,
+    generator: np.random.Generator,
+) -> str | None:
+    """What differs, in words; ``None`` if nothing does."""
+    expected, found = theirs(x, context), ours(x, context)
+    moved = np.zeros((2, len(x)))
+    for _ in range(2):
+        signs = generator.choice([-1.0, 1.0], x.shape)
+        with np.errstate(invalid="ignore"):
+            moved = np.fmax(moved, _errors(theirs(x * (1 + EPS * signs), context), expected))
+    with np.errstate(invalid="ignore"):
+        errors = _errors(found, expected)
+    finite = np.isfinite(expected[0]).all(1) & np.isfinite(expected[1])
+    if not finite[:ROWS].any():
+        return "it gives no finite number on any row drawn from the import"
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    for group in (slice(ROWS), slice(ROWS, None)):
+        rows = np.flatnonzero(finite)[np.isin(np.flatnonzero(finite), np.arange(len(x))[group])]
+        if not len(rows):
+            continue
+        limit = np.maximum((FLOOR + PER_LAYER * count) * EPS, BY_MOVING * moved[:, rows].max(1))
+        for i, name in enumerate(("z", "log_det")):
+            if errors[i, rows].max() > limit[i]:
+                row = rows[errors[i, rows].argmax()]
+                here, there = (np.atleast_1d(pair[i][row]) for pair in (found, expected))
+                entry = int(np.argmax(np.nan_to_num(abs(here - there), nan=np.inf)))
+                return (
+                    f"{name} of a row is {here[entry]:.9g} here and {there[entry]:.9g} there, "
+                    f"where rounding explains {limit[i] * max(1, abs(there[entry])):.1e}"
+                )
+    return None
+
+
+def _errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Of every row the largest error of z and that of log|det|, relative above 1."""
+    z, log_det = (abs(a - b) / np.maximum(1, abs(b)) for a, b in zip(found, expected, strict=True))
+    return np.stack([z.max(1), log_det])
+
+
+def _first_layer(
+    reading: Reading, open_model: Open, x: np.ndarray, context: np.ndarray | None
+) -> str:
+    """The first layer that differs, in the order in which the peer runs them."""
+    generator = np.random.default_rng(1)
+    seen = context
+    if context is not None and reading.embed is not None:
+        seen = reading.embed(context)
+        if reading.context_net and (
+            unlike := _embedding_differs(reading, open_model, context, seen)
+        ):
+            return unlike
+    for layer in reversed(reading.layers) if reading.inverse else reading.layers:
+        given = seen if any(_context_dim(p.architecture) for p in layer.parts) else None
+        if layer.parts:
+            model = open_model(*_as_pair(layer.parts))
+            ours = model.inverse if reading.inverse else model.forward
+
+            def run(x: np.ndarray, _: Any, ours: Run = ours, given: Any = given) -> Any:
+                return ours(x, given)
+
+            def theirs(x: np.ndarray, _: Any, layer: Any = layer, given: Any = given) -> Any:
+                return layer.run(x, given if given is not None else seen)
+
+            if _difference(run, theirs, x, None, len(layer.parts), generator):
+                return f"The first layer that differs is {layer.name}."
+        x = layer.run(x, seen)[0]
+    return "Each layer alone agrees: the peer puts them together in another way."
+
+
+def _as_pair(items: list[Part]) -> tuple[Architecture, Mapping[str, np.ndarray]]:
+    whole = parts.chain(items)
+    return whole.architecture, whole.arrays
+
+
+def _embedding_differs(
+    reading: Reading, open_model: Open, context: np.ndarray, expected: np.ndarray
+) -> str:
+    """A sentence if the context networks differ."""
+    h = context
+    for net in reading.context_net:
+        h = open_model(net.architecture, net.arrays).forward(h, None)[0]
+    error = (abs(h - expected) / np.maximum(1, abs(expected))).max()
+    if error > (FLOOR + PER_LAYER) * EPS:
+        return "The first layer that differs is the network of the context."
+    return ""

@@ -1,0 +1,237 @@
+"""Networks of other libraries as conditioners: arguments and arrays of ``MLP`` and the masked ones."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flow_bridge.architecture import Architecture
+from flow_bridge.errors import UnsupportedModel
+from flow_bridge.importers.parts import Arrays, Part
+from flow_bridge.importers.reading import activation_name, as_array, expect, kind
+from flow_bridge.masks import Autoregression, Degrees
+
+
+class Linear(NamedTuple):
+    """A linear layer, and which of its weights count; ``None`` is all of them."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    mask: np.ndarray | None = None
+
+
+class Outputs(NamedTuple):
+    """Where the parameters of our maps stand among a network's outputs, and what is done to them.
+
+    Parameter p of entry i is factor[p] times output rows[i, p], plus offset[p].
+    """
+
+    rows: np.ndarray
+    factor: np.ndarray
+    offset: np.ndarray
+
+    @staticmethod
+    def of(rows: np.ndarray, factor: Any = 1.0, offset: Any = 0.0) -> "Outputs":
+        """The same with numbers in place of arrays."""
+        size = rows.shape[1:]
+        return Outputs(
+            rows,
+            np.broadcast_to(np.float64(factor), size),
+            np.broadcast_to(np.float64(offset), size),
+        )
+
+    def taken(self, layer: Linear, by_entry: bool) -> Linear:
+        """A last layer with our outputs: all of the first entry, ... or all of the first parameter, ..."""
+        rows, factor, offset = (np.broadcast_to(a, self.rows.shape) for a in self)
+        index, factor, offset = ((a if by_entry else a.T).ravel() for a in (rows, factor, offset))
+        mask = None if layer.mask is None else layer.mask[index]
+        weight, bias = layer.weight[index], layer.bias[index]
+        return Linear(weight * factor[:, None], bias * factor + offset, mask)
+
+
+class Conditioner(NamedTuple):
+    """A network in its place: what the bijector is told about it, and its arrays."""
+
+    architecture: Architecture
+    arrays: Arrays
+    order: list[int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def linear(module: Any, where: str) -> Linear:
+    """A ``torch.nn.Linear``, or what has its attributes; ``mask`` tells which weights count."""
+    expect(module, where, "in_features out_features weight bias mask degrees")
+    weight = as_array(module.weight)
+    bias = np.zeros(len(weight)) if module.bias is None else as_array(module.bias)
+    mask = getattr(module, "mask", None)
+    return Linear(weight, bias, None if mask is None else as_array(mask) != 0)
+
+
+def sequence(modules: Iterable[Any], where: str) -> tuple[list[Linear], str]:
+    """Linear layers and the one activation between them."""
+    layers: list[Linear] = []
+    names: list[str] = []
+    for module in modules:
+        name = kind(module)
+        if name in ("Linear", "MaskedLinear"):
+            layers.append(linear(module, f"{where}, {name}"))
+        elif name not in ("Dropout", "Identity"):
+            if name in ("LayerNorm", "BatchNorm1d"):
+                raise UnsupportedModel(
+                    f"{where} has {name} in its network, which no network of twinflows has."
+                )
+            names.append(activation_name(module, where))
+        if len(names) not in (len(layers) - 1, len(layers)):
+            break
+    if len(layers) != len(names) + 1 or len(set(names)) > 1:
+        raise UnsupportedModel(
+            f"{where} has a network that is not linear layers with one activation between them."
+        )
+    return layers, names[0] if names else "relu"
+
+
+def arrays_of(layers: Sequence[Linear], group: str = "network.layers") -> Arrays:
+    """Weights and biases under their names."""
+    arrays: Arrays = {}
+    for i, layer in enumerate(layers):
+        weight = layer.weight if layer.mask is None else np.where(layer.mask, layer.weight, 0)
+        arrays |= {f"{group}.{i}.weight": weight, f"{group}.{i}.bias": layer.bias}
+    return arrays
+
+
+def widths(layers: Sequence[Linear]) -> list[int]:
+    """Widths of the hidden layers."""
+    return [len(layer.bias) for layer in layers[:-1]]
+
+
+def mlp(layers: Sequence[Linear], activation: str, outputs: Outputs) -> Conditioner:
+    """The conditioner of a coupling, ``MLP``."""
+    layers = [*layers[:-1], outputs.taken(layers[-1], by_entry=False)]
+    options = {"type": "MLP", "hidden_dims": widths(layers), "activation": activation}
+    return Conditioner(options, arrays_of(layers))
+
+
+def masked_mlp(
+    layers: Sequence[Linear], activation: str, outputs: Outputs, dim: int, where: str
+) -> Conditioner:
+    """The conditioner of a masked map, ``MaskedMLP``, with order and degrees from the masks.
+
+    Args:
+        layers: from x and then the context to the peer's outputs.
+        activation: its name.
+        outputs: what our parameters are of them.
+        dim: how many of the inputs are x.
+        where: what a message calls its owner.
+    """
+    layers = [*layers[:-1], outputs.taken(layers[-1], by_entry=True)]
+    seen: list[np.ndarray] = [np.eye(layers[0].weight.shape[1], dim, dtype=bool)]
+    for layer in layers:
+        seen.append(_passed_on(layer, seen[-1]))
+    order = order_of(seen[-1], dim, where)
+    degrees = [_degrees(sees, order) for sees in seen[1:-1]]
+    context_dim = layers[0].weight.shape[1] - dim
+    hidden_dims = tuple(widths(layers))
+    plan = partial(Autoregression, dim, hidden_dims, outputs.rows.shape[1], order, context_dim)
+    options = {
+        "type": "MaskedMLP",
+        "hidden_dims": widths(layers),
+        "activation": activation,
+        "degrees": stated_degrees(degrees, plan),
+    }
+    notes = _narrower(layers, plan([layer.tolist() for layer in degrees]).degrees)
+    return Conditioner(options, arrays_of(layers), order, notes)
+
+
+def order_of(depends: np.ndarray, dim: int, where: str) -> list[int] | None:
+    """An order in which the dimensions can be generated, ``None`` for 0, 1, 2, ...
+
+    Args:
+        depends: which x each output depends on, ``(dim * num_parameters, dim)``.
+        dim: number of dimensions.
+        where: what a message calls the owner.
+    """
+    needs: Any = depends.reshape(dim, -1, dim).any(1)
+    missing = needs.sum(1)
+    order: list[int] = []
+    left = np.ones(dim, bool)
+    while left.any():
+        ready = np.flatnonzero(left & (missing == 0))
+        if not len(ready):
+            raise UnsupportedModel(
+                f"{where} is not autoregressive: by its masks some dimensions depend on each other."
+            )
+        order.append(int(ready[0]))
+        left[ready[0]] = False
+        missing = missing - needs[:, ready[0]]
+    return None if order == list(range(dim)) else order
+
+
+def stated_degrees(
+    degrees: Sequence[np.ndarray], plan: Callable[[Degrees], Autoregression]
+) -> Degrees:
+    """Degrees as ``MaskedMLP`` takes them: by name where they have one."""
+    names: tuple[Degrees, ...] = (None, "cyclic")
+    for given in names:
+        named = plan(given).hidden
+        if all((a == b).all() for a, b in zip(named, degrees, strict=True)):
+            return given
+    return [layer.tolist() for layer in degrees]
+
+
+def _passed_on(layer: Linear, seen: np.ndarray) -> Any:
+    """Which x the units of a layer depend on, from which x those below do."""
+    mask = np.ones(layer.weight.shape) if layer.mask is None else layer.mask
+    return mask.astype(np.float64) @ seen.astype(np.float64) > 0
+
+
+def _degrees(seen: np.ndarray, order: list[int] | None) -> np.ndarray:
+    """One more than the last position in the order that each unit sees, 0 for none."""
+    position = np.argsort(np.arange(seen.shape[1]) if order is None else order)
+    return np.where(seen, position + 1, 0).max(1)
+
+
+def _narrower(layers: Sequence[Linear], degrees: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """A note if masks are narrower than degrees can say."""
+    count = 0
+    for layer, (below, above) in zip(layers, pairwise(degrees), strict=True):
+        if layer.mask is not None:
+            count += int(((above[:, None] >= below) & ~layer.mask).sum())
+    if not count:
+        return ()
+    return (f"{count} weights that the masks forbid are zeros, which training may change.",)
+
+
+def masked_autoregressive(
+    map: Architecture, conditioner: Conditioner, dim: int, context_dim: int
+) -> Part:
+    """``MaskedAutoregressive`` with a network that was read."""
+    return Part(
+        {
+            "type": "MaskedAutoregressive",
+            "dim": dim,
+            "map": map,
+            "conditioner": conditioner.architecture,
+            "order": conditioner.order,
+            "context_dim": context_dim,
+        },
+        conditioner.arrays,
+    )
+
+
+def coupling(
+    map: Architecture, conditioner: Conditioner, mask: np.ndarray, context_dim: int
+) -> Part:
+    """``Coupling`` with a network that was read; ``True`` is fixed."""
+    return Part(
+        {
+            "type": "Coupling",
+            "dim": len(mask),
+            "map": map,
+            "conditioner": conditioner.architecture,
+            "mask": [int(fixed) for fixed in mask],
+            "context_dim": context_dim,
+        },
+        conditioner.arrays,
+    )

@@ -1,0 +1,173 @@
+"""What importers build: architectures of twinflows with their arrays, in float64."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flow_bridge.architecture import Architecture
+from flow_bridge.errors import UnsupportedModel
+from flow_bridge.importers.reading import Run
+
+Arrays = dict[str, np.ndarray]
+
+OPPOSITE = {"scale_shift": "shift_divide", "shift_divide": "scale_shift"}
+"""Of an order of ``AffineMap``, that of the inverse."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object of twinflows that is still to be built, and its arrays under their torch names."""
+
+    architecture: Architecture
+    arrays: Arrays = field(default_factory=dict)
+
+
+class Layer(NamedTuple):
+    """What one layer of the peer became.
+
+    Attributes:
+        name: what its library calls it.
+        parts: bijectors, data to latent; none for the identity.
+        run: the peer's layer alone, data to latent, given what its network sees of the context.
+    """
+
+    name: str
+    parts: list[Part]
+    run: Run
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model of another library, read.
+
+    Attributes:
+        layers: data to latent.
+        base: the distribution of the latent.
+        run: the peer itself, data to latent; with ``inverse``, latent to data, as its layers then are.
+            ``None`` if there are only its arrays.
+        context_net: what the context passes through first.
+        embed: the same in the peer, ``None`` for nothing.
+        notes: sentences about what does not come with it.
+        inverse: whether the peer has only the way from latent to data.
+        dtype: of the peer, where its parameters do not tell.
+    """
+
+    layers: Sequence[Layer]
+    base: Part
+    run: Run | None
+    context_net: Sequence[Part] = ()
+    embed: Any = None
+    notes: Sequence[str] = ()
+    inverse: bool = False
+    dtype: str | None = None
+
+
+def part(type: str, arrays: Mapping[str, Any] | None = None, **options: Any) -> Part:
+    """A ``Part`` from the arguments of its class."""
+    given = {k: np.array(v, np.float64, order="C") for k, v in (arrays or {}).items()}
+    return Part({"type": type, **options}, given)
+
+
+def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays of something inside something else."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def chain(parts: Sequence[Part]) -> Part:
+    """The parts one after another."""
+    arrays: Arrays = {}
+    for i, item in enumerate(parts):
+        arrays |= prefixed(f"bijectors.{i}", item.arrays)
+    return Part({"type": "Chain", "bijectors": [item.architecture for item in parts]}, arrays)
+
+
+def invert(item: Part) -> Part:
+    """The inverse of a bijector."""
+    kind = item.architecture["type"]
+    if kind == "Invert":
+        inner = {k.removeprefix("bijector."): v for k, v in item.arrays.items()}
+        return Part(item.architecture["bijector"], inner)
+    if kind == "Permutation":
+        return permutation(np.argsort(item.architecture["permutation"]))
+    map = item.architecture.get("map", {})
+    order = map.get("order", "scale_shift")
+    if kind == "Coupling" and map["type"] == "AffineMap" and order in OPPOSITE:
+        return Part(item.architecture | {"map": map | {"order": OPPOSITE[order]}}, item.arrays)
+    return Part(
+        {"type": "Invert", "bijector": item.architecture}, prefixed("bijector", item.arrays)
+    )
+
+
+def invert_all(parts: Sequence[Part]) -> list[Part]:
+    """The inverse of bijectors one after another."""
+    return [invert(item) for item in reversed(parts)]
+
+
+def permutation(order: Iterable[int]) -> Part:
+    """z_i = x_order[i]."""
+    return part("Permutation", permutation=[int(i) for i in order])
+
+
+def standardize(mean: np.ndarray, sd: np.ndarray, where: str) -> Part:
+    """z = (x - mean) / sd."""
+    if not (sd > 0).all():
+        raise UnsupportedModel(f"{where} with a scale that is not above 0 has no counterpart.")
+    return part("Standardize", {"loc": mean, "scale": sd}, dim=len(mean))
+
+
+def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
+    """z = W x + b for any W that is invertible: P S L U by elimination with pivots."""
+    dim = len(weight)
+    a, order = weight.copy(), np.arange(dim)
+    for j in range(dim):
+        pivot = j + int(np.abs(a[j:, j]).argmax())
+        a[[j, pivot]], order[[j, pivot]] = a[[pivot, j]], order[[pivot, j]]
+        a[j + 1 :, j] /= a[j, j]
+        a[j + 1 :, j + 1 :] -= np.outer(a[j + 1 :, j], a[j, j + 1 :])
+    signs = np.sign(np.diag(a))
+    lower = np.tril(a, -1) * signs[:, None] * signs
+    upper = np.triu(a) * signs[:, None]
+    lu = lower + np.triu(upper, 1) + np.diag(np.log(np.diag(upper)))
+    arrays = {"lu": lu} | ({} if shift is None else {"shift": shift})
+    options = {"bias": shift is not None, "permutation": np.argsort(order).tolist()}
+    options["signs"] = [int(sign) for sign in signs] if (signs < 0).any() else None
+    return part("LULinear", arrays, dim=dim, **options)
+
+
+def normal_base(loc: np.ndarray, log_scale: np.ndarray) -> Part:
+    """A normal distribution with independent entries."""
+    if not loc.any() and not log_scale.any():
+        return part("StandardNormal", dim=len(loc))
+    return part("DiagonalNormal", {"loc": loc, "log_scale": log_scale}, dim=len(loc))
+
+
+def flow(reading: Reading) -> Part:
+    """A reading as the ``Flow`` that it is."""
+    items = [item for layer in reading.layers for item in layer.parts]
+    bijector = chain(items or [permutation(range(reading.base.architecture["dim"]))])
+    arrays = prefixed("bijector", bijector.arrays) | prefixed("base", reading.base.arrays)
+    for i, net in enumerate(reading.context_net):
+        arrays |= prefixed(f"context_net.{i}", net.arrays)
+    nets = [net.architecture for net in reading.context_net]
+    architecture = {
+        "type": "Flow",
+        "bijector": bijector.architecture,
+        "base": reading.base.architecture,
+        "context_net": nets or None,
+    }
+    return Part(architecture, arrays)
+
+
+def composed(layers: Sequence[Layer], inverse: bool = False) -> Run:
+    """The peer's layers one after another, with log|det| in float64."""
+
+    def run(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        total = np.zeros(len(x))
+        for layer in reversed(layers) if inverse else layers:
+            x, log_det = layer.run(x, context)
+            total = total + log_det
+        return x, total
+
+    return run

@@ -1,0 +1,261 @@
+"""Models of other libraries, with random weights, for the tests of importers.
+
+``python -m parity_tests.peers`` writes the golden files from them, in an environment that has the
+libraries (``make test-importers`` makes one).
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flow_bridge import importers
+
+GOLDEN = Path(__file__).parent / "golden" / "importers"
+GOLDEN_ROWS = 8
+
+
+class Peer(NamedTuple):
+    """A model of another library.
+
+    Attributes:
+        make: gives the model, in the library's own float32 or in float64.
+        hints: that it is imported with.
+        context_dim: width of the context.
+        golden: whether a golden file is written of it.
+    """
+
+    make: Callable[[], Any]
+    context_dim: int = 0
+    hints: Mapping[str, Any] = MappingProxyType({})
+    golden: bool = True
+
+
+def zuko() -> dict[str, Peer]:
+    import torch
+    from zuko import flows
+
+    adjacency = torch.tensor(
+        [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool
+    )
+    return {
+        "maf": Peer(lambda: flows.MAF(4, 0, transforms=2, hidden_features=(6, 5))),
+        "maf_context": Peer(
+            lambda: flows.MAF(3, 2, transforms=2, hidden_features=(5, 5), activation=torch.nn.ELU),
+            2,
+        ),
+        "maf_adjacency": Peer(
+            lambda: flows.MAF(4, transforms=2, hidden_features=(6, 5), adjacency=adjacency)
+        ),
+        "maf_passes": Peer(
+            lambda: flows.MAF(5, 2, transforms=2, hidden_features=(6,), passes=2), 2
+        ),
+        "nice": Peer(lambda: flows.NICE(5, 2, transforms=3, hidden_features=(6, 5)), 2),
+        "nice_randmask": Peer(
+            lambda: flows.RealNVP(3, 0, transforms=3, hidden_features=(6,), randmask=True)
+        ),
+    }
+
+
+def normflows() -> dict[str, Peer]:
+    import torch
+    from normflows import ConditionalNormalizingFlow, NormalizingFlow, distributions, flows, nets
+
+    def net(*widths: int, **options: Any) -> Any:
+        return nets.MLP(list(widths), **options)
+
+    def model(dim: int, *layers: Any, base: Any = None, conditional: bool = False) -> Any:
+        cls = ConditionalNormalizingFlow if conditional else NormalizingFlow
+        flow = cls(base or distributions.DiagGaussian(dim), layers)
+        for layer in flow.flows:
+            if isinstance(layer, flows.ActNorm):
+                layer(torch.randn(20, dim))
+        return flow
+
+    def masked_affine() -> Any:
+        b, limits = torch.tensor([1.0, 0.0, 1.0]), {"output_fn": "tanh", "output_scale": 1.5}
+        return model(
+            3,
+            flows.MaskedAffineFlow(b, net(3, 5, 4, 3), net(3, 5, 4, 3)),
+            flows.ActNorm(3),
+            flows.MaskedAffineFlow(1 - b, None, net(3, 5, 3, score_scale=0.7, **limits)),
+            flows.Permute(3, "swap"),
+            flows.MaskedAffineFlow(b, net(3, 5, 3, leaky=0.1), None),
+        )
+
+    def blocks() -> Any:
+        block = flows.AffineCouplingBlock
+        return model(
+            4,
+            block(net(2, 5, 4)),
+            flows.Permute(4),
+            block(net(2, 5, 4), scale_map="sigmoid", split_mode="checkerboard"),
+            block(net(2, 5, 4), scale_map="sigmoid_inv", split_mode="channel_inv"),
+            flows.Reverse(block(net(2, 5, 2), scale=False, split_mode="checkerboard_inv")),
+            flows.AffineConstFlow((4,)),
+        )
+
+    def maf() -> Any:
+        return model(
+            3,
+            flows.MaskedAffineAutoregressive(3, 5, context_features=2, num_blocks=1),
+            flows.LULinearPermute(3),
+            flows.AutoregressiveRationalQuadraticSpline(
+                3, 1, 5, num_context_channels=2, num_bins=4, permute_mask=True
+            ),
+            conditional=True,
+        )
+
+    def feedforward() -> Any:
+        options = {"use_residual_blocks": False, "activation": torch.tanh}
+        flow = model(
+            4,
+            flows.MaskedAffineAutoregressive(4, 7, **options, use_batch_norm=True),
+            flows.Composite([flows.InvertibleAffine(4), flows.InvertibleAffine(4, use_lu=False)]),
+            flows.MaskedAffineAutoregressive(4, 6, **options, random_mask=True),
+        )
+        for module in flow.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+        return flow
+
+    def coupled_spline() -> Any:
+        spline = flows.CoupledRationalQuadraticSpline
+        return model(
+            3,
+            spline(3, 1, 5, num_context_channels=2, num_bins=4),
+            spline(3, 1, 5, num_context_channels=2, num_bins=4, reverse_mask=True),
+            conditional=True,
+        )
+
+    def planar() -> Any:
+        block = flows.AffineCouplingBlock(net(2, 5, 2))
+        base = distributions.GaussianMixture(2, 3)
+        return model(3, flows.Planar((3,)), flows.Radial((3,)), block, base=base)
+
+    return {
+        "masked_affine": Peer(masked_affine),
+        "blocks": Peer(blocks),
+        "maf": Peer(maf, 2),
+        "feedforward": Peer(feedforward),
+        "coupled_spline": Peer(coupled_spline, 2),
+        "planar": Peer(planar),
+    }
+
+
+def freia() -> dict[str, Peer]:
+    import torch
+    from FrEIA import framework, modules
+    from torch import nn
+
+    def subnet(below: int, above: int) -> Any:
+        return nn.Sequential(nn.Linear(below, 5), nn.ReLU(), nn.Linear(5, above))
+
+    def model(*given: Any, context_dim: int = 0) -> Any:
+        flow = framework.SequenceINN(5)
+        for name, options in given:
+            cls = getattr(modules, name)
+            if name in ("ActNorm", "PermuteRandom"):
+                flow.append(cls, **options)
+                continue
+            condition = {"cond": 0, "cond_shape": (context_dim,)} if context_dim else {}
+            flow.append(cls, **condition, subnet_constructor=subnet, **options)
+        flow(torch.randn(20, 5), c=[torch.randn(20, context_dim)])
+        return flow
+
+    def graph() -> Any:
+        nodes = [framework.InputNode(5)]
+        condition = framework.ConditionNode(2)
+        options = {"subnet_constructor": subnet, "split_len": 2}
+        for cls in (modules.GLOWCouplingBlock, modules.AffineCouplingOneSided):
+            nodes.append(framework.Node(nodes[-1], cls, options, conditions=condition))
+            nodes.append(framework.Node(nodes[-1], modules.PermuteRandom, {"seed": 1}))
+        return framework.GraphINN([*nodes, condition, framework.OutputNode(nodes[-1])])
+
+    block = "AllInOneBlock"
+    turned = {"learned_householder_permutation": 2, "permute_soft": True}
+    return {
+        "all_in_one": Peer(
+            lambda: model(
+                (block, {"affine_clamping": 1.0, "global_affine_type": "SIGMOID"}),
+                (block, {"permute_soft": True, "reverse_permutation": True}),
+                (block, {**turned, "global_affine_type": "EXP"}),
+            )
+        ),
+        "couplings": Peer(
+            lambda: model(
+                ("GLOWCouplingBlock", {"clamp_activation": "SIGMOID"}),
+                ("RNVPCouplingBlock", {"clamp_activation": "TANH", "clamp": 1.3}),
+                ("NICECouplingBlock", {}),
+                ("ConditionalAffineTransform", {}),
+                ("PermuteRandom", {"seed": 1}),
+                ("ActNorm", {}),
+                ("RNVPCouplingBlock", {}),
+                context_dim=2,
+            ),
+            2,
+        ),
+        "graph": Peer(graph, 2),
+    }
+
+
+LIBRARIES: dict[str, Callable[[], dict[str, Peer]]] = {
+    "zuko": zuko,
+    "normflows": normflows,
+    "freia": freia,
+}
+
+
+def perturbed(module: Any, seed: int = 0) -> Any:
+    """A torch module with noise on all its weights, in evaluation mode."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((0.3 * noise).to(parameter.dtype))
+    return module.eval()
+
+
+def rows(dim: int, context_dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows, of which the first are wide, and contexts."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
+    x[:3] *= 4
+    return x, generator.normal(size=(GOLDEN_ROWS, context_dim)) if context_dim else None
+
+
+def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The name and the arrays of each golden file."""
+    import torch
+
+    for library, make in LIBRARIES.items():
+        if len(sys.argv) > 1 and library not in sys.argv[1:]:
+            continue
+        for name, peer in make().items():
+            torch.manual_seed(0)
+            np.random.seed(0)
+            model = perturbed(peer.make())
+            imported = importers.import_flow(model, **peer.hints)
+            x, context = rows(imported.reading.base.architecture["dim"], peer.context_dim)
+            z, log_det = imported.reading.run(x, context)
+            contents = {f"array.{key}": value for key, value in imported.arrays.items()}
+            contents |= {"x": x, "z": z, "log_det": log_det}
+            contents["inverse"] = np.array(imported.reading.inverse)
+            contents |= {} if context is None else {"context": context}
+            contents["architecture"] = np.array(json.dumps(imported.architecture))
+            contents["source"] = np.array(imported.source)
+            yield f"{library}_{name}", contents
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for name, contents in golden_files():
+        np.savez_compressed(GOLDEN / f"{name}.npz", **contents)
+        print(name, (GOLDEN / f"{name}.npz").stat().st_size)
