@@ -29,7 +29,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 torch.set_num_threads(1)
 
 _context = mlir.make_ir_context()
-mlir.make_ir_context = lambda: _context  # registering all dialects anew takes a third of a small program
+mlir.make_ir_context = lambda: (
+    _context
+)  # registering all dialects anew takes a third of a small program
 
 
 def _known(option: str, value: Any) -> bool:
