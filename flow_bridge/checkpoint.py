@@ -19,7 +19,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
+from io import BytesIO, TextIOBase
 from math import isfinite, prod
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -127,6 +127,8 @@ def write_checkpoint(
     architecture: Architecture,
     arrays: Mapping[str, np.ndarray],
     expected_shapes: Callable[[Architecture], Shapes],
+    *,
+    allow_non_finite: bool = False,
 ) -> None:
     """Write architecture and weights: what ``read_checkpoint`` reads, atomically, and verified.
 
@@ -135,11 +137,12 @@ def write_checkpoint(
         architecture: plain data, see ``flow_bridge.architecture``.
         arrays: torch names to floating-point arrays in PyTorch's layout, all of one dtype.
         expected_shapes: the table of names and shapes that an architecture must come with.
+        allow_non_finite: write NaN and infinite weights too.
 
     Raises:
-        CheckpointError: for arrays that are not those of the architecture, not floating point or not
-            of one dtype, for an architecture that asks for more than a file of that size may, and if
-            what was written does not read back equal. The old file is then as it was.
+        CheckpointError: for arrays that are not those of the architecture, not floating point, not
+            finite or not of one dtype, for an architecture that asks for more than a file of that size
+            may, and if what was written does not read back equal. The old file is then as it was.
     """
     dtypes = sorted({array.dtype.name for array in arrays.values()})
     if len(dtypes) > 1 or not set(dtypes) <= DTYPES.keys():
@@ -150,6 +153,7 @@ def write_checkpoint(
         architecture,
         arrays,
         lambda header: check_model(header, expected_shapes, writing=True),
+        allow_non_finite=allow_non_finite,
     )
 
 
@@ -218,6 +222,7 @@ def check_model(
 
 def read_header(source: Readable) -> Header:
     """The validated header alone: what ``twinflows inspect`` prints, without any framework."""
+    _check_source(source)
     with refusals(source), _open(source) as file:
         return _read_header(file)[0]
 
@@ -228,15 +233,23 @@ def write_arrays(
     description: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     check: Callable[[Header], None] = lambda header: None,
+    *,
+    allow_non_finite: bool = True,
 ) -> None:
     """Write named arrays with a JSON description, which ``read_arrays`` with this check will read.
 
     A path is replaced only by a complete new file. What processes that were killed while writing it
     left beside it is removed.
     """
+    if not isinstance(target, str | os.PathLike) and not hasattr(target, "write"):
+        raise TypeError(
+            f"a file is written to a path or to an open binary file, got {type(target).__name__}."
+        )
     with refusals(target):
+        if isinstance(target, TextIOBase):
+            raise CheckpointError("the file is open for text; open it in binary mode, 'wb'.")
         data = _pack(kind, description, arrays)
-        _read_arrays(BytesIO(data), (kind,), check, allow_non_finite=True)
+        _read_arrays(BytesIO(data), (kind,), check, allow_non_finite)
     if isinstance(target, str | os.PathLike):
         _replace(Path(target), data)
     else:
@@ -251,6 +264,7 @@ def read_arrays(
     allow_non_finite: bool = False,
 ) -> tuple[Header, dict[str, np.ndarray]]:
     """Read a file of ``write_arrays``; ``check`` sees the header before any data is touched."""
+    _check_source(source)
     with refusals(source), _open(source) as file:
         kinds = (kinds,) if isinstance(kinds, str) else kinds
         return _read_arrays(file, kinds, check, allow_non_finite)
@@ -279,6 +293,15 @@ def _label(place: Readable | Writable) -> str:
         return "the given bytes"
     name = getattr(place, "name", None)
     return name if isinstance(name, str) else "the given file"
+
+
+def _check_source(source: object) -> None:
+    kinds = str | os.PathLike | bytes | bytearray | memoryview
+    if not isinstance(source, kinds) and not hasattr(source, "read"):
+        raise TypeError(
+            "a file is read from a path, from bytes or from an open binary file, got "
+            f"{type(source).__name__}."
+        )
 
 
 @contextmanager

@@ -281,6 +281,11 @@ def no_float64_weights(owner: str) -> str:
     )
 
 
+def no_device(device: object) -> str:
+    """What ``load`` says to a device that is none, or that this machine does not have."""
+    return f"load expects device as a device of this machine, got {device!r}."
+
+
 def held_by(owner: str, dtype: str, largest: float, **values: float) -> None:
     """Raise ``ValueError`` unless a dtype holds every constant."""
     for name, value in values.items():

@@ -98,13 +98,18 @@ def check_options(
     seed: int,
     learning_rate: LearningRate | None,
     max_grad_norm: float | None,
+    state_path: str | os.PathLike[str] | None,
     **counts: int | None,
 ) -> list[Any]:
     """The arguments that both halves have in common, as plain numbers and in the order given.
 
     Raises:
         ValueError: for one that makes no sense, and for an optimiser beside a learning rate.
+        TypeError: for a ``state_path`` that is no path.
     """
+    if state_path is not None and not isinstance(state_path, str | os.PathLike):
+        kind = type(state_path).__name__
+        raise TypeError(f"{owner} expects state_path as a path or None, got {kind}.")
     if optimizer is not None and learning_rate is not None:
         raise ValueError(
             f"{owner} takes learning_rate or optimizer, not both: an optimizer has its own rate."
@@ -309,14 +314,20 @@ def _run_call(
 def _rates(learning_rate: LearningRate, steps: range) -> np.ndarray:
     if not callable(learning_rate):
         return np.full(len(steps), learning_rate, np.float64)
-    rates = np.array([float(learning_rate(step)) for step in steps])
-    bad = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
-    if len(bad):
-        raise ValueError(
-            "fit expects learning_rate to give a finite number of at least 0, got "
-            f"{rates[bad[0]]} at step {steps[bad[0]]}."
-        )
-    return rates
+    rates = []
+    for step in steps:
+        value = learning_rate(step)
+        try:
+            rate = None if isinstance(value, str | bytes) else float(value)
+        except (TypeError, ValueError):
+            rate = None
+        if rate is None or not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(
+                "fit expects learning_rate to give a finite number of at least 0, got "
+                f"{value if rate is None else rate!r:.100} at step {step}."
+            )
+        rates.append(rate)
+    return np.array(rates)
 
 
 def _warn_of_far_data(loss: float, event_shape: Sequence[int | None]) -> None:

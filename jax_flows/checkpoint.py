@@ -8,22 +8,30 @@ import numpy as np
 from flow_bridge import checkpoint
 from flow_bridge.architecture import Architecture, architecture
 from flow_bridge.checkpoint import Readable, Shapes, Writable
+from flow_bridge.checks import no_device
 from flow_bridge.errors import ConversionError
 from flow_bridge.weights import jax_to_torch, torch_shapes, torch_to_jax
 from jax_flows.registry import build
 from jax_flows.variables import HasVariables, Variables
 
 
-def save(flow: HasVariables, variables: Variables, target: Writable) -> None:
+def save(
+    flow: HasVariables,
+    variables: Variables,
+    target: Writable,
+    *,
+    allow_non_finite: bool = False,
+) -> None:
     """Write a flow, bijector or base distribution, atomically; only what ``load`` reads is written.
 
     Args:
         flow: the flow.
         variables: its arrays.
         target: a path, or a binary file open for writing.
+        allow_non_finite: write NaN and infinite weights, which ``load`` then must be told to accept.
 
     Raises:
-        CheckpointError: if the weights are not all of one floating-point dtype, and for an
+        CheckpointError: if the weights are not all of one floating-point dtype or not finite, and for an
             architecture that asks for more than a file of its size may; an existing file stays as
             it was.
         ConversionError: if the variables are not those of this flow.
@@ -37,7 +45,9 @@ def save(flow: HasVariables, variables: Variables, target: Writable) -> None:
     """
     arrays = jax_to_torch(variables)
     torch_to_jax(arrays, flow.shapes())
-    checkpoint.write_checkpoint(target, architecture(flow), arrays, expected_shapes)
+    checkpoint.write_checkpoint(
+        target, architecture(flow), arrays, expected_shapes, allow_non_finite=allow_non_finite
+    )
 
 
 def load(
@@ -61,7 +71,9 @@ def load(
     Raises:
         CheckpointError: with the reason, whatever is wrong with the file.
         ConversionError: for float64 weights where JAX's 64-bit mode is off.
+        ValueError: for a device that is not there.
     """
+    _check_device(device)
     description, arrays = checkpoint.read_checkpoint(
         source, expected_shapes, dtype=dtype, allow_non_finite=allow_non_finite
     )
@@ -70,6 +82,11 @@ def load(
         variables = torch_to_jax(arrays, flow.shapes())
     loaded = from_numpy(variables)
     return flow, loaded if device is None else jax.device_put(loaded, device)
+
+
+def _check_device(device: Any) -> None:
+    if device is not None and not isinstance(device, jax.Device | jax.sharding.Sharding):
+        raise ValueError(no_device(device))
 
 
 def expected_shapes(description: Architecture) -> Shapes:

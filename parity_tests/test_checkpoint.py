@@ -7,6 +7,7 @@ import pickle
 import re
 import struct
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,10 +207,46 @@ def test_non_finite_weights_only_on_request(load, tmp_path) -> None:
     flow = torch_flows.Planar(2)
     with torch.no_grad():
         flow.b.fill_(float("nan"))
-    torch_flows.save(flow, path := tmp_path / "nan.safetensors")
-    with pytest.raises(CheckpointError, match=r"tensor 'b' holds a NaN or an infinity\."):
-        load(path)
-    load(path, allow_non_finite=True)
+    path = tmp_path / "nan.safetensors"
+    in_jax = jax_flows.Planar(2)
+    variables = in_jax.init(jax.random.key(0), "float32")
+    variables["params"]["b"] = jax.numpy.float32(jax.numpy.inf)
+    for save in (partial(torch_flows.save, flow), partial(jax_flows.save, in_jax, variables)):
+        with pytest.raises(CheckpointError, match=r"tensor 'b' holds a NaN or an infinity\."):
+            save(path)
+        assert not path.exists()
+        save(path, allow_non_finite=True)
+        with pytest.raises(CheckpointError, match=r"tensor 'b' holds a NaN or an infinity\."):
+            load(path)
+        load(path, allow_non_finite=True)
+        path.unlink()
+
+
+@HALVES
+def test_places_and_devices_that_are_none(load, tmp_path) -> None:
+    flow, in_jax = torch_flows.Planar(2), jax_flows.Planar(2)
+    variables = in_jax.init(jax.random.key(0), "float32")
+    for save in (partial(torch_flows.save, flow), partial(jax_flows.save, in_jax, variables)):
+        with pytest.raises(
+            TypeError, match="is written to a path or to an open binary file, got int"
+        ):
+            save(5)
+        with (
+            (tmp_path / "text").open("w") as file,
+            pytest.raises(CheckpointError, match="mode, 'wb'"),
+        ):
+            save(file)
+    for wrong in (5, None):
+        with pytest.raises(
+            TypeError, match="from a path, from bytes or from an open binary file, got"
+        ):
+            load(wrong)
+    torch_flows.save(flow, path := tmp_path / "flow")
+    for device in ("nope", "cuda:77", 3.5):
+        with pytest.raises(
+            ValueError, match=r"^load expects device as a device of this machine, got "
+        ):
+            load(path, device=device)
 
 
 def same_state(a: Any, b: Any) -> bool:

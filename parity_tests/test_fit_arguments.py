@@ -50,12 +50,17 @@ def energy_half(half: str, case: Case, energy: Any, **options: Any) -> Any:
      "at least 0, got -0.9 at step 1."),
     ({"learning_rate": lambda step: math.nan}, "fit expects learning_rate to give a finite number of at "
      "least 0, got nan at step 0."),
+    ({"learning_rate": lambda step: "slow"}, "fit expects learning_rate to give a finite number of at "
+     "least 0, got 'slow' at step 0."),
+    ({"learning_rate": lambda step: None}, "fit expects learning_rate to give a finite number of at "
+     "least 0, got None at step 0."),
     ({"learning_rate": 1e-3, "optimizer": lambda parameters: None}, "fit takes learning_rate or "
      "optimizer, not both: an optimizer has its own rate."),
     ({"patience": 0}, "fit expects patience to be an integer of at least 1, got 0."),
     ({"patience": -3}, "fit expects patience to be an integer of at least 1, got -3."),
     ({"patience": 2.5}, "fit expects patience as an integer, got 2.5."),
     ({"patience": 2, "validation": 0}, "fit needs validation data for patience"),
+    ({"state_path": 3}, "fit expects state_path as a path or None, got int."),
     ({"seed": -1}, "fit expects seed to be an integer of at least 0, got -1."),
     ({"num_epochs": -1}, "fit expects num_epochs to be an integer of at least 1, got -1."),
     ({"batch_size": 0}, "fit expects batch_size to be an integer of at least 1, got 0."),
@@ -67,7 +72,7 @@ def energy_half(half: str, case: Case, energy: Any, **options: Any) -> Any:
     ({"validation_context": np.zeros((2, 1))}, "fit takes a validation_context with validation data only."),
 ])  # fmt: skip
 def test_refused(half: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}"):
         fit_half(half, AFFINE, data(12), **{"num_epochs": 1, "batch_size": 4} | options)
 
 

@@ -9,22 +9,24 @@ from torch import Tensor, nn
 from flow_bridge import checkpoint
 from flow_bridge.architecture import Architecture, architecture
 from flow_bridge.checkpoint import Readable, Shapes, Writable
+from flow_bridge.checks import no_device
 from flow_bridge.weights import DTYPES
 from torch_flows.devices import whole
 from torch_flows.registry import build
 
 
-def save(flow: nn.Module, target: Writable) -> None:
+def save(flow: nn.Module, target: Writable, *, allow_non_finite: bool = False) -> None:
     """Write a flow, bijector or base distribution, atomically; only what ``load`` reads is written.
 
     Args:
         flow: the flow.
         target: a path, or a binary file open for writing.
+        allow_non_finite: write NaN and infinite weights, which ``load`` then must be told to accept.
 
     Raises:
-        CheckpointError: if the weights are not those of the architecture or not all of one
-            floating-point dtype, and for an architecture that asks for more than a file of its size
-            may; an existing file stays as it was.
+        CheckpointError: if the weights are not those of the architecture, not all of one
+            floating-point dtype or not finite, and for an architecture that asks for more than a file
+            of its size may; an existing file stays as it was.
         ArchitectureError: for a flow that was changed into what no arguments build.
 
     Examples:
@@ -35,7 +37,9 @@ def save(flow: nn.Module, target: Writable) -> None:
     """
     flow = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
     arrays = {name: to_numpy(array) for name, array in flow.state_dict().items()}
-    checkpoint.write_checkpoint(target, architecture(flow), arrays, expected_shapes)
+    checkpoint.write_checkpoint(
+        target, architecture(flow), arrays, expected_shapes, allow_non_finite=allow_non_finite
+    )
 
 
 def load(
@@ -58,7 +62,9 @@ def load(
 
     Raises:
         CheckpointError: with the reason, whatever is wrong with the file.
+        ValueError: for a device that is not there.
     """
+    _check_device(device)
     description, arrays = checkpoint.read_checkpoint(
         source, expected_shapes, dtype=dtype, allow_non_finite=allow_non_finite
     )
@@ -70,6 +76,14 @@ def load(
     weights = next(iter(flow.state_dict().values()), None)
     flow.to(torch.get_default_device() if device is None else device)
     return flow.eval() if weights is None else flow.to(weights.dtype).eval()
+
+
+def _check_device(device: Any) -> None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(no_device(device)) from error
 
 
 def expected_shapes(description: Architecture) -> Shapes:

@@ -71,8 +71,9 @@ def _opened(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> Ope
             return tuple(out.numpy() for out in function(*tensors))
 
     def sample(num: int, context: np.ndarray | None) -> np.ndarray:
-        z = model.base.sample((num,), torch.Generator().manual_seed(0))
-        return in_numpy(model.inverse, z.double().numpy(), context)[0]
+        with torch.no_grad():
+            z = model.base.sample((num,), torch.Generator().manual_seed(0)).double()
+        return in_numpy(model.inverse, z.numpy(), context)[0]
 
     return Opened(
         lambda x, context: in_numpy(model.forward, x, context),

@@ -13,7 +13,7 @@ import numpy as np
 
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import freia, normflows, parts, zuko
+from flow_bridge.importers import freia, nflows, normflows, parts, sbi, zuko
 from flow_bridge.importers.parts import Reading
 from flow_bridge.importers.reading import dtype_of, kind, version
 
@@ -28,6 +28,8 @@ class Library(NamedTuple):
 
 
 LIBRARIES: dict[str, Library] = {
+    "nflows": Library(nflows.read, ("embedding",)),
+    "sbi": Library(sbi.read, ("embedding", "slope")),
     "FrEIA": Library(freia.read),
     "normflow": Library(normflows.read),  # as it was called up to 1.2
     "normflows": Library(normflows.read),
