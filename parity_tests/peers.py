@@ -4,6 +4,7 @@
 libraries (``make test-importers`` makes one).
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flow_bridge import importers
+from flow_bridge.importers.comparison import BY_MOVING, EPS, FLOOR, PER_LAYER, moves
 
 GOLDEN = Path(__file__).parent / "golden" / "importers"
 GOLDEN_ROWS = 8
@@ -26,18 +28,34 @@ class Peer(NamedTuple):
         make: gives the model, in the library's own float32 or in float64.
         hints: that it is imported with.
         context_dim: width of the context.
-        golden: whether a golden file is written of it.
     """
 
     make: Callable[[], Any]
     context_dim: int = 0
     hints: Mapping[str, Any] = MappingProxyType({})
-    golden: bool = True
 
 
 def zuko() -> dict[str, Peer]:
     import torch
-    from zuko import flows
+    from zuko import flows, lazy, transforms
+    from zuko.distributions import DiagNormal
+    from zuko.transforms import MonotonicRQSTransform
+
+    def composed() -> Any:
+        layer = flows.MaskedAutoregressiveTransform(3, hidden_features=(5,))
+        affine = transforms.AffineTransform if hasattr(transforms, "AffineTransform") else None
+        affine = affine or torch.distributions.AffineTransform
+        inner = [
+            lazy.UnconditionalTransform(affine, torch.tensor([1.0, 2.0, 3.0]), torch.rand(3) + 0.5),
+            lazy.UnconditionalTransform(
+                transforms.PermutationTransform, torch.tensor([2, 0, 1]), buffer=True
+            ),
+            layer.inv,
+        ]
+        base = lazy.UnconditionalDistribution(
+            DiagNormal, torch.randn(3), torch.rand(3), buffer=True
+        )
+        return lazy.Flow([lazy.LazyComposedTransform(*inner), layer], base)
 
     adjacency = torch.tensor(
         [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool
@@ -54,10 +72,199 @@ def zuko() -> dict[str, Peer]:
         "maf_passes": Peer(
             lambda: flows.MAF(5, 2, transforms=2, hidden_features=(6,), passes=2), 2
         ),
+        "maf_residual": Peer(
+            lambda: flows.MAF(4, 2, transforms=2, hidden_features=(6, 6), residual=True), 2
+        ),
+        "maf_randperm": Peer(
+            lambda: flows.MAF(4, transforms=3, hidden_features=(6,), randperm=True)
+        ),
+        "maf_slope": Peer(
+            lambda: flows.MAF(3, transforms=2, hidden_features=(6,)), 0, {"slope": 1e-4}
+        ),
+        "maf_one_dimension": Peer(lambda: flows.MAF(1, 2, transforms=2, hidden_features=(6,)), 2),
+        "maf_one_dimension_alone": Peer(lambda: flows.NSF(1, 0, transforms=2, bins=4)),
+        "nsf": Peer(lambda: flows.NSF(4, 0, transforms=2, bins=5, hidden_features=(6, 5))),
+        "nsf_context": Peer(lambda: flows.NSF(3, 2, transforms=3, bins=4, hidden_features=(6,)), 2),
+        "nsf_passes": Peer(
+            lambda: flows.NSF(4, 2, transforms=2, bins=4, hidden_features=(6,), passes=2), 2
+        ),
+        "nice_spline": Peer(
+            lambda: flows.NICE(
+                4,
+                2,
+                transforms=2,
+                hidden_features=(6,),
+                univariate=functools.partial(MonotonicRQSTransform, bound=3.0),
+                shapes=[(5,), (5,), (4,)],
+            ),
+            2,
+        ),
+        "composed": Peer(composed),
         "nice": Peer(lambda: flows.NICE(5, 2, transforms=3, hidden_features=(6, 5)), 2),
         "nice_randmask": Peer(
             lambda: flows.RealNVP(3, 0, transforms=3, hidden_features=(6,), randmask=True)
         ),
+    }
+
+
+def nflows() -> dict[str, Peer]:
+    import torch
+    from nflows import distributions, flows, transforms
+    from nflows.nn import nets
+    from torch.nn import functional
+
+    def flow(*layers: Any, base: Any = None, net: Any = None, dim: int = 4) -> Any:
+        base = base or distributions.StandardNormal([dim])
+        return flows.Flow(transforms.CompositeTransform(list(layers)), base, net)
+
+    def residual(in_dim: int, out_dim: int) -> Any:
+        return nets.ResidualNet(in_dim, out_dim, hidden_features=6, num_blocks=2)
+
+    def gated(in_dim: int, out_dim: int) -> Any:
+        return nets.ResidualNet(
+            in_dim, out_dim, hidden_features=5, context_features=2, activation=functional.elu
+        )
+
+    class Net(torch.nn.Module):
+        """nflows' couplings pass a context on, which its own MLP does not take."""
+
+        def __init__(self, in_dim: int, out_dim: int) -> None:
+            super().__init__()
+            linear, tanh = torch.nn.Linear, torch.nn.Tanh
+            self.net = torch.nn.Sequential(
+                linear(in_dim, 6),
+                tanh(),
+                torch.nn.Dropout(0.2),
+                linear(6, 5),
+                tanh(),
+                linear(5, out_dim),
+            )
+
+        def forward(self, x: Any, context: Any = None) -> Any:
+            return self.net(x)
+
+    mask = torch.tensor([1, 0, 1, 0])
+    t = transforms
+    affine, spline = (
+        t.MaskedAffineAutoregressiveTransform,
+        (t.MaskedPiecewiseRationalQuadraticAutoregressiveTransform),
+    )
+    box = {"num_bins": 4, "tails": "linear", "tail_bound": 2.5}
+    coupling = t.PiecewiseRationalQuadraticCouplingTransform
+    plain = {"use_residual_blocks": False}
+
+    def used(layer: Any) -> Any:
+        """Normalisation as after training."""
+        generator = torch.Generator().manual_seed(1)
+        for name, buffer in layer.named_buffers():
+            if "running" in name:
+                noise = torch.rand(buffer.shape, generator=generator)
+                buffer.copy_(noise + 0.5 if "var" in name else noise)
+            elif name == "initialized":
+                buffer.fill_(True)
+        return layer
+
+    def embedding() -> Any:
+        linear = torch.nn.Linear
+        return torch.nn.Sequential(linear(3, 4), torch.nn.Tanh(), linear(4, 2), torch.nn.ELU())
+
+    return {
+        "maf": Peer(
+            lambda: flow(affine(4, 7, **plain), t.ReversePermutation(4), affine(4, 6, **plain))
+        ),
+        "maf_context": Peer(
+            lambda: flow(affine(3, 7, context_features=2, activation=torch.tanh, **plain), dim=3), 2
+        ),
+        "maf_residual": Peer(
+            lambda: flow(affine(4, 7), t.RandomPermutation(4), affine(4, 6, num_blocks=1))
+        ),
+        "maf_residual_context": Peer(
+            lambda: flow(affine(3, 7, context_features=2), t.RandomPermutation(3), dim=3), 2
+        ),
+        "maf_random_mask": Peer(lambda: flow(affine(4, 9, random_mask=True, **plain))),
+        "maf_batch_norm": Peer(lambda: flow(used(affine(4, 7, use_batch_norm=True, **plain)))),
+        "maf_flow": Peer(
+            lambda: used(flows.MaskedAutoregressiveFlow(3, 6, 2, 1, batch_norm_between_layers=True))
+        ),
+        "rq_autoregressive": Peer(lambda: flow(spline(4, 7, **box, **plain))),
+        "rq_autoregressive_residual": Peer(lambda: flow(spline(4, 7, **box))),
+        "rq_autoregressive_context": Peer(
+            lambda: flow(spline(3, 5, context_features=2, min_derivative=0.01, **box), dim=3), 2
+        ),
+        "affine_coupling": Peer(
+            lambda: flow(
+                t.AffineCouplingTransform(mask, residual), t.AffineCouplingTransform(1 - mask, Net)
+            )
+        ),
+        "affine_coupling_context": Peer(
+            lambda: flow(t.AffineCouplingTransform(mask, gated), t.RandomPermutation(4)), 2
+        ),
+        "additive_coupling": Peer(lambda: flow(t.AdditiveCouplingTransform(mask, Net))),
+        "realnvp_flow": Peer(lambda: used(flows.SimpleRealNVP(3, 6, 2, 1))),
+        "rq_coupling": Peer(
+            lambda: flow(
+                coupling(mask, residual, apply_unconditional_transform=True, **box), t.LULinear(4)
+            )
+        ),
+        "rq_coupling_context": Peer(
+            lambda: flow(coupling(mask, gated, min_bin_width=0.02, **box), t.LULinear(4)), 2
+        ),
+        "embedding": Peer(
+            lambda: flow(affine(3, 5, context_features=2, **plain), net=embedding(), dim=3), 3
+        ),
+        "linear": Peer(
+            lambda: flow(
+                t.LULinear(4),
+                t.NaiveLinear(4),
+                t.QRLinear(4, num_householder=3),
+                t.SVDLinear(4, num_householder=4),
+                t.InverseTransform(t.LULinear(4)),
+            )
+        ),
+        "normalization": Peer(
+            lambda: flow(
+                used(t.BatchNorm(4)),
+                used(t.ActNorm(4)),
+                t.PointwiseAffineTransform(torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor(0.5)),
+                t.RandomPermutation(4),
+                base=distributions.DiagonalNormal([4]),
+            )
+        ),
+        "spline": Peer(
+            lambda: flow(t.PiecewiseRationalQuadraticCDF([4], **box), t.RandomPermutation(4))
+        ),
+        "one_dimension": Peer(lambda: flow(affine(1, 5, context_features=2, **plain), dim=1), 2),
+    }
+
+
+def sbi() -> dict[str, Peer]:
+    import torch
+    from sbi.neural_nets import posterior_nn
+    from sbi.neural_nets.embedding_nets import FCEmbedding
+
+    def estimator(model: str, dim: int = 3, context_dim: int = 2, **options: Any) -> Any:
+        scale = torch.arange(1, dim + 1)
+        theta, x = torch.randn(50, dim) * scale + 5, torch.randn(50, context_dim) * 3 - 1
+        options = {"hidden_features": 5, "num_transforms": 2} | options
+        return posterior_nn(model, **options)(theta, x)
+
+    def embedded(model: str) -> Any:
+        net = FCEmbedding(3, output_dim=2, num_hiddens=4)
+        return estimator(model, 2, 3, embedding_net=net, z_score_x="structured")
+
+    return {
+        "maf": Peer(lambda: estimator("maf"), 2),
+        "maf_embedded": Peer(lambda: embedded("maf"), 3),
+        "maf_one_dimension": Peer(lambda: estimator("maf", 1), 2),
+        "maf_rqs": Peer(lambda: estimator("maf_rqs", num_bins=4), 2),
+        "nsf": Peer(lambda: estimator("nsf", num_bins=4), 2),
+        "nsf_embedded": Peer(lambda: embedded("nsf"), 3),
+        "nsf_one_dimension": Peer(lambda: estimator("nsf", 1, hidden_layers_spline_context=1), 2),
+        "zuko_maf": Peer(lambda: estimator("zuko_maf"), 2),
+        "zuko_nsf": Peer(lambda: estimator("zuko_nsf", num_bins=4), 2),
+        "zuko_nice": Peer(lambda: estimator("zuko_nice"), 2),
+        "zuko_maf_embedded": Peer(lambda: embedded("zuko_maf"), 3),
+        "zuko_nsf_one_dimension": Peer(lambda: estimator("zuko_nsf", 1), 2),
     }
 
 
@@ -204,7 +411,67 @@ def freia() -> dict[str, Peer]:
     }
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+SLOPE: Mapping[str, Any] = {"slope": 1e-3}
+BOX: Mapping[str, Any] = {"tail_bound": 2.5}
+FULLY: Mapping[str, Any] = {"embedding_activation": "relu"}
+STATES: dict[str, Mapping[str, Any]] = {
+    **dict.fromkeys(
+        [
+            "zuko_maf",
+            "zuko_maf_adjacency",
+            "zuko_maf_passes",
+            "zuko_maf_residual",
+            "zuko_maf_one_dimension",
+            "zuko_maf_one_dimension_alone",
+            "zuko_nsf",
+            "zuko_nsf_passes",
+            "zuko_nice",
+        ],
+        SLOPE,
+    ),
+    "zuko_maf_slope": {"slope": 1e-4},
+    "zuko_maf_context": {**SLOPE, "activation": "elu"},
+    "zuko_nice_spline": {**SLOPE, "bound": 3.0},
+    **dict.fromkeys(
+        [
+            "nflows_maf",
+            "nflows_maf_residual",
+            "nflows_maf_residual_context",
+            "nflows_maf_random_mask",
+            "nflows_maf_batch_norm",
+            "nflows_maf_flow",
+            "nflows_realnvp_flow",
+            "nflows_normalization",
+            "nflows_one_dimension",
+        ],
+        NOTHING,
+    ),
+    "nflows_maf_context": {"activation": "tanh"},
+    "nflows_rq_autoregressive": BOX,
+    "nflows_rq_autoregressive_residual": BOX,
+    "nflows_rq_autoregressive_context": {**BOX, "min_derivative": 0.01},
+    "nflows_affine_coupling_context": {"activation": "elu"},
+    "nflows_rq_coupling": BOX,
+    "nflows_rq_coupling_context": {**BOX, "activation": "elu", "min_bin_width": 0.02},
+    "nflows_spline": BOX,
+    "sbi_maf": {"model": "maf"},
+    "sbi_maf_embedded": {"model": "maf", **FULLY},
+    "sbi_maf_one_dimension": {"model": "maf"},
+    "sbi_maf_rqs": {"model": "maf_rqs", "tail_bound": 3.0},
+    "sbi_nsf": {"model": "nsf", "tail_bound": 3.0},
+    "sbi_nsf_embedded": {"model": "nsf", "tail_bound": 3.0, **FULLY},
+    "sbi_nsf_one_dimension": {"model": "nsf", "tail_bound": 3.0},
+    "sbi_zuko_maf": {"model": "zuko_maf", **SLOPE},
+    "sbi_zuko_nsf": {"model": "zuko_nsf", **SLOPE},
+    "sbi_zuko_nice": {"model": "zuko_nice", **SLOPE},
+    "sbi_zuko_maf_embedded": {"model": "zuko_maf", **SLOPE, **FULLY},
+}
+"""What ``import_state`` needs besides the arrays, of models that it can read."""
+
 LIBRARIES: dict[str, Callable[[], dict[str, Peer]]] = {
+    "nflows": nflows,
+    "sbi": sbi,
     "zuko": zuko,
     "normflows": normflows,
     "freia": freia,
@@ -244,9 +511,20 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             model = perturbed(peer.make())
             imported = importers.import_flow(model, **peer.hints)
             x, context = rows(imported.reading.base.architecture["dim"], peer.context_dim)
-            z, log_det = imported.reading.run(x, context)
-            contents = {f"array.{key}": value for key, value in imported.arrays.items()}
-            contents |= {"x": x, "z": z, "log_det": log_det}
+            run = imported.reading.run
+            z, log_det = run(x, context)
+            moved = BY_MOVING * moves(run, x, context, (z, log_det)).max(1)
+            count = sum(len(layer.parts) for layer in imported.reading.layers)
+            limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, moved)
+            if f"{library}_{name}" not in STATES:
+                contents = {f"array.{key}": value for key, value in imported.arrays.items()}
+            else:
+                state = model.state_dict()
+                contents = {f"peer.{key}": value.numpy() for key, value in state.items()}
+                contents["state"] = np.array(
+                    json.dumps({"library": library, **STATES[f"{library}_{name}"]})
+                )
+            contents |= {"x": x, "z": z, "log_det": log_det, "limits": limits}
             contents["inverse"] = np.array(imported.reading.inverse)
             contents |= {} if context is None else {"context": context}
             contents["architecture"] = np.array(json.dumps(imported.architecture))

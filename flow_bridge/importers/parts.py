@@ -51,6 +51,7 @@ class Reading:
         embed: the same in the peer, ``None`` for nothing.
         notes: sentences about what does not come with it.
         inverse: whether the peer has only the way from latent to data.
+        coarse: the error that functions of its framework have far out; few rows may show it.
         dtype: of the peer, where its parameters do not tell.
     """
 
@@ -61,6 +62,7 @@ class Reading:
     embed: Any = None
     notes: Sequence[str] = ()
     inverse: bool = False
+    coarse: float = 0.0
     dtype: str | None = None
 
 
@@ -73,6 +75,14 @@ def part(type: str, arrays: Mapping[str, Any] | None = None, **options: Any) -> 
 def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays of something inside something else."""
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def context_dim(item: Part) -> int:
+    """The width of the context that a bijector takes, 0 for none."""
+    architecture = item.architecture
+    while "bijector" in architecture:
+        architecture = architecture["bijector"]
+    return int(architecture.get("context_dim", 0))
 
 
 def chain(parts: Sequence[Part]) -> Part:
@@ -124,6 +134,8 @@ def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
     for j in range(dim):
         pivot = j + int(np.abs(a[j:, j]).argmax())
         a[[j, pivot]], order[[j, pivot]] = a[[pivot, j]], order[[pivot, j]]
+        if a[j, j] == 0:
+            raise UnsupportedModel("a matrix that cannot be inverted has no counterpart.")
         a[j + 1 :, j] /= a[j, j]
         a[j + 1 :, j + 1 :] -= np.outer(a[j + 1 :, j], a[j, j + 1 :])
     signs = np.sign(np.diag(a))

@@ -18,11 +18,26 @@ Run = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
 
 PROBE = np.concatenate([np.linspace(-6, 6, 41), [-1e-3, 1e-3]])
 ERF = np.vectorize(math.erf)
+SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 
 def framework(name: str) -> Any:
     """A module that the owner of an object has imported."""
     return sys.modules[name]
+
+
+class StandIn:
+    """Stands for an object of another library of which there are only the arrays."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def stand_in(name: str, **attributes: Any) -> StandIn:
+    """An object whose class has a name, and which has these attributes and no others."""
+    special = {k: attributes.pop(k) for k in list(attributes) if k.startswith("__")}
+    cls: type[StandIn] = type(name, (StandIn,), special)
+    return cls(**attributes)
 
 
 def kind(obj: Any) -> str:
@@ -175,7 +190,9 @@ _ACTIVATIONS = {
     * PROBE
     * (1 + np.tanh(math.sqrt(2 / math.pi) * (PROBE + 0.044715 * PROBE**3))),
     "leaky_relu": np.where(PROBE > 0, PROBE, 0.2 * PROBE),
+    "mish": PROBE * np.tanh(softplus(PROBE)),
     "relu": np.maximum(PROBE, 0),
+    "selu": SELU[0] * np.where(PROBE > 0, PROBE, SELU[1] * np.expm1(np.minimum(PROBE, 0))),
     "sigmoid": sigmoid(PROBE),
     "silu": PROBE * sigmoid(PROBE),
     "sin": np.sin(PROBE),
