@@ -28,13 +28,11 @@ class Peer(NamedTuple):
         make: gives the model, in the library's own float32 or in float64.
         hints: that it is imported with.
         context_dim: width of the context.
-        golden: whether a golden file is written of it.
     """
 
     make: Callable[[], Any]
     context_dim: int = 0
     hints: Mapping[str, Any] = MappingProxyType({})
-    golden: bool = True
 
 
 def zuko() -> dict[str, Peer]:
@@ -413,6 +411,64 @@ def freia() -> dict[str, Peer]:
     }
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+SLOPE: Mapping[str, Any] = {"slope": 1e-3}
+BOX: Mapping[str, Any] = {"tail_bound": 2.5}
+FULLY: Mapping[str, Any] = {"embedding_activation": "relu"}
+STATES: dict[str, Mapping[str, Any]] = {
+    **dict.fromkeys(
+        [
+            "zuko_maf",
+            "zuko_maf_adjacency",
+            "zuko_maf_passes",
+            "zuko_maf_residual",
+            "zuko_maf_one_dimension",
+            "zuko_maf_one_dimension_alone",
+            "zuko_nsf",
+            "zuko_nsf_passes",
+            "zuko_nice",
+        ],
+        SLOPE,
+    ),
+    "zuko_maf_slope": {"slope": 1e-4},
+    "zuko_maf_context": {**SLOPE, "activation": "elu"},
+    "zuko_nice_spline": {**SLOPE, "bound": 3.0},
+    **dict.fromkeys(
+        [
+            "nflows_maf",
+            "nflows_maf_residual",
+            "nflows_maf_residual_context",
+            "nflows_maf_random_mask",
+            "nflows_maf_batch_norm",
+            "nflows_maf_flow",
+            "nflows_realnvp_flow",
+            "nflows_normalization",
+            "nflows_one_dimension",
+        ],
+        NOTHING,
+    ),
+    "nflows_maf_context": {"activation": "tanh"},
+    "nflows_rq_autoregressive": BOX,
+    "nflows_rq_autoregressive_residual": BOX,
+    "nflows_rq_autoregressive_context": {**BOX, "min_derivative": 0.01},
+    "nflows_affine_coupling_context": {"activation": "elu"},
+    "nflows_rq_coupling": BOX,
+    "nflows_rq_coupling_context": {**BOX, "activation": "elu", "min_bin_width": 0.02},
+    "nflows_spline": BOX,
+    "sbi_maf": {"model": "maf"},
+    "sbi_maf_embedded": {"model": "maf", **FULLY},
+    "sbi_maf_one_dimension": {"model": "maf"},
+    "sbi_maf_rqs": {"model": "maf_rqs", "tail_bound": 3.0},
+    "sbi_nsf": {"model": "nsf", "tail_bound": 3.0},
+    "sbi_nsf_embedded": {"model": "nsf", "tail_bound": 3.0, **FULLY},
+    "sbi_nsf_one_dimension": {"model": "nsf", "tail_bound": 3.0},
+    "sbi_zuko_maf": {"model": "zuko_maf", **SLOPE},
+    "sbi_zuko_nsf": {"model": "zuko_nsf", **SLOPE},
+    "sbi_zuko_nice": {"model": "zuko_nice", **SLOPE},
+    "sbi_zuko_maf_embedded": {"model": "zuko_maf", **SLOPE, **FULLY},
+}
+"""What ``import_state`` needs besides the arrays, of models that it can read."""
+
 LIBRARIES: dict[str, Callable[[], dict[str, Peer]]] = {
     "nflows": nflows,
     "sbi": sbi,
@@ -460,7 +516,14 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             moved = BY_MOVING * moves(run, x, context, (z, log_det)).max(1)
             count = sum(len(layer.parts) for layer in imported.reading.layers)
             limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, moved)
-            contents = {f"array.{key}": value for key, value in imported.arrays.items()}
+            if f"{library}_{name}" not in STATES:
+                contents = {f"array.{key}": value for key, value in imported.arrays.items()}
+            else:
+                state = model.state_dict()
+                contents = {f"peer.{key}": value.numpy() for key, value in state.items()}
+                contents["state"] = np.array(
+                    json.dumps({"library": library, **STATES[f"{library}_{name}"]})
+                )
             contents |= {"x": x, "z": z, "log_det": log_det, "limits": limits}
             contents["inverse"] = np.array(imported.reading.inverse)
             contents |= {} if context is None else {"context": context}

@@ -10,6 +10,7 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge import torch_to_jax
+from flow_bridge.importers import import_state
 from flow_bridge.importers.comparison import errors
 from parity_tests.peers import GOLDEN
 
@@ -40,7 +41,15 @@ def test_golden_file(path) -> None:
     with np.load(path) as file:
         contents = {name: file[name] for name in file.files}
     architecture = json.loads(str(contents["architecture"]))
-    arrays = {k.removeprefix("array."): v for k, v in contents.items() if k.startswith("array.")}
+    if "state" in contents:  # the peer's own arrays
+        state = {k.removeprefix("peer."): v for k, v in contents.items() if k.startswith("peer.")}
+        imported = import_state(**json.loads(str(contents["state"])), state=state)
+        assert imported.architecture == architecture
+        arrays = imported.arrays
+    else:
+        arrays = {
+            k.removeprefix("array."): v for k, v in contents.items() if k.startswith("array.")
+        }
     x, context = contents["x"], contents.get("context")
     backwards = bool(contents.get("inverse"))  # the peer has only the way from latent to data
 

@@ -15,6 +15,7 @@ from flow_bridge.importers import networks, parts
 from flow_bridge.importers.networks import Conditioner, Linear, Outputs
 from flow_bridge.importers.parts import Layer, Part, Reading
 from flow_bridge.importers.reading import (
+    StandIn,
     activation_name,
     as_array,
     expect,
@@ -49,8 +50,8 @@ def read(flow: Any, embedding: str = "native") -> Reading:
     return read_copy(float64_copy(flow), embedding, "nflows' embedding network")
 
 
-def read_copy(flow: Any, embedding: str, where: str) -> Reading:
-    """``read`` for a flow that is ours to run."""
+def read_copy(flow: Any, embedding: str, where: str, live: bool = True) -> Reading:
+    """``read`` for a flow that is ours to run or, if it is not ``live``, that cannot be run."""
     expect(flow, "nflows' Flow", "_transform _distribution _embedding_net")
     transform = field(flow, "_transform", "nflows' Flow")
     net = getattr(flow, "_embedding_net", None)
@@ -71,7 +72,7 @@ def read_copy(flow: Any, embedding: str, where: str) -> Reading:
     return Reading(
         layers,
         base,
-        in_numpy(run),
+        in_numpy(run) if live else None,
         nets,
         embed_with(net) if nets else None,
         notes,
@@ -476,11 +477,13 @@ def _without_fixed(map: Architecture, net: Any, outputs: Outputs, dim: int, wher
 
 def _scale(t: Any, count: int, where: str) -> Architecture:
     """How a coupling makes scales, from its values: later versions let the user choose."""
+    if isinstance(t, StandIn):  # what version 0.14 has
+        return {"type": "AffineMap", **SIGMOID, "minimum": 1e-3}
     raw = np.linspace(-4, 4, 33)
     given = np.concatenate([np.zeros((33, count)), np.repeat(raw[:, None], count, 1)], 1)
     scale = torch_call(lambda a: field(t, "_scale_and_shift", where)(a)[0], given)[:, 0]
     for value, options in (
-        (sigmoid(raw + 2) + 1e-3, {"scale": "sigmoid", "bound": 1.0, "offset": 2.0}),
+        (sigmoid(raw + 2) + 1e-3, SIGMOID),
         (softplus(raw) + 1e-3, {"scale": "softplus", "offset": 0.0}),
     ):
         if np.allclose(scale, value, rtol=1e-13, atol=0):
@@ -488,6 +491,9 @@ def _scale(t: Any, count: int, where: str) -> Architecture:
     if np.allclose(scale, np.exp(raw), rtol=1e-13, atol=0):
         return {"type": "AffineMap", "scale": "exp"}
     raise UnsupportedModel(f"{where} has a scale_activation that is none of twinflows'.")
+
+
+SIGMOID = {"scale": "sigmoid", "bound": 1.0, "offset": 2.0}
 
 
 def _unconditional(u: Any, fixed: np.ndarray, dim: int, where: str) -> Part:

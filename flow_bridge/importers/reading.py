@@ -26,6 +26,20 @@ def framework(name: str) -> Any:
     return sys.modules[name]
 
 
+class StandIn:
+    """Stands for an object of another library of which there are only the arrays."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def stand_in(name: str, **attributes: Any) -> StandIn:
+    """An object whose class has a name, and which has these attributes and no others."""
+    special = {k: attributes.pop(k) for k in list(attributes) if k.startswith("__")}
+    cls: type[StandIn] = type(name, (StandIn,), special)
+    return cls(**attributes)
+
+
 def kind(obj: Any) -> str:
     """The name of an object's class, with its module where that is the user's own."""
     cls = type(obj)

@@ -10,7 +10,7 @@ from typing import Any
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import nflows, parts, zuko
 from flow_bridge.importers.parts import Reading
-from flow_bridge.importers.reading import expect, field, float64_copy, in_numpy, kind
+from flow_bridge.importers.reading import Run, expect, field, float64_copy, in_numpy, kind
 
 NETWORK = "sbi's embedding network"
 
@@ -50,14 +50,17 @@ def read(estimator: Any, embedding: str = "native", slope: float | None = None) 
     if outside:
         return reading
     net = field(estimator, "_embedding_net", where)
-    notes = list(reading.notes)
-    width = max(parts.context_dim(item) for layer in reading.layers for item in layer.parts)
-    nets = nflows.embedding_parts(net, width, NETWORK, notes)
-    if not nets:
-        return reading
 
     def run(x: Any, context: Any) -> Any:
         return zuko.call(estimator.net.transform(net(context)), x)
 
-    embed = nflows.embed_with(net)
-    return replace(reading, context_net=nets, embed=embed, run=in_numpy(run), notes=notes)
+    return embedded(reading, net, in_numpy(run))
+
+
+def embedded(reading: Reading, net: Any, run: Run | None) -> Reading:
+    """A reading of zuko's flow behind the embedding network of its estimator."""
+    notes = list(reading.notes)
+    width = max(parts.context_dim(item) for layer in reading.layers for item in layer.parts)
+    nets = nflows.embedding_parts(net, width, NETWORK, notes)
+    embed = nflows.embed_with(net) if nets else None
+    return replace(reading, context_net=nets, embed=embed, run=run, notes=notes)

@@ -38,35 +38,35 @@ def read(flow: Any, slope: float | None = None) -> Reading:
     return read_copy(float64_copy(flow), slope)
 
 
-def read_copy(flow: Any, slope: float | None) -> Reading:
-    """``read`` for a flow that is ours to change and to run."""
+def read_copy(flow: Any, slope: float | None, live: bool = True) -> Reading:
+    """``read`` for a flow that is ours to change and, if it is ``live``, to run."""
     expect(flow, "zuko's Flow", "transform base")
     base = _base(field(flow, "base", "zuko's Flow"))
     dim = base.architecture["dim"]
     transform = field(flow, "transform", "zuko's Flow")
     notes: list[str] = []
-    if slope is None:
+    if slope is None and live:
         notes.append(
             f"its slope is that of zuko {version('zuko')}, and no file of weights holds it: for weights "
             "of zuko 1.0.1 to 1.4.1 import with slope=1e-4."
         )
-    else:
-        set_slope(flow, slope)
+    elif slope is not None:
+        check_slope(slope)
+        for owner in flow.modules():
+            if hasattr(owner, "univariate"):
+                owner.univariate = partial(owner.univariate, slope=slope)
     layers = [layer(name, module, dim, notes) for name, module in flatten("transform", transform)]
 
     def run(x: Any, context: Any) -> Any:
         return call(transform(context), x)
 
-    return Reading(layers, base, in_numpy(run), notes=notes)
+    return Reading(layers, base, in_numpy(run) if live else None, notes=notes)
 
 
-def set_slope(module: Any, slope: float) -> None:
-    """Give all univariate transformations of a module a slope."""
+def check_slope(slope: float) -> None:
+    """Raise ``ValueError`` unless a slope is a number between 0 and 1."""
     if isinstance(slope, bool) or not isinstance(slope, int | float) or not 0 < slope < 1:
         raise ValueError(f"import_flow expects slope between 0 and 1, got {slope!r}.")
-    for part in module.modules():
-        if hasattr(part, "univariate"):
-            part.univariate = partial(part.univariate, slope=slope)
 
 
 def call(transform: Any, x: Any) -> Any:
