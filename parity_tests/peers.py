@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 
 from flow_bridge import importers
 from flow_bridge.importers.comparison import BY_MOVING, EPS, FLOOR, PER_LAYER, moves
@@ -516,20 +517,19 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             moved = BY_MOVING * moves(run, x, context, (z, log_det)).max(1)
             count = sum(len(layer.parts) for layer in imported.reading.layers)
             limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, moved)
-            if f"{library}_{name}" not in STATES:
-                contents = {f"array.{key}": value for key, value in imported.arrays.items()}
-            else:
-                state = model.state_dict()
-                contents = {f"peer.{key}": value.numpy() for key, value in state.items()}
-                contents["state"] = np.array(
-                    json.dumps({"library": library, **STATES[f"{library}_{name}"]})
-                )
+            key = f"{library}_{name}"
+            arrays, contents = imported.arrays, {}
+            if key in STATES:
+                arrays = {k: value.numpy() for k, value in model.state_dict().items()}
+                contents["state"] = np.array(json.dumps({"library": library, **STATES[key]}))
+            # one array: each one of its own would cost more than its numbers
+            contents["arrays"] = np.frombuffer(safetensors.numpy.save(dict(arrays)), np.uint8)
             contents |= {"x": x, "z": z, "log_det": log_det, "limits": limits}
             contents["inverse"] = np.array(imported.reading.inverse)
             contents |= {} if context is None else {"context": context}
             contents["architecture"] = np.array(json.dumps(imported.architecture))
             contents["source"] = np.array(imported.source)
-            yield f"{library}_{name}", contents
+            yield key, contents
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 import jax_flows
@@ -41,15 +42,11 @@ def test_golden_file(path) -> None:
     with np.load(path) as file:
         contents = {name: file[name] for name in file.files}
     architecture = json.loads(str(contents["architecture"]))
+    arrays = safetensors.numpy.load(contents["arrays"].tobytes())
     if "state" in contents:  # the peer's own arrays
-        state = {k.removeprefix("peer."): v for k, v in contents.items() if k.startswith("peer.")}
-        imported = import_state(**json.loads(str(contents["state"])), state=state)
+        imported = import_state(**json.loads(str(contents["state"])), state=arrays)
         assert imported.architecture == architecture
         arrays = imported.arrays
-    else:
-        arrays = {
-            k.removeprefix("array."): v for k, v in contents.items() if k.startswith("array.")
-        }
     x, context = contents["x"], contents.get("context")
     backwards = bool(contents.get("inverse"))  # the peer has only the way from latent to data
 
