@@ -1,5 +1,6 @@
 """Argument checks shared by both halves, so that bad input gets the same sentence in each."""
 
+import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -101,6 +102,47 @@ def layer_normalization(owner: str, normalization: str | None, widths: Sequence[
             f'{owner} with normalization "layer_norm" needs hidden layers of 2 units or more: of one, layer '
             "normalisation leaves a constant."
         )
+
+
+def set_network(
+    owner: str, in_dim: int, out_dim: int, element_dim: int, set_dim: int, padded: bool
+) -> None:
+    """Check the widths of a network of sets."""
+    positive_int(owner, in_dim=in_dim, out_dim=out_dim, element_dim=element_dim, set_dim=set_dim)
+    boolean(owner, padded=padded)
+    if in_dim % element_dim:
+        raise ValueError(
+            f"{owner} expects in_dim to be a multiple of element_dim, got {in_dim} and {element_dim}."
+        )
+    if padded and element_dim == 1:
+        raise ValueError(
+            f"{owner} with padded=True needs an element_dim of 2 or more: the first number says "
+            "whether the element counts."
+        )
+
+
+def convolutional_embedding(
+    owner: str,
+    in_dim: int,
+    out_dim: int,
+    image_shape: Sequence[int],
+    hidden_channels: Sequence[int],
+) -> tuple[int, int, int]:
+    """``image_shape`` as a tuple; check that the input holds such an image, which can be pooled."""
+    positive_int(owner, in_dim=in_dim, out_dim=out_dim)
+    shape = vector_or_image(owner, image_shape)
+    if len(shape) != 3 or math.prod(shape) != in_dim:
+        raise ValueError(
+            f"{owner} expects image_shape as (channels, height, width) with in_dim entries in all, "
+            f"got {image_shape} and {in_dim}."
+        )
+    factor = 2 ** len(hidden_channels)
+    if shape[1] % factor or shape[2] % factor:
+        raise ValueError(
+            f"{owner} halves height and width {len(hidden_channels)} times, so both are to be "
+            f"multiples of {factor}, got {shape[1]} and {shape[2]}."
+        )
+    return shape[0], shape[1], shape[2]
 
 
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:

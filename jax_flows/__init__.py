@@ -70,10 +70,11 @@ from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.networks.activations import register_activation
-from jax_flows.networks.convolutional import ConvNet
+from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
+from jax_flows.networks.sets import DeepSet
 from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
@@ -99,9 +100,11 @@ __all__ = [
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
+    "ConvEmbedding",
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "DeepSet",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

@@ -153,6 +153,10 @@ def test_checkerboards_keep_their_pixels() -> None:
             h.ResidualMLP, hidden_dim=1, normalization="layer_norm")), "of 2 units or more"),
         (lambda h: h.MaskedAutoregressive(2, h.AffineMap(), h.Network(
             h.MLP, normalization="layer_norm")), "would let every unit see all dimensions"),
+        (lambda h: h.DeepSet(5, 2, element_dim=2), "a multiple of element_dim, got 5 and 2"),
+        (lambda h: h.DeepSet(4, 2, padded=True), "an element_dim of 2 or more"),
+        (lambda h: h.ConvEmbedding(12, 2, (1, 4, 4)), "with in_dim entries in all"),
+        (lambda h: h.ConvEmbedding(12, 2, (3, 2, 2)), "multiples of 4, got 2 and 2"),
         (lambda h: h.AffineMap("softplus", minimum=1.5), "choose an offset"),
         (lambda h: h.AffineMap("exp", minimum=0.5), "with softplus and sigmoid only"),
         (lambda h: h.SplineMap(2, 1.0, 0.0), "low < high"),
@@ -408,6 +412,52 @@ def test_convolutions_normalize_the_channels_of_a_pixel() -> None:
     np.testing.assert_allclose(
         twin.forward(variables, jnp.asarray(x))[0], z, rtol=1e-12, atol=1e-13
     )
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_set_has_no_order_and_no_padding(half: Any) -> None:
+    """Against its formula on the elements that count, whatever stands in the others."""
+    options = {
+        "element_dim": 3,
+        "set_dim": 4,
+        "hidden_dims": (5,),
+        "activation": "tanh",
+        "padded": True,
+    }
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((6, 4, 3))
+    x[..., 0] = np.array([1, 1, 0, 1]) * np.array([1, 1, 1, 1, 1, 0])[:, None]
+    x[:, 2, 1:] = np.nan
+    context_net = half.DeepSet(12, 2, **options)
+    flow = half.Flow(half.Planar(2, context_dim=2), half.StandardNormal(2), context_net)
+    assert flow.context_dim == 12
+    arrays = {
+        name: generator.standard_normal(array.shape)
+        for name, array in torch_flows.DeepSet(12, 2, **options).state_dict().items()
+    }
+    if half is torch_flows:
+        net = context_net.double()
+        net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        run = lambda rows: net(torch.from_numpy(rows)).detach().numpy()  # noqa: E731
+    else:
+        named = {"params": {"phi": {}, "rho": {}}}
+        for name, array in arrays.items():
+            part, layers, i, kind = name.split(".")
+            layer = named["params"][part].setdefault(f"{layers}_{i}", {})
+            layer["kernel" if kind == "weight" else kind] = array.T
+        run = lambda rows: np.asarray(context_net.apply(named, jnp.asarray(rows)))  # noqa: E731
+
+    def mlp(part: str, h: np.ndarray) -> np.ndarray:
+        layers = [[arrays[f"{part}.layers.{i}.{k}"] for k in ("weight", "bias")] for i in range(2)]
+        (first, shift), (last, bias) = layers
+        return np.tanh(h @ first.T + shift) @ last.T + bias
+
+    means = mlp("phi", x[:, [0, 1, 3], 1:]).mean(1)
+    means[5] = 0
+    expected = mlp("rho", means)
+    np.testing.assert_allclose(run(x.reshape(6, 12)), expected, rtol=1e-12, atol=1e-13)
+    shuffled = x[:, [3, 2, 0, 1]].reshape(6, 12)
+    np.testing.assert_allclose(run(shuffled), expected, rtol=1e-12, atol=1e-13)
 
 
 def test_compiles_without_a_graph_break() -> None:

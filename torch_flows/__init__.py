@@ -70,10 +70,11 @@ from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
-from torch_flows.networks.convolutional import ConvNet
+from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
+from torch_flows.networks.sets import DeepSet
 from torch_flows.registry import build, register, register_network
 from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
@@ -99,9 +100,11 @@ __all__ = [
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
+    "ConvEmbedding",
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "DeepSet",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

@@ -1,6 +1,8 @@
 """Convolutional networks."""
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -11,10 +13,17 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import Weights, layer_norms, norm_shapes, normalize
+from jax_flows.networks.mlp import (
+    Linear,
+    Weights,
+    layer_norms,
+    matmul,
+    norm_shapes,
+    normalize,
+)
 from jax_flows.numerics import conditioner_operands
 from jax_flows.registry import register_network
-from jax_flows.variables import Variables
+from jax_flows.variables import Variables, linear_shapes
 
 
 def conv(x: Array, kernel: Array, bias: Array) -> Array:
@@ -155,3 +164,69 @@ class ConvNet(nn.Module):
         x = jnp.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0)
         x = _conv_net(self.activation, x, weights, norms)
         return jnp.moveaxis(x, 0, 1).reshape(*batch, self.out_channels, *x.shape[-2:])
+
+
+@register_network
+class ConvEmbedding(nn.Module):
+    """Convolutions 3x3, each with an activation and halved images behind it, and a linear layer.
+
+    Maps images as vectors, ``(*batch, channels * height * width)``, to ``(*batch, out_dim)``: a network
+    for a context that is an image. Images are halved by the mean of 2x2 pixels, padded with zeros.
+
+    Args:
+        in_dim: width of the input, the product of ``image_shape``.
+        out_dim: width of the output.
+        image_shape: (channels, height, width).
+        hidden_channels: width after each convolution.
+        activation: a name in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for an unknown activation, a width below 1, and an image of another size or that
+            cannot be halved so often.
+    """
+
+    event_ndim = 1
+
+    in_dim: int
+    out_dim: int
+    image_shape: Sequence[int]
+    hidden_channels: Sequence[int] = (16, 32)
+    activation: str = "leaky_relu"
+
+    def __post_init__(self) -> None:
+        checks.hidden_widths("ConvEmbedding", self.hidden_channels)
+        checks.convolutional_embedding(
+            "ConvEmbedding", self.in_dim, self.out_dim, self.image_shape, self.hidden_channels
+        )
+        checks.one_of("ConvEmbedding", "activation", self.activation, ACTIVATIONS)
+        super().__post_init__()
+
+    @property
+    def pooled_dim(self) -> int:
+        """How many numbers are left of an image."""
+        channels, height, width = self.image_shape
+        channels = (channels, *self.hidden_channels)[-1]
+        return channels * height * width // 4 ** len(self.hidden_channels)
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        layers = {
+            f"layers_{i}": {
+                "kernel": jax.ShapeDtypeStruct((3, 3, *pair), dtype),
+                "bias": jax.ShapeDtypeStruct(pair[1:], dtype),
+            }
+            for i, pair in enumerate(pairwise((self.image_shape[0], *self.hidden_channels)))
+        }
+        return {"params": layers | linear_shapes({"last": (self.pooled_dim, self.out_dim)}, dtype)}
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Args: x, images as vectors. Channels come first of all inside, as in ``ConvNet``."""
+        h = jnp.moveaxis(x.reshape(-1, *self.image_shape), 1, 0)
+        for i, pair in enumerate(pairwise((self.image_shape[0], *self.hidden_channels))):
+            h = ACTIVATIONS[self.activation](conv(h, *Conv(*pair, 3, name=f"layers_{i}")(x)))
+            channels, count, height, width = h.shape
+            h = h.reshape(channels, count, height // 2, 2, width // 2, 2).mean((3, 5))
+        kernel, bias = Linear(self.pooled_dim, self.out_dim, name="last")(x)
+        h = jnp.moveaxis(h, 0, 1).reshape(*x.shape[:-1], self.pooled_dim)
+        return matmul(h, kernel) + bias

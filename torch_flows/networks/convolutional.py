@@ -1,8 +1,10 @@
 """Convolutional networks."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
@@ -82,3 +84,58 @@ class ConvNet(nn.Module):
             x = activation(x)
         x = last(x).contiguous()
         return x.reshape(*batch, *x.shape[-3:])
+
+
+@register_network
+class ConvEmbedding(nn.Module):
+    """Convolutions 3x3, each with an activation and halved images behind it, and a linear layer.
+
+    Maps images as vectors, ``(*batch, channels * height * width)``, to ``(*batch, out_dim)``: a network
+    for a context that is an image. Images are halved by the mean of 2x2 pixels, padded with zeros.
+
+    Args:
+        in_dim: width of the input, the product of ``image_shape``.
+        out_dim: width of the output.
+        image_shape: (channels, height, width).
+        hidden_channels: width after each convolution.
+        activation: a name in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for an unknown activation, a width below 1, and an image of another size or that
+            cannot be halved so often.
+    """
+
+    event_ndim = 1
+    layers: Sequence[nn.Conv2d]
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        image_shape: Sequence[int],
+        hidden_channels: Sequence[int] = (16, 32),
+        activation: str = "leaky_relu",
+    ) -> None:
+        super().__init__()
+        hidden_channels = checks.hidden_widths("ConvEmbedding", hidden_channels)
+        channels, height, width = checks.convolutional_embedding(
+            "ConvEmbedding", in_dim, out_dim, image_shape, hidden_channels
+        )
+        checks.one_of("ConvEmbedding", "activation", activation, ACTIVATIONS)
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.image_shape = channels, height, width
+        self.hidden_channels = hidden_channels
+        self.activation = activation
+        widths = channels, *hidden_channels
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(widths)
+        )
+        self.last = nn.Linear(widths[-1] * height * width // 4 ** len(hidden_channels), out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x, images as vectors."""
+        h = x.reshape(-1, *self.image_shape)
+        for layer in self.layers:
+            h = functional.avg_pool2d(in_place(self.activation)(layer(h)), 2)
+        h = h.reshape(*x.shape[:-1], self.last.in_features)
+        return self.last(h).to(x.dtype)
