@@ -7,20 +7,19 @@ stands between the first two layers.
 Reference: Stimper et al. (2023), doi:10.21105/joss.05361.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import networks, parts
+from flow_bridge.importers import networks, nflows, parts
 from flow_bridge.importers.networks import Conditioner, Linear, Outputs
 from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
     as_array,
-    dropout,
     expect,
     float64_copy,
     in_numpy,
@@ -43,9 +42,10 @@ def read(model: Any) -> Reading:
     base = _base(model.q0)
     flows = [item for flow in reversed(list(model.flows)) for item in _members(flow)]
     inverse = any(kind(_bare(flow)) in ("Planar", "Radial") for flow in flows)
-    layers = [_layer(flow, base.architecture["dim"], inverse) for flow in flows]
+    notes: list[str] = []
+    layers = [_layer(flow, base.architecture["dim"], inverse, notes) for flow in flows]
     run = parts.composed(layers, inverse)  # its own methods add log|det| up in float32
-    return Reading(layers, base, run, notes=dropout(model), inverse=inverse)
+    return Reading(layers, base, run, notes=notes, inverse=inverse, coarse=nflows.SOFTPLUS)
 
 
 def _members(flow: Any) -> Iterator[Any]:
@@ -62,15 +62,15 @@ def _bare(flow: Any) -> Any:
     return _bare(flow.flow) if kind(flow) == "Reverse" else flow
 
 
-def _layer(flow: Any, dim: int, inverse: bool) -> Layer:
+def _layer(flow: Any, dim: int, inverse: bool, notes: list[str]) -> Layer:
     def run(x: Any, context: Any) -> Any:
         step = flow.forward if inverse else flow.inverse
         return step(x) if context is None else step(x, context=context)
 
-    return Layer(kind(flow), _transform(flow, dim), in_numpy(run))
+    return Layer(kind(flow), _transform(flow, dim, notes), in_numpy(run))
 
 
-def _transform(flow: Any, dim: int) -> list[Part]:
+def _transform(flow: Any, dim: int, notes: list[str]) -> list[Part]:
     """The map from data to latent."""
     name = kind(flow)
     where = f"normflows' {name}"
@@ -78,7 +78,7 @@ def _transform(flow: Any, dim: int) -> list[Part]:
         raise UnsupportedModel(f"{where} has no counterpart{REASONS.get(name, '')}.")
     reader, attributes = FLOWS[name]
     expect(flow, where, attributes)
-    return reader(flow, dim, where)
+    return reader(flow, dim, notes, where)
 
 
 def _base(base: Any) -> Part:
@@ -107,7 +107,7 @@ def _base(base: Any) -> Part:
     )
 
 
-def _masked_affine(flow: Any, dim: int, where: str) -> list[Part]:
+def _masked_affine(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     fixed = as_array(flow.b).ravel()
     if not set(fixed.tolist()) == {0.0, 1.0}:
         raise UnsupportedModel(f"{where} has no counterpart unless its mask holds both 0 and 1.")
@@ -120,7 +120,7 @@ def _masked_affine(flow: Any, dim: int, where: str) -> list[Part]:
             )
     if not given:
         return []
-    read = {name: _mlp(getattr(flow, name), where, name == "s") for name in given}
+    read = {name: _mlp(getattr(flow, name), notes, where, name == "s") for name in given}
     layers, activation, bound = read["s" if "s" in given else "t"]
     if any(
         (networks.widths(n[0]), n[1]) != (networks.widths(layers), activation)
@@ -148,11 +148,14 @@ def _masked_affine(flow: Any, dim: int, where: str) -> list[Part]:
     return [networks.coupling(map | order, Conditioner(options, arrays), fixed, 0)]
 
 
-def _mlp(net: Any, where: str, is_scale: bool = False) -> tuple[list[Linear], str, float]:
+def _mlp(
+    net: Any, notes: list[str], where: str, is_scale: bool = False
+) -> tuple[list[Linear], str, float]:
     """Layers and activation of a ``nets.MLP``, and B where it gives B tanh(a / B) of their output a."""
     expect(net, f"{where}, MLP", "net")
     modules = list(net.net)
     end = max(i for i, module in enumerate(modules) if kind(module) == "Linear") + 1
+    notes.extend(note for m in modules if kind(m) == "Dropout" for note in nflows.dropout(m.p))
     layers, activation = networks.sequence(modules[:end], where)
     tail = [kind(module) for module in modules[end:]]
     if not tail:
@@ -176,7 +179,7 @@ def _mlp(net: Any, where: str, is_scale: bool = False) -> tuple[list[Linear], st
     return [*layers[:-1], Linear(last.weight * factor, last.bias * factor)], activation, after
 
 
-def _coupling_block(flow: Any, dim: int, where: str) -> list[Part]:
+def _coupling_block(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     split, affine, merge = flow.flows
     expect(affine, f"{where}, AffineCoupling", "param_map scale scale_map")
     position = np.arange(dim)
@@ -191,7 +194,7 @@ def _coupling_block(flow: Any, dim: int, where: str) -> list[Part]:
     fixed = masks[split.mode]
     net = affine.param_map
     if kind(net) == "MLP":
-        layers, activation, _ = _mlp(net, where)
+        layers, activation, _ = _mlp(net, notes, where)
     elif kind(net) == "Sequential":
         layers, activation = networks.sequence(net, where)
     else:
@@ -216,7 +219,7 @@ def _coupling_block(flow: Any, dim: int, where: str) -> list[Part]:
     return [networks.coupling(maps[affine.scale_map], conditioner, fixed, 0)]
 
 
-def _constant(flow: Any, dim: int, where: str) -> list[Part]:
+def _constant(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     name = "Affine"
     if kind(flow) == "ActNorm":
         name = "ActNorm"
@@ -230,13 +233,13 @@ def _constant(flow: Any, dim: int, where: str) -> list[Part]:
     return [parts.invert(parts.part(name, {"log_scale": log_scale, "shift": shift}, dim=dim))]
 
 
-def _permute(flow: Any, dim: int, where: str) -> list[Part]:
+def _permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     if flow.mode == "shuffle":
         return [parts.permutation(as_array(flow.inv_perm))]
     return [parts.permutation(np.roll(np.arange(dim), -((dim + 1) // 2)))]  # "swap"
 
 
-def _lu_permute(flow: Any, dim: int, where: str) -> list[Part]:
+def _lu_permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     expect(flow.permutation, f"{where}, permutation", "_dim _permutation")
     linear = flow.linear
     expect(
@@ -254,7 +257,7 @@ def _lu_permute(flow: Any, dim: int, where: str) -> list[Part]:
     return [parts.permutation(order), parts.part("LULinear", {"lu": lu, "shift": shift}, **options)]
 
 
-def _invertible_affine(flow: Any, dim: int, where: str) -> list[Part]:
+def _invertible_affine(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     if not flow.use_lu:
         return [parts.matrix(as_array(flow.W).T)]
     lower = np.tril(as_array(flow.L), -1) + np.eye(dim)
@@ -263,14 +266,14 @@ def _invertible_affine(flow: Any, dim: int, where: str) -> list[Part]:
     return [parts.matrix((as_array(flow.P) @ lower @ upper).T)]
 
 
-def _planar(flow: Any, dim: int, where: str) -> list[Part]:
+def _planar(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     if flow.act != "tanh":
         raise UnsupportedModel(f"{where} has no counterpart with act={flow.act!r}: only with tanh.")
     arrays = {"w": as_array(flow.w)[0], "u": as_array(flow.u)[0], "b": as_array(flow.b)[0]}
     return [parts.invert(parts.part("Planar", arrays, dim=dim))]
 
 
-def _radial(flow: Any, dim: int, where: str) -> list[Part]:
+def _radial(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     alpha = abs(as_array(flow.alpha)[0])
     if alpha == 0:
         raise UnsupportedModel(f"{where} has no counterpart with alpha = 0.")
@@ -283,131 +286,51 @@ def _radial(flow: Any, dim: int, where: str) -> list[Part]:
     return [parts.invert(parts.part("Radial", arrays, dim=dim))]
 
 
-def _maf(flow: Any, dim: int, where: str) -> list[Part]:
+def _maf(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     outputs = Outputs.of(2 * np.arange(dim)[:, None] + [1, 0])  # theirs is scale, shift
-    conditioner, context_dim = _made(flow.autoregressive_net, outputs, dim, where)
+    conditioner, context_dim = _made(flow.autoregressive_net, outputs, dim, notes, where)
     map = SIGMOID | {"minimum": 1e-3}
     return [parts.invert(networks.masked_autoregressive(map, conditioner, dim, context_dim))]
 
 
-def _made(made: Any, outputs: Outputs, dim: int, where: str) -> tuple[Conditioner, int]:
+def _made(
+    made: Any, outputs: Outputs, dim: int, notes: list[str], where: str
+) -> tuple[Conditioner, int]:
     """A masked network and the width of its context."""
     where = f"{where}, MADE"
     expect(made, where, "preprocessing initial_layer context_layer blocks final_layer")
     if kind(getattr(made, "preprocessing", None)) not in ("Identity", "NoneType", "function"):
-        raise UnsupportedModel(f"{where} has no counterpart with periodic features.")
+        raise UnsupportedModel(f"{where} with periodic features has no counterpart.")
     first = networks.linear(made.initial_layer, where)
     context_dim = 0
     if hasattr(made, "context_layer"):
         context = networks.linear(made.context_layer, where)
         context_dim = context.weight.shape[1]
+        weight, mask = _masked(first)
         first = Linear(
-            np.concatenate([first.weight, context.weight], 1),
+            np.concatenate([weight, context.weight], 1),
             first.bias + context.bias,
-            np.concatenate([first.mask, np.ones_like(context.weight, bool)], 1),
+            np.concatenate([mask, np.ones_like(context.weight, bool)], 1),
         )
-    last = networks.linear(made.final_layer, where)
-    if made.blocks and kind(made.blocks[0]) == "MaskedResidualBlock":
-        inner, gates, activation = _residual_blocks(made.blocks, where, "gates")
-        layers, how = [first, *inner, last], "gate" if gates else "concatenate"
-        return (
-            _masked_residual_mlp(layers, activation, outputs, dim, where, how, gates),
-            context_dim,
-        )
-    layers, names = [first], set()
+    layers, gates, names = [first], [], set()
+    is_residual = any(kind(block) == "MaskedResidualBlock" for block in made.blocks)
     for block in made.blocks:
-        expect(block, where, "batch_norm linear degrees activation dropout")
-        layers.append(_normalized(networks.linear(block.linear, where), block.batch_norm))
+        notes.extend(nflows.dropout(block.dropout.p))
         names.add(activation_name(block.activation, where))
+        if not is_residual:
+            layers.append(nflows.feedforward_block(block, notes, where))
+            continue
+        layers += nflows.residual_block(block, "MaskedResidualBlock", where)
+        if context_dim:
+            gates.append(networks.linear(block.context_layer, where))
+    layers.append(networks.linear(made.final_layer, where))
     if len(names) > 1:
-        raise UnsupportedModel(f"{where} has no counterpart with several activations.")
-    below, above, *rest = *layers, last  # with nothing in between
-    layers = [_product(above, below), *rest]
-    return networks.masked_mlp(layers, max(names, default="relu"), outputs, dim, where), context_dim
-
-
-def _residual_net(net: Any, outputs: Outputs, where: str) -> tuple[Conditioner, int]:
-    """The ``ResidualNet`` of nflows and normflows as ``ResidualMLP``, and the width of its context."""
-    if kind(net) != "ResidualNet":
-        raise UnsupportedModel(f"{where} has no counterpart with a network {kind(net)}.")
-    where = f"{where}, ResidualNet"
-    known = "hidden_features context_features preprocessing initial_layer blocks final_layer"
-    expect(net, where, known)
-    if getattr(net, "preprocessing", None) is not None:
-        raise UnsupportedModel(f"{where} has no counterpart with periodic features.")
-    inner, gates, activation = _residual_blocks(net.blocks, where, "gates")
-    last = outputs.taken(networks.linear(net.final_layer, where), by_entry=False)
-    first = networks.linear(net.initial_layer, where)
-    options = {
-        "type": "ResidualMLP",
-        "hidden_dim": len(first.bias),
-        "num_blocks": len(net.blocks),
-        "activation": activation,
-        "context": "gate" if gates else "concatenate",
-    }
-    arrays = networks.arrays_of([first, *inner, last]) | gates
-    return Conditioner(options, arrays), net.context_features or 0
-
-
-def _residual_blocks(blocks: Any, where: str, group: str) -> tuple[list[Linear], Arrays, str]:
-    """Layers, what each block has for the context, and the activation of pre-activated blocks.
-
-    Args:
-        blocks: of nflows or normflows, masked or not.
-        where: what a message calls their owner.
-        group: what ours calls the layers for the context, ``"gates"`` or ``"branches"``.
-    """
-    layers: list[Linear] = []
-    arrays: Arrays = {}
-    names = set()
-    for i, block in enumerate(blocks):
-        name = f"{where}, {kind(block)}"
-        known = "use_batch_norm batch_norm_layers context_layer linear_layers degrees activation dropout"
-        expect(block, name, known)
-        if block.use_batch_norm:
-            raise UnsupportedModel(f"{name} has no counterpart with batch normalisation.")
-        layers += [networks.linear(layer, name) for layer in block.linear_layers]
-        names.add(activation_name(block.activation, name))
-        if hasattr(block, "context_layer"):
-            key = f"network.{group}.{i + (group == 'branches')}"
-            layer = networks.linear(block.context_layer, name)
-            arrays |= {f"{key}.weight": layer.weight, f"{key}.bias": layer.bias}
-    if len(names) != 1:
-        raise UnsupportedModel(f"{where} has no counterpart with {len(names)} activations.")
-    return layers, arrays, names.pop()
-
-
-def _masked_residual_mlp(
-    layers: Sequence[Linear],
-    activation: str,
-    outputs: Outputs,
-    dim: int,
-    where: str,
-    context: str = "concatenate",
-    others: Arrays | None = None,
-) -> Conditioner:
-    """The conditioner of a masked map, ``MaskedResidualMLP``; arguments as ``masked_mlp``.
-
-    Args:
-        layers: the first, two of each block, the last.
-        context: how the context enters.
-        others: the arrays that this needs.
-    """
-    plain = networks.masked_mlp(layers, activation, outputs, dim, where)
-    degrees = plain.architecture["degrees"]
-    if isinstance(degrees, list):
-        if any(layer != degrees[0] for layer in degrees):
-            raise UnsupportedModel(f"{where} has no counterpart with units of changing degrees.")
-        degrees = degrees[0]
-    options = {
-        "type": "MaskedResidualMLP",
-        "hidden_dim": len(layers[0].bias),
-        "num_blocks": len(layers) // 2 - 1,
-        "activation": activation,
-        "context": context,
-        "degrees": degrees,
-    }
-    return Conditioner(options, plain.arrays | (others or {}), plain.order, plain.notes)
+        raise UnsupportedModel(f"{where} with several activations has no counterpart.")
+    name = max(names, default="relu")
+    if is_residual:
+        return networks.masked_residual(layers, name, outputs, dim, where, gates), context_dim
+    layers = [_product(layers[1], layers[0]), *layers[2:]]  # with nothing in between
+    return networks.masked_mlp(layers, name, outputs, dim, where), context_dim
 
 
 def _product(above: Linear, below: Linear) -> Linear:
@@ -416,87 +339,48 @@ def _product(above: Linear, below: Linear) -> Linear:
     return Linear(second @ first, second @ below.bias + above.bias, to @ through)
 
 
-def _normalized(layer: Linear, norm: Any) -> Linear:
-    """A masked layer with the batch norm in front of it, as in evaluation."""
-    if norm is None:
-        return layer
-    factor = as_array(norm.weight) / np.sqrt(as_array(norm.running_var) + norm.eps)
-    shift = as_array(norm.bias) - as_array(norm.running_mean) * factor
-    weight, mask = _masked(layer)
-    return Linear(weight * factor, layer.bias + weight @ shift, mask)
-
-
 def _masked(layer: Linear) -> tuple[np.ndarray, np.ndarray]:
     """The weight with its zeros, and the mask."""
     mask = np.ones(layer.weight.shape, bool) if layer.mask is None else layer.mask
     return np.where(mask, layer.weight, 0), mask
 
 
-def _spline(
-    spline: Any, num_bins: int, width: int | None, where: str
-) -> tuple[Architecture, Any, Any]:
-    """The map of a spline, and factor and offset of its parameters."""
-    if spline.tails != "linear":
-        raise UnsupportedModel(
-            f"{where} has no counterpart with tails={spline.tails!r}: only 'linear'."
-        )
-    bound = as_array(spline.tail_bound)
-    if bound.ndim:
-        raise UnsupportedModel(f"{where} has no counterpart with a tail_bound for each dimension.")
-    map = {
-        "type": "SplineMap",
-        "num_bins": num_bins,
-        "low": -float(bound),
-        "high": float(bound),
-        "min_width": spline.min_bin_width,
-        "min_height": spline.min_bin_height,
-        "min_slope": spline.min_derivative,
-    }
-    is_slope = np.arange(3 * num_bins - 1) >= 2 * num_bins
-    factor = np.where(is_slope, 1, 1 if width is None else width**-0.5)
-    return map, factor, np.where(is_slope, -np.log(np.expm1(1 - spline.min_derivative)), 0)
+def _one_bound(spline: Any, where: str) -> None:
+    if as_array(spline.tail_bound).ndim:
+        raise UnsupportedModel(f"{where} with a tail_bound for each dimension has no counterpart.")
 
 
-def _autoregressive_spline(flow: Any, dim: int, where: str) -> list[Part]:
+def _autoregressive_spline(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     spline = flow.mprqat
-    expect(spline, where, f"{SPLINE} num_bins autoregressive_net")
-    map, factor, offset = _spline(spline, spline.num_bins, None, where)
-    size = len(factor)
-    outputs = Outputs.of(size * np.arange(dim)[:, None] + np.arange(size), factor, offset)
-    conditioner, context_dim = _made(spline.autoregressive_net, outputs, dim, where)
+    expect(spline, where, f"{SPLINE} autoregressive_net")
+    _one_bound(spline, where)
+    map, outputs = nflows.spline_outputs(spline, dim, None, where)
+    conditioner, context_dim = _made(spline.autoregressive_net, outputs, dim, notes, where)
     return [networks.masked_autoregressive(map, conditioner, dim, context_dim)]
 
 
-def _coupled_spline(flow: Any, dim: int, where: str) -> list[Part]:
+def _coupled_spline(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     spline = flow.prqct
-    known = "num_bins features identity_features transform_features transform_net unconditional_transform"
+    known = "features identity_features transform_features transform_net unconditional_transform"
     expect(spline, where, f"{SPLINE} {known}")
-    fixed = np.isin(np.arange(dim), as_array(spline.identity_features))
-    if fixed.all():
+    _one_bound(spline, where)
+    entries = as_array(spline.identity_features)
+    if len(entries) in (0, dim):
         raise UnsupportedModel(f"{where} of one dimension has no counterpart.")
     net = spline.transform_net
-    map, factor, offset = _spline(spline, spline.num_bins, net.hidden_features, where)
-    size = len(factor)
-    outputs = Outputs.of(
-        size * np.arange(dim - fixed.sum())[:, None] + np.arange(size), factor, offset
-    )
-    conditioner, context_dim = _residual_net(net, outputs, where)
-    found = [networks.coupling(map, conditioner, fixed, context_dim)]
-    alone = spline.unconditional_transform  # of the fixed half, once the network has seen it
-    if alone is not None:
-        own = "unnormalized_widths unnormalized_heights unnormalized_derivatives"
-        expect(alone, where, f"{SPLINE} {own}")
-        given = [as_array(getattr(alone, name)) for name in own.split()]
-        map, factor, offset = _spline(alone, given[0].shape[-1], None, where)
-        raw = np.zeros((dim, len(factor)))
-        raw[fixed] = np.concatenate(given, -1) + offset
-        found.append(parts.part("Elementwise", {"raw_parameters": raw}, dim=dim, map=map))
+    hidden = net.hidden_features
+    map, outputs = nflows.spline_outputs(spline, dim - len(entries), hidden, where)
+    conditioner, width = nflows.coupling_network(net, outputs, notes, where)
+    fixed = np.isin(np.arange(dim), entries)
+    found = [networks.coupling(map, conditioner, fixed, width - len(entries))]
+    if spline.unconditional_transform is not None:  # once the network has seen the fixed half
+        found.append(nflows.own_spline(spline.unconditional_transform, entries, dim, where))
     return found
 
 
-SPLINE = "min_bin_width min_bin_height min_derivative tails tail_bound"
+SPLINE = "num_bins min_bin_width min_bin_height min_derivative tails tail_bound"
 
-FLOWS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {
+FLOWS: dict[str, tuple[Callable[[Any, int, list[str], str], list[Part]], str]] = {
     "ActNorm": (_constant, "s t n_dim batch_dims data_dep_init_done data_dep_init_done_cpu"),
     "AffineConstFlow": (_constant, "s t n_dim batch_dims"),
     "AffineCouplingBlock": (_coupling_block, "flows"),
@@ -509,7 +393,10 @@ FLOWS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {
     "Permute": (_permute, "mode num_channels perm inv_perm"),
     "Planar": (_planar, "u w b act h"),
     "Radial": (_radial, "d d_cpu beta alpha z_0"),
-    "Reverse": (lambda flow, dim, where: parts.invert_all(_transform(flow.flow, dim)), "flow"),
+    "Reverse": (
+        lambda flow, dim, notes, where: parts.invert_all(_transform(flow.flow, dim, notes)),
+        "flow",
+    ),
 }
 """How each flow is read, and what is known of its attributes."""
 
