@@ -90,6 +90,7 @@ def _rows(
     dim = reading.base.architecture["dim"]
     normal = generator.normal(size=(ROWS + WIDE_ROWS, dim))
     if reading.inverse:
+        normal[ROWS:] *= WIDE
         return normal
     drawn = model.sample(ROWS, None if context is None else context[:ROWS])
     drawn = np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, normal[:ROWS])

@@ -363,6 +363,10 @@ def residual_block(block: Any, name: str, where: str) -> list[Linear]:
         raise UnsupportedModel(
             f"{where} has batch normalisation in residual blocks, which has no counterpart."
         )
+    if getattr(block.activation, "inplace", False):  # then it changes what the block is added to
+        raise UnsupportedModel(
+            f"{where} has an activation in place in residual blocks, which has no counterpart."
+        )
     return [networks.linear(layer, where) for layer in block.linear_layers]
 
 

@@ -236,7 +236,9 @@ def _constant(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
 def _permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     if flow.mode == "shuffle":
         return [parts.permutation(as_array(flow.inv_perm))]
-    return [parts.permutation(np.roll(np.arange(dim), -((dim + 1) // 2)))]  # "swap"
+    if flow.mode != "swap":
+        raise UnsupportedModel(f"{where} with mode={flow.mode!r} has no counterpart.")
+    return [parts.permutation(np.roll(np.arange(dim), -((dim + 1) // 2)))]
 
 
 def _lu_permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
@@ -248,6 +250,7 @@ def _lu_permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]
         "features bias using_cache cache eps lower_indices upper_indices diag_indices lower_entries "
         "upper_entries unconstrained_upper_diag",
     )
+    linear.using_cache = False  # which gives log|det| in float32
     lu = np.diag(np.log(softplus(as_array(linear.unconstrained_upper_diag)) + linear.eps))
     lu[np.tril_indices(dim, -1)] = as_array(linear.lower_entries)
     lu[np.triu_indices(dim, 1)] = as_array(linear.upper_entries)

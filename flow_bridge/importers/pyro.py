@@ -165,11 +165,12 @@ def _dense(net: Any, where: str) -> tuple[list[Linear], str, int]:
     if getattr(net, "skip_layer", None) is not None:
         raise UnsupportedModel(f"{where} has no counterpart with skip_connections=True.")
     layers = [networks.linear(layer, where) for layer in net.layers]
-    turned = np.roll(np.arange(layers[0].weight.shape[1]), -net.context_dim)
+    context_dim = int(net.context_dim) if kind(net).startswith("Conditional") else 0
+    turned = np.roll(np.arange(layers[0].weight.shape[1]), -context_dim)
     first = layers[0]
     mask = None if first.mask is None else first.mask[:, turned]
     layers[0] = Linear(first.weight[:, turned], first.bias, mask)
-    return layers, activation_name(net.f, where), net.context_dim
+    return layers, activation_name(net.f, where), context_dim
 
 
 def _clamp(options: Any) -> Architecture:
@@ -214,7 +215,7 @@ def _autoregressive(transform: Any, dim: int, where: str) -> list[Part]:
     return [networks.masked_autoregressive(_clamp(options), conditioner, dim, context_dim)]
 
 
-def _spline_map(
+def spline_map(
     num_bins: int, bound: float, order: str, where: str
 ) -> tuple[Architecture, np.ndarray]:
     """The map, and what is added to each raw parameter."""
@@ -244,14 +245,14 @@ def _spline_rows(num_bins: int, count: int) -> np.ndarray:
 
 
 def _spline(spline: Any, dim: int, where: str) -> list[Part]:
-    map, offset = _spline_map(spline.count_bins, spline.bound, spline.order, where)
+    map, offset = spline_map(spline.count_bins, spline.bound, spline.order, where)
     own = "unnormalized_widths unnormalized_heights unnormalized_derivatives"
     raw = np.concatenate([as_array(getattr(spline, name)) for name in own.split()], -1)
     return [parts.part("Elementwise", {"raw_parameters": raw + offset}, dim=dim, map=map)]
 
 
 def _conditional_spline(spline: Any, dim: int, where: str) -> list[Part]:
-    map, offset = _spline_map(spline.count_bins, spline.bound, spline.order, where)
+    map, offset = spline_map(spline.count_bins, spline.bound, spline.order, where)
     layers, activation, _ = _dense(spline.nn, where)
     outputs = Outputs.of(_spline_rows(spline.count_bins, dim), 1, offset)
     context_dim = layers[0].weight.shape[1]
@@ -264,7 +265,7 @@ def _conditional_spline(spline: Any, dim: int, where: str) -> list[Part]:
 def _spline_coupling(transform: Any, dim: int, where: str) -> list[Part]:
     upper, split = transform.upper_spline, transform.split_dim
     expect(upper, where, "nn input_dim count_bins bound order")
-    map, offset = _spline_map(upper.count_bins, upper.bound, upper.order, where)
+    map, offset = spline_map(upper.count_bins, upper.bound, upper.order, where)
     layers, activation, _ = _dense(upper.nn, where)
     outputs = Outputs.of(_spline_rows(upper.count_bins, dim - split), 1, offset)
     conditioner = networks.mlp(layers, activation, outputs)
@@ -287,7 +288,7 @@ def _spline_autoregressive(transform: Any, dim: int, where: str) -> list[Part]:
         options = _options(transform, "count_bins bound order", where)
         net = transform.nn
     num_bins = options.get("count_bins", 8)
-    map, offset = _spline_map(
+    map, offset = spline_map(
         num_bins, options.get("bound", 3.0), options.get("order", "linear"), where
     )
     layers, activation, context_dim = _dense(net, where)
