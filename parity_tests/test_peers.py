@@ -34,7 +34,9 @@ def made(name: str) -> Any:
     np.random.seed(1)
     peer = LIBRARIES[library]()[model]
     found = peer.make()
-    return peer, perturbed(found, 1) if isinstance(found, torch.nn.Module) else found
+    if isinstance(found, torch.nn.Module) and model != "glow":
+        found = perturbed(found, 1)
+    return peer, found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +45,8 @@ def test_halves_compute_what_the_peer_computes(name: str) -> None:
     flow = torch_flows.import_flow(model, dtype="float64", **peer.hints)
     twin, variables = jax_flows.import_flow(model, dtype="float64", check=False, **peer.hints)
     assert not flow.training
-    x, context = rows(flow.event_shape[0], peer.context_dim, 1)
+    dim = flow.event_shape if len(flow.event_shape) > 1 else flow.event_shape[0]
+    x, context = rows(dim, peer.context_dim, 1)
     x = x / 4
     given = [torch.from_numpy(a) for a in (x, context) if a is not None]
     with torch.no_grad():
