@@ -71,7 +71,7 @@ class LogisticMixtureMap(UnivariateMap):
         ends = near * jnp.exp(-log_a) + center
         given = log_w, log_a, center
         x, log_slope = invert(_evaluate, near, given, ends.min(0), ends.max(0))
-        x = x + (wide - near) * jnp.exp(log_slope)
+        x = x + (wide - near) * jnp.exp(jnp.minimum(log_slope, 10))  # not 0 times an infinity
         return x.astype(z.dtype), log_slope.astype(z.dtype)
 
     def _constrained(self, parameters: Array) -> tuple[Array, Array, Array]:
@@ -91,9 +91,7 @@ def _evaluate(x: Array, log_w: Array, log_a: Array, center: Array) -> Output:
     below, above = -softplus(-c), -softplus(c)  # log sigmoid(c), log sigmoid(-c)
     log_r, log_cdf = _normalized(log_w + below)
     log_q, log_rest = _normalized(log_w + above)
-    log_slope = jax.nn.logsumexp(
-        jnp.concatenate([log_r + log_a + above, log_q + log_a + below]), 0
-    )
+    log_slope = jax.nn.logsumexp(jnp.concatenate([log_r + log_a + above, log_q + log_a + below]), 0)
     return log_cdf - log_rest + (x - near) * jnp.exp(log_slope), log_slope
 
 

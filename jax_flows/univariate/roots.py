@@ -11,7 +11,7 @@ from flow_bridge.univariate import ROOT_STEPS
 from jax_flows.numerics import DIFFERENTIABLE_STEPS
 from jax_flows.univariate.base import Output
 
-_Search = tuple[Array, ...]
+_Search = tuple[Array, Array, Array, Array, Array, Array]
 
 
 def invert(

@@ -70,7 +70,7 @@ class LogisticMixtureMap(UnivariateMap):
         ends = near * (-log_a).exp() + center
         given = log_w, log_a, center
         x, log_slope = invert(_evaluate, near, given, ends.amin(0), ends.amax(0))
-        x = x + (wide - near) * log_slope.exp()
+        x = x + (wide - near) * log_slope.clamp_max(10).exp()  # not 0 times an infinity
         return x.to(z.dtype), log_slope.to(z.dtype)
 
     def _constrained(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,11 @@ from torch_flows.univariate.base import Output
 
 
 def invert(
-    evaluate: Callable[..., Output], z: Tensor, parameters: Sequence[Tensor], low: Tensor, high: Tensor
+    evaluate: Callable[..., Output],
+    z: Tensor,
+    parameters: Sequence[Tensor],
+    low: Tensor,
+    high: Tensor,
 ) -> Output:
     """The x with ``evaluate(x, *parameters)[0]`` = z, and log(dx/dz) there.
 
@@ -36,7 +40,11 @@ def invert(
 
 
 def _find(
-    evaluate: Callable[..., Output], z: Tensor, parameters: Sequence[Tensor], low: Tensor, high: Tensor
+    evaluate: Callable[..., Output],
+    z: Tensor,
+    parameters: Sequence[Tensor],
+    low: Tensor,
+    high: Tensor,
 ) -> Tensor:
     """Newton's steps as long as they stay in the bracket and halve the residual; others halve the
     bracket."""
