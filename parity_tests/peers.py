@@ -7,7 +7,7 @@ libraries (``make test-importers`` makes one).
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -271,7 +271,15 @@ def sbi() -> dict[str, Peer]:
 
 def normflows() -> dict[str, Peer]:
     import torch
-    from normflows import ConditionalNormalizingFlow, NormalizingFlow, distributions, flows, nets
+    from normflows import (
+        ConditionalNormalizingFlow,
+        MultiscaleFlow,
+        NormalizingFlow,
+        distributions,
+        flows,
+        nets,
+        transforms,
+    )
 
     def net(*widths: int, **options: Any) -> Any:
         return nets.MLP(list(widths), **options)
@@ -346,7 +354,20 @@ def normflows() -> dict[str, Peer]:
         base = distributions.GaussianMixture(2, 3)
         return model(3, flows.Planar((3,)), flows.Radial((3,)), block, base=base)
 
+    def glow() -> Any:
+        bases, levels = [], []
+        for i, (channels, size) in enumerate(((8, 1), (2, 2))):
+            both = channels if i == 0 else 2 * channels
+            block = flows.GlowBlock(both, 3, scale_map="exp" if i else "sigmoid", use_lu=i == 0)
+            levels.append([block, flows.Squeeze()])
+            bases.append(distributions.GlowBase((channels, size, size)))
+        options = {"transform": transforms.Logit(0.05), "class_cond": False}
+        flow = MultiscaleFlow(bases, levels, [flows.Merge()], **options)
+        flow.inverse_and_log_det(torch.rand(20, 1, 4, 4))
+        return perturbed(flow, scale=0.1)
+
     return {
+        "glow": Peer(glow),
         "masked_affine": Peer(masked_affine),
         "blocks": Peer(blocks),
         "maf": Peer(maf, 2),
@@ -669,7 +690,7 @@ LIBRARIES: dict[str, Callable[[], dict[str, Peer]]] = {
 }
 
 
-def perturbed(module: Any, seed: int = 0) -> Any:
+def perturbed(module: Any, seed: int = 0, scale: float = 0.3) -> Any:
     """A torch module with noise on all its weights, in evaluation mode."""
     import torch
 
@@ -677,15 +698,20 @@ def perturbed(module: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_((0.3 * noise).to(parameter.dtype))
+            parameter.add_((scale * noise).to(parameter.dtype))
     return module.eval()
 
 
-def rows(dim: int, context_dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows, of which the first are wide, and contexts."""
+def rows(
+    dim: int | Sequence[int], context_dim: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows, of which the first are wide, or images; and contexts."""
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
-    x[:3] *= 4
+    if isinstance(dim, int):
+        x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
+        x[:3] *= 4
+    else:
+        x = generator.uniform(size=(GOLDEN_ROWS, *dim))
     return x, generator.normal(size=(GOLDEN_ROWS, context_dim)) if context_dim else None
 
 
@@ -700,7 +726,8 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             torch.manual_seed(0)
             np.random.seed(0)
             model = peer.make()
-            model = perturbed(model) if isinstance(model, torch.nn.Module) else model
+            if isinstance(model, torch.nn.Module) and name != "glow":
+                model = perturbed(model)
             imported = importers.import_flow(model, **peer.hints)
             x, context = rows(imported.reading.base.architecture["dim"], peer.context_dim)
             run = imported.reading.run

@@ -1,4 +1,4 @@
-"""normflows 1.4 to 1.7: flows on vectors.
+"""normflows 1.4 to 1.7: flows on vectors, and Glow.
 
 Its layers go from latent to data, so the last comes first, each as its ``inverse``. Its MADE is not that of
 nflows: the context enters without an activation and gates the blocks, and without residual blocks nothing
@@ -22,6 +22,7 @@ from flow_bridge.importers.reading import (
     as_array,
     expect,
     float64_copy,
+    framework,
     in_numpy,
     kind,
     members,
@@ -33,8 +34,10 @@ EXP: Architecture = {"type": "AffineMap", "scale": "exp"}
 
 
 def read(model: Any) -> Reading:
-    """A ``NormalizingFlow`` or a ``ConditionalNormalizingFlow``."""
+    """A ``NormalizingFlow`` or a ``ConditionalNormalizingFlow``, or a ``MultiscaleFlow`` of images."""
     where = f"normflows' {kind(model)}"
+    if kind(model) == "MultiscaleFlow":
+        return _multiscale(model, where)
     if kind(model) not in ("NormalizingFlow", "ConditionalNormalizingFlow"):
         raise UnsupportedModel(f"{where} has no counterpart: only NormalizingFlow has.")
     expect(model, where, "q0 flows p")
@@ -180,6 +183,22 @@ def _mlp(
 
 
 def _coupling_block(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
+    map, fixed, rows = _halves(flow, dim, where)
+    net = flow.flows[1].param_map
+    if kind(net) == "MLP":
+        layers, activation, _ = _mlp(net, notes, where)
+    elif kind(net) == "Sequential":
+        layers, activation = networks.sequence(net, where)
+    else:
+        raise UnsupportedModel(
+            f"{where} has no counterpart with a network {kind(net)}: only nets.MLP."
+        )
+    outputs = Outputs.of(rows, -1 if map["type"] == "ShiftMap" else 1)
+    return [networks.coupling(map, networks.mlp(layers, activation, outputs), fixed, 0)]
+
+
+def _halves(flow: Any, dim: int, where: str) -> tuple[Architecture, np.ndarray, np.ndarray]:
+    """The map, what stays fixed, and where the parameters are among the outputs of the network."""
     split, affine, merge = flow.flows
     expect(affine, f"{where}, AffineCoupling", "param_map scale scale_map")
     position = np.arange(dim)
@@ -192,19 +211,9 @@ def _coupling_block(flow: Any, dim: int, notes: list[str], where: str) -> list[P
     if split.mode not in masks or merge.mode != split.mode:
         raise UnsupportedModel(f"{where} has no counterpart with split_mode={split.mode!r}.")
     fixed = masks[split.mode]
-    net = affine.param_map
-    if kind(net) == "MLP":
-        layers, activation, _ = _mlp(net, notes, where)
-    elif kind(net) == "Sequential":
-        layers, activation = networks.sequence(net, where)
-    else:
-        raise UnsupportedModel(
-            f"{where} has no counterpart with a network {kind(net)}: only nets.MLP."
-        )
     free = np.arange(dim - fixed.sum())[:, None]
     if not affine.scale:
-        conditioner = networks.mlp(layers, activation, Outputs.of(free, -1))
-        return [networks.coupling({"type": "ShiftMap"}, conditioner, fixed, 0)]
+        return {"type": "ShiftMap"}, fixed, free
     maps: dict[str, Architecture] = {
         "exp": EXP | {"order": "shift_divide"},
         "sigmoid": SIGMOID | {"order": "shift_scale"},
@@ -212,14 +221,15 @@ def _coupling_block(flow: Any, dim: int, notes: list[str], where: str) -> list[P
     }
     if affine.scale_map not in maps:
         raise UnsupportedModel(f"{where} has no counterpart with scale_map={affine.scale_map!r}.")
-    outputs = Outputs.of(
-        2 * free + np.arange(2)
-    )  # shift and scale of the first entry, of the second, ...
-    conditioner = networks.mlp(layers, activation, outputs)
-    return [networks.coupling(maps[affine.scale_map], conditioner, fixed, 0)]
+    # shift and scale of the first entry, of the second, ...
+    return maps[affine.scale_map], fixed, 2 * free + np.arange(2)
 
 
 def _constant(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
+    return _act_norm(flow, (dim,), where)
+
+
+def _act_norm(flow: Any, shape: tuple[int, ...], where: str) -> list[Part]:
     name = "Affine"
     if kind(flow) == "ActNorm":
         name = "ActNorm"
@@ -228,9 +238,11 @@ def _constant(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
                 f"{where} was never initialised: pass a batch of data through the model first."
             )
     log_scale, shift = as_array(flow.s)[0], as_array(flow.t)[0]
-    if log_scale.shape != (dim,):
-        raise UnsupportedModel(f"{where} of images has no counterpart.")
-    return [parts.invert(parts.part(name, {"log_scale": log_scale, "shift": shift}, dim=dim))]
+    if log_scale.shape != (shape[0], *[1] * (len(shape) - 1)):
+        raise UnsupportedModel(f"{where} has no counterpart unless it has one scale per channel.")
+    arrays = {"log_scale": log_scale.ravel(), "shift": shift.ravel()}
+    dim = shape[0] if len(shape) == 1 else list(shape)
+    return [parts.invert(parts.part(name, arrays, dim=dim))]
 
 
 def _permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
@@ -261,12 +273,17 @@ def _lu_permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]
 
 
 def _invertible_affine(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
+    return [parts.matrix(_weight(flow, dim).T)]
+
+
+def _weight(flow: Any, dim: int) -> np.ndarray:
+    """The matrix of an ``InvertibleAffine`` or an ``Invertible1x1Conv``."""
     if not flow.use_lu:
-        return [parts.matrix(as_array(flow.W).T)]
+        return as_array(flow.W)
     lower = np.tril(as_array(flow.L), -1) + np.eye(dim)
     diagonal = as_array(flow.sign_S) * np.exp(as_array(flow.log_S))
     upper = np.triu(as_array(flow.U), 1) + np.diag(diagonal)
-    return [parts.matrix((as_array(flow.P) @ lower @ upper).T)]
+    return as_array(flow.P) @ lower @ upper
 
 
 def _planar(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]:
@@ -379,6 +396,135 @@ def _coupled_spline(flow: Any, dim: int, notes: list[str], where: str) -> list[P
     if spline.unconditional_transform is not None:  # once the network has seen the fixed half
         found.append(nflows.own_spline(spline.unconditional_transform, entries, dim, where))
     return found
+
+
+def _multiscale(model: Any, where: str) -> Reading:
+    """The levels from the image down; what leaves at each is standardised by its base."""
+    expect(model, where, "q0 num_levels flows merges transform class_cond")
+    model = float64_copy(model)
+    if any(merge.mode != "channel" for merge in model.merges):
+        raise UnsupportedModel(
+            f"{where} has no counterpart unless it splits channels in two halves."
+        )
+    bases = [_channels_base(base) for base in model.q0]
+    inner: list[Part] = []
+    for i, (flows, (shape, log_scale, loc)) in enumerate(zip(model.flows, bases, strict=True)):
+        names = [kind(flow) for flow in flows]
+        if names[-1:] != ["Squeeze"] or "Squeeze" in names[:-1]:
+            raise UnsupportedModel(
+                f"{where} has no counterpart unless each level ends in one Squeeze."
+            )
+        kept = shape[0] if i else 0
+        event = (shape[0] + kept, *shape[1:])
+        items = [parts.part("Squeeze")]
+        for flow in reversed(flows[:-1]):
+            items += _image_flow(flow, event)
+        arrays = {"log_scale": log_scale, "shift": loc}
+        arrays = {name: np.concatenate([np.zeros(kept), a]) for name, a in arrays.items()}
+        items.append(parts.invert(parts.part("ActNorm", arrays, dim=list(event))))
+        if i:
+            below = parts.chain(inner)
+            split = {"type": "Split", "bijector": below.architecture}
+            items.append(Part(split, parts.prefixed("bijector", below.arrays)))
+        inner = [*items, parts.invert(parts.part("Squeeze"))]
+    if model.transform is not None:
+        name = kind(model.transform)
+        if name != "Logit":
+            raise UnsupportedModel(
+                f"{where} has no counterpart with the transform {name}: only Logit."
+            )
+        inner.insert(0, parts.part("Logit", alpha=model.transform.alpha))
+
+    def run(x: Any, context: Any) -> Any:
+        latents, log_det = model.inverse_and_log_det(x)
+        z = None
+        for flows, latent, (shape, log_scale, loc) in zip(model.flows, latents, bases, strict=True):
+            log_scale, loc = (x.new_tensor(a[:, None, None]) for a in (log_scale, loc))
+            latent = (latent - loc) / log_scale.exp()
+            log_det = log_det - log_scale.sum() * shape[1] * shape[2]
+            both = latent if z is None else framework("torch").cat([z, latent], 1)
+            z = flows[-1](both)[0]
+        return z, log_det
+
+    image = [event[0] // 4, 2 * event[1], 2 * event[2]]
+    base = parts.part("StandardNormal", dim=image)
+    return Reading([Layer(kind(model), inner, in_numpy(run))], base, in_numpy(run))
+
+
+def _channels_base(base: Any) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Shape, and log-scale and location of each channel."""
+    name = kind(base)
+    where = f"normflows' base {name}"
+    if name == "GlowBase":
+        own = "loc loc_logs log_scale log_scale_logs loc_cc log_scale_cc"
+        known = "shape n_dim num_pix d sum_dim num_classes class_cond logscale_factor temperature"
+        expect(base, where, f"{own} {known}")
+        if base.class_cond:
+            raise UnsupportedModel(f"{where} has no counterpart with classes.")
+        loc, loc_logs, log_scale, logs = (as_array(getattr(base, n)) for n in own.split()[:4])
+        loc = loc * np.exp(loc_logs * base.logscale_factor)
+        log_scale = log_scale * np.exp(logs * base.logscale_factor)
+    elif name == "DiagGaussian":
+        expect(base, where, "shape n_dim d loc log_scale temperature")
+        loc, log_scale = as_array(base.loc), as_array(base.log_scale)
+        if any((a != a[..., :1, :1]).any() for a in (loc, log_scale)):
+            raise UnsupportedModel(f"{where} has no counterpart unless all pixels have one.")
+    else:
+        raise UnsupportedModel(f"{where} of images has no counterpart: only GlowBase has.")
+    if base.temperature is not None:
+        raise UnsupportedModel(f"{where} has no counterpart with a temperature: set it to None.")
+    if len(base.shape) != 3:
+        raise UnsupportedModel(f"{where} has no counterpart here unless of images.")
+    return tuple(base.shape), log_scale[0, :, 0, 0], loc[0, :, 0, 0]
+
+
+def _image_flow(flow: Any, shape: tuple[int, ...]) -> list[Part]:
+    """The map from data to latent of one of Glow's steps."""
+    name = kind(flow)
+    where = f"normflows' {name}"
+    if name == "GlowBlock":
+        expect(flow, where, "flows")
+        return [item for inner in reversed(flow.flows) for item in _image_flow(inner, shape)]
+    if name == "ActNorm":
+        expect(flow, where, FLOWS[name][1])
+        return _act_norm(flow, shape, where)
+    if name == "Invertible1x1Conv":
+        expect(flow, where, FLOWS["InvertibleAffine"][1])
+        linear = parts.matrix(_weight(flow, shape[0]))
+        options = {k: linear.architecture[k] for k in ("permutation", "signs")}
+        return [parts.part(name, linear.arrays, channels=shape[0], **options)]
+    if name == "AffineCouplingBlock":
+        expect(flow, where, "flows")
+        return [_image_coupling(flow, shape[0], where)]
+    raise UnsupportedModel(f"{where} of images has no counterpart.")
+
+
+def _image_coupling(flow: Any, channels: int, where: str) -> Part:
+    map, fixed, rows = _halves(flow, channels, where)
+    if flow.flows[0].mode not in ("channel", "channel_inv"):
+        raise UnsupportedModel(f"{where} of images has no counterpart unless it splits channels.")
+    net = flow.flows[1].param_map
+    if kind(net) != "ConvNet2d":
+        raise UnsupportedModel(f"{where} of images has no counterpart with a network {kind(net)}.")
+    expect(net, f"{where}, ConvNet2d", "net")
+    modules = list(net.net)
+    if [kind(module) for module in modules[::2]] != ["Conv2d"] * 3 or len(modules) != 5:
+        raise UnsupportedModel(f"{where} has no counterpart with a network unlike Glow's.")
+    names = {activation_name(module, where) for module in modules[1::2]}
+    convolutions = [(as_array(m.weight), as_array(m.bias)) for m in modules[::2]]
+    if [w.shape[2:] for w, _ in convolutions] != [(3, 3), (1, 1), (3, 3)] or len(names) > 1:
+        raise UnsupportedModel(
+            f"{where} has no counterpart unless its kernels are 3, 1 and 3 wide."
+        )
+    weight, bias = convolutions[-1]
+    sign = -1 if map["type"] == "ShiftMap" else 1
+    convolutions[-1] = sign * weight[rows.T.ravel()], sign * bias[rows.T.ravel()]
+    hidden = len(convolutions[0][1])
+    options = {"type": "ConvNet", "hidden_channels": hidden, "activation": names.pop()}
+    layers = [Linear(*pair) for pair in convolutions]
+    conditioner = Conditioner(options, networks.arrays_of(layers))
+    found = networks.coupling(map, conditioner, fixed, 0)
+    return Part(found.architecture | {"dim": [channels, None, None]}, found.arrays)
 
 
 SPLINE = "num_bins min_bin_width min_bin_height min_derivative tails tail_bound"
