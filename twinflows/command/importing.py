@@ -74,12 +74,14 @@ def _read(source: Path) -> Mapping[str, Any]:
             "model (of a posterior's posterior_estimator) with torch.save."
         ) from error
     except (EOFError, KeyError, RuntimeError, ValueError) as error:
-        raise ConversionError(f"{source} is neither safetensors nor of torch.save: {error}") from error
+        raise ConversionError(
+            f"{source} is neither safetensors nor of torch.save: {error}"
+        ) from error
     if not isinstance(state, Mapping) or not state:
         raise ConversionError(f"{source} holds no arrays by name, as state_dict() returns them.")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
             raise ConversionError(
-                f"{source} holds a {type(value).__name__} at {name!r:.60}, where state_dict() has arrays."
+                f"{source} has {name!r:.60} of type {type(value).__name__}, where state_dict() has arrays."
             )
     return state
