@@ -11,10 +11,10 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
 
 test: $(INSTALLED) lint docs
-	$(BIN)/python -m pytest -n 2 -m "not slow" -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" -q
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 # as many drawn architectures and damaged files as fit into SECONDS each
 fuzz: $(INSTALLED)
