@@ -150,6 +150,16 @@ def test_an_embedding_that_stays_outside() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_notes_about_tied_weights() -> None:
+    from sbi.neural_nets import posterior_nn
+
+    torch.manual_seed(0)
+    options = {"hidden_layers_spline_context": 2, "hidden_features": 4, "num_transforms": 1}
+    estimator = posterior_nn("nsf", **options)(torch.randn(9, 1), torch.randn(9, 2))
+    with pytest.warns(UserWarning, match="have weights of their own"):
+        torch_flows.import_flow(perturbed(estimator))
+
+
 def test_refusals_of_states() -> None:
     peers = {name: LIBRARIES[name]() for name in ("nflows", "sbi", "zuko")}
     nsf, maf = (peers["sbi"][name].make().state_dict() for name in ("nsf", "maf_embedded"))
