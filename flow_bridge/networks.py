@@ -36,7 +36,7 @@ class Network:
     Examples:
         >>> import torch_flows
         >>> torch_flows.Network(torch_flows.MLP, hidden_dims=(8, 8), activation="tanh")
-        Network(MLP, hidden_dims=(8, 8), activation='tanh')
+        Network(MLP, hidden_dims=(8, 8), activation='tanh', context='concatenate', normalization=None)
     """
 
     cls: type
