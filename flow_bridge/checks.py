@@ -91,6 +91,18 @@ def residual_network(
     boolean(owner, pre_activation=pre_activation)
 
 
+def layer_normalization(owner: str, normalization: str | None, widths: Sequence[int]) -> None:
+    """Check a choice of normalisation between layers of these widths."""
+    if normalization is None:
+        return
+    one_of(owner, "normalization", normalization, ("layer_norm",))
+    if min(widths, default=2) < 2:
+        raise ValueError(
+            f'{owner} with normalization "layer_norm" needs hidden layers of 2 units or more: of one, layer '
+            "normalisation leaves a constant."
+        )
+
+
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
     """``dim`` as an event shape: ``5`` is ``(5,)``, ``(3, 8, 8)`` stays."""
     shape = (dim,) if isinstance(dim, int) else tuple(dim)
@@ -197,12 +209,20 @@ def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
         raise ValueError(f"{owner} has a conditioner only with a context: state its context_dim.")
 
 
-def masked_conditioner(name: str, masked: bool, num_features: int) -> None:
-    """Raise ``ValueError`` for a network without masks, and for a map whose networks see angles."""
+def masked_conditioner(
+    name: str, masked: bool, num_features: int, normalization: str | None
+) -> None:
+    """Raise ``ValueError`` for a network without masks or with what ignores them, and for a map whose
+    networks see angles."""
     if not masked:
         raise ValueError(
             f"MaskedAutoregressive needs a conditioner with masks (MLP, ResidualMLP, MaskedMLP, "
             f"MaskedResidualMLP), got {name}; Coupling takes any network."
+        )
+    if normalization is not None:
+        raise ValueError(
+            "MaskedAutoregressive has no layer normalisation in its networks: it would let every unit "
+            "see all dimensions."
         )
     if num_features > 1:
         raise ValueError(

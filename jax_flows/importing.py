@@ -24,7 +24,8 @@ def import_flow(
     What did not come with it (dropout, for instance) is said in warnings.
 
     Args:
-        peer: the model, a ``Flow`` of zuko for instance; it is not changed.
+        peer: the model, a ``Flow`` of zuko for instance, which is not changed; or what
+            ``flow_bridge.importers.import_state`` made of its arrays.
         dtype: of the weights, ``"float32"`` for instance, that of the model if not given.
         check: compare the two in float64, on rows drawn from the flow and on wider ones.
         hints: what the object does not say; see the page on importing.
@@ -35,14 +36,9 @@ def import_flow(
             64-bit mode is off.
         TypeError: for a hint that the library does not take.
     """
-    imported = importers.import_flow(peer, **hints)
-    return finish(imported, dtype, check)
-
-
-def finish(
-    imported: importers.Imported, dtype: str | None = None, check: bool = True
-) -> tuple[Any, dict[str, Any]]:
-    """The flow of what an importer read, compared with its peer if there is one and ``check`` is set."""
+    imported = peer
+    if not isinstance(peer, importers.Imported):
+        imported = importers.import_flow(peer, **hints)
     dtype = imported.dtype if dtype is None else dtype
     checks.one_of("import_flow", "dtype", dtype, DTYPES)
     if check:
@@ -50,7 +46,7 @@ def finish(
             compare(imported.reading, imported.source, _opened)
     flow, variables = _loaded(imported.architecture, imported.arrays, dtype)
     for note in imported.notes:
-        warnings.warn(f"{imported.source}: {note}", stacklevel=3)
+        warnings.warn(f"{imported.source}: {note}", stacklevel=2)
     return flow, variables
 
 

@@ -1,19 +1,37 @@
 """Settings of the whole suite: float64 in JAX, one thread per worker, quick compilation."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # workers inherit it: what one has compiled the others load
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="twinflows-xla-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
 import torch
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 torch.set_num_threads(1)
+
+_context = mlir.make_ir_context()
+mlir.make_ir_context = lambda: (
+    _context
+)  # registering all dialects anew takes a third of a small program
 
 
 def _known(option: str, value: Any) -> bool:

@@ -40,6 +40,7 @@ from flow_bridge.errors import ArchitectureError, ConvergenceError
 from flow_bridge.networks import GIVEN
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
+from parity_tests import conftest  # noqa: F401, float64, one thread, quick compilation
 from parity_tests.catalogue import Case
 from torch_flows.checkpoint import to_numpy
 from torch_flows.networks.activations import ACTIVATIONS
@@ -97,6 +98,7 @@ class Draw:
         context_dim: width of the context, 0 for none.
         depth: how deep it is nested.
         owner: the type whose argument is drawn.
+        sizes: seed of the sizes of networks and maps, of each type the same; ``None`` draws each anew.
     """
 
     generator: np.random.Generator
@@ -104,6 +106,7 @@ class Draw:
     context_dim: int = 0
     depth: int = 0
     owner: str = ""
+    sizes: tuple[int, ...] | None = None
 
     def chance(self, share: float) -> bool:
         return bool(self.generator.random() < share)
@@ -188,6 +191,9 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "minimum": lambda d: d.one_of(0.0, 0.1),
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
+    "MLP.normalization": lambda d: d.one_of(None, "layer_norm"),
+    "ResidualMLP.normalization": lambda d: d.one_of(None, "layer_norm"),
+    "ConvNet.normalization": lambda d: d.one_of(None, "layer_norm"),
     "num_bins": lambda d: d.one_of(1, 2, 4),
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
@@ -218,6 +224,11 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
 """Legal values by the name of an argument, or of a type and its argument; others keep their default.
 Those that are illegal in one type, or beside others, are refused by both halves and drawn again."""
 
+SIZES = ("hidden_channels", "hidden_dim", "hidden_dims", "num_bins", "num_blocks", "num_components")
+"""What follows from a stretch of indices, so that its architectures share what JAX compiles for a shape."""
+STRETCH, FREE_SIZES = 64 * len(EVENTS), 1 / 16
+"""Indices in a stretch, and the share of architectures whose sizes are drawn one by one."""
+
 ALWAYS = ("dim", "event_ndim", "solver", "num_steps", "num_layers", "num_levels", "num_blocks")
 
 
@@ -246,10 +257,13 @@ def draw_arguments(draw: Draw, cls: Any) -> Architecture:
     for parameter in inspect.signature(cls).parameters.values():
         name, required = parameter.name, parameter.default is parameter.empty
         values = ARGUMENTS.get(f"{cls.__name__}.{name}", ARGUMENTS.get(name))
+        own = draw
+        if name in SIZES and draw.sizes is not None:
+            own = replace(draw, generator=np.random.default_rng([*draw.sizes, *name.encode()]))
         if cls in NETWORKS.values() and (required or name in GIVEN):
             continue
-        if values is not None and (required or name in ALWAYS or draw.chance(0.7)):
-            described[name] = values(draw)
+        if values is not None and (required or name in ALWAYS or own.chance(0.7)):
+            described[name] = values(own)
     return described
 
 
@@ -319,11 +333,12 @@ def draw_chain(draw: Draw) -> Architecture:
 
 
 def draw_architecture(
-    generator: np.random.Generator, index: int
+    generator: np.random.Generator, seed: int, index: int
 ) -> tuple[Architecture, tuple[int, ...]]:
     """An architecture, and the shape of its events, which follows from the index."""
     shape, context_dim = EVENTS[index % len(EVENTS)]
-    draw = Draw(generator, shape, context_dim)
+    sizes = None if generator.random() < FREE_SIZES else (seed, index // STRETCH)
+    draw = Draw(generator, shape, context_dim, sizes=sizes)
     if draw.chance(0.2):
         models = types_of(torch_flows.Flow)
         wanted = "dim" if len(shape) == 1 else "shape"
@@ -764,7 +779,7 @@ def run_index(seed: int, index: int) -> Counter:
         Difference: with the architecture, what differs, and how to run it again.
     """
     generator = np.random.default_rng([seed, index])
-    description, shape = draw_architecture(generator, index)
+    description, shape = draw_architecture(generator, seed, index)
     weights_seed = int(generator.integers(2**31))
     compiled = generator.random() < COMPILED
     try:
@@ -858,8 +873,6 @@ def run_many(
 
 
 def _work(arguments: tuple[int, int, int, int, float]) -> tuple[Counter, list[str]]:
-    from parity_tests import conftest  # noqa: F401, float64, one thread, quick compilation
-
     return run_many(*arguments)
 
 
@@ -908,8 +921,6 @@ def main() -> int:
 
         return min(1, fuzz_files.main(given.seconds, given.seed, given.count, given.workers))
     if given.index is not None:
-        from parity_tests import conftest  # noqa: F401
-
         print(dict(run_index(given.seed, given.index)))
         return 0
     return min(1, architectures(given.seconds, given.seed, given.count, given.workers))

@@ -4,16 +4,19 @@
 libraries (``make test-importers`` makes one).
 """
 
+import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 
 from flow_bridge import importers
+from flow_bridge.importers.comparison import BY_MOVING, EPS, FLOOR, PER_LAYER, moves
 
 GOLDEN = Path(__file__).parent / "golden" / "importers"
 GOLDEN_ROWS = 8
@@ -26,18 +29,34 @@ class Peer(NamedTuple):
         make: gives the model, in the library's own float32 or in float64.
         hints: that it is imported with.
         context_dim: width of the context.
-        golden: whether a golden file is written of it.
     """
 
     make: Callable[[], Any]
     context_dim: int = 0
     hints: Mapping[str, Any] = MappingProxyType({})
-    golden: bool = True
 
 
 def zuko() -> dict[str, Peer]:
     import torch
-    from zuko import flows
+    from zuko import flows, lazy, transforms
+    from zuko.distributions import DiagNormal
+    from zuko.transforms import MonotonicRQSTransform
+
+    def composed() -> Any:
+        layer = flows.MaskedAutoregressiveTransform(3, hidden_features=(5,))
+        affine = transforms.AffineTransform if hasattr(transforms, "AffineTransform") else None
+        affine = affine or torch.distributions.AffineTransform
+        inner = [
+            lazy.UnconditionalTransform(affine, torch.tensor([1.0, 2.0, 3.0]), torch.rand(3) + 0.5),
+            lazy.UnconditionalTransform(
+                transforms.PermutationTransform, torch.tensor([2, 0, 1]), buffer=True
+            ),
+            layer.inv,
+        ]
+        base = lazy.UnconditionalDistribution(
+            DiagNormal, torch.randn(3), torch.rand(3), buffer=True
+        )
+        return lazy.Flow([lazy.LazyComposedTransform(*inner), layer], base)
 
     adjacency = torch.tensor(
         [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool
@@ -54,6 +73,34 @@ def zuko() -> dict[str, Peer]:
         "maf_passes": Peer(
             lambda: flows.MAF(5, 2, transforms=2, hidden_features=(6,), passes=2), 2
         ),
+        "maf_residual": Peer(
+            lambda: flows.MAF(4, 2, transforms=2, hidden_features=(6, 6), residual=True), 2
+        ),
+        "maf_randperm": Peer(
+            lambda: flows.MAF(4, transforms=3, hidden_features=(6,), randperm=True)
+        ),
+        "maf_slope": Peer(
+            lambda: flows.MAF(3, transforms=2, hidden_features=(6,)), 0, {"slope": 1e-4}
+        ),
+        "maf_one_dimension": Peer(lambda: flows.MAF(1, 2, transforms=2, hidden_features=(6,)), 2),
+        "maf_one_dimension_alone": Peer(lambda: flows.NSF(1, 0, transforms=2, bins=4)),
+        "nsf": Peer(lambda: flows.NSF(4, 0, transforms=2, bins=5, hidden_features=(6, 5))),
+        "nsf_context": Peer(lambda: flows.NSF(3, 2, transforms=3, bins=4, hidden_features=(6,)), 2),
+        "nsf_passes": Peer(
+            lambda: flows.NSF(4, 2, transforms=2, bins=4, hidden_features=(6,), passes=2), 2
+        ),
+        "nice_spline": Peer(
+            lambda: flows.NICE(
+                4,
+                2,
+                transforms=2,
+                hidden_features=(6,),
+                univariate=functools.partial(MonotonicRQSTransform, bound=3.0),
+                shapes=[(5,), (5,), (4,)],
+            ),
+            2,
+        ),
+        "composed": Peer(composed),
         "nice": Peer(lambda: flows.NICE(5, 2, transforms=3, hidden_features=(6, 5)), 2),
         "nice_randmask": Peer(
             lambda: flows.RealNVP(3, 0, transforms=3, hidden_features=(6,), randmask=True)
@@ -61,9 +108,178 @@ def zuko() -> dict[str, Peer]:
     }
 
 
+def nflows() -> dict[str, Peer]:
+    import torch
+    from nflows import distributions, flows, transforms
+    from nflows.nn import nets
+    from torch.nn import functional
+
+    def flow(*layers: Any, base: Any = None, net: Any = None, dim: int = 4) -> Any:
+        base = base or distributions.StandardNormal([dim])
+        return flows.Flow(transforms.CompositeTransform(list(layers)), base, net)
+
+    def residual(in_dim: int, out_dim: int) -> Any:
+        return nets.ResidualNet(in_dim, out_dim, hidden_features=6, num_blocks=2)
+
+    def gated(in_dim: int, out_dim: int) -> Any:
+        return nets.ResidualNet(
+            in_dim, out_dim, hidden_features=5, context_features=2, activation=functional.elu
+        )
+
+    class Net(torch.nn.Module):
+        """nflows' couplings pass a context on, which its own MLP does not take."""
+
+        def __init__(self, in_dim: int, out_dim: int) -> None:
+            super().__init__()
+            linear, tanh = torch.nn.Linear, torch.nn.Tanh
+            self.net = torch.nn.Sequential(
+                linear(in_dim, 6),
+                tanh(),
+                torch.nn.Dropout(0.2),
+                linear(6, 5),
+                tanh(),
+                linear(5, out_dim),
+            )
+
+        def forward(self, x: Any, context: Any = None) -> Any:
+            return self.net(x)
+
+    mask = torch.tensor([1, 0, 1, 0])
+    t = transforms
+    affine, spline = (
+        t.MaskedAffineAutoregressiveTransform,
+        (t.MaskedPiecewiseRationalQuadraticAutoregressiveTransform),
+    )
+    box = {"num_bins": 4, "tails": "linear", "tail_bound": 2.5}
+    coupling = t.PiecewiseRationalQuadraticCouplingTransform
+    plain = {"use_residual_blocks": False}
+
+    def used(layer: Any) -> Any:
+        """Normalisation as after training."""
+        generator = torch.Generator().manual_seed(1)
+        for name, buffer in layer.named_buffers():
+            if "running" in name:
+                noise = torch.rand(buffer.shape, generator=generator)
+                buffer.copy_(noise + 0.5 if "var" in name else noise)
+            elif name == "initialized":
+                buffer.fill_(True)
+        return layer
+
+    def embedding() -> Any:
+        linear = torch.nn.Linear
+        return torch.nn.Sequential(linear(3, 4), torch.nn.Tanh(), linear(4, 2), torch.nn.ELU())
+
+    return {
+        "maf": Peer(
+            lambda: flow(affine(4, 7, **plain), t.ReversePermutation(4), affine(4, 6, **plain))
+        ),
+        "maf_context": Peer(
+            lambda: flow(affine(3, 7, context_features=2, activation=torch.tanh, **plain), dim=3), 2
+        ),
+        "maf_residual": Peer(
+            lambda: flow(affine(4, 7), t.RandomPermutation(4), affine(4, 6, num_blocks=1))
+        ),
+        "maf_residual_context": Peer(
+            lambda: flow(affine(3, 7, context_features=2), t.RandomPermutation(3), dim=3), 2
+        ),
+        "maf_random_mask": Peer(lambda: flow(affine(4, 9, random_mask=True, **plain))),
+        "maf_batch_norm": Peer(lambda: flow(used(affine(4, 7, use_batch_norm=True, **plain)))),
+        "maf_flow": Peer(
+            lambda: used(flows.MaskedAutoregressiveFlow(3, 6, 2, 1, batch_norm_between_layers=True))
+        ),
+        "rq_autoregressive": Peer(lambda: flow(spline(4, 7, **box, **plain))),
+        "rq_autoregressive_residual": Peer(lambda: flow(spline(4, 7, **box))),
+        "rq_autoregressive_context": Peer(
+            lambda: flow(spline(3, 5, context_features=2, min_derivative=0.01, **box), dim=3), 2
+        ),
+        "affine_coupling": Peer(
+            lambda: flow(
+                t.AffineCouplingTransform(mask, residual), t.AffineCouplingTransform(1 - mask, Net)
+            )
+        ),
+        "affine_coupling_context": Peer(
+            lambda: flow(t.AffineCouplingTransform(mask, gated), t.RandomPermutation(4)), 2
+        ),
+        "additive_coupling": Peer(lambda: flow(t.AdditiveCouplingTransform(mask, Net))),
+        "realnvp_flow": Peer(lambda: used(flows.SimpleRealNVP(3, 6, 2, 1))),
+        "rq_coupling": Peer(
+            lambda: flow(
+                coupling(mask, residual, apply_unconditional_transform=True, **box), t.LULinear(4)
+            )
+        ),
+        "rq_coupling_context": Peer(
+            lambda: flow(coupling(mask, gated, min_bin_width=0.02, **box), t.LULinear(4)), 2
+        ),
+        "embedding": Peer(
+            lambda: flow(affine(3, 5, context_features=2, **plain), net=embedding(), dim=3), 3
+        ),
+        "linear": Peer(
+            lambda: flow(
+                t.LULinear(4),
+                t.NaiveLinear(4),
+                t.QRLinear(4, num_householder=3),
+                t.SVDLinear(4, num_householder=4),
+                t.InverseTransform(t.LULinear(4)),
+            )
+        ),
+        "normalization": Peer(
+            lambda: flow(
+                used(t.BatchNorm(4)),
+                used(t.ActNorm(4)),
+                t.PointwiseAffineTransform(torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor(0.5)),
+                t.RandomPermutation(4),
+                base=distributions.DiagonalNormal([4]),
+            )
+        ),
+        "spline": Peer(
+            lambda: flow(t.PiecewiseRationalQuadraticCDF([4], **box), t.RandomPermutation(4))
+        ),
+        "one_dimension": Peer(lambda: flow(affine(1, 5, context_features=2, **plain), dim=1), 2),
+    }
+
+
+def sbi() -> dict[str, Peer]:
+    import torch
+    from sbi.neural_nets import posterior_nn
+    from sbi.neural_nets.embedding_nets import FCEmbedding
+
+    def estimator(model: str, dim: int = 3, context_dim: int = 2, **options: Any) -> Any:
+        scale = torch.arange(1, dim + 1)
+        theta, x = torch.randn(50, dim) * scale + 5, torch.randn(50, context_dim) * 3 - 1
+        options = {"hidden_features": 5, "num_transforms": 2} | options
+        return posterior_nn(model, **options)(theta, x)
+
+    def embedded(model: str) -> Any:
+        net = FCEmbedding(3, output_dim=2, num_hiddens=4)
+        return estimator(model, 2, 3, embedding_net=net, z_score_x="structured")
+
+    return {
+        "maf": Peer(lambda: estimator("maf"), 2),
+        "maf_embedded": Peer(lambda: embedded("maf"), 3),
+        "maf_one_dimension": Peer(lambda: estimator("maf", 1), 2),
+        "maf_rqs": Peer(lambda: estimator("maf_rqs", num_bins=4), 2),
+        "nsf": Peer(lambda: estimator("nsf", num_bins=4), 2),
+        "nsf_embedded": Peer(lambda: embedded("nsf"), 3),
+        "nsf_one_dimension": Peer(lambda: estimator("nsf", 1, hidden_layers_spline_context=1), 2),
+        "zuko_maf": Peer(lambda: estimator("zuko_maf"), 2),
+        "zuko_nsf": Peer(lambda: estimator("zuko_nsf", num_bins=4), 2),
+        "zuko_nice": Peer(lambda: estimator("zuko_nice"), 2),
+        "zuko_maf_embedded": Peer(lambda: embedded("zuko_maf"), 3),
+        "zuko_nsf_one_dimension": Peer(lambda: estimator("zuko_nsf", 1), 2),
+    }
+
+
 def normflows() -> dict[str, Peer]:
     import torch
-    from normflows import ConditionalNormalizingFlow, NormalizingFlow, distributions, flows, nets
+    from normflows import (
+        ConditionalNormalizingFlow,
+        MultiscaleFlow,
+        NormalizingFlow,
+        distributions,
+        flows,
+        nets,
+        transforms,
+    )
 
     def net(*widths: int, **options: Any) -> Any:
         return nets.MLP(list(widths), **options)
@@ -138,7 +354,20 @@ def normflows() -> dict[str, Peer]:
         base = distributions.GaussianMixture(2, 3)
         return model(3, flows.Planar((3,)), flows.Radial((3,)), block, base=base)
 
+    def glow() -> Any:
+        bases, levels = [], []
+        for i, (channels, size) in enumerate(((8, 1), (2, 2))):
+            both = channels if i == 0 else 2 * channels
+            block = flows.GlowBlock(both, 3, scale_map="exp" if i else "sigmoid", use_lu=i == 0)
+            levels.append([block, flows.Squeeze()])
+            bases.append(distributions.GlowBase((channels, size, size)))
+        options = {"transform": transforms.Logit(0.05), "class_cond": False}
+        flow = MultiscaleFlow(bases, levels, [flows.Merge()], **options)
+        flow.inverse_and_log_det(torch.rand(20, 1, 4, 4))
+        return perturbed(flow, scale=0.1)
+
     return {
+        "glow": Peer(glow),
         "masked_affine": Peer(masked_affine),
         "blocks": Peer(blocks),
         "maf": Peer(maf, 2),
@@ -204,14 +433,264 @@ def freia() -> dict[str, Peer]:
     }
 
 
+def pyro() -> dict[str, Peer]:
+    import torch
+    from pyro.distributions import (
+        ConditionalTransformedDistribution,
+        Normal,
+        TransformedDistribution,
+        transforms,
+    )
+    from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
+
+    num_bins, quadratic = 4, {"count_bins": 4, "order": "quadratic"}
+    sizes = [num_bins, num_bins, num_bins - 1]
+
+    def model(*given: Any, conditional: bool = False) -> Any:
+        for transform in given:
+            if isinstance(transform, torch.nn.Module):
+                perturbed(transform)
+            if hasattr(transform, "moving_variance"):
+                transform.moving_variance.uniform_(0.5, 2)
+        cls = ConditionalTransformedDistribution if conditional else TransformedDistribution
+        return cls(Normal(torch.zeros(3), torch.ones(3)).to_event(1), list(given))
+
+    def couplings() -> Any:
+        widths = [2 * size for size in sizes]
+        return model(
+            transforms.affine_coupling(3, hidden_dims=[5, 4]),
+            transforms.permute(3),
+            transforms.SplineCoupling(3, 1, DenseNN(1, [5], widths), **quadratic),
+            transforms.batchnorm(3),
+        )
+
+    def autoregressive() -> Any:
+        return model(
+            transforms.affine_autoregressive(3, hidden_dims=[6, 5], log_scale_min_clip=-0.5),
+            transforms.AffineTransform(torch.tensor([1.0, 0.0, -1.0]), 2.0),
+            transforms.SplineAutoregressive(3, AutoRegressiveNN(3, [5], sizes), **quadratic),
+        )
+
+    def conditional() -> Any:
+        net = ConditionalAutoRegressiveNN(3, 2, [5], sizes)
+        return model(
+            transforms.conditional_affine_coupling(3, 2, hidden_dims=[5]),
+            transforms.conditional_affine_autoregressive(3, 2, hidden_dims=[5]),
+            transforms.conditional_spline(3, 2, hidden_dims=[5], **quadratic),
+            transforms.ConditionalSplineAutoregressive(3, net, **quadratic),
+            conditional=True,
+        )
+
+    return {
+        "couplings": Peer(couplings),
+        "autoregressive": Peer(autoregressive),
+        "spline": Peer(lambda: model(transforms.spline(3, **quadratic), transforms.permute(3))),
+        "conditional": Peer(conditional, 2),
+        "planar": Peer(lambda: model(transforms.planar(3), transforms.radial(3))),
+    }
+
+
+def shaken(tree: Any, seed: int = 0) -> Any:
+    """A pytree of JAX with noise on all its numbers."""
+    import jax
+
+    generator = np.random.default_rng(seed)
+
+    def shake(leaf: Any) -> Any:
+        if not (hasattr(leaf, "dtype") and leaf.dtype.kind == "f"):
+            return leaf
+        return leaf + (0.3 * generator.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map(shake, tree)
+
+
+def flowjax() -> dict[str, Peer]:
+    import jax
+    from flowjax import bijections, flows
+    from flowjax.distributions import Normal, StandardNormal, Transformed
+
+    key, size = jax.random.key(0), {"flow_layers": 2, "nn_width": 5}
+    spline = bijections.RationalQuadraticSpline(knots=3, interval=(-3, 4))
+
+    def model(make: Any, dim: int, **options: Any) -> Any:
+        return shaken(make(key, base_dist=StandardNormal((dim,)), **options))
+
+    def scaled() -> Any:
+        base = Normal(jax.numpy.ones(2), 2 * jax.numpy.ones(2))
+        flow = flows.coupling_flow(key, base_dist=base, transformer=bijections.Affine(), **size)
+        outer = bijections.Affine(jax.numpy.array([1.0, -2.0]), jax.numpy.array([0.5, 3.0]))
+        mixed = bijections.TriangularAffine(jax.numpy.zeros(2), jax.numpy.eye(2) + 0.3)
+        chain = bijections.Chain([mixed, bijections.Invert(outer)])
+        return shaken(Transformed(flow, chain))
+
+    coupling, masked = flows.coupling_flow, flows.masked_autoregressive_flow
+    context = {"cond_dim": 2, "nn_activation": jax.nn.gelu}
+    return {
+        "coupling": Peer(lambda: model(coupling, 3, **context, **size), 2),
+        "coupling_spline": Peer(
+            lambda: model(coupling, 3, transformer=spline, invert=False, **size)
+        ),
+        "masked": Peer(lambda: model(masked, 4, **size)),
+        "masked_spline": Peer(lambda: model(masked, 3, transformer=spline, **context, **size), 2),
+        "planar": Peer(lambda: model(flows.planar_flow, 3, flow_layers=2)),
+        "scaled": Peer(scaled),
+    }
+
+
+def distrax() -> dict[str, Peer]:
+    from functools import partial
+
+    import distrax as library
+    import haiku
+    import jax
+    from flax import linen
+    from jax import numpy as jnp
+
+    class Net(linen.Module):
+        size: int
+
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            x = jnp.tanh(linen.Dense(5)(x))
+            return linen.Dense(3 * self.size)(x).reshape(*x.shape[:-1], 3, self.size)
+
+    def of_haiku(size: int, x: Any) -> Any:
+        x = haiku.nets.MLP([5, 3 * size], activation=jax.nn.silu)(x)
+        return x.reshape(*x.shape[:-1], 3, size)
+
+    def model(make: Any, size: int, in_haiku: bool = False) -> Any:
+        net: Any = Net(size)
+        if in_haiku:
+            net = haiku.without_apply_rng(haiku.transform(partial(of_haiku, size)))
+        layers: list[Any] = []
+        for i in range(2):
+            weights = shaken(net.init(jax.random.key(i), jnp.zeros(3)), i)
+            mask = jnp.arange(3) % 2 == i
+            layers.append(library.MaskedCoupling(mask, partial(net.apply, weights), make))
+        affine = library.ScalarAffine(jnp.array([1.0, 0.0, -1.0]), jnp.array([2.0, 0.5, 1.0]))
+        chain = library.Chain([*layers, library.Block(affine, 1)])
+        base = library.MultivariateNormalDiag(jnp.zeros(3), jnp.ones(3))
+        return library.Transformed(base, library.Inverse(chain) if in_haiku else chain)
+
+    def affine(p: Any) -> Any:
+        return library.ScalarAffine(shift=p[..., 0], log_scale=p[..., 1])
+
+    def softplus(p: Any) -> Any:
+        return library.ScalarAffine(shift=p[..., 1], scale=jax.nn.softplus(p[..., 0]) + 1e-3)
+
+    def spline(p: Any) -> Any:
+        return library.RationalQuadraticSpline(p, -2.0, 3.0)
+
+    def spline_within(p: Any) -> Any:
+        return library.RationalQuadraticSpline(p, -2.0, 2.0, boundary_slopes="identity")
+
+    return {
+        "affine": Peer(lambda: model(affine, 2)),
+        "softplus": Peer(lambda: model(softplus, 2, in_haiku=True)),
+        "spline": Peer(lambda: model(spline, 10, in_haiku=True)),
+        "spline_within": Peer(lambda: model(spline_within, 10)),
+    }
+
+
+def numpyro() -> dict[str, Peer]:
+    from functools import partial
+
+    import jax
+    from jax import numpy as jnp
+    from jax.example_libraries import stax
+    from numpyro.distributions import Normal, TransformedDistribution
+    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.distributions.transforms import AffineTransform, PermuteTransform
+    from numpyro.nn import AutoregressiveNN
+
+    def iaf() -> Any:
+        given: list[Any] = []
+        for i, order in enumerate(([0, 1, 2], [2, 0, 1])):
+            init, apply = AutoregressiveNN(
+                3, [5, 4], permutation=jnp.array(order), nonlinearity=stax.Elu
+            )
+            weights = shaken(init(jax.random.key(i), (3,))[1], i)
+            given.append(InverseAutoregressiveTransform(partial(apply, weights)))
+            given.append(PermuteTransform(jnp.arange(3)[::-1]))
+        scale = AffineTransform(jnp.arange(3.0), 2.0)
+        base = Normal(jnp.zeros(3), 1).to_event(1)
+        return TransformedDistribution(base, [*given, scale])
+
+    return {"iaf": Peer(iaf)}
+
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+SLOPE: Mapping[str, Any] = {"slope": 1e-3}
+BOX: Mapping[str, Any] = {"tail_bound": 2.5}
+FULLY: Mapping[str, Any] = {"embedding_activation": "relu"}
+STATES: dict[str, Mapping[str, Any]] = {
+    **dict.fromkeys(
+        [
+            "zuko_maf",
+            "zuko_maf_adjacency",
+            "zuko_maf_passes",
+            "zuko_maf_residual",
+            "zuko_maf_one_dimension",
+            "zuko_maf_one_dimension_alone",
+            "zuko_nsf",
+            "zuko_nsf_passes",
+            "zuko_nice",
+        ],
+        SLOPE,
+    ),
+    "zuko_maf_slope": {"slope": 1e-4},
+    "zuko_maf_context": {**SLOPE, "activation": "elu"},
+    "zuko_nice_spline": {**SLOPE, "bound": 3.0},
+    **dict.fromkeys(
+        [
+            "nflows_maf",
+            "nflows_maf_residual",
+            "nflows_maf_residual_context",
+            "nflows_maf_random_mask",
+            "nflows_maf_batch_norm",
+            "nflows_maf_flow",
+            "nflows_realnvp_flow",
+            "nflows_normalization",
+            "nflows_one_dimension",
+        ],
+        NOTHING,
+    ),
+    "nflows_maf_context": {"activation": "tanh"},
+    "nflows_rq_autoregressive": BOX,
+    "nflows_rq_autoregressive_residual": BOX,
+    "nflows_rq_autoregressive_context": {**BOX, "min_derivative": 0.01},
+    "nflows_affine_coupling_context": {"activation": "elu"},
+    "nflows_rq_coupling": BOX,
+    "nflows_rq_coupling_context": {**BOX, "activation": "elu", "min_bin_width": 0.02},
+    "nflows_spline": BOX,
+    "sbi_maf": {"model": "maf"},
+    "sbi_maf_embedded": {"model": "maf", **FULLY},
+    "sbi_maf_one_dimension": {"model": "maf"},
+    "sbi_maf_rqs": {"model": "maf_rqs", "tail_bound": 3.0},
+    "sbi_nsf": {"model": "nsf", "tail_bound": 3.0},
+    "sbi_nsf_embedded": {"model": "nsf", "tail_bound": 3.0, **FULLY},
+    "sbi_nsf_one_dimension": {"model": "nsf", "tail_bound": 3.0},
+    "sbi_zuko_maf": {"model": "zuko_maf", **SLOPE},
+    "sbi_zuko_nsf": {"model": "zuko_nsf", **SLOPE},
+    "sbi_zuko_nice": {"model": "zuko_nice", **SLOPE},
+    "sbi_zuko_maf_embedded": {"model": "zuko_maf", **SLOPE, **FULLY},
+}
+"""What ``import_state`` needs besides the arrays, of models that it can read."""
+
 LIBRARIES: dict[str, Callable[[], dict[str, Peer]]] = {
+    "nflows": nflows,
+    "sbi": sbi,
     "zuko": zuko,
     "normflows": normflows,
     "freia": freia,
+    "pyro": pyro,
+    "flowjax": flowjax,
+    "distrax": distrax,
+    "numpyro": numpyro,
 }
 
 
-def perturbed(module: Any, seed: int = 0) -> Any:
+def perturbed(module: Any, seed: int = 0, scale: float = 0.3) -> Any:
     """A torch module with noise on all its weights, in evaluation mode."""
     import torch
 
@@ -219,15 +698,20 @@ def perturbed(module: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_((0.3 * noise).to(parameter.dtype))
+            parameter.add_((scale * noise).to(parameter.dtype))
     return module.eval()
 
 
-def rows(dim: int, context_dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows, of which the first are wide, and contexts."""
+def rows(
+    dim: int | Sequence[int], context_dim: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows, of which the first are wide, or images; and contexts."""
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
-    x[:3] *= 4
+    if isinstance(dim, int):
+        x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
+        x[:3] *= 4
+    else:
+        x = generator.uniform(size=(GOLDEN_ROWS, *dim))
     return x, generator.normal(size=(GOLDEN_ROWS, context_dim)) if context_dim else None
 
 
@@ -241,17 +725,29 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for name, peer in make().items():
             torch.manual_seed(0)
             np.random.seed(0)
-            model = perturbed(peer.make())
+            model = peer.make()
+            if isinstance(model, torch.nn.Module) and name != "glow":
+                model = perturbed(model)
             imported = importers.import_flow(model, **peer.hints)
             x, context = rows(imported.reading.base.architecture["dim"], peer.context_dim)
-            z, log_det = imported.reading.run(x, context)
-            contents = {f"array.{key}": value for key, value in imported.arrays.items()}
-            contents |= {"x": x, "z": z, "log_det": log_det}
+            run = imported.reading.run
+            z, log_det = run(x, context)
+            moved = BY_MOVING * moves(run, x, context, (z, log_det)).max(1)
+            count = sum(len(layer.parts) for layer in imported.reading.layers)
+            limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, moved)
+            key = f"{library}_{name}"
+            arrays, contents = imported.arrays, {}
+            if key in STATES:
+                arrays = {k: value.numpy() for k, value in model.state_dict().items()}
+                contents["state"] = np.array(json.dumps({"library": library, **STATES[key]}))
+            # one array: each one of its own would cost more than its numbers
+            contents["arrays"] = np.frombuffer(safetensors.numpy.save(dict(arrays)), np.uint8)
+            contents |= {"x": x, "z": z, "log_det": log_det, "limits": limits}
             contents["inverse"] = np.array(imported.reading.inverse)
             contents |= {} if context is None else {"context": context}
             contents["architecture"] = np.array(json.dumps(imported.architecture))
             contents["source"] = np.array(imported.source)
-            yield f"{library}_{name}", contents
+            yield key, contents
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_every_type_can_be_drawn() -> None:
 
 def test_the_same_seed_draws_the_same() -> None:
     first, second = (
-        fuzz.draw_architecture(np.random.default_rng([3, 20]), index=20) for _ in range(2)
+        fuzz.draw_architecture(np.random.default_rng([3, 20]), 3, 20) for _ in range(2)
     )
     assert first == second
     assert first[1] == (5,)

@@ -147,6 +147,12 @@ def test_checkerboards_keep_their_pixels() -> None:
          'context "branch" needs a hidden layer'),
         (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, context="gate")),
          "context to be one of"),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, normalization="batch_norm")),
+         "normalization to be one of layer_norm"),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(
+            h.ResidualMLP, hidden_dim=1, normalization="layer_norm")), "of 2 units or more"),
+        (lambda h: h.MaskedAutoregressive(2, h.AffineMap(), h.Network(
+            h.MLP, normalization="layer_norm")), "would let every unit see all dimensions"),
         (lambda h: h.AffineMap("softplus", minimum=1.5), "choose an offset"),
         (lambda h: h.AffineMap("exp", minimum=0.5), "with softplus and sigmoid only"),
         (lambda h: h.SplineMap(2, 1.0, 0.0), "low < high"),
@@ -283,6 +289,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "residual-branch": ("ResidualMLP", {"context": "branch"}),
     "post": ("ResidualMLP", {"context": "branch", "pre_activation": False}),
 }
+NORMALIZED = {
+    "normalized": ("MLP", {**NETWORKS["branch"][1], "normalization": "layer_norm"}),
+    "residual-normalized": ("ResidualMLP", {"context": "gate", "normalization": "layer_norm"}),
+}
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
@@ -292,9 +302,15 @@ def test_networks_are_their_formulas(name: str, masked: bool) -> None:
         check_formula(half, name, masked)
 
 
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_normalized_networks_are_their_formulas(name: str) -> None:
+    for half in ("torch", "jax"):
+        check_formula(half, name, False)
+
+
 def check_formula(half: str, name: str, masked: bool) -> None:
     """A network of x and c in numpy, its masks written out, against what a half makes of it."""
-    kind, options = NETWORKS[name]
+    kind, options = (NETWORKS | NORMALIZED)[name]
     residual = kind == "ResidualMLP"
     options = {"activation": "tanh", **options, **({"hidden_dim": 6} if residual else {})}
     degrees = (1, 2, 0, 2, 1, 2) if residual else ((2, 1, 2, 0), (1, 2, 2))
@@ -329,24 +345,69 @@ def check_formula(half: str, name: str, masked: bool) -> None:
             weight = weight * (np.array(above)[:, None] >= np.array(below))
         return h @ weight.T + weights[f"network.{path}.bias"]
 
+    def norm(index: int, h: np.ndarray) -> np.ndarray:
+        if "normalization" not in options:
+            return h
+        scale, bias = (weights[f"network.norms.{index}.{name}"] for name in ("weight", "bias"))
+        h = h - h.mean(-1, keepdims=True)
+        return h / np.sqrt(np.square(h).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
     seen, outs, context = [2, 3, 1], [1, 1, 2, 2, 0, 0], options["context"]
     inputs, seen = (x, seen) if context == "branch" else (rows, [*seen, 0, 0])
     h = layer("layers.0", inputs, degrees if residual else degrees[0], seen)
     if context == "branch":
         h = h + np.tanh(layer("branches.0", c))
     if not residual:
-        h = np.tanh(layer("layers.1", np.tanh(h), *degrees[::-1]))
+        h = norm(1, layer("layers.1", np.tanh(norm(0, h)), *degrees[::-1]))
+        h = np.tanh(h)
         expected = layer("layers.2", h, outs, degrees[1])
     else:
         for k in range(2):
-            start = np.tanh(h) if options.get("pre_activation", True) else h
+            start = norm(2 * k, h)
+            start = np.tanh(start) if options.get("pre_activation", True) else start
             step = layer(f"layers.{2 * k + 1}", start, degrees, degrees)
             step = step + layer(f"branches.{k + 1}", c) if context == "branch" else step
-            step = layer(f"layers.{2 * k + 2}", np.tanh(step), degrees, degrees)
+            step = np.tanh(norm(2 * k + 1, step))
+            step = layer(f"layers.{2 * k + 2}", step, degrees, degrees)
             step = step / (1 + np.exp(-layer(f"gates.{k}", c))) if context == "gate" else step
             h = h + step
         expected = layer("layers.5", h, outs, degrees)
     np.testing.assert_allclose(np.reshape(out, expected.shape), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_convolutions_normalize_the_channels_of_a_pixel() -> None:
+    """Of a single pixel, with padding, a convolution is a linear layer."""
+    net = {
+        "type": "ConvNet",
+        "hidden_channels": 4,
+        "activation": "tanh",
+        "normalization": "layer_norm",
+    }
+    case = Case("", arch("Coupling", dim=(3, 1, 1), map=arch("ShiftMap"), conditioner=net))
+    weights, x = case.weights(), case.inputs(5)
+    model, twin = case.torch_model(), jax_flows.build(case.architecture)
+    with torch.no_grad():
+        z, _ = model.forward(torch.from_numpy(x))
+        fixed, free = (
+            part.flatten(1).numpy() for part in model.partition.split(torch.from_numpy(x))
+        )
+    h = fixed
+    for i in range(3):
+        weight = weights[f"network.layers.{i}.weight"]
+        middle = weight.shape[-1] // 2
+        h = h @ weight[:, :, middle, middle].T + weights[f"network.layers.{i}.bias"]
+        if i < 2:
+            h = h - h.mean(-1, keepdims=True)
+            h = h / np.sqrt(np.square(h).mean(-1, keepdims=True) + 1e-5)
+            h = np.tanh(
+                h * weights[f"network.norms.{i}.weight"] + weights[f"network.norms.{i}.bias"]
+            )
+    moved = model.partition.split(z)[1].flatten(1).numpy() - free
+    np.testing.assert_allclose(moved, h, rtol=1e-12, atol=1e-13)
+    variables = torch_to_jax(weights, twin.shapes())
+    np.testing.assert_allclose(
+        twin.forward(variables, jnp.asarray(x))[0], z, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_compiles_without_a_graph_break() -> None:

@@ -11,6 +11,9 @@ import scipy.stats
 import torch
 from scipy.special import ndtr, ndtri
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures
 
 import twinflows
 from twinflows import inference
@@ -324,24 +327,26 @@ def test_local_c2st_finds_where_a_flow_is_wrong() -> None:
     rng = generator()
     x = rng.standard_normal((1000, 1))
     z = rng.standard_normal((1000, 1)) * np.where(x > 0, 0.7, 1.0)
-    quick = PolynomialClassifier
     found = inference.local_c2st(
-        z, x, [[1.0], [-0.8]], num_null=40, num_eval=200, classifier=quick()
+        z, x, [[1.0], [-0.8]], num_null=19, num_eval=200, classifier=cubic()
     )
-    assert found.pvalue[0] == 1 / 41
+    assert found.pvalue[0] == 1 / 20
     assert found.statistic[0] > 2 * found.statistic[1]
     right = inference.local_c2st(
-        rng.standard_normal((1000, 1)), x, [1.0], num_null=40, num_eval=200, classifier=quick()
+        rng.standard_normal((1000, 1)), x, [1.0], num_null=19, num_eval=200, classifier=cubic()
     )
     assert right.pvalue > 0.05
-    assert right.null_statistics.shape == (40,)
+    assert right.null_statistics.shape == (19,)
 
 
-def PolynomialClassifier() -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import PolynomialFeatures
+@pytest.mark.parametrize("sd", [0.8, 1.0])
+def test_local_c2st_finds_out_a_narrow_posterior(sd: float) -> None:
+    case, quick = posterior(sd), QuadraticDiscriminantAnalysis()
+    found = inference.local_c2st(case["z"], case["x"], [0.5, -0.5], 40, 200, quick)
+    assert found.pvalue == 1 / 41 if sd < 1 else found.pvalue > 0.05
 
+
+def cubic() -> Any:
     return make_pipeline(PolynomialFeatures(3), LogisticRegression())
 
 

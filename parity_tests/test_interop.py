@@ -561,7 +561,7 @@ def test_distrax() -> None:
 def test_documentation_page(tmp_path, monkeypatch) -> None:
     """Every block of the page, in float32 as a user has it; its numbers against exact ones."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()
     names: dict = {}
@@ -572,7 +572,10 @@ def test_documentation_page(tmp_path, monkeypatch) -> None:
     # SVI with a flow as guide: the bound reaches the evidence of the conjugate model
     assert -0.1 < names["pyro_bound"] - evidence < 0.05
     assert -0.1 < names["numpyro_bound"] - evidence < 0.1
-    # NUTS in the latent space of a flow: x0 ~ N(0, 1), x1 ~ N(x0^2, 0.2^2)
+    # NUTS in the latent space of a flow: the exact posterior
+    close(names["pyro_draws"].mean(0), names["pyro_mean"], 0.05)
+    close(names["pyro_draws"].std(0), torch.linalg.inv(names["precision"]).diag().sqrt(), 0.03)
+    # and x0 ~ N(0, 1), x1 ~ N(x0^2, 0.2^2)
     close(names["banana"].mean(0), [0, 1], 0.1)
     close(names["banana"].var(0), [1, 2.04], 0.2)
     assert names["flow_efficiency"] > 3 * names["plain_efficiency"]

@@ -244,6 +244,10 @@ def plain_branch(original: Any, half: str) -> Any:
     return branch_terms
 
 
+def other_scale(original: Any, half: str) -> Any:
+    return lambda x, *norm: original(x * (1 - 1e-4), *norm)
+
+
 def other_gates(original: Any, half: str) -> Any:
     def unrolled(self: Any, *inputs: Any) -> Any:
         found = original(self, *inputs)
@@ -463,6 +467,8 @@ MUTANTS = [
            in_both(test_grid.check_formula, "branch", True), BOTH),
     Mutant("networks", "branch without its activation", "networks.masked:branch_terms", plain_branch,
            consistent(BRANCHED, 3), ONE_HALF),
+    Mutant("networks", "layer normalisation with another eps", "networks.mlp:normalize", other_scale,
+           in_both(test_grid.check_formula, "normalized", False)),
     Mutant("networks", "inverse: gates of the blocks exchanged", "networks.masked:MaskedNetwork.unrolled",
            other_gates, consistent(GATED, 3)),
     Mutant("autoregressive", "inverse's log-det", "bijectors.autoregressive:MaskedAutoregressive.map_inverse",

@@ -21,7 +21,8 @@ def import_flow(peer: Any, dtype: str | None = None, check: bool = True, **hints
     What did not come with it (dropout, for instance) is said in warnings.
 
     Args:
-        peer: the model, a ``Flow`` of zuko for instance; it is not changed.
+        peer: the model, a ``Flow`` of zuko for instance, which is not changed; or what
+            ``flow_bridge.importers.import_state`` made of its arrays.
         dtype: of the weights, ``"float32"`` for instance, that of the model if not given.
         check: compare the two in float64, on rows drawn from the flow and on wider ones.
         hints: what the object does not say; see the page on importing.
@@ -31,19 +32,16 @@ def import_flow(peer: Any, dtype: str | None = None, check: bool = True, **hints
         ConversionError: if the two differ; the message says where.
         TypeError: for a hint that the library does not take.
     """
-    imported = importers.import_flow(peer, **hints)
-    return finish(imported, dtype, check)
-
-
-def finish(imported: importers.Imported, dtype: str | None = None, check: bool = True) -> Any:
-    """The flow of what an importer read, compared with its peer if there is one and ``check`` is set."""
+    imported = peer
+    if not isinstance(peer, importers.Imported):
+        imported = importers.import_flow(peer, **hints)
     dtype = imported.dtype if dtype is None else dtype
     checks.one_of("import_flow", "dtype", dtype, DTYPES)
     if check:
         compare(imported.reading, imported.source, _opened)
     flow = _loaded(imported.architecture, imported.arrays, dtype)
     for note in imported.notes:
-        warnings.warn(f"{imported.source}: {note}", stacklevel=3)
+        warnings.warn(f"{imported.source}: {note}", stacklevel=2)
     return flow
 
 
@@ -71,8 +69,9 @@ def _opened(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> Ope
             return tuple(out.numpy() for out in function(*tensors))
 
     def sample(num: int, context: np.ndarray | None) -> np.ndarray:
-        z = model.base.sample((num,), torch.Generator().manual_seed(0))
-        return in_numpy(model.inverse, z.double().numpy(), context)[0]
+        with torch.no_grad():
+            z = model.base.sample((num,), torch.Generator().manual_seed(0)).double()
+        return in_numpy(model.inverse, z.numpy(), context)[0]
 
     return Opened(
         lambda x, context: in_numpy(model.forward, x, context),

@@ -11,11 +11,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flow_bridge import checks
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import freia, normflows, parts, zuko
+from flow_bridge.importers import (
+    distrax,
+    flowjax,
+    freia,
+    nflows,
+    normflows,
+    numpyro,
+    parts,
+    pyro,
+    sbi,
+    states,
+    zuko,
+)
 from flow_bridge.importers.parts import Reading
 from flow_bridge.importers.reading import dtype_of, kind, version
+from flow_bridge.weights import DTYPES
 
 Read = Callable[..., Reading]
 
@@ -28,10 +42,16 @@ class Library(NamedTuple):
 
 
 LIBRARIES: dict[str, Library] = {
-    "FrEIA": Library(freia.read),
-    "normflow": Library(normflows.read),  # as it was called up to 1.2
-    "normflows": Library(normflows.read),
     "zuko": Library(zuko.read, ("slope",)),
+    "nflows": Library(nflows.read, ("embedding",)),
+    "sbi": Library(sbi.read, ("embedding", "slope")),
+    "normflows": Library(normflows.read),
+    "normflow": Library(normflows.read),  # as it was called up to 1.2
+    "FrEIA": Library(freia.read),
+    "pyro": Library(pyro.read),
+    "flowjax": Library(flowjax.read),
+    "distrax": Library(distrax.read, ("weights",)),
+    "numpyro": Library(numpyro.read, ("weights",)),
 }
 """By the first part of the name of the module that an object's class comes from."""
 
@@ -79,6 +99,59 @@ def import_flow(peer: Any, **hints: Any) -> Imported:
     source = f"{root} {version(root)}".strip() + f", {kind(peer)}"
     dtype = reading.dtype or dtype_of(peer)
     return Imported(whole.architecture, whole.arrays, source, notes, dtype, reading)
+
+
+STATES: dict[str, Read] = {
+    "nflows": states.read_nflows,
+    "sbi": states.read_sbi,
+    "zuko": states.read_zuko,
+}
+"""The libraries whose models can be read from arrays alone."""
+
+
+def import_state(
+    library: str, state: Mapping[str, Any], model: str | None = None, **hints: Any
+) -> Imported:
+    """Read the arrays of a model without the model: what ``state_dict()`` returned, or a file of it.
+
+    Names and shapes tell the layers; ``hints`` tell what no file holds, as arguments of the same names
+    did when the model was made. The result is compared with nothing.
+
+    Args:
+        library: ``"sbi"``, ``"nflows"`` or ``"zuko"``.
+        state: arrays or tensors by name.
+        model: which of the library's models it is, for sbi: ``"maf"``, ``"nsf"``, ...
+        hints: for splines of nflows ``tail_bound``, for zuko ``slope``, for instance.
+
+    Raises:
+        UnsupportedModel: for arrays that do not tell what they belong to, and for a missing hint.
+        TypeError: for a hint that the library does not take.
+        ValueError: for an unknown library.
+    """
+    checks.one_of("import_state", "library", library, STATES)
+    read = STATES[library]
+    if model is not None:
+        if library != "sbi":
+            raise TypeError(f"import_state takes no model for {library}: its arrays tell.")
+        hints["model"] = model
+    takes = states.hints_of(library, model)
+    for hint in hints:
+        if hint not in takes and hint != "model":
+            raise TypeError(
+                f"import_state takes no hint {hint!r} for {model or library}; it takes "
+                f"{', '.join(takes)}."
+            )
+    reading = read(state, **hints)
+    whole = parts.flow(reading)
+    notes = (*dict.fromkeys(reading.notes), "there was no model to compare with: compare log_prob.")
+    name = f"{library} {model}" if model else library
+    return Imported(whole.architecture, whole.arrays, name, notes, _dtype(state), reading)
+
+
+def _dtype(state: Mapping[str, Any]) -> str:
+    """The dtype of the floating-point arrays."""
+    names = [str(value.dtype).removeprefix("torch.") for value in state.values()]
+    return next((name for name in names if name in DTYPES), "float32")
 
 
 def _root(peer: Any) -> str:

@@ -13,6 +13,8 @@ from flow_bridge.importers.reading import Run
 
 EPS = float(np.finfo(np.float64).eps)
 ROWS, WIDE_ROWS = 192, 64
+WIDE, FAR = 4.0, 12.0
+"""How much wider the wide rows are, and where others are cut off, in standard deviations."""
 FLOOR, PER_LAYER, BY_MOVING = 64.0, 8.0, 8.0
 """A difference may be ``FLOOR`` and ``PER_LAYER`` for each bijector, in eps, or ``BY_MOVING`` times what
 the peer itself moves when its input moves by one eps."""
@@ -53,7 +55,7 @@ def compare(reading: Reading, name: str, open_model: Open) -> None:
     count = len([item for layer in reading.layers for item in layer.parts])
     x = _rows(reading, model, context, generator)
     ours = model.inverse if reading.inverse else model.forward
-    found = _difference(ours, reading.run, x, context, count, generator)
+    found = _difference(ours, reading.run, x, context, count, reading.coarse)
     if found is None:
         return
     raise ConversionError(
@@ -77,27 +79,26 @@ def context_width(reading: Reading) -> int:
     if reading.context_net:
         first = reading.context_net[0].architecture
         return int(first["in_dim"] if "in_dim" in first else first["dim"])
-    found = [_context_dim(item.architecture) for layer in reading.layers for item in layer.parts]
+    found = [parts.context_dim(item) for layer in reading.layers for item in layer.parts]
     return max(found, default=0)
-
-
-def _context_dim(architecture: Architecture) -> int:
-    inner = architecture.get("bijector")
-    return _context_dim(inner) if inner else int(architecture.get("context_dim", 0))
 
 
 def _rows(
     reading: Reading, model: Opened, context: np.ndarray | None, generator: np.random.Generator
 ) -> np.ndarray:
     """Rows drawn from the flow, and behind them wider ones; of noise where the peer starts from it."""
-    dim = reading.base.architecture["dim"]
-    normal = generator.normal(size=(ROWS + WIDE_ROWS, dim))
+    shape = np.atleast_1d(reading.base.architecture["dim"])
+    normal = generator.normal(size=(ROWS + WIDE_ROWS, *shape))
     if reading.inverse:
+        normal[ROWS:] *= WIDE
         return normal
     drawn = model.sample(ROWS, None if context is None else context[:ROWS])
-    drawn = np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, normal[:ROWS])
-    spread = drawn.std(0) + 1e-3
-    return np.concatenate([drawn, drawn.mean(0) + 4 * spread * normal[ROWS:]])
+    event = tuple(range(1, drawn.ndim))
+    drawn = np.where(np.isfinite(drawn).all(event, keepdims=True), drawn, normal[:ROWS])
+    low, middle, high = np.quantile(drawn, [0.16, 0.5, 0.84], 0)  # a flow may have far outliers
+    half = (high - low) / 2 + 1e-3
+    drawn = np.clip(drawn, middle - FAR * half, middle + FAR * half)
+    return np.concatenate([drawn, middle + WIDE * half * normal[ROWS:]])
 
 
 def _difference(
@@ -106,49 +107,64 @@ def _difference(
     x: np.ndarray,
     context: np.ndarray | None,
     count: int,
-    generator: np.random.Generator,
+    coarse: float,
 ) -> str | None:
     """What differs, in words; ``None`` if nothing does."""
     expected, found = theirs(x, context), ours(x, context)
-    moved = np.zeros((2, len(x)))
-    for _ in range(2):
-        signs = generator.choice([-1.0, 1.0], x.shape)
-        with np.errstate(invalid="ignore"):
-            moved = np.fmax(moved, _errors(theirs(x * (1 + EPS * signs), context), expected))
+    moved = moves(theirs, x, context, expected)
     with np.errstate(invalid="ignore"):
-        errors = _errors(found, expected)
-    finite = np.isfinite(expected[0]).all(1) & np.isfinite(expected[1])
+        apart = errors(found, expected)
+    apart = np.where(np.isfinite(apart), apart, np.inf)
+    event = tuple(range(1, x.ndim))
+    finite = np.isfinite(expected[0]).all(event) & np.isfinite(expected[1])
     if not finite[:ROWS].any():
         return "it gives no finite number on any row drawn from the import"
-    errors = np.where(np.isfinite(errors), errors, np.inf)
-    for group in (slice(ROWS), slice(ROWS, None)):
-        rows = np.flatnonzero(finite)[np.isin(np.flatnonzero(finite), np.arange(len(x))[group])]
+    position = np.arange(len(x))
+    for rows in (position[finite & (position < ROWS)], position[finite & (position >= ROWS)]):
         if not len(rows):
             continue
-        limit = np.maximum((FLOOR + PER_LAYER * count) * EPS, BY_MOVING * moved[:, rows].max(1))
+        limits = np.maximum((FLOOR + PER_LAYER * count) * EPS, BY_MOVING * moved[:, rows].max(1))
+        few = len(rows) // 8
         for i, name in enumerate(("z", "log_det")):
-            if errors[i, rows].max() > limit[i]:
-                row = rows[errors[i, rows].argmax()]
-                here, there = (np.atleast_1d(pair[i][row]) for pair in (found, expected))
-                entry = int(np.argmax(np.nan_to_num(abs(here - there), nan=np.inf)))
-                return (
-                    f"{name} of a row is {here[entry]:.9g} here and {there[entry]:.9g} there, "
-                    f"where rounding explains {limit[i] * max(1, abs(there[entry])):.1e}"
-                )
+            ordered = rows[apart[i, rows].argsort()]
+            for row, limit in (
+                (ordered[-1], max(limits[i], coarse)),
+                (ordered[-1 - few], limits[i]),
+            ):
+                if apart[i, row] > limit:
+                    here, there = (np.ravel(pair[i][row]) for pair in (found, expected))
+                    worst = abs(here - there) / np.maximum(1, abs(there))
+                    entry = int(np.argmax(np.nan_to_num(worst, nan=np.inf)))
+                    return (
+                        f"{name} of a row is {here[entry]:.17g} here and {there[entry]:.17g} there, "
+                        f"where rounding explains {limit * max(1, abs(there[entry])):.1e}"
+                    )
     return None
 
 
-def _errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:
+def moves(
+    theirs: Run, x: np.ndarray, context: np.ndarray | None, expected: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """By how much z and log|det| of every row move when x moves by one eps, as ``errors`` counts."""
+    generator = np.random.default_rng(1)
+    moved = np.zeros((2, len(x)))
+    with np.errstate(invalid="ignore"):
+        for _ in range(2):
+            signs = generator.choice([-1.0, 1.0], x.shape)
+            moved = np.fmax(moved, errors(theirs(x * (1 + EPS * signs), context), expected))
+    return moved
+
+
+def errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:
     """Of every row the largest error of z and that of log|det|, relative above 1."""
     z, log_det = (abs(a - b) / np.maximum(1, abs(b)) for a, b in zip(found, expected, strict=True))
-    return np.stack([z.max(1), log_det])
+    return np.stack([z.max(tuple(range(1, z.ndim))), log_det])
 
 
 def _first_layer(
     reading: Reading, open_model: Open, x: np.ndarray, context: np.ndarray | None
 ) -> str:
     """The first layer that differs, in the order in which the peer runs them."""
-    generator = np.random.default_rng(1)
     seen = context
     if context is not None and reading.embed is not None:
         seen = reading.embed(context)
@@ -157,7 +173,7 @@ def _first_layer(
         ):
             return unlike
     for layer in reversed(reading.layers) if reading.inverse else reading.layers:
-        given = seen if any(_context_dim(p.architecture) for p in layer.parts) else None
+        given = seen if any(parts.context_dim(item) for item in layer.parts) else None
         if layer.parts:
             model = open_model(*_as_pair(layer.parts))
             ours = model.inverse if reading.inverse else model.forward
@@ -168,7 +184,7 @@ def _first_layer(
             def theirs(x: np.ndarray, _: Any, layer: Any = layer, given: Any = given) -> Any:
                 return layer.run(x, given if given is not None else seen)
 
-            if _difference(run, theirs, x, None, len(layer.parts), generator):
+            if _difference(run, theirs, x, None, len(layer.parts), reading.coarse):
                 return f"The first layer that differs is {layer.name}."
         x = layer.run(x, seen)[0]
     return "Each layer alone agrees: the peer puts them together in another way."

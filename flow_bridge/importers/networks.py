@@ -106,15 +106,42 @@ def widths(layers: Sequence[Linear]) -> list[int]:
     return [len(layer.bias) for layer in layers[:-1]]
 
 
-def mlp(layers: Sequence[Linear], activation: str, outputs: Outputs) -> Conditioner:
-    """The conditioner of a coupling, ``MLP``."""
-    layers = [*layers[:-1], outputs.taken(layers[-1], by_entry=False)]
+def mlp(
+    layers: Sequence[Linear], activation: str, outputs: Outputs, by_entry: bool = False
+) -> Conditioner:
+    """``MLP`` as the conditioner of a coupling or, with ``by_entry``, of ``Elementwise``."""
+    layers = [*layers[:-1], outputs.taken(layers[-1], by_entry)]
     options = {"type": "MLP", "hidden_dims": widths(layers), "activation": activation}
     return Conditioner(options, arrays_of(layers))
 
 
+def residual(
+    layers: Sequence[Linear],
+    activation: str,
+    outputs: Outputs,
+    gates: Sequence[Linear] = (),
+) -> Conditioner:
+    """The conditioner of a coupling, ``ResidualMLP``; gates are those of its blocks.
+
+    Args:
+        layers: the first, the two of each block, the last.
+        activation: its name.
+        outputs: what our parameters are of the peer's outputs.
+        gates: of each block, from the context.
+    """
+    layers = [*layers[:-1], outputs.taken(layers[-1], by_entry=False)]
+    options = _residual_options("ResidualMLP", layers, activation, "gate" if gates else "")
+    arrays = arrays_of(layers) | arrays_of(gates, "network.gates")
+    return Conditioner(options, arrays)
+
+
 def masked_mlp(
-    layers: Sequence[Linear], activation: str, outputs: Outputs, dim: int, where: str
+    layers: Sequence[Linear],
+    activation: str,
+    outputs: Outputs,
+    dim: int,
+    where: str,
+    branch: Linear | None = None,
 ) -> Conditioner:
     """The conditioner of a masked map, ``MaskedMLP``, with order and degrees from the masks.
 
@@ -124,6 +151,7 @@ def masked_mlp(
         outputs: what our parameters are of them.
         dim: how many of the inputs are x.
         where: what a message calls its owner.
+        branch: what the context passes through on its own, before the activation.
     """
     layers = [*layers[:-1], outputs.taken(layers[-1], by_entry=True)]
     seen: list[np.ndarray] = [np.eye(layers[0].weight.shape[1], dim, dtype=bool)]
@@ -131,17 +159,88 @@ def masked_mlp(
         seen.append(_passed_on(layer, seen[-1]))
     order = order_of(seen[-1], dim, where)
     degrees = [_degrees(sees, order) for sees in seen[1:-1]]
-    context_dim = layers[0].weight.shape[1] - dim
+    context_dim = layers[0].weight.shape[1] - dim if branch is None else branch.weight.shape[1]
     hidden_dims = tuple(widths(layers))
     plan = partial(Autoregression, dim, hidden_dims, outputs.rows.shape[1], order, context_dim)
     options = {
         "type": "MaskedMLP",
-        "hidden_dims": widths(layers),
+        "hidden_dims": list(hidden_dims),
         "activation": activation,
         "degrees": stated_degrees(degrees, plan),
     }
-    notes = _narrower(layers, plan([layer.tolist() for layer in degrees]).degrees)
-    return Conditioner(options, arrays_of(layers), order, notes)
+    arrays = arrays_of(layers)
+    if branch is not None:
+        options["context"] = "branch"
+        arrays |= arrays_of([branch], "network.branches")
+    below = plan([layer.tolist() for layer in degrees]).degrees
+    if branch is not None:
+        below[0] = below[0][:dim]
+    return Conditioner(options, arrays, order, _narrower(layers, below))
+
+
+def masked_residual(
+    layers: Sequence[Linear],
+    activation: str,
+    outputs: Outputs,
+    dim: int,
+    where: str,
+    gates: Sequence[Linear] = (),
+    branches: Sequence[Linear] = (),
+    pre_activation: bool = True,
+) -> Conditioner:
+    """The conditioner of a masked map, ``MaskedResidualMLP``, with order and degrees from the masks.
+
+    Args:
+        layers: the first, from x and then the context; the two of each block; the last.
+        activation, outputs, dim, where: as for ``masked_mlp``.
+        gates: of each block, from the context.
+        branches: what the context passes through on its own, of the first layer and of each block.
+        pre_activation: whether blocks begin with an activation.
+    """
+    layers = [*layers[:-1], outputs.taken(layers[-1], by_entry=True)]
+    width = len(layers[0].bias)
+    if any(layer.weight.shape != (width, width) for layer in layers[1:-1]):
+        raise UnsupportedModel(
+            f"{where} has residual blocks of different widths, which has no counterpart."
+        )
+    seen: Any = _passed_on(layers[0], np.eye(layers[0].weight.shape[1], dim, dtype=bool))
+    for first, second in zip(layers[1:-1:2], layers[2:-1:2], strict=True):
+        seen = seen | _passed_on(second, _passed_on(first, seen))
+    order = order_of(_passed_on(layers[-1], seen), dim, where)
+    degrees = _degrees(seen, order)
+    for layer in layers[1:-1]:
+        if layer.mask is None or (layer.mask & (degrees[:, None] < degrees)).any():
+            raise UnsupportedModel(
+                f"{where} has residual blocks whose units see more than those they are added to, "
+                "which has no counterpart."
+            )
+    context_dim = branches[0].weight.shape[1] if branches else layers[0].weight.shape[1] - dim
+    hidden_dims = (width,) * (len(layers) - 1)
+    plan = partial(Autoregression, dim, hidden_dims, outputs.rows.shape[1], order, context_dim)
+    stated = stated_degrees([degrees] * len(hidden_dims), plan)
+    context = "gate" if gates else "branch" if branches else ""
+    options = _residual_options("MaskedResidualMLP", layers, activation, context)
+    options["degrees"] = stated if stated is None or isinstance(stated, str) else stated[0]
+    if not pre_activation:
+        options["pre_activation"] = False
+    arrays = arrays_of(layers) | arrays_of(gates, "network.gates")
+    arrays |= arrays_of(branches, "network.branches")
+    below = plan([degrees.tolist()] * len(hidden_dims)).degrees
+    if branches:
+        below[0] = below[0][:dim]
+    return Conditioner(options, arrays, order, _narrower(layers, below))
+
+
+def _residual_options(
+    name: str, layers: Sequence[Linear], activation: str, context: str
+) -> Architecture:
+    options = {
+        "type": name,
+        "hidden_dim": len(layers[0].bias),
+        "num_blocks": (len(layers) - 2) // 2,
+        "activation": activation,
+    }
+    return options | ({"context": context} if context else {})
 
 
 def order_of(depends: np.ndarray, dim: int, where: str) -> list[int] | None:
@@ -203,6 +302,56 @@ def _narrower(layers: Sequence[Linear], degrees: Sequence[np.ndarray]) -> tuple[
     return (f"{count} weights that the masks forbid are zeros, which training may change.",)
 
 
+def context_nets(modules: Iterable[Any], where: str) -> list[Part]:
+    """Networks for standardisations (as parts), linear layers and activations in turn.
+
+    Linear layers with one activation between them become one ``MLP``, and what follows another one; an
+    activation at the end of one is followed by a linear layer that is the identity.
+    """
+    nets: list[Part] = []
+    layers: list[Linear] = []
+    name = ""  # of the activation behind each of the layers so far, the last one included
+
+    def close() -> None:
+        nonlocal name
+        if name:
+            size = len(layers[-1].bias)
+            layers.append(Linear(np.eye(size), np.zeros(size)))
+        if layers:
+            sizes = {"in_dim": layers[0].weight.shape[1], "out_dim": len(layers[-1].bias)}
+            options = {"hidden_dims": widths(layers), "activation": name or "relu"}
+            arrays = arrays_of(layers, "layers")
+            nets.append(Part({"type": "MLP", **sizes, **options}, arrays))
+        layers.clear()
+        name = ""
+
+    pending = list(modules)
+    while pending:
+        module = pending.pop(0)
+        if isinstance(module, Part):
+            close()
+            nets.append(module)
+            continue
+        if kind(module) != "Linear":
+            raise UnsupportedModel(
+                f"{where} is not linear layers with an activation behind each: {kind(module)}."
+            )
+        layer = linear(module, f"{where}, Linear")
+        behind = pending[0] if pending and not isinstance(pending[0], Part) else None
+        if behind is None or kind(behind) == "Linear":
+            layers.append(layer)
+            name = ""
+            close()
+            continue
+        found = activation_name(pending.pop(0), where)
+        if name and found != name:
+            close()
+        layers.append(layer)
+        name = found
+    close()
+    return nets
+
+
 def masked_autoregressive(
     map: Architecture, conditioner: Conditioner, dim: int, context_dim: int
 ) -> Part:
@@ -218,6 +367,13 @@ def masked_autoregressive(
         },
         conditioner.arrays,
     )
+
+
+def elementwise(map: Architecture, conditioner: Conditioner, dim: int, context_dim: int) -> Part:
+    """``Elementwise`` with a network of the context that was read."""
+    options = {"dim": dim, "map": map, "context_dim": context_dim}
+    options["conditioner"] = conditioner.architecture
+    return Part({"type": "Elementwise", **options}, conditioner.arrays)
 
 
 def coupling(

@@ -12,6 +12,9 @@ from flow_bridge.importers.reading import Run
 
 Arrays = dict[str, np.ndarray]
 
+NARROW = 1e-10
+"""Rounding of the knots of narrow bins, which does not show where the peer's input moves."""
+
 OPPOSITE = {"scale_shift": "shift_divide", "shift_divide": "scale_shift"}
 """Of an order of ``AffineMap``, that of the inverse."""
 
@@ -51,6 +54,7 @@ class Reading:
         embed: the same in the peer, ``None`` for nothing.
         notes: sentences about what does not come with it.
         inverse: whether the peer has only the way from latent to data.
+        coarse: the error that functions of its framework have far out; few rows may show it.
         dtype: of the peer, where its parameters do not tell.
     """
 
@@ -61,6 +65,7 @@ class Reading:
     embed: Any = None
     notes: Sequence[str] = ()
     inverse: bool = False
+    coarse: float = 0.0
     dtype: str | None = None
 
 
@@ -73,6 +78,14 @@ def part(type: str, arrays: Mapping[str, Any] | None = None, **options: Any) -> 
 def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays of something inside something else."""
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def context_dim(item: Part) -> int:
+    """The width of the context that a bijector takes, 0 for none."""
+    architecture = item.architecture
+    while "bijector" in architecture:
+        architecture = architecture["bijector"]
+    return int(architecture.get("context_dim", 0))
 
 
 def chain(parts: Sequence[Part]) -> Part:
@@ -124,6 +137,8 @@ def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
     for j in range(dim):
         pivot = j + int(np.abs(a[j:, j]).argmax())
         a[[j, pivot]], order[[j, pivot]] = a[[pivot, j]], order[[pivot, j]]
+        if a[j, j] == 0:
+            raise UnsupportedModel("a matrix that cannot be inverted has no counterpart.")
         a[j + 1 :, j] /= a[j, j]
         a[j + 1 :, j + 1 :] -= np.outer(a[j + 1 :, j], a[j, j + 1 :])
     signs = np.sign(np.diag(a))
@@ -134,6 +149,13 @@ def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
     options = {"bias": shift is not None, "permutation": np.argsort(order).tolist()}
     options["signs"] = [int(sign) for sign in signs] if (signs < 0).any() else None
     return part("LULinear", arrays, dim=dim, **options)
+
+
+def affine(scale: np.ndarray, shift: np.ndarray, where: str) -> Part:
+    """z = scale x + shift."""
+    if not (scale > 0).all():
+        raise UnsupportedModel(f"{where} with a scale that is not above 0 has no counterpart.")
+    return part("Affine", {"log_scale": np.log(scale), "shift": shift}, dim=len(scale))
 
 
 def normal_base(loc: np.ndarray, log_scale: np.ndarray) -> Part:
@@ -157,7 +179,8 @@ def flow(reading: Reading) -> Part:
         "base": reading.base.architecture,
         "context_net": nets or None,
     }
-    return Part(architecture, arrays)
+    # safetensors writes what lies in memory, whatever its strides
+    return Part(architecture, {name: np.array(a, order="C") for name, a in arrays.items()})
 
 
 def composed(layers: Sequence[Layer], inverse: bool = False) -> Run:
@@ -171,3 +194,9 @@ def composed(layers: Sequence[Layer], inverse: bool = False) -> Run:
         return x, total
 
     return run
+
+
+def mostly(back: Iterable[bool]) -> bool:
+    """Whether most layers go from data to latent by their inverse, so that the peer is run the other way."""
+    given = list(back)
+    return 2 * sum(given) > len(given)

@@ -5,7 +5,7 @@ Reference: Rozet et al., https://zuko.readthedocs.io.
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,14 @@ from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import networks, parts
 from flow_bridge.importers.parts import Layer, Part, Reading
 from flow_bridge.importers.reading import (
+    activation_name,
     as_array,
     expect,
     field,
     float64_copy,
     in_numpy,
     kind,
+    version,
 )
 
 
@@ -33,22 +35,42 @@ def read(flow: Any, slope: float | None = None) -> Reading:
         slope: of all its transformations, where the weights come from a version with another one:
             1e-3 up to 1.0.0 and from 1.5.0 on, 1e-4 in between. No file holds it.
     """
-    flow = float64_copy(flow)
+    return read_copy(float64_copy(flow), slope)
+
+
+def read_copy(flow: Any, slope: float | None, live: bool = True) -> Reading:
+    """``read`` for a flow that is ours to change and, if it is ``live``, to run."""
     expect(flow, "zuko's Flow", "transform base")
     base = _base(field(flow, "base", "zuko's Flow"))
     dim = base.architecture["dim"]
-    layers = [
-        _layer(name, module, dim, slope)
-        for name, module in _flatten("transform", field(flow, "transform", "zuko's Flow"))
-    ]
+    transform = field(flow, "transform", "zuko's Flow")
+    notes: list[str] = []
+    if slope is None and live:
+        notes.append(
+            f"its slope is that of zuko {version('zuko')}, and no file of weights holds it: for weights "
+            "of zuko 1.0.1 to 1.4.1 import with slope=1e-4."
+        )
+    elif slope is not None:
+        check_slope(slope)
+        for owner in flow.modules():
+            if hasattr(owner, "univariate"):
+                owner.univariate = partial(owner.univariate, slope=slope)
+    layers = [layer(name, module, dim, notes) for name, module in flatten("transform", transform)]
 
     def run(x: Any, context: Any) -> Any:
-        return _call(flow(context).transform, x)
+        return call(transform(context), x)
 
-    return Reading(layers, base, in_numpy(run))
+    return Reading(layers, base, in_numpy(run) if live else None, notes=notes)
 
 
-def _call(transform: Any, x: Any) -> Any:
+def check_slope(slope: float) -> None:
+    """Raise ``ValueError`` unless a slope is a number between 0 and 1."""
+    if isinstance(slope, bool) or not isinstance(slope, int | float) or not 0 < slope < 1:
+        raise ValueError(f"import_flow expects slope between 0 and 1, got {slope!r}.")
+
+
+def call(transform: Any, x: Any) -> Any:
+    """z and log|det| of a transformation."""
     z, log_det = transform.call_and_ladj(x)
     return z, log_det.sum(-1) if log_det.ndim == x.ndim else log_det
 
@@ -66,54 +88,111 @@ def _base(base: Any) -> Part:
     )
 
 
-def _flatten(name: str, module: Any, inverse: bool = False) -> Iterator[tuple[str, Any]]:
+def flatten(name: str, module: Any) -> Iterator[tuple[str, Any]]:
     """Transformations one after another with their names, without what contains them."""
     if kind(module) == "LazyComposedTransform":
         expect(module, "zuko's LazyComposedTransform", "transforms")
         for i, item in enumerate(module.transforms):
-            yield from _flatten(f"{name}.transforms.{i}", item)
+            yield from flatten(f"{name}.transforms.{i}", item)
     else:
         yield name, module
 
 
-def _layer(name: str, module: Any, dim: int, slope: float | None) -> Layer:
+def layer(name: str, module: Any, dim: int, notes: list[str]) -> Layer:
+    """One transformation, read."""
+
     def run(x: Any, context: Any) -> Any:
-        return _call(module(context), x)
+        return call(module(context), x)
 
     label = f"{name} ({kind(module)})"
-    return Layer(label, _transform(module, dim, slope), in_numpy(run))
+    return Layer(label, _transform(module, dim, notes), in_numpy(run))
 
 
-def _transform(module: Any, dim: int, slope: float | None) -> list[Part]:
+def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
     name = kind(module)
     where = f"zuko's {name}"
     if name == "LazyComposedTransform":
-        found = [_transform(item, dim, slope) for item in module.transforms]
+        found = [_transform(item, dim, notes) for item in module.transforms]
         return [item for items in found for item in items]
     if name == "LazyInverse":
         expect(module, where, "transform")
-        return parts.invert_all(_transform(module.transform, dim, slope))
+        return parts.invert_all(_transform(module.transform, dim, notes))
     if name in ("UnconditionalTransform", "Unconditional"):
         return [_unconditional(module(), dim)]
     if name == "MaskedAutoregressiveTransform":
         expect(module, where, "univariate shapes total order passes hyper")
-        map, outputs = _map(module, np.arange(dim), slope)
-        layers, activation = networks.sequence(module.hyper, where)
-        conditioner = networks.masked_mlp(layers, activation, outputs, dim, where)
-        context_dim = layers[0].weight.shape[1] - dim
-        return [networks.masked_autoregressive(map, conditioner, dim, context_dim)]
+        map, outputs = _map(module, np.arange(dim))
+        conditioner, in_dim = _hyper(module.hyper, outputs, dim, where)
+        notes.extend(conditioner.notes)
+        return [networks.masked_autoregressive(map, conditioner, dim, in_dim - dim)]
     if name == "GeneralCouplingTransform":
         expect(module, where, "univariate shapes total mask hyper")
         mask = as_array(module.mask)
-        map, outputs = _map(module, np.arange(dim - mask.sum()), slope)
+        map, outputs = _map(module, np.arange(dim - mask.sum()))
         layers, activation = networks.sequence(module.hyper, where)
         conditioner = networks.mlp(layers, activation, outputs)
         context_dim = layers[0].weight.shape[1] - int(mask.sum())
         return [networks.coupling(map, conditioner, mask, context_dim)]
+    if name == "ElementWiseTransform":
+        expect(module, where, "univariate shapes total hyper phi")
+        map, outputs = _map(module, np.arange(dim))
+        if hasattr(module, "hyper"):
+            layers, activation = networks.sequence(module.hyper, where)
+            conditioner = networks.mlp(layers, activation, outputs, by_entry=True)
+            return [networks.elementwise(map, conditioner, dim, layers[0].weight.shape[1])]
+        own = [as_array(value).reshape(dim, -1) for value in module.phi]
+        arrays = {"raw_parameters": np.concatenate(own, 1)}
+        return [parts.part("Elementwise", arrays, dim=dim, map=map)]
+    if name in UNIVARIATE:
+        raise UnsupportedModel(f"{where} has no counterpart: {UNIVARIATE[name]}.")
     raise UnsupportedModel(f"{where} has no counterpart.")
 
 
-def _map(module: Any, entries: np.ndarray, slope: float | None) -> tuple[Architecture, Any]:
+def _hyper(
+    hyper: Any, outputs: networks.Outputs, dim: int, where: str
+) -> tuple[networks.Conditioner, int]:
+    """A masked network, and the width of its input."""
+    modules = list(hyper)
+    if not any(kind(module) == "Residual" for module in modules):
+        layers, activation = networks.sequence(modules, where)
+        conditioner = networks.masked_mlp(layers, activation, outputs, dim, where)
+        return conditioner, layers[0].weight.shape[1]
+    blocks = modules[1:-1]
+    if any(kind(block) != "Residual" for block in blocks):
+        raise UnsupportedModel(
+            f"{where} has residual=True and hidden layers of different widths, which has no counterpart."
+        )
+    layers = [networks.linear(modules[0], where)]
+    names = set()
+    for block in blocks:
+        first, activation, second = block
+        layers += [networks.linear(first, where), networks.linear(second, where)]
+        names.add(activation_name(activation, where))
+    layers.append(networks.linear(modules[-1], where))
+    if len(names) > 1:
+        raise UnsupportedModel(f"{where} has different activations, which has no counterpart.")
+    conditioner = networks.masked_residual(
+        layers, names.pop(), outputs, dim, where, pre_activation=False
+    )
+    return conditioner, layers[0].weight.shape[1]
+
+
+UNIVARIATE = {
+    "CircularRQSTransform": "its network sees angles as they are, that of twinflows their cosine and sine",
+    "BernsteinTransform": "twinflows has no Bernstein polynomials",
+    "BoundedBernsteinTransform": "twinflows has no Bernstein polynomials",
+    "SOSPolynomialTransform": "twinflows has no sums of squares of polynomials",
+    "ShiftedSOSPTransform": "twinflows has no sums of squares of polynomials",
+    "GaussianizationTransform": "twinflows has no mixtures of normal distribution functions",
+    "MNN": "twinflows has no monotonic networks",
+    "UMNN": "twinflows has no monotonic networks",
+    "FreeFormJacobianTransform": "its solver would differ",
+    "FFJTransform": "its solver would differ",
+}
+"""Why what zuko has besides has no counterpart."""
+
+
+def _map(module: Any, entries: np.ndarray) -> tuple[Architecture, networks.Outputs]:
     """The univariate map of a transformation, and where its parameters stand in the network's outputs."""
     constructor = module.univariate
     given: dict[str, Any] = {}
@@ -127,12 +206,21 @@ def _map(module: Any, entries: np.ndarray, slope: float | None) -> tuple[Archite
     shapes = [tuple(shape) for shape in module.shapes]
     size = sum(math.prod(shape) for shape in shapes)
     outputs = networks.Outputs.of(entries[:, None] * size + np.arange(size))
-    if name == "MonotonicAffineTransform":
-        slope = _option(constructor, given, "slope", where) if slope is None else slope
+    if name in UNIVARIATE:
+        raise UnsupportedModel(f"{where} has no counterpart: {UNIVARIATE[name]}.")
+    if name not in ("MonotonicAffineTransform", "MonotonicRQSTransform"):
+        raise UnsupportedModel(f"{where} has no counterpart.")
+    slope = _option(constructor, given, "slope", where)
+    if name == "MonotonicAffineTransform" and shapes == [(), ()]:
         _no_more(given, "slope", where)
-        bound = -math.log(slope)
-        return {"type": "AffineMap", "scale": "softclip", "bound": bound}, outputs
-    raise UnsupportedModel(f"{where} has no counterpart.")
+        return {"type": "AffineMap", "scale": "softclip", "bound": -math.log(slope)}, outputs
+    _no_more(given, "slope bound", where)
+    num_bins = (size + 1) // 3
+    if shapes != [(num_bins,), (num_bins,), (num_bins - 1,)]:
+        raise UnsupportedModel(f"{where} with shapes {shapes} has no counterpart.")
+    bound = _option(constructor, given, "bound", where)
+    map = {"type": "SplineMap", "num_bins": num_bins, "low": -bound, "high": bound}
+    return map | {"min_width": 0.0, "min_height": 0.0, "squash": slope}, outputs
 
 
 def _option(constructor: Any, given: dict[str, Any], name: str, where: str) -> float:
@@ -161,6 +249,3 @@ def _unconditional(transform: Any, dim: int) -> Part:
         )
         return parts.standardize(-loc / scale, 1 / scale, where)
     raise UnsupportedModel(f"{where} has no counterpart.")
-
-
-HINTS: Sequence[str] = ("slope",)

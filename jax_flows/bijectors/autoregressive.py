@@ -102,12 +102,14 @@ class MaskedAutoregressive(Bijector):
         """The conditioner."""
         conditioner = as_network("MaskedAutoregressive", self.conditioner, MLP)
         cls: Any = MASKED.get(conditioner.cls, conditioner.cls)
+        options = conditioner.arguments({})
+        normalization = options.pop("normalization") if conditioner.cls in MASKED else None
         masked = issubclass(cls, MaskedNetwork)
-        checks.masked_conditioner(cls.__name__, masked, self.map.num_features)
+        checks.masked_conditioner(cls.__name__, masked, self.map.num_features, normalization)
         return cls(
             self.dim,
             self.map.num_parameters,
-            **conditioner.arguments({}),
+            **options,
             order=self.order,
             context_dim=self.context_dim,
             parent=None,

@@ -11,6 +11,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from jax_flows.networks.activations import ACTIVATIONS
+from jax_flows.networks.mlp import Weights, layer_norms, norm_shapes, normalize
 from jax_flows.numerics import conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables
@@ -52,9 +53,11 @@ def _shift(x: Array, down: int, right: int) -> Array:
 
 
 @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
-def _conv_net(activation: str, x: Array, weights: list[tuple[Array, Array]]) -> Array:
-    for kernel, bias in weights[:-1]:
-        x = ACTIVATIONS[activation](conv(x, kernel, bias))
+def _conv_net(activation: str, x: Array, weights: Weights, norms: Weights) -> Array:
+    for i, layer in enumerate(weights[:-1]):
+        x = conv(x, *layer)
+        x = jnp.moveaxis(normalize(jnp.moveaxis(x, 0, -1), *norms[i]), -1, 0) if norms else x
+        x = ACTIVATIONS[activation](x)
     return conv(x, *weights[-1])
 
 
@@ -96,9 +99,11 @@ class ConvNet(nn.Module):
         in_channels, out_channels: the widths of input and output.
         hidden_channels: width between the convolutions.
         activation: a name in ``ACTIVATIONS``.
+        normalization: ``"layer_norm"``, for layer normalisation of the channels of each pixel in front of
+            every activation, or ``None``.
 
     Raises:
-        ValueError: for an unknown activation or a width below 1.
+        ValueError: for an unknown name, a width below 1 and the normalisation of a single channel.
     """
 
     event_ndim = 3
@@ -107,6 +112,7 @@ class ConvNet(nn.Module):
     out_channels: int
     hidden_channels: int = 64
     activation: str = "relu"
+    normalization: str | None = None
 
     def __post_init__(self) -> None:
         checks.positive_int(
@@ -116,6 +122,7 @@ class ConvNet(nn.Module):
             out_channels=self.out_channels,
         )
         checks.one_of("ConvNet", "activation", self.activation, ACTIVATIONS)
+        checks.layer_normalization("ConvNet", self.normalization, [self.hidden_channels])
         count_construction(3)
         super().__post_init__()
 
@@ -123,6 +130,7 @@ class ConvNet(nn.Module):
         """The shapes of the variables, without a trace."""
         hidden = self.hidden_channels
         sizes = (3, self.in_channels, hidden), (1, hidden, hidden), (3, hidden, self.out_channels)
+        norms = norm_shapes(self.normalization, (hidden, hidden), dtype)
         return {
             "params": {
                 f"layers_{i}": {
@@ -131,6 +139,7 @@ class ConvNet(nn.Module):
                 }
                 for i, (size, in_dim, out_dim) in enumerate(sizes)
             }
+            | norms
         }
 
     @nn.compact
@@ -142,6 +151,7 @@ class ConvNet(nn.Module):
             Conv(hidden, hidden, 1, name="layers_1")(x),
             Conv(hidden, self.out_channels, 3, zero=True, name="layers_2")(x),
         ]
+        norms = layer_norms(self.normalization, (hidden, hidden), x)
         x = jnp.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0)
-        x = _conv_net(self.activation, x, weights)
+        x = _conv_net(self.activation, x, weights, norms)
         return jnp.moveaxis(x, 0, 1).reshape(*batch, self.out_channels, *x.shape[-2:])

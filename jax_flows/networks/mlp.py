@@ -19,6 +19,9 @@ from jax_flows.variables import Variables, linear_shapes
 
 Weights = Sequence[tuple[Array, Array]]
 
+EPS = 1e-5
+"""What layer normalisation adds to a variance."""
+
 
 def matmul(x: Array, kernel: Array) -> Array:
     """x W for x of shape ``(*batch, in_dim)`` and W of shape ``(in_dim, out_dim)``."""
@@ -34,13 +37,33 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 # The backward pass keeps the products and computes the activations anew: less memory, and faster.
 @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
-def apply_layers(activation: str, x: Array, weights: Weights, terms: Sequence[Array] = ()) -> Array:
-    """Linear layers with an activation between them, and a term that the first of them gains."""
+def apply_layers(
+    activation: str,
+    x: Array,
+    weights: Weights,
+    terms: Sequence[Array] = (),
+    norms: Weights = (),
+) -> Array:
+    """Linear layers with an activation between them.
+
+    Args:
+        terms: what the first layer gains.
+        norms: factors and shifts of the layer normalisations in front of the activations.
+    """
+    function = ACTIVATIONS[activation]
     for i, (kernel, bias) in enumerate(weights[:-1]):
-        total = matmul(x, kernel) + bias
-        x = ACTIVATIONS[activation](total + terms[0] if terms and not i else total)
+        x = matmul(x, kernel) + bias
+        x = x + terms[0] if terms and not i else x
+        x = function(normalize(x, *norms[i]) if norms else x)
     kernel, bias = weights[-1]
     return matmul(x, kernel) + bias
+
+
+def normalize(x: Array, scale: Array, shift: Array) -> Array:
+    """Layer normalisation of the last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + EPS) * scale + shift
 
 
 def branch_terms(activation: str, branches: Weights, context: Array | None) -> list[Array]:
@@ -73,6 +96,18 @@ class Linear(nn.Module):
         return kernel, self.param("bias", uniform, (self.out_dim,))
 
 
+class LayerNorm(nn.Module):
+    """The weights of a layer normalisation."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """The scale and the bias, in the dtype of x."""
+        scale = self.param("scale", nn.initializers.ones, (self.dim,), x.dtype)
+        return scale, self.param("bias", nn.initializers.zeros, (self.dim,), x.dtype)
+
+
 def linear_layers(
     widths: Sequence[int], x: Array, starts: Sequence[float | None] = ()
 ) -> list[tuple[Array, Array]]:
@@ -82,6 +117,23 @@ def linear_layers(
         Linear(in_dim, out_dim, start, name=f"layers_{i}")(x)
         for i, ((in_dim, out_dim), start) in enumerate(zip(pairwise(widths), starts, strict=True))
     ]
+
+
+def layer_norms(
+    normalization: str | None, widths: Sequence[int], x: Array
+) -> list[tuple[Array, Array]]:
+    """A layer normalisation for each width, or none, in the module that calls this."""
+    widths = widths if normalization else ()
+    return [LayerNorm(width, name=f"norms_{i}")(x) for i, width in enumerate(widths)]
+
+
+def norm_shapes(normalization: str | None, widths: Sequence[int], dtype: Any) -> dict[str, Any]:
+    """The shapes of what ``layer_norms`` makes."""
+    widths = widths if normalization else ()
+    return {
+        f"norms_{i}": {name: jax.ShapeDtypeStruct((width,), dtype) for name in ("scale", "bias")}
+        for i, width in enumerate(widths)
+    }
 
 
 def context_layers(
@@ -115,9 +167,11 @@ class MLP(nn.Module):
         context: how a context enters: ``"concatenate"``, next to x; ``"branch"``, by a layer of its
             own, the first hidden layer being act(W x + b + act(V c + d)).
         context_dim: width of the context, 0 for none.
+        normalization: ``"layer_norm"``, for layer normalisation in front of every activation, or ``None``.
 
     Raises:
-        ValueError: for an unknown name, a width below 1 and a branch without a hidden layer.
+        ValueError: for an unknown name, a width below 1, a branch without a hidden layer and the
+            normalisation of a single unit.
     """
 
     event_ndim = 1
@@ -128,9 +182,11 @@ class MLP(nn.Module):
     activation: str = "leaky_relu"
     context: str = "concatenate"
     context_dim: int = 0
+    normalization: str | None = None
 
     def __post_init__(self) -> None:
         checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
+        checks.layer_normalization("MLP", self.normalization, self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
 
@@ -150,7 +206,8 @@ class MLP(nn.Module):
         branches = context_shapes(
             "branches", self.num_branches, self.context_dim, self.widths[1], dtype
         )
-        return {"params": layer_shapes(self.widths, dtype) | branches}
+        norms = norm_shapes(self.normalization, self.hidden_dims, dtype)
+        return {"params": layer_shapes(self.widths, dtype) | branches | norms}
 
     @nn.compact
     def __call__(
@@ -172,7 +229,8 @@ class MLP(nn.Module):
             weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
         terms = branch_terms(self.activation, branches, context)
         h = x if context is None or terms else jnp.concatenate([x, context], -1)
-        return apply_layers(self.activation, h, weights, terms)
+        norms = layer_norms(self.normalization, self.hidden_dims, x)
+        return apply_layers(self.activation, h, weights, terms, norms)
 
 
 @register_network

@@ -16,9 +16,12 @@ from jax_flows.networks.mlp import (
     branch_terms,
     context_layers,
     context_shapes,
+    layer_norms,
     layer_shapes,
     linear_layers,
     matmul,
+    norm_shapes,
+    normalize,
 )
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables
@@ -35,12 +38,14 @@ def apply_blocks(
     weights: Weights,
     gates: Sequence[Array],
     terms: Sequence[Array],
+    norms: Weights = (),
 ) -> Array:
     """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer.
 
     Args:
         pre_activation: whether blocks have the activation of h.
         terms: what the first layer and the first one of each block gain.
+        norms: factors and shifts of the two layer normalisations of each block.
     """
     function = ACTIVATIONS[activation]
 
@@ -50,8 +55,10 @@ def apply_blocks(
     h = linear(x, weights[0])
     h = h + terms[0] if terms else h
     for k, i in enumerate(range(1, len(weights) - 1, 2)):
-        step = linear(function(h) if pre_activation else h, weights[i])
+        step = normalize(h, *norms[2 * k]) if norms else h
+        step = linear(function(step) if pre_activation else step, weights[i])
         step = step + terms[k + 1] if terms else step
+        step = normalize(step, *norms[2 * k + 1]) if norms else step
         step = linear(function(step), weights[i + 1])
         h = h + step * gates[k] if gates else h + step
     return linear(h, weights[-1])
@@ -88,9 +95,11 @@ class ResidualMLP(nn.Module):
             act(V c + d) and blocks h + W1 act(W0 act(h) + V_k c + d_k).
         context_dim: width of the context, 0 for none.
         pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
+        normalization: ``"layer_norm"``, for layer normalisation of what a block begins with and in front of
+            its second activation, or ``None``.
 
     Raises:
-        ValueError: for an unknown name or a number below 1.
+        ValueError: for an unknown name, a number below 1 and the normalisation of a single unit.
 
     Reference: He et al. (2016), arXiv:1603.05027; Durkan et al. (2019), arXiv:1906.04032.
     """
@@ -105,6 +114,7 @@ class ResidualMLP(nn.Module):
     context: str = "concatenate"
     context_dim: int = 0
     pre_activation: bool = True
+    normalization: str | None = None
 
     def __post_init__(self) -> None:
         checks.residual_network(
@@ -116,6 +126,7 @@ class ResidualMLP(nn.Module):
             self.pre_activation,
         )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
+        checks.layer_normalization("ResidualMLP", self.normalization, [self.hidden_dim])
         super().__post_init__()
 
     @property
@@ -140,7 +151,8 @@ class ResidualMLP(nn.Module):
         pair = self.context_dim, self.hidden_dim
         gates = context_shapes("gates", self.num_gates, *pair, dtype)
         branches = context_shapes("branches", self.num_branches, *pair, dtype)
-        return {"params": layer_shapes(self.widths, dtype) | gates | branches}
+        norms = norm_shapes(self.normalization, self.widths[2:-1], dtype)
+        return {"params": layer_shapes(self.widths, dtype) | gates | branches | norms}
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -151,4 +163,5 @@ class ResidualMLP(nn.Module):
         branches = context_layers("branches", self.num_branches, *pair, x)
         terms = branch_terms(self.activation, branches, context)
         h = x if context is None or terms else jnp.concatenate([x, context], -1)
-        return apply_blocks(self.activation, self.pre_activation, h, weights, gates, terms)
+        norms = layer_norms(self.normalization, self.widths[2:-1], x)
+        return apply_blocks(self.activation, self.pre_activation, h, weights, gates, terms, norms)

@@ -83,11 +83,14 @@ class MaskedAutoregressive(Bijector):
         self.event_shape = (dim,)
         self.domain, self.codomain = map.domain, map.codomain
         cls: Any = MASKED.get(self.conditioner.cls, self.conditioner.cls)
-        checks.masked_conditioner(cls.__name__, issubclass(cls, MaskedNetwork), map.num_features)
+        options = self.conditioner.arguments({})
+        normalization = options.pop("normalization") if self.conditioner.cls in MASKED else None
+        masked = issubclass(cls, MaskedNetwork)
+        checks.masked_conditioner(cls.__name__, masked, map.num_features, normalization)
         self.network: MaskedNetwork = cls(
             dim,
             map.num_parameters,
-            **self.conditioner.arguments({}),
+            **options,
             order=self.order,
             context_dim=context_dim,
         )

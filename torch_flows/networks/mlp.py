@@ -1,7 +1,8 @@
 """Multilayer perceptrons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,34 @@ from torch_flows.registry import register_network
 
 Weights = Sequence[tuple[Tensor, Tensor]]
 
+EPS = 1e-5
+"""What layer normalisation adds to a variance."""
+
 
 def apply_layers(
-    activation: str, x: Tensor, weights: Weights, terms: Sequence[Tensor] = ()
+    activation: str,
+    x: Tensor,
+    weights: Weights,
+    terms: Sequence[Tensor] = (),
+    norms: Weights = (),
 ) -> Tensor:
-    """Linear layers with an activation between them, and a term that the first of them gains."""
+    """Linear layers with an activation between them.
+
+    Args:
+        terms: what the first layer gains.
+        norms: factors and shifts of the layer normalisations in front of the activations.
+    """
     function = in_place(activation)
     for i, (weight, bias) in enumerate(weights[:-1]):
-        total = functional.linear(x, weight, bias)
-        x = function(total + terms[0] if terms and not i else total)
+        x = functional.linear(x, weight, bias)
+        x = x + terms[0] if terms and not i else x
+        x = function(normalize(x, *norms[i]) if norms else x)
     return functional.linear(x, *weights[-1])
+
+
+def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer normalisation of the last axis."""
+    return functional.layer_norm(x, scale.shape, scale, shift, EPS)
 
 
 def branch_terms(
@@ -39,6 +58,16 @@ def branch_terms(
 def linear_layers(widths: Sequence[int]) -> nn.ModuleList:
     """One linear layer from each width to the next."""
     return nn.ModuleList(nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths))
+
+
+def layer_norms(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
+    """A layer normalisation for each width, or none."""
+    return nn.ModuleList(nn.LayerNorm(width, EPS) for width in widths if normalization)
+
+
+def pairs_of(modules: Iterable[Any]) -> list[tuple[Tensor, Tensor]]:
+    """The weights and biases of layers."""
+    return [(module.weight, module.bias) for module in modules]
 
 
 def context_layers(count: int, context_dim: int, width: int) -> nn.ModuleList:
@@ -57,14 +86,17 @@ class MLP(nn.Module):
         context: how a context enters: ``"concatenate"``, next to x; ``"branch"``, by a layer of its
             own, the first hidden layer being act(W x + b + act(V c + d)).
         context_dim: width of the context, 0 for none.
+        normalization: ``"layer_norm"``, for layer normalisation in front of every activation, or ``None``.
 
     Raises:
-        ValueError: for an unknown name, a width below 1 and a branch without a hidden layer.
+        ValueError: for an unknown name, a width below 1, a branch without a hidden layer and the
+            normalisation of a single unit.
     """
 
     event_ndim = 1
     layers: Sequence[nn.Linear]
     branches: Sequence[nn.Linear]
+    norms: Sequence[nn.LayerNorm]
 
     def __init__(
         self,
@@ -74,19 +106,23 @@ class MLP(nn.Module):
         activation: str = "leaky_relu",
         context: str = "concatenate",
         context_dim: int = 0,
+        normalization: str | None = None,
     ) -> None:
         super().__init__()
         hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
+        checks.layer_normalization("MLP", normalization, hidden_dims)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
         self.in_dim, self.out_dim = in_dim, out_dim
         self.hidden_dims = hidden_dims
         self.activation = activation
         self.context = context
         self.context_dim = context_dim
+        self.normalization = normalization
         branched = context == "branch" and context_dim > 0
         in_dim = in_dim if branched else in_dim + context_dim
         self.layers = linear_layers((in_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
         self.branches = context_layers(int(branched), context_dim, (*hidden_dims, 0)[0])  # type: ignore[assignment]
+        self.norms = layer_norms(normalization, hidden_dims)  # type: ignore[assignment]
 
     def forward(
         self,
@@ -98,14 +134,15 @@ class MLP(nn.Module):
         """Args: x, and a context of its batch shape; ``inputs`` and ``outputs`` select the columns of
         the first weight that x meets and the rows of the last weight that are computed (all of them
         by default)."""
-        weights: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]
+        weights = pairs_of(self.layers)
         if inputs is not None:
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
         terms = branch_terms(self.activation, self.branches, context)
         h = x if context is None or terms else torch.cat([x, context], -1)
-        return apply_layers(self.activation, h, weights, terms).to(x.dtype)
+        norms = pairs_of(self.norms)
+        return apply_layers(self.activation, h, weights, terms, norms).to(x.dtype)
 
 
 @register_network

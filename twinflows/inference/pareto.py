@@ -43,7 +43,7 @@ def pareto_smoothed(log_weights: Any) -> Smoothed:
     if log_w.ndim != 1:
         raise ValueError(f"{owner} expects log_weights of shape (draws,), got {log_w.shape}.")
     count = len(log_w)
-    threshold = min(1 - 1 / np.log10(count), 0.7)
+    threshold = float(min(1 - 1 / np.log10(count), 0.7))
     size = int(min(count / 5, 3 * count**0.5))
     order = np.argsort(log_w, kind="stable")
     tail = order[count - size :]

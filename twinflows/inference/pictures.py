@@ -168,11 +168,12 @@ def draw_coverage(ranks: Any, num_draws: int, level: float = 0.95) -> Any:
         level: of the bands.
     """
     figure, axes = _figure("draw_coverage")
+    ranks = check_ranks("draw_coverage", ranks, num_draws)
     credibility, coverage = expected_coverage(ranks, num_draws)
     axes.plot(credibility, coverage, label="found")
     axes.plot([0, 1], [0, 1], "k--", label="calibrated")
     steps = np.unique(np.linspace(1, num_draws, min(num_draws, MAX_POINTS)).astype(int))
-    bands = ecdf_bands(len(arrays.numbers("", "", ranks)), steps / (num_draws + 1), level)
+    bands = ecdf_bands(len(ranks), steps / (num_draws + 1), level)
     axes.fill_between(bands.points, bands.lower, bands.upper, color="k", alpha=0.15)
     axes.set(xlabel="credibility", ylabel="coverage", aspect="equal")
     axes.legend()

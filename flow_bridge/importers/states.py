@@ -1,0 +1,473 @@
+"""Stand-ins for models of which there are only the arrays: objects that readers take for the originals.
+
+Names and shapes of arrays tell classes and widths; what they do not tell are hints, and where it cannot be
+told at all the live object is asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from flow_bridge.errors import UnsupportedModel
+from flow_bridge.importers import nflows, sbi, zuko
+from flow_bridge.importers.parts import Reading
+from flow_bridge.importers.reading import as_array, stand_in
+
+Tree = dict[str, Any]
+
+LIVE = "pass the live object to import_flow"
+
+
+def tree_of(state: Mapping[str, Any]) -> Tree:
+    """Arrays by dotted names as nested dictionaries."""
+    tree: Tree = {}
+    for name, value in state.items():
+        *path, last = name.split(".")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise UnsupportedModel(f"the array {name!r} lies inside another one.")
+        node[last] = as_array(value)
+    return tree
+
+
+def items(node: Tree, where: str) -> list[Any]:
+    """The members of a list, which must all have arrays."""
+    if sorted(node) != sorted(str(i) for i in range(len(node))):
+        raise UnsupportedModel(
+            f"{where} has members without arrays, which the arrays do not tell: {LIVE}."
+        )
+    return [node[str(i)] for i in range(len(node))]
+
+
+def linear(node: Tree) -> Any:
+    """A linear layer, with a mask or without."""
+    return stand_in("MaskedLinear" if "mask" in node else "Linear", **({"bias": None} | node))
+
+
+def alternating(node: Tree, activation: str, where: str) -> list[Any]:
+    """Linear layers with an activation between them, which has no arrays."""
+    modules: list[Any] = []
+    for name in sorted(node, key=int):
+        if not isinstance(node[name], dict) or "weight" not in node[name]:
+            raise UnsupportedModel(f"{where} is not linear layers: {LIVE}.")
+        modules += [activation] if modules else []
+        modules.append(linear(node[name]))
+    return modules
+
+
+def read_nflows(
+    state: Mapping[str, Any],
+    activation: str = "relu",
+    tail_bound: float | None = None,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    linear_eps: float = 1e-3,
+    batch_norm_eps: float = 1e-5,
+    batch_norm_momentum: float = 0.1,
+    embedding: str = "native",
+    embedding_activation: str | None = None,
+) -> Reading:
+    """A flow of nflows from its arrays.
+
+    Args:
+        state: the arrays by name.
+        activation: of all networks.
+        tail_bound: of splines, which are taken to be rational-quadratic ones with linear tails.
+        min_bin_width, min_bin_height, min_derivative: of splines.
+        linear_eps: of ``LULinear``.
+        batch_norm_eps, batch_norm_momentum: of ``BatchNorm``.
+        embedding: as in ``nflows.read``.
+        embedding_activation: of an embedding network that is sbi's ``FCEmbedding``.
+    """
+    tree = tree_of(state)
+    if unknown := tree.keys() - {"_transform", "_distribution", "_embedding_net"}:
+        raise UnsupportedModel(
+            f"a flow of nflows has no array {min(unknown)!r}: this is a state of something else."
+        )
+    spline = {
+        "min_bin_width": min_bin_width,
+        "min_bin_height": min_bin_height,
+        "min_derivative": min_derivative,
+        "tail_bound": tail_bound,
+    }
+    build = partial(
+        _nflows_transform,
+        activation=activation,
+        spline=spline,
+        eps=(linear_eps, batch_norm_eps, batch_norm_momentum),
+    )
+    transform = build(tree.get("_transform", {}))
+    dim = _dim(tree.get("_transform", {}))
+    distribution = tree.get("_distribution", {})
+    if "mean_" in distribution:
+        base = stand_in("DiagonalNormal", _shape=(dim,), **distribution)
+    else:
+        base = stand_in("StandardNormal", _shape=(dim,), **distribution)
+    net = tree.get("_embedding_net", {})
+    outside = nflows.is_outside(embedding)
+    embedder = None if outside else embedding_of(net, embedding_activation)
+    flow = stand_in("Flow", _transform=transform, _distribution=base, _embedding_net=embedder)
+    return nflows.read_copy(flow, embedding, "nflows' embedding network", live=False)
+
+
+def embedding_of(node: Tree, activation: str | None) -> Any:
+    """An embedding network: standardisation and sbi's ``FCEmbedding``."""
+    if not node:
+        return None
+    if "_mean" in node:
+        return stand_in("Standardize", **node)
+    if set(node) == {"net"}:
+        if activation is None:
+            raise UnsupportedModel(
+                "the activation of FCEmbedding is in no file: state embedding_activation, which is "
+                "'relu' unless you chose another."
+            )
+        modules = alternating(node["net"], activation, "FCEmbedding")
+        return stand_in("FCEmbedding", net=_sequence([*modules, activation]))
+    inner = items(node, "the embedding network")
+    if any(not isinstance(item, dict) or "weight" in item for item in inner):
+        raise UnsupportedModel(
+            f"the activations of the embedding network are in no file: {LIVE}, or import with "
+            "embedding='outside'."
+        )
+    return _sequence([embedding_of(item, activation) for item in inner])
+
+
+class _Sequence(list[Any]):
+    """Stands for a ``Sequential``."""
+
+
+_Sequence.__name__ = "Sequential"
+_sequence: Callable[[list[Any]], Any] = _Sequence
+
+
+def _dim(node: Tree) -> int:
+    """The number of dimensions that the arrays of a transform tell."""
+    for key, size in (
+        ("_permutation", len),
+        ("lower_entries", lambda a: len(node["bias"])),
+        ("running_mean", len),
+        ("log_scale", len),
+    ):
+        if key in node:
+            return int(size(node[key]))
+    if "autoregressive_net" in node:
+        return int(node["autoregressive_net"]["initial_layer"]["weight"].shape[1])
+    if "identity_features" in node:
+        return len(node["identity_features"]) + len(node["transform_features"])
+    found = [_dim(item) for item in node.values() if isinstance(item, dict)]
+    return max(found, default=0)
+
+
+def _nflows_transform(
+    node: Tree, activation: str, spline: Mapping[str, Any], eps: tuple[float, float, float]
+) -> Any:
+    def again(inner: Tree) -> Any:
+        return _nflows_transform(inner, activation, spline, eps)
+
+    keys = set(node)
+    if keys == {"_transforms"}:
+        inner = items(node["_transforms"], "a composite transform")
+        return stand_in("CompositeTransform", _transforms=[again(item) for item in inner])
+    if keys == {"_transform"}:
+        return stand_in("InverseTransform", _transform=again(node["_transform"]))
+    if keys == {"_scale", "_shift"}:
+        return stand_in("PointwiseAffineTransform", **node)
+    if keys == {"_permutation"}:
+        return stand_in("Permutation", _dim=1, **node)
+    if "lower_entries" in keys:
+        return stand_in("LULinear", eps=eps[0], **node)
+    if keys == {"_weight", "bias"}:
+        return stand_in("NaiveLinear", weight=lambda: node["_weight"], **node)
+    if "unconstrained_weight" in keys:
+        return stand_in("BatchNorm", eps=eps[1], momentum=eps[2], **node)
+    if keys == {"initialized", "log_scale", "shift"}:
+        return stand_in("ActNorm", **node)
+    if "unnormalized_widths" in keys:
+        size = (
+            node["unnormalized_derivatives"].shape[-1] + 2 * node["unnormalized_widths"].shape[-1]
+        )
+        return stand_in("PiecewiseRationalQuadraticCDF", **_spline(size, spline), **node)
+    if keys == {"autoregressive_net"}:
+        return _autoregressive(node["autoregressive_net"], activation, spline)
+    if "identity_features" in keys:
+        return _coupling(node, activation, spline)
+    raise UnsupportedModel(f"a transform with the arrays {sorted(keys)} is not known: {LIVE}.")
+
+
+def _spline(size: int, spline: Mapping[str, Any]) -> dict[str, Any]:
+    if (size + 1) % 3:
+        raise UnsupportedModel(
+            f"{size} parameters for a dimension belong to no transform of nflows that has a counterpart."
+        )
+    if spline["tail_bound"] is None:
+        raise UnsupportedModel(
+            "state tail_bound: no file holds it, and that the splines are rational-quadratic ones with "
+            "linear tails."
+        )
+    return {"tails": "linear", **spline}
+
+
+def _autoregressive(made: Tree, activation: str, spline: Mapping[str, Any]) -> Any:
+    where = "nflows' MADE"
+    blocks = [_block(block, activation) for block in items(made.get("blocks", {}), where)]
+    known = {"initial_layer", "context_layer", "blocks", "final_layer"}
+    layers = {name: linear(made[name]) for name in made if name in known - {"blocks"}}
+    other = {name: made[name] for name in made if name not in known}
+    is_residual = any(hasattr(block, "linear_layers") for block in blocks)
+    net = stand_in(
+        "MADE",
+        blocks=blocks,
+        activation=activation,
+        use_residual_blocks=is_residual,
+        **layers,
+        **other,
+    )
+    size = len(made["final_layer"]["bias"]) // made["initial_layer"]["weight"].shape[1]
+    if size == 2:
+        return stand_in(
+            "MaskedAffineAutoregressiveTransform", autoregressive_net=net, _epsilon=1e-3
+        )
+    options = {"num_bins": (size + 1) // 3, **_spline(size, spline)}
+    name = "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+    return stand_in(name, autoregressive_net=net, **options)
+
+
+def _block(node: Tree, activation: str) -> Any:
+    common = {"activation": activation, "dropout": stand_in("Dropout", p=0.0)}
+    if "linear" in node:
+        norm = node.get("batch_norm")
+        batch_norm = norm and stand_in("BatchNorm1d", eps=1e-3, **norm)
+        rest = {k: v for k, v in node.items() if k not in ("linear", "batch_norm")}
+        return stand_in(
+            "MaskedFeedforwardBlock",
+            linear=linear(node["linear"]),
+            batch_norm=batch_norm,
+            **common,
+            **rest,
+        )
+    layers = [linear(layer) for layer in items(node["linear_layers"], "a residual block")]
+    rest = {k: v for k, v in node.items() if k not in ("linear_layers", "context_layer")}
+    if "context_layer" in node:
+        rest["context_layer"] = linear(node["context_layer"])
+    return stand_in(
+        "MaskedResidualBlock" if hasattr(layers[0], "mask") else "ResidualBlock",
+        linear_layers=layers,
+        use_batch_norm="batch_norm_layers" in node,
+        **common,
+        **rest,
+    )
+
+
+def _coupling(node: Tree, activation: str, spline: Mapping[str, Any]) -> Any:
+    count = len(node["transform_features"])
+    net = node["transform_net"]
+    where = "the network of nflows' coupling"
+    if "initial_layer" in net:
+        blocks = [_block(block, activation) for block in items(net["blocks"], where)]
+        context = getattr(blocks[0], "context_layer", None)
+        other = {
+            k: v for k, v in net.items() if k not in ("initial_layer", "blocks", "final_layer")
+        }
+        last = net["final_layer"]
+        built = stand_in(
+            "ResidualNet",
+            initial_layer=linear(net["initial_layer"]),
+            blocks=blocks,
+            final_layer=linear(last),
+            context_features=None if context is None else context.weight.shape[1],
+            hidden_features=len(net["initial_layer"]["bias"]),
+            **other,
+        )
+    elif set(net) == {"spline_predictor"}:
+        modules = alternating(net["spline_predictor"], "relu", where)
+        last = net["spline_predictor"][max(net["spline_predictor"], key=int)]
+        built = stand_in(
+            "ContextSplineMap",
+            hidden_features=modules[0].weight.shape[0],
+            spline_predictor=_sequence(modules),
+        )
+    else:
+        raise UnsupportedModel(f"{where} is none that its arrays tell: {LIVE}.")
+    unconditional = node.get("unconditional_transform")
+    size = len(last["bias"]) // count
+    given: dict[str, Any] = {k: v for k, v in node.items() if k not in ("transform_net",)}
+    given["unconditional_transform"] = None
+    if unconditional is not None:
+        options = _spline(size, spline)
+        given["unconditional_transform"] = stand_in(
+            "PiecewiseRationalQuadraticCDF", **options, **unconditional
+        )
+    if size == 1:
+        return stand_in("AdditiveCouplingTransform", transform_net=built, **given)
+    if size == 2:
+        return stand_in("AffineCouplingTransform", transform_net=built, **given)
+    options = {"num_bins": (size + 1) // 3, **_spline(size, spline)}
+    name = "PiecewiseRationalQuadraticCouplingTransform"
+    return stand_in(name, transform_net=built, **options, **given)
+
+
+def MonotonicAffineTransform(shift: Any, scale: Any, slope: float) -> None:
+    """Stands for zuko's class of this name."""
+
+
+def MonotonicRQSTransform(
+    widths: Any, heights: Any, slopes: Any, bound: float, slope: float
+) -> None:
+    """Stands for zuko's class of this name."""
+
+
+def read_zuko(
+    state: Mapping[str, Any],
+    slope: float | None = None,
+    activation: str = "relu",
+    bound: float = 5.0,
+) -> Reading:
+    """A flow of zuko from its arrays: affine transformations, or splines.
+
+    Args:
+        state: the arrays by name.
+        slope: of the transformations; see ``zuko.read``.
+        activation: of all networks.
+        bound: of splines.
+    """
+    if slope is None:
+        raise UnsupportedModel(
+            "state the slope: no file holds it, and it is 1e-4 in zuko 1.0.1 to 1.4.1 and 1e-3 in others."
+        )
+    zuko.check_slope(slope)
+    tree = tree_of(state)
+    transform = tree.get("transform", {})
+    transforms = tree.get("transforms") or transform.get("transforms", {"0": transform})
+    base = tree.get("base", {})
+    names = sorted(base)
+    if names not in (["loc", "scale"], ["_0", "_1"]) or tree.keys() - {
+        "transform",
+        "transforms",
+        "base",
+    }:
+        raise UnsupportedModel(f"a flow of zuko has no arrays {sorted(tree)}: {LIVE}.")
+    loc, scale = (base[name] for name in names)
+    normal = stand_in("Normal", loc=loc, scale=scale)
+    distribution = stand_in("DiagNormal", base_dist=normal)
+    flow = stand_in(
+        "Flow",
+        base=stand_in("UnconditionalDistribution", __call__=lambda self: distribution),
+        transform=stand_in(
+            "LazyComposedTransform",
+            transforms=[
+                _zuko_transform(node, len(loc), slope, activation, bound)
+                for node in items(transforms, "zuko's composed transform")
+            ],
+        ),
+    )
+    return zuko.read_copy(flow, None, live=False)
+
+
+def _zuko_transform(node: Tree, dim: int, slope: float, activation: str, bound: float) -> Any:
+    keys = set(node)
+    if keys in ({"loc", "scale"}, {"_0", "_1"}):
+        loc, scale = (node[name] for name in sorted(keys))
+        affine = stand_in("AffineTransform", loc=loc, scale=scale)
+        return stand_in("UnconditionalTransform", __call__=lambda self: affine)
+    if keys == {"phi"}:
+        phi = items(node["phi"], "zuko's ElementWiseTransform")
+        given = _univariate(sum(array[0].size for array in phi), slope, bound)
+        return stand_in("ElementWiseTransform", phi=phi, **given)
+    if "hyper" not in keys or keys - {"hyper", "order", "mask"}:
+        raise UnsupportedModel(f"a transform with the arrays {sorted(keys)} is not known: {LIVE}.")
+    hyper = node["hyper"]
+    modules = _zuko_network(hyper, activation)
+    outputs = len(modules[-1].bias)
+    masked = hasattr(modules[-1], "mask")
+    if "mask" in keys:
+        given = _univariate(outputs // int((node["mask"] == 0).sum()), slope, bound)
+        return stand_in("GeneralCouplingTransform", hyper=modules, mask=node["mask"], **given)
+    given = _univariate(outputs // dim, slope, bound)
+    if not masked:
+        return stand_in("ElementWiseTransform", hyper=modules, **given)
+    order = node.get("order")
+    return stand_in(
+        "MaskedAutoregressiveTransform", hyper=modules, order=order, passes=None, **given
+    )
+
+
+def _zuko_network(node: Tree, activation: str) -> list[Any]:
+    """The modules of a network, residual or not."""
+    names = sorted(node, key=int)
+    if not any("weight" not in node[name] for name in names):
+        return alternating(node, activation, "zuko's network")
+    modules: list[Any] = []
+    for name in names:
+        if "weight" in node[name]:
+            modules.append(linear(node[name]))
+        else:
+            block = _Residual(alternating(node[name], activation, "zuko's residual block"))
+            modules.append(block)
+    return modules
+
+
+class _Residual(list[Any]):
+    """Stands for zuko's class ``Residual``."""
+
+
+_Residual.__name__ = "Residual"
+
+
+def _univariate(size: int, slope: float, bound: float) -> dict[str, Any]:
+    if size == 2:
+        affine = partial(MonotonicAffineTransform, slope=slope)
+        return {"univariate": affine, "shapes": [(), ()], "total": 2}
+    num_bins = (size + 1) // 3
+    shapes = [(num_bins,), (num_bins,), (size - 2 * num_bins,)]
+    spline = partial(MonotonicRQSTransform, slope=slope, bound=float(bound))
+    return {"univariate": spline, "shapes": shapes, "total": size}
+
+
+SBI = {
+    "maf": {"activation": "tanh"},
+    "maf_rqs": {"activation": "tanh"},
+    "nsf": {"activation": "relu"},
+    "zuko_maf": {},
+    "zuko_nsf": {},
+    "zuko_nice": {},
+}
+"""What the models of sbi say of their networks."""
+
+
+def read_sbi(state: Mapping[str, Any], model: str | None = None, **hints: Any) -> Reading:
+    """A density estimator of sbi from its arrays.
+
+    Args:
+        state: the arrays by name.
+        model: as sbi calls it: ``"maf"``, ``"maf_rqs"``, ``"nsf"``, ``"zuko_maf"``, ``"zuko_nsf"`` or
+            ``"zuko_nice"``.
+        hints: as in ``read_nflows`` and ``read_zuko``.
+    """
+    if model not in SBI:
+        raise UnsupportedModel(f"state which of sbi's models it is: {', '.join(SBI)}.")
+    if not model.startswith("zuko"):
+        state = {name.removeprefix("net."): value for name, value in state.items()}
+        return read_nflows(state, **SBI[model] | hints)
+    embedding = hints.pop("embedding", "native")
+    activation = hints.pop("embedding_activation", None)
+    outside = nflows.is_outside(embedding)
+    start = "_embedding_net."
+    inner = {k.removeprefix("net."): v for k, v in state.items() if not k.startswith(start)}
+    reading = read_zuko(inner, **hints)
+    if outside:
+        return reading
+    nodes = tree_of({k: v for k, v in state.items() if k.startswith(start)})
+    net = embedding_of(nodes.get("_embedding_net", {}), activation)
+    return sbi.embedded(reading, net, None)
+
+
+def hints_of(library: str, model: str | None) -> list[str]:
+    """The hints that a library's model takes."""
+    on_zuko = library == "zuko" or str(model).startswith("zuko")
+    names = [*signature(read_zuko if on_zuko else read_nflows).parameters][1:]
+    return names + (["embedding", "embedding_activation"] if on_zuko and library == "sbi" else [])
