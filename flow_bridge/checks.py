@@ -103,6 +103,16 @@ def layer_normalization(owner: str, normalization: str | None, widths: Sequence[
         )
 
 
+MAX_AXES = 16
+"""Of one event; NumPy and PyTorch have room for a few more."""
+
+
+def event_axes(owner: str, event_ndim: int) -> None:
+    """Raise ``ValueError`` unless events have a number of axes that arrays can have."""
+    positive_int(owner, event_ndim=event_ndim)
+    at_most(owner, "event_ndim", event_ndim, "their limit", MAX_AXES)
+
+
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
     """``dim`` as an event shape: ``5`` is ``(5,)``, ``(3, 8, 8)`` stays."""
     shape = (dim,) if isinstance(dim, int) else tuple(dim)

@@ -70,7 +70,7 @@ class Permutation(_Reordering):
         if self.dim is not None:
             checks.positive_int("Permutation", dim=self.dim)
         _ = self.order
-        checks.positive_int("Permutation", event_ndim=self.event_ndim)
+        checks.event_axes("Permutation", self.event_ndim)
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -99,7 +99,7 @@ class RandomPermutation(_Reordering):
         checks.positive_int("RandomPermutation", dim=self.dim)
         checks.non_negative_int("RandomPermutation", seed=self.seed)
         _ = self.order
-        checks.positive_int("RandomPermutation", event_ndim=self.event_ndim)
+        checks.event_axes("RandomPermutation", self.event_ndim)
 
     @cached_property
     def order(self) -> np.ndarray:

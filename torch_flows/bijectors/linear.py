@@ -21,7 +21,7 @@ class _Reordering(Bijector):
     inverse_order: Tensor
 
     def _set_order(self, order: np.ndarray, event_ndim: int) -> None:
-        checks.positive_int(type(self).__name__, event_ndim=event_ndim)
+        checks.event_axes(type(self).__name__, event_ndim)
         self.event_ndim = event_ndim
         self.event_shape = (len(order), *[None] * (event_ndim - 1))
         self.register_buffer("order", torch.as_tensor(order), persistent=False)
