@@ -11,10 +11,10 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
 
 test: $(INSTALLED) lint docs
-	$(BIN)/python -m pytest -n 2 -m "not slow" -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" -q
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 # as many drawn architectures and damaged files as fit into SECONDS each
 fuzz: $(INSTALLED)
@@ -28,7 +28,8 @@ lint: $(INSTALLED)
 
 # against the libraries that models are imported from, 2 GB of them
 test-importers: .venv-importers/.installed
-	.venv-importers/bin/python -m pytest parity_tests/test_importers.py parity_tests/test_peers.py -q
+	.venv-importers/bin/python -m pytest parity_tests/test_importers.py parity_tests/test_peers.py \
+		parity_tests/test_estimators.py -q
 
 .venv-importers/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-importers

@@ -663,6 +663,10 @@ STATES: dict[str, Mapping[str, Any]] = {
     "nflows_rq_coupling": BOX,
     "nflows_rq_coupling_context": {**BOX, "activation": "elu", "min_bin_width": 0.02},
     "nflows_spline": BOX,
+    "normflows_coupled_spline": {"tail_bound": 3.0},
+    "normflows_feedforward": {"activation": "tanh"},
+    "normflows_maf": {"tail_bound": 3.0},
+    "normflows_planar": NOTHING,
     "sbi_maf": {"model": "maf"},
     "sbi_maf_embedded": {"model": "maf", **FULLY},
     "sbi_maf_one_dimension": {"model": "maf"},
@@ -738,7 +742,7 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             key = f"{library}_{name}"
             arrays, contents = imported.arrays, {}
             if key in STATES:
-                arrays = {k: value.numpy() for k, value in model.state_dict().items()}
+                arrays = {k: value.numpy().copy() for k, value in model.state_dict().items()}
                 contents["state"] = np.array(json.dumps({"library": library, **STATES[key]}))
             # one array: each one of its own would cost more than its numbers
             contents["arrays"] = np.frombuffer(safetensors.numpy.save(dict(arrays)), np.uint8)

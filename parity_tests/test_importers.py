@@ -10,8 +10,8 @@ import torch
 
 import jax_flows
 import torch_flows
-from flow_bridge import torch_to_jax
-from flow_bridge.importers import import_state
+from flow_bridge import ConversionError, torch_to_jax
+from flow_bridge.importers import Imported, import_state, parts
 from flow_bridge.importers.comparison import errors
 from parity_tests.peers import GOLDEN, LIBRARIES
 
@@ -69,3 +69,36 @@ def test_golden_file(path) -> None:
         pair = contents["z"], contents["log_det"]
         apart = errors(tuple(np.asarray(value) for value in found), pair).max(1)
         assert (apart <= contents["limits"]).all(), (half, apart, contents["limits"])
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_a_difference_is_found_and_named(half) -> None:
+    """Of a model of two layers, the second of which may be another one."""
+    scale = np.array([2.0, 0.5])
+
+    def imported(slope: float) -> Imported:
+        def first(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return x[:, ::-1], np.zeros(len(x))
+
+        def second(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return slope * x / scale, np.full(len(x), 2 * np.log(slope))
+
+        def both(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return second(first(x, None)[0], None)
+
+        layers = [
+            parts.Layer("turn", [parts.permutation([1, 0])], first),
+            parts.Layer("stretch", [parts.standardize(0 * scale, scale, "a test")], second),
+        ]
+        reading = parts.Reading(layers, parts.part("StandardNormal", dim=2), both)
+        flow = parts.flow(reading)
+        return Imported(flow.architecture, flow.arrays, "a test", ("a note",), "float32", reading)
+
+    with pytest.warns(UserWarning, match="a test: a note"):
+        half.import_flow(imported(1.0))
+    with pytest.raises(ConversionError) as error:
+        half.import_flow(imported(1 + 1e-9))
+    assert "the import of a test differs from it: z of a row is" in str(error.value)
+    assert str(error.value).endswith("The first layer that differs is stretch.")
+    with pytest.warns(UserWarning, match="a test: a note"):
+        half.import_flow(imported(1 + 1e-9), check=False)

@@ -313,3 +313,80 @@ def test_errors_in_the_importers_are_found(mutant: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(owner, name, value)
     with pytest.raises(ConversionError):
         torch_flows.import_flow(model)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("library", ["normflows", "pyro", "flowjax"])
+def test_dimensions_and_odd_widths(library: str, dim: int) -> None:
+    pytest.importorskip(library)
+    torch.manual_seed(dim)
+    if library == "normflows":
+        from normflows import NormalizingFlow, distributions, flows
+
+        feedforward = flows.MaskedAffineAutoregressive(dim, 7, use_residual_blocks=False)
+        spline = flows.AutoregressiveRationalQuadraticSpline(dim, 1, 7, num_bins=4)
+        layers = [feedforward, flows.LULinearPermute(dim), spline, flows.Permute(dim, "swap")]
+        model = perturbed(NormalizingFlow(distributions.DiagGaussian(dim), layers))
+    elif library == "pyro":
+        from pyro import distributions
+        from pyro.distributions import transforms
+
+        base = distributions.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
+        layers = [transforms.affine_autoregressive(dim, hidden_dims=[7]), transforms.planar(dim)]
+        model = distributions.TransformedDistribution(base, [perturbed(t) for t in layers])
+    else:
+        import jax
+        from flowjax import distributions, flows
+
+        from parity_tests.peers import shaken
+
+        base, options = distributions.StandardNormal((dim,)), {"flow_layers": 1, "nn_width": 7}
+        model = shaken(
+            flows.masked_autoregressive_flow(jax.random.key(0), base_dist=base, **options)
+        )
+    assert torch_flows.import_flow(model).event_shape == (dim,)
+
+
+def test_later_versions_of_freia() -> None:
+    """Stand-ins with what changed after 0.2: the scale, permutations as indices, ActNorm."""
+    modules = pytest.importorskip("FrEIA.modules")
+    from FrEIA.framework import SequenceINN
+
+    class AllInOneBlock(modules.AllInOneBlock):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            self.w_perm = torch.nn.Parameter(self.w_perm.argmax(1), requires_grad=False)
+            self.w_perm_inv = torch.nn.Parameter(self.w_perm.argsort(), requires_grad=False)
+            self.permute_function = lambda x, order: x[:, order]
+
+        def _affine(self, x: Any, a: Any, rev: bool = False) -> Any:
+            a, size = 0.1 * a, x.shape[1]
+            log_scale = self.clamp * torch.tanh(a[:, :size] / self.clamp)
+            return x * log_scale.exp() + a[:, size:], log_scale.sum(1)
+
+    class ActNorm(torch.nn.Module):
+        def __init__(self, dims_in: Any) -> None:
+            super().__init__()
+            self.dims_in, self.dims_c = dims_in, []
+            self.register_buffer("is_initialized", torch.tensor(True))
+            self.log_scale, self.loc = (torch.nn.Parameter(torch.randn(1, 5)) for _ in range(2))
+
+        def output_dims(self, dims: Any) -> Any:
+            return dims
+
+        def forward(self, x: Any, rev: bool = False, jac: bool = True) -> Any:
+            return ((x[0] - self.loc) / self.log_scale.exp(),), -self.log_scale.sum()
+
+    def subnet(below: int, above: int) -> Any:
+        return torch.nn.Sequential(
+            torch.nn.Linear(below, 6), torch.nn.ReLU(), torch.nn.Linear(6, above)
+        )
+
+    torch.manual_seed(0)
+    flow = SequenceINN(5)
+    flow.append(AllInOneBlock, subnet_constructor=subnet, reverse_permutation=True)
+    flow.append(ActNorm)
+    torch_flows.import_flow(perturbed(flow))
+    flow[1].is_initialized.fill_(False)
+    with pytest.raises(UnsupportedModel, match="ActNorm was never initialised"):
+        torch_flows.import_flow(flow)

@@ -103,6 +103,7 @@ def import_flow(peer: Any, **hints: Any) -> Imported:
 
 STATES: dict[str, Read] = {
     "nflows": states.read_nflows,
+    "normflows": states.read_normflows,
     "sbi": states.read_sbi,
     "zuko": states.read_zuko,
 }
@@ -118,7 +119,7 @@ def import_state(
     did when the model was made. The result is compared with nothing.
 
     Args:
-        library: ``"sbi"``, ``"nflows"`` or ``"zuko"``.
+        library: ``"sbi"``, ``"nflows"``, ``"normflows"`` or ``"zuko"``.
         state: arrays or tensors by name.
         model: which of the library's models it is, for sbi: ``"maf"``, ``"nsf"``, ...
         hints: for splines of nflows ``tail_bound``, for zuko ``slope``, for instance.

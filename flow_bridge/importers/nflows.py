@@ -405,7 +405,7 @@ def _coupling(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
         map = _scale(t, count, where)
         outputs = Outputs.of(np.arange(count)[:, None] + np.array([0, count]))
     if not len(fixed):
-        return [_without_fixed(map, net, outputs, dim, where)]
+        return [_without_fixed(map, net, outputs, dim, notes, where)]
     conditioner, in_dim = coupling_network(net, outputs, notes, where)
     mask = np.isin(np.arange(dim), fixed)
     found = [networks.coupling(map, conditioner, mask, in_dim - len(fixed))]
@@ -473,11 +473,16 @@ def plain_sequence(net: Any, notes: list[str], where: str) -> list[Any]:
     return found
 
 
-def _without_fixed(map: Architecture, net: Any, outputs: Outputs, dim: int, where: str) -> Part:
+def _without_fixed(
+    map: Architecture, net: Any, outputs: Outputs, dim: int, notes: list[str], where: str
+) -> Part:
     """sbi's coupling of one dimension: the context alone decides."""
     if kind(net) != "ContextSplineMap":
         raise UnsupportedModel(f"{where} that fixes nothing has no counterpart.")
     expect(net, f"{where}, ContextSplineMap", "hidden_features spline_predictor")
+    modules = [module for module in net.spline_predictor if kind(module) == "Linear"]
+    if len({id(module) for module in modules}) < len(modules):
+        notes.append("hidden layers that share their weights in sbi have weights of their own.")
     layers, activation = networks.sequence(net.spline_predictor, where)
     conditioner = networks.mlp(layers, activation, outputs, by_entry=True)
     context_dim = layers[0].weight.shape[1]

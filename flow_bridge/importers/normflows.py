@@ -41,13 +41,18 @@ def read(model: Any) -> Reading:
     if kind(model) not in ("NormalizingFlow", "ConditionalNormalizingFlow"):
         raise UnsupportedModel(f"{where} has no counterpart: only NormalizingFlow has.")
     expect(model, where, "q0 flows p")
-    model = float64_copy(model)
+    return read_copy(float64_copy(model))
+
+
+def read_copy(model: Any, live: bool = True) -> Reading:
+    """``read`` for a model that is ours to run, or of which there are only the arrays."""
     base = _base(model.q0)
     flows = [item for flow in reversed(list(model.flows)) for item in _members(flow)]
     inverse = any(kind(_bare(flow)) in ("Planar", "Radial") for flow in flows)
     notes: list[str] = []
     layers = [_layer(flow, base.architecture["dim"], inverse, notes) for flow in flows]
-    run = parts.composed(layers, inverse)  # its own methods add log|det| up in float32
+    # its own methods add log|det| up in float32
+    run = parts.composed(layers, inverse) if live else None
     return Reading(layers, base, run, notes=notes, inverse=inverse, coarse=nflows.SOFTPLUS)
 
 
@@ -319,7 +324,8 @@ def _made(
     """A masked network and the width of its context."""
     where = f"{where}, MADE"
     expect(made, where, "preprocessing initial_layer context_layer blocks final_layer")
-    if kind(getattr(made, "preprocessing", None)) not in ("Identity", "NoneType", "function"):
+    before = getattr(made, "preprocessing", None)
+    if before is not None and kind(before) not in ("Identity", "builtins.function"):
         raise UnsupportedModel(f"{where} with periodic features has no counterpart.")
     first = networks.linear(made.initial_layer, where)
     context_dim = 0
