@@ -171,6 +171,14 @@ def conditioner_of(owner: str, name: str, takes: int, event_ndim: int) -> None:
         )
 
 
+def suits(owner: str, name: str, lacking: str | None) -> None:
+    """Raise ``ValueError`` for a network that needs what its owner does not have."""
+    if lacking is not None:
+        raise ValueError(
+            f"{owner} has no {lacking} for its conditioner {name}: take another network."
+        )
+
+
 def block_order(
     owner: str,
     columns: Sequence[Sequence[int]],
