@@ -136,7 +136,7 @@ def in_numpy(function: Callable[..., Any]) -> Run:
 
     def run(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         torch = framework("torch")
-        given = [None if a is None else torch.tensor(a) for a in (x, context)]
+        given = [None if a is None else torch.tensor(np.ascontiguousarray(a)) for a in (x, context)]
         with torch.no_grad():
             z, log_det = function(*given)
         return as_array(z), np.broadcast_to(as_array(log_det), x.shape[:1]).copy()
