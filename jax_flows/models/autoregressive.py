@@ -8,7 +8,7 @@ from flow_bridge.networks import Network
 from jax_flows.bijectors.autoregressive import MaskedAutoregressive
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.structure import Chain, Invert
-from jax_flows.models.base import Model, network_of, normalization_layers
+from jax_flows.models.base import Model, network_of, normalization_layers, permutation_layers
 from jax_flows.networks.mlp import MLP
 from jax_flows.registry import register
 from jax_flows.univariate.affine import AffineMap
@@ -31,6 +31,8 @@ class MAF(Model):
         scale, bound: see ``AffineMap``.
         order: of the maps, ``"alternate"`` (0, 1, 2, ... and reversed by turns), or ``"random"``.
         normalization: what follows each map, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
+        offset: see ``AffineMap``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Papamakarios et al. (2017), arXiv:1705.07057.
@@ -53,12 +55,14 @@ class MAF(Model):
     bound: float = 2.0
     order: str = "alternate"
     normalization: str | None = None
+    permutation: str | None = None
+    offset: float | None = None
 
     def build_bijector(self) -> Bijector:
         owner = type(self).__name__
         checks.positive_int(owner, num_layers=self.num_layers)
         checks.one_of(owner, "order", self.order, ("alternate", "random"))
-        map = AffineMap(self.scale, self.bound, order="shift_divide")
+        map = AffineMap(self.scale, self.bound, self.offset, order="shift_divide")
         network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
@@ -66,6 +70,7 @@ class MAF(Model):
             layers += [
                 MaskedAutoregressive(self.dim, map, network, order, self.context_dim),
                 *normalization_layers(owner, self.normalization, self.dim),
+                *permutation_layers(owner, self.permutation, self.dim, i),
             ]
         return Chain(tuple(layers))
 
