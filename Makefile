@@ -5,16 +5,16 @@ SEED ?= 0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow fuzz lint docs docs-serve bench clean
+.PHONY: demo test test-slow test-importers fuzz lint docs docs-serve bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
 
 test: $(INSTALLED) lint docs
-	$(BIN)/python -m pytest -n 2 -m "not slow" -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" -q
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 # as many drawn architectures and damaged files as fit into SECONDS each
 fuzz: $(INSTALLED)
@@ -25,6 +25,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# against the libraries that models are imported from, 2 GB of them
+test-importers: .venv-importers/.installed
+	.venv-importers/bin/python -m pytest parity_tests/test_importers.py parity_tests/test_peers.py \
+		parity_tests/test_estimators.py -q
+
+.venv-importers/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-importers
+	.venv-importers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[importers]'
+	touch $@
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -47,4 +57,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench outputs site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-importers outputs site .mypy_cache .pytest_cache .ruff_cache

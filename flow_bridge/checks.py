@@ -145,6 +145,16 @@ def convolutional_embedding(
     return shape[0], shape[1], shape[2]
 
 
+MAX_AXES = 16
+"""Of one event; NumPy and PyTorch have room for a few more."""
+
+
+def event_axes(owner: str, event_ndim: int) -> None:
+    """Raise ``ValueError`` unless events have a number of axes that arrays can have."""
+    positive_int(owner, event_ndim=event_ndim)
+    at_most(owner, "event_ndim", event_ndim, "their limit", MAX_AXES)
+
+
 def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
     """``dim`` as an event shape: ``5`` is ``(5,)``, ``(3, 8, 8)`` stays."""
     shape = (dim,) if isinstance(dim, int) else tuple(dim)
@@ -200,6 +210,14 @@ def conditioner_of(owner: str, name: str, takes: int, event_ndim: int) -> None:
         raise ValueError(
             f"{owner} of {kinds[event_ndim]} expects a conditioner of {kinds[event_ndim]}, "
             f"got {name}, which is one of {kinds[takes]}."
+        )
+
+
+def suits(owner: str, name: str, lacking: str | None) -> None:
+    """Raise ``ValueError`` for a network that needs what its owner does not have."""
+    if lacking is not None:
+        raise ValueError(
+            f"{owner} has no {lacking} for its conditioner {name}: take another network."
         )
 
 

@@ -36,7 +36,7 @@ class Network:
     Examples:
         >>> import torch_flows
         >>> torch_flows.Network(torch_flows.MLP, hidden_dims=(8, 8), activation="tanh")
-        Network(MLP, hidden_dims=(8, 8), activation='tanh')
+        Network(MLP, hidden_dims=(8, 8), activation='tanh', context='concatenate', normalization=None)
     """
 
     cls: type
@@ -66,6 +66,16 @@ class Network:
     def takes(self, name: str) -> bool:
         """Whether the class names one of ``GIVEN`` among its arguments."""
         return name in _parameters(self.cls)
+
+    def lacks(self, given: Mapping[str, Any]) -> str | None:
+        """What the class needs of ``GIVEN`` and is not given; a masked network needs an order."""
+        parameters = _parameters(self.cls)
+        for name in reversed(GIVEN):
+            if name in parameters and name not in given:
+                required = parameters[name].default is inspect.Parameter.empty
+                if required or name == "order":
+                    return name
+        return None
 
     def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options, and what the class takes of ``given``."""

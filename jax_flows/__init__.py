@@ -63,7 +63,7 @@ from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
-from jax_flows.models.autoregressive import IAF, MAF
+from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.images import Glow
@@ -79,6 +79,7 @@ from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.mixture import LogisticMixtureMap
 from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
 
@@ -88,6 +89,7 @@ __all__ = [
     "IAF",
     "MAF",
     "MLP",
+    "NAF",
     "NICE",
     "ActNorm",
     "AdditiveCoupling",
@@ -117,6 +119,7 @@ __all__ = [
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LogisticMixtureMap",
     "Logit",
     "MaskedAffineAutoregressive",
     "MaskedAutoregressive",

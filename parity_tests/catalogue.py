@@ -151,6 +151,7 @@ MAPS = {
     "ShiftMap": arch("ShiftMap"),
     "AffineMap": arch("AffineMap", scale="softplus", minimum=1e-2, order="shift_scale"),
     "CubicMap": arch("CubicMap"),
+    "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "SplineMap": arch(
         "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
     ),
@@ -168,6 +169,7 @@ def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
     """The map in each structure."""
     circular = map.get("boundary") == "circular"
     shown = name in ("ShiftMap", "AffineMap")  # by the rows of the couplings that have a name
+    searched = name == "LogisticMixtureMap"  # whose inverse PyTorch compiles step by step
     low, high = map.get("low", -1.0), map.get("high", 1.0)
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -177,11 +179,11 @@ def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
 
     images = arch("ConvNet", hidden_channels=4, activation="tanh")
     rows = [
-        Case(f"{name}-elementwise", arch("Elementwise", dim=3, map=map), draw=draw),
+        Case(f"{name}-elementwise", arch("Elementwise", dim=3, map=map), draw=draw, slow=searched),
         Case(f"{name}-coupling", arch("Coupling", dim=3, map=map, conditioner=tanh_network()), draw=draw,
              slow=shown),
         Case(f"{name}-masked", arch("MaskedAutoregressive", dim=3, map=map,
-                                    conditioner=tanh_network()), draw=draw, slow=shown),
+                                    conditioner=tanh_network()), draw=draw, slow=shown or searched),
         Case(f"{name}-images", arch("Coupling", dim=[2, 3, 2], map=map, conditioner=images,
                                     mask="checkerboard_odd"), draw=draw, slow=True),
     ]  # fmt: skip
@@ -409,7 +411,15 @@ CASES = [
     Case("Continuous-estimate", continuous(dim=3, trace="hutchinson", probe="gaussian")),
     Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2)),
+    Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),
     # models
+    Case("Glow-options", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, activation="tanh",
+                              conditioner=arch("ConvNet", hidden_channels=3, activation="gelu"),
+                              scale="sigmoid", offset=2.0, normalization=None, permutation="random",
+                              base=arch("DiagonalNormal", dim=[2, 4, 4]))),
+    Case("MAF-options", arch("MAF", dim=3, hidden_dims=[5], num_layers=2, activation="tanh",
+                             scale="softplus", order="random", normalization="act_norm",
+                             permutation="rotation", offset=0.3)),
     Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
          smooth=False),
     Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,

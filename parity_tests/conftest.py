@@ -29,9 +29,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 torch.set_num_threads(1)
 
 _context = mlir.make_ir_context()
-mlir.make_ir_context = lambda: (
-    _context
-)  # registering all dialects anew takes a third of a small program
+# registering all dialects anew takes a third of the time of a small program
+mlir.make_ir_context = lambda: _context
 
 
 def _known(option: str, value: Any) -> bool:
@@ -65,6 +64,14 @@ def _quick_compile_options(*args: Any, env_options_overrides: Any = None, **opti
 
 
 compiler.get_compile_options = _quick_compile_options
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup`` the tests of a row share what one process has traced for it."""
+    for item in items:
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        if hasattr(case, "architecture"):
+            item.add_marker(pytest.mark.xdist_group(case.name))
 
 
 @pytest.fixture(autouse=True)

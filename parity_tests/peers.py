@@ -7,7 +7,7 @@ libraries (``make test-importers`` makes one).
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -271,7 +271,15 @@ def sbi() -> dict[str, Peer]:
 
 def normflows() -> dict[str, Peer]:
     import torch
-    from normflows import ConditionalNormalizingFlow, NormalizingFlow, distributions, flows, nets
+    from normflows import (
+        ConditionalNormalizingFlow,
+        MultiscaleFlow,
+        NormalizingFlow,
+        distributions,
+        flows,
+        nets,
+        transforms,
+    )
 
     def net(*widths: int, **options: Any) -> Any:
         return nets.MLP(list(widths), **options)
@@ -346,7 +354,20 @@ def normflows() -> dict[str, Peer]:
         base = distributions.GaussianMixture(2, 3)
         return model(3, flows.Planar((3,)), flows.Radial((3,)), block, base=base)
 
+    def glow() -> Any:
+        bases, levels = [], []
+        for i, (channels, size) in enumerate(((8, 1), (2, 2))):
+            both = channels if i == 0 else 2 * channels
+            block = flows.GlowBlock(both, 3, scale_map="exp" if i else "sigmoid", use_lu=i == 0)
+            levels.append([block, flows.Squeeze()])
+            bases.append(distributions.GlowBase((channels, size, size)))
+        options = {"transform": transforms.Logit(0.05), "class_cond": False}
+        flow = MultiscaleFlow(bases, levels, [flows.Merge()], **options)
+        flow.inverse_and_log_det(torch.rand(20, 1, 4, 4))
+        return perturbed(flow, scale=0.1)
+
     return {
+        "glow": Peer(glow),
         "masked_affine": Peer(masked_affine),
         "blocks": Peer(blocks),
         "maf": Peer(maf, 2),
@@ -412,6 +433,192 @@ def freia() -> dict[str, Peer]:
     }
 
 
+def pyro() -> dict[str, Peer]:
+    import torch
+    from pyro.distributions import (
+        ConditionalTransformedDistribution,
+        Normal,
+        TransformedDistribution,
+        transforms,
+    )
+    from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
+
+    num_bins, quadratic = 4, {"count_bins": 4, "order": "quadratic"}
+    sizes = [num_bins, num_bins, num_bins - 1]
+
+    def model(*given: Any, conditional: bool = False) -> Any:
+        for transform in given:
+            if isinstance(transform, torch.nn.Module):
+                perturbed(transform)
+            if hasattr(transform, "moving_variance"):
+                transform.moving_variance.uniform_(0.5, 2)
+        cls = ConditionalTransformedDistribution if conditional else TransformedDistribution
+        return cls(Normal(torch.zeros(3), torch.ones(3)).to_event(1), list(given))
+
+    def couplings() -> Any:
+        widths = [2 * size for size in sizes]
+        return model(
+            transforms.affine_coupling(3, hidden_dims=[5, 4]),
+            transforms.permute(3),
+            transforms.SplineCoupling(3, 1, DenseNN(1, [5], widths), **quadratic),
+            transforms.batchnorm(3),
+        )
+
+    def autoregressive() -> Any:
+        return model(
+            transforms.affine_autoregressive(3, hidden_dims=[6, 5], log_scale_min_clip=-0.5),
+            transforms.AffineTransform(torch.tensor([1.0, 0.0, -1.0]), 2.0),
+            transforms.SplineAutoregressive(3, AutoRegressiveNN(3, [5], sizes), **quadratic),
+        )
+
+    def conditional() -> Any:
+        net = ConditionalAutoRegressiveNN(3, 2, [5], sizes)
+        return model(
+            transforms.conditional_affine_coupling(3, 2, hidden_dims=[5]),
+            transforms.conditional_affine_autoregressive(3, 2, hidden_dims=[5]),
+            transforms.conditional_spline(3, 2, hidden_dims=[5], **quadratic),
+            transforms.ConditionalSplineAutoregressive(3, net, **quadratic),
+            conditional=True,
+        )
+
+    return {
+        "couplings": Peer(couplings),
+        "autoregressive": Peer(autoregressive),
+        "spline": Peer(lambda: model(transforms.spline(3, **quadratic), transforms.permute(3))),
+        "conditional": Peer(conditional, 2),
+        "planar": Peer(lambda: model(transforms.planar(3), transforms.radial(3))),
+    }
+
+
+def shaken(tree: Any, seed: int = 0) -> Any:
+    """A pytree of JAX with noise on all its numbers."""
+    import jax
+
+    generator = np.random.default_rng(seed)
+
+    def shake(leaf: Any) -> Any:
+        if not (hasattr(leaf, "dtype") and leaf.dtype.kind == "f"):
+            return leaf
+        return leaf + (0.3 * generator.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map(shake, tree)
+
+
+def flowjax() -> dict[str, Peer]:
+    import jax
+    from flowjax import bijections, flows
+    from flowjax.distributions import Normal, StandardNormal, Transformed
+
+    key, size = jax.random.key(0), {"flow_layers": 2, "nn_width": 5}
+    spline = bijections.RationalQuadraticSpline(knots=3, interval=(-3, 4))
+
+    def model(make: Any, dim: int, **options: Any) -> Any:
+        return shaken(make(key, base_dist=StandardNormal((dim,)), **options))
+
+    def scaled() -> Any:
+        base = Normal(jax.numpy.ones(2), 2 * jax.numpy.ones(2))
+        flow = flows.coupling_flow(key, base_dist=base, transformer=bijections.Affine(), **size)
+        outer = bijections.Affine(jax.numpy.array([1.0, -2.0]), jax.numpy.array([0.5, 3.0]))
+        mixed = bijections.TriangularAffine(jax.numpy.zeros(2), jax.numpy.eye(2) + 0.3)
+        chain = bijections.Chain([mixed, bijections.Invert(outer)])
+        return shaken(Transformed(flow, chain))
+
+    coupling, masked = flows.coupling_flow, flows.masked_autoregressive_flow
+    context = {"cond_dim": 2, "nn_activation": jax.nn.gelu}
+    return {
+        "coupling": Peer(lambda: model(coupling, 3, **context, **size), 2),
+        "coupling_spline": Peer(
+            lambda: model(coupling, 3, transformer=spline, invert=False, **size)
+        ),
+        "masked": Peer(lambda: model(masked, 4, **size)),
+        "masked_spline": Peer(lambda: model(masked, 3, transformer=spline, **context, **size), 2),
+        "planar": Peer(lambda: model(flows.planar_flow, 3, flow_layers=2)),
+        "scaled": Peer(scaled),
+    }
+
+
+def distrax() -> dict[str, Peer]:
+    from functools import partial
+
+    import distrax as library
+    import haiku
+    import jax
+    from flax import linen
+    from jax import numpy as jnp
+
+    class Net(linen.Module):
+        size: int
+
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            x = jnp.tanh(linen.Dense(5)(x))
+            return linen.Dense(3 * self.size)(x).reshape(*x.shape[:-1], 3, self.size)
+
+    def of_haiku(size: int, x: Any) -> Any:
+        x = haiku.nets.MLP([5, 3 * size], activation=jax.nn.silu)(x)
+        return x.reshape(*x.shape[:-1], 3, size)
+
+    def model(make: Any, size: int, in_haiku: bool = False) -> Any:
+        net: Any = Net(size)
+        if in_haiku:
+            net = haiku.without_apply_rng(haiku.transform(partial(of_haiku, size)))
+        layers: list[Any] = []
+        for i in range(2):
+            weights = shaken(net.init(jax.random.key(i), jnp.zeros(3)), i)
+            mask = jnp.arange(3) % 2 == i
+            layers.append(library.MaskedCoupling(mask, partial(net.apply, weights), make))
+        affine = library.ScalarAffine(jnp.array([1.0, 0.0, -1.0]), jnp.array([2.0, 0.5, 1.0]))
+        chain = library.Chain([*layers, library.Block(affine, 1)])
+        base = library.MultivariateNormalDiag(jnp.zeros(3), jnp.ones(3))
+        return library.Transformed(base, library.Inverse(chain) if in_haiku else chain)
+
+    def affine(p: Any) -> Any:
+        return library.ScalarAffine(shift=p[..., 0], log_scale=p[..., 1])
+
+    def softplus(p: Any) -> Any:
+        return library.ScalarAffine(shift=p[..., 1], scale=jax.nn.softplus(p[..., 0]) + 1e-3)
+
+    def spline(p: Any) -> Any:
+        return library.RationalQuadraticSpline(p, -2.0, 3.0)
+
+    def spline_within(p: Any) -> Any:
+        return library.RationalQuadraticSpline(p, -2.0, 2.0, boundary_slopes="identity")
+
+    return {
+        "affine": Peer(lambda: model(affine, 2)),
+        "softplus": Peer(lambda: model(softplus, 2, in_haiku=True)),
+        "spline": Peer(lambda: model(spline, 10, in_haiku=True)),
+        "spline_within": Peer(lambda: model(spline_within, 10)),
+    }
+
+
+def numpyro() -> dict[str, Peer]:
+    from functools import partial
+
+    import jax
+    from jax import numpy as jnp
+    from jax.example_libraries import stax
+    from numpyro.distributions import Normal, TransformedDistribution
+    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.distributions.transforms import AffineTransform, PermuteTransform
+    from numpyro.nn import AutoregressiveNN
+
+    def iaf() -> Any:
+        given: list[Any] = []
+        for i, order in enumerate(([0, 1, 2], [2, 0, 1])):
+            init, apply = AutoregressiveNN(
+                3, [5, 4], permutation=jnp.array(order), nonlinearity=stax.Elu
+            )
+            weights = shaken(init(jax.random.key(i), (3,))[1], i)
+            given.append(InverseAutoregressiveTransform(partial(apply, weights)))
+            given.append(PermuteTransform(jnp.arange(3)[::-1]))
+        scale = AffineTransform(jnp.arange(3.0), 2.0)
+        base = Normal(jnp.zeros(3), 1).to_event(1)
+        return TransformedDistribution(base, [*given, scale])
+
+    return {"iaf": Peer(iaf)}
+
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 SLOPE: Mapping[str, Any] = {"slope": 1e-3}
 BOX: Mapping[str, Any] = {"tail_bound": 2.5}
@@ -456,6 +663,10 @@ STATES: dict[str, Mapping[str, Any]] = {
     "nflows_rq_coupling": BOX,
     "nflows_rq_coupling_context": {**BOX, "activation": "elu", "min_bin_width": 0.02},
     "nflows_spline": BOX,
+    "normflows_coupled_spline": {"tail_bound": 3.0},
+    "normflows_feedforward": {"activation": "tanh"},
+    "normflows_maf": {"tail_bound": 3.0},
+    "normflows_planar": NOTHING,
     "sbi_maf": {"model": "maf"},
     "sbi_maf_embedded": {"model": "maf", **FULLY},
     "sbi_maf_one_dimension": {"model": "maf"},
@@ -476,10 +687,14 @@ LIBRARIES: dict[str, Callable[[], dict[str, Peer]]] = {
     "zuko": zuko,
     "normflows": normflows,
     "freia": freia,
+    "pyro": pyro,
+    "flowjax": flowjax,
+    "distrax": distrax,
+    "numpyro": numpyro,
 }
 
 
-def perturbed(module: Any, seed: int = 0) -> Any:
+def perturbed(module: Any, seed: int = 0, scale: float = 0.3) -> Any:
     """A torch module with noise on all its weights, in evaluation mode."""
     import torch
 
@@ -487,15 +702,20 @@ def perturbed(module: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_((0.3 * noise).to(parameter.dtype))
+            parameter.add_((scale * noise).to(parameter.dtype))
     return module.eval()
 
 
-def rows(dim: int, context_dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows, of which the first are wide, and contexts."""
+def rows(
+    dim: int | Sequence[int], context_dim: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows, of which the first are wide, or images; and contexts."""
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
-    x[:3] *= 4
+    if isinstance(dim, int):
+        x = generator.normal(size=(GOLDEN_ROWS, dim)) * 1.3
+        x[:3] *= 4
+    else:
+        x = generator.uniform(size=(GOLDEN_ROWS, *dim))
     return x, generator.normal(size=(GOLDEN_ROWS, context_dim)) if context_dim else None
 
 
@@ -509,7 +729,9 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for name, peer in make().items():
             torch.manual_seed(0)
             np.random.seed(0)
-            model = perturbed(peer.make())
+            model = peer.make()
+            if isinstance(model, torch.nn.Module) and name != "glow":
+                model = perturbed(model)
             imported = importers.import_flow(model, **peer.hints)
             x, context = rows(imported.reading.base.architecture["dim"], peer.context_dim)
             run = imported.reading.run
@@ -520,7 +742,7 @@ def golden_files() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             key = f"{library}_{name}"
             arrays, contents = imported.arrays, {}
             if key in STATES:
-                arrays = {k: value.numpy() for k, value in model.state_dict().items()}
+                arrays = {k: value.numpy().copy() for k, value in model.state_dict().items()}
                 contents["state"] = np.array(json.dumps({"library": library, **STATES[key]}))
             # one array: each one of its own would cost more than its numbers
             contents["arrays"] = np.frombuffer(safetensors.numpy.save(dict(arrays)), np.uint8)

@@ -171,6 +171,17 @@ def test_bad_contexts_of_bases_get_the_same_sentence() -> None:
         assert half.RealNVP(dim=2, context_dim=3, base=half.build(NORMAL)).context_dim == 3
         with pytest.raises(ValueError, match="different context_dim: 2 and 3"):
             half.Flow(half.Planar(2, context_dim=2), half.build(NORMAL))
+        for lacking, name in (("mask", "SeparateMLPs"), ("order", "MaskedMLP")):
+            with pytest.raises(
+                ValueError, match=f"has no {lacking} for its conditioner {name}: take"
+            ):
+                half.DiagonalNormal(2, 3, getattr(half, name))
+            with pytest.raises(
+                ValueError, match=f"has no {lacking} for its conditioner {name}: take"
+            ):
+                half.Elementwise(2, half.AffineMap(), 3, getattr(half, name))
+        with pytest.raises(ValueError, match="has no order for its conditioner MaskedMLP: take"):
+            half.Coupling(3, half.AffineMap(), half.MaskedMLP)
         with pytest.raises(ValueError, match="a conditioner only with a context"):
             half.DiagonalNormal(2, conditioner=half.MLP)
 

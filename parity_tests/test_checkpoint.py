@@ -382,6 +382,13 @@ ASKS_FOR_MUCH: dict[str, dict[str, Any]] = {
         "dim": 2,
         "mask": json.loads("[" * 300 + "]" * 300),
     },
+    "events of many axes": {"type": "Tanh", "event_ndim": 10**9},
+    "permutations of many axes": {
+        "type": "RandomPermutation",
+        "dim": 2,
+        "seed": 0,
+        "event_ndim": 10**9,
+    },
 }
 """Architectures in files of a few hundred bytes to 600 KB without an array."""
 

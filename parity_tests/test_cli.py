@@ -14,14 +14,16 @@ import jax
 import numpy as np
 import pandas
 import pytest
+import safetensors.numpy
 import torch
 from flax.serialization import msgpack_restore, msgpack_serialize
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import jax_flows
 import torch_flows
 import twinflows
 from flow_bridge.checkpoint import read_checkpoint, read_header, write_arrays
+from parity_tests.peers import GOLDEN
 from torch_flows.checkpoint import to_numpy
 from twinflows.command import cli
 from twinflows.command.models import expected_shapes
@@ -130,6 +132,43 @@ def test_convert_refuses_other_contents(run, checkpoint, tmp_path) -> None:
         code, _, err = run(*command, "--architecture", architecture)
         assert code == 2
         assert reason in err
+
+
+def test_import(run, tmp_path) -> None:
+    """Arrays of another library's model become a checkpoint, and nothing in a file is run."""
+    with np.load(GOLDEN / "sbi_nsf.npz") as file:
+        state = safetensors.numpy.load(file["arrays"].tobytes())
+        x, context, z = (torch.from_numpy(file[name]) for name in ("x", "context", "z"))
+    save_file(state, numbers := tmp_path / "state.safetensors")
+    torch.save({k: torch.from_numpy(v) for k, v in state.items()}, weights := tmp_path / "state.pt")
+    (pickled := tmp_path / "posterior.pt").write_bytes(pickle.dumps(Path()))
+    torch.save({"epoch": 3}, other := tmp_path / "other.pt")
+    command = ("--as", "sbi:nsf", "--set", "tail_bound=3")
+    for source in (numbers, weights):
+        target = tmp_path / f"{source.suffix[1:]}.safetensors"
+        code, out, err = run("import", source, *command, "--out", target, "--dtype", "float64")
+        assert code == 0, err
+        assert "values of sbi nsf" in out
+        assert "warning: sbi nsf: " in err
+        with torch.no_grad():
+            found = torch_flows.load(target).forward(x, context)[0]
+        torch.testing.assert_close(found, z, rtol=1e-12, atol=1e-12)
+    new = tmp_path / "new.safetensors"
+    for source, model, options, sentence in (
+        (numbers, "sbi:nsf", (), "state tail_bound"),
+        (numbers, "sbi", (), "state which of sbi's models"),
+        (numbers, "keras", (), "library"),
+        (numbers, "zuko", ("--set", "slope=1e-3"), "zuko"),
+        (numbers, "sbi:nsf", ("--set", "slope=1e-3"), "takes no hint 'slope'"),
+        (numbers, "sbi:nsf", ("--set", "tail_bound"), "--set expects NAME=VALUE"),
+        (pickled, "sbi:nsf", (), "holds objects and not arrays alone"),
+        (other, "sbi:nsf", (), "of type int, where"),
+    ):
+        code, _, err = run("import", source, "--as", model, *options, "--out", new)
+        assert code == 2, sentence
+        assert sentence in err
+        assert not new.exists()
+    assert run("import", numbers, *command, "--out", numbers)[0] == 2
 
 
 @pytest.fixture

@@ -10,19 +10,23 @@ import torch
 
 import jax_flows
 import torch_flows
-from flow_bridge import torch_to_jax
-from flow_bridge.importers import import_state
+from flow_bridge import ConversionError, torch_to_jax
+from flow_bridge.importers import Imported, import_state, parts
 from flow_bridge.importers.comparison import errors
-from parity_tests.peers import GOLDEN
+from parity_tests.peers import GOLDEN, LIBRARIES
 
 FILES = sorted(GOLDEN.glob("*.npz"), key=lambda path: path.name)
 IN_JAX = (
+    "distrax_spline",
+    "flowjax_masked_spline",
     "freia_all_in_one",
     "nflows_rq_coupling_context",
     "nflows_linear",
     "nflows_normalization",
+    "numpyro_iaf",
     "normflows_maf",
     "normflows_planar",
+    "pyro_conditional",
     "sbi_maf_embedded",
     "sbi_nsf_one_dimension",
     "zuko_maf_adjacency",
@@ -33,7 +37,7 @@ IN_JAX = (
 
 
 def test_every_peer_has_a_golden_file() -> None:
-    assert {"nflows", "sbi", "zuko"} <= {path.stem.split("_")[0] for path in FILES}
+    assert set(LIBRARIES) == {path.stem.split("_")[0] for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -65,3 +69,36 @@ def test_golden_file(path) -> None:
         pair = contents["z"], contents["log_det"]
         apart = errors(tuple(np.asarray(value) for value in found), pair).max(1)
         assert (apart <= contents["limits"]).all(), (half, apart, contents["limits"])
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_a_difference_is_found_and_named(half) -> None:
+    """Of a model of two layers, the second of which may be another one."""
+    scale = np.array([2.0, 0.5])
+
+    def imported(slope: float) -> Imported:
+        def first(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return x[:, ::-1], np.zeros(len(x))
+
+        def second(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return slope * x / scale, np.full(len(x), 2 * np.log(slope))
+
+        def both(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return second(first(x, None)[0], None)
+
+        layers = [
+            parts.Layer("turn", [parts.permutation([1, 0])], first),
+            parts.Layer("stretch", [parts.standardize(0 * scale, scale, "a test")], second),
+        ]
+        reading = parts.Reading(layers, parts.part("StandardNormal", dim=2), both)
+        flow = parts.flow(reading)
+        return Imported(flow.architecture, flow.arrays, "a test", ("a note",), "float32", reading)
+
+    with pytest.warns(UserWarning, match="a test: a note"):
+        half.import_flow(imported(1.0))
+    with pytest.raises(ConversionError) as error:
+        half.import_flow(imported(1 + 1e-9))
+    assert "the import of a test differs from it: z of a row is" in str(error.value)
+    assert str(error.value).endswith("The first layer that differs is stretch.")
+    with pytest.warns(UserWarning, match="a test: a note"):
+        half.import_flow(imported(1 + 1e-9), check=False)

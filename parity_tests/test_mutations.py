@@ -29,6 +29,7 @@ from parity_tests import (
     test_dense,
     test_grid,
     test_images,
+    test_monotone,
     test_oracles,
     test_parity,
     test_residual,
@@ -292,6 +293,8 @@ N = "bijectors.normalization:"
 P = "bijectors.planar:"
 S = "univariate.splines:"
 A = "univariate.affine:"
+M = "univariate.mixture:"
+R = "univariate.roots:"
 D = "distributions:"
 ACTIVATION = "networks.activations:ACTIVATIONS."
 SPLINE = spline_coupling(dim=2, hidden_dims=[4], num_bins=3)
@@ -299,6 +302,7 @@ SQUARE = affine(dim=4, hidden_dims=[4, 4])
 LINEAR = affine(dim=2, hidden_dims=[], separate_networks=False)
 CONDITIONAL = affine(dim=2, hidden_dims=[4], context_dim=2)
 MASKED = masked(dim=3, hidden_dims=[4])
+MIXTURE = arch("Elementwise", dim=2, map=arch("LogisticMixtureMap", num_components=2))
 BLOCKS = [
     ("gates of the blocks exchanged", other_blocks(gates=lambda gates: gates[::-1]), "gate"),
     ("branches of the blocks exchanged",
@@ -449,6 +453,13 @@ MUTANTS = [
            test_grid.test_splines_in_other_words, BOTH),
     Mutant("splines", "edge slope of another number", S + "raw_slope",
            result(lambda raw: raw + 1e-9), test_grid.test_splines_in_other_words, BOTH),
+    # univariate maps
+    Mutant("mixture", "log-slope off by 1e-9", M + "_evaluate", outputs(lambda z, s: (z, s + 1e-9)),
+           in_both(test_monotone.test_mixtures_against_mpmath), BOTH),
+    Mutant("mixture", "weights of two components exchanged", M + "_normalized",
+           outputs(lambda r, total: (r[::-1] if isinstance(r, jax.Array) else r.flip(0), total)),
+           consistent(MIXTURE, 2)),
+    Mutant("mixture", "inverse off", R + "_find", result(lambda x: x + 1e-9), consistent(MIXTURE, 2)),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",
            own_input, consistent(MASKED, 3), SHARED),

@@ -63,7 +63,7 @@ from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
-from torch_flows.models.autoregressive import IAF, MAF
+from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.images import Glow
@@ -79,6 +79,7 @@ from torch_flows.registry import build, register, register_network
 from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
+from torch_flows.univariate.mixture import LogisticMixtureMap
 from torch_flows.univariate.smooth import CubicMap
 from torch_flows.univariate.splines import SplineMap
 
@@ -88,6 +89,7 @@ __all__ = [
     "IAF",
     "MAF",
     "MLP",
+    "NAF",
     "NICE",
     "ActNorm",
     "AdditiveCoupling",
@@ -117,6 +119,7 @@ __all__ = [
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LogisticMixtureMap",
     "Logit",
     "MaskedAffineAutoregressive",
     "MaskedAutoregressive",

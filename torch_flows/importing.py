@@ -64,7 +64,7 @@ def _opened(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> Ope
         model = _loaded(architecture, arrays, "float64")
 
     def in_numpy(function: Any, *given: Any) -> Any:
-        tensors = [None if a is None else torch.from_numpy(a) for a in given]
+        tensors = [None if a is None else torch.tensor(np.ascontiguousarray(a)) for a in given]
         with torch.no_grad():
             return tuple(out.numpy() for out in function(*tensors))
 

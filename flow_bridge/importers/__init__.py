@@ -14,7 +14,19 @@ import numpy as np
 from flow_bridge import checks
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import freia, nflows, normflows, parts, sbi, states, zuko
+from flow_bridge.importers import (
+    distrax,
+    flowjax,
+    freia,
+    nflows,
+    normflows,
+    numpyro,
+    parts,
+    pyro,
+    sbi,
+    states,
+    zuko,
+)
 from flow_bridge.importers.parts import Reading
 from flow_bridge.importers.reading import dtype_of, kind, version
 from flow_bridge.weights import DTYPES
@@ -30,12 +42,16 @@ class Library(NamedTuple):
 
 
 LIBRARIES: dict[str, Library] = {
+    "zuko": Library(zuko.read, ("slope",)),
     "nflows": Library(nflows.read, ("embedding",)),
     "sbi": Library(sbi.read, ("embedding", "slope")),
-    "FrEIA": Library(freia.read),
-    "normflow": Library(normflows.read),  # as it was called up to 1.2
     "normflows": Library(normflows.read),
-    "zuko": Library(zuko.read, ("slope",)),
+    "normflow": Library(normflows.read),  # as it was called up to 1.2
+    "FrEIA": Library(freia.read),
+    "pyro": Library(pyro.read),
+    "flowjax": Library(flowjax.read),
+    "distrax": Library(distrax.read, ("weights",)),
+    "numpyro": Library(numpyro.read, ("weights",)),
 }
 """By the first part of the name of the module that an object's class comes from."""
 
@@ -87,6 +103,7 @@ def import_flow(peer: Any, **hints: Any) -> Imported:
 
 STATES: dict[str, Read] = {
     "nflows": states.read_nflows,
+    "normflows": states.read_normflows,
     "sbi": states.read_sbi,
     "zuko": states.read_zuko,
 }
@@ -102,7 +119,7 @@ def import_state(
     did when the model was made. The result is compared with nothing.
 
     Args:
-        library: ``"sbi"``, ``"nflows"`` or ``"zuko"``.
+        library: ``"sbi"``, ``"nflows"``, ``"normflows"`` or ``"zuko"``.
         state: arrays or tensors by name.
         model: which of the library's models it is, for sbi: ``"maf"``, ``"nsf"``, ...
         hints: for splines of nflows ``tail_bound``, for zuko ``slope``, for instance.

@@ -87,12 +87,14 @@ def _rows(
     reading: Reading, model: Opened, context: np.ndarray | None, generator: np.random.Generator
 ) -> np.ndarray:
     """Rows drawn from the flow, and behind them wider ones; of noise where the peer starts from it."""
-    dim = reading.base.architecture["dim"]
-    normal = generator.normal(size=(ROWS + WIDE_ROWS, dim))
+    shape = np.atleast_1d(reading.base.architecture["dim"])
+    normal = generator.normal(size=(ROWS + WIDE_ROWS, *shape))
     if reading.inverse:
+        normal[ROWS:] *= WIDE
         return normal
     drawn = model.sample(ROWS, None if context is None else context[:ROWS])
-    drawn = np.where(np.isfinite(drawn).all(1, keepdims=True), drawn, normal[:ROWS])
+    event = tuple(range(1, drawn.ndim))
+    drawn = np.where(np.isfinite(drawn).all(event, keepdims=True), drawn, normal[:ROWS])
     low, middle, high = np.quantile(drawn, [0.16, 0.5, 0.84], 0)  # a flow may have far outliers
     half = (high - low) / 2 + 1e-3
     drawn = np.clip(drawn, middle - FAR * half, middle + FAR * half)
@@ -113,7 +115,8 @@ def _difference(
     with np.errstate(invalid="ignore"):
         apart = errors(found, expected)
     apart = np.where(np.isfinite(apart), apart, np.inf)
-    finite = np.isfinite(expected[0]).all(1) & np.isfinite(expected[1])
+    event = tuple(range(1, x.ndim))
+    finite = np.isfinite(expected[0]).all(event) & np.isfinite(expected[1])
     if not finite[:ROWS].any():
         return "it gives no finite number on any row drawn from the import"
     position = np.arange(len(x))
@@ -129,7 +132,7 @@ def _difference(
                 (ordered[-1 - few], limits[i]),
             ):
                 if apart[i, row] > limit:
-                    here, there = (np.atleast_1d(pair[i][row]) for pair in (found, expected))
+                    here, there = (np.ravel(pair[i][row]) for pair in (found, expected))
                     worst = abs(here - there) / np.maximum(1, abs(there))
                     entry = int(np.argmax(np.nan_to_num(worst, nan=np.inf)))
                     return (
@@ -155,7 +158,7 @@ def moves(
 def errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:
     """Of every row the largest error of z and that of log|det|, relative above 1."""
     z, log_det = (abs(a - b) / np.maximum(1, abs(b)) for a, b in zip(found, expected, strict=True))
-    return np.stack([z.max(1), log_det])
+    return np.stack([z.max(tuple(range(1, z.ndim))), log_det])
 
 
 def _first_layer(

@@ -15,13 +15,12 @@ import numpy as np
 
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import networks, parts
+from flow_bridge.importers import networks, nflows, parts
 from flow_bridge.importers.networks import Conditioner, Linear, Outputs
 from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     PROBE,
     as_array,
-    dropout,
     expect,
     float64_copy,
     in_numpy,
@@ -58,8 +57,11 @@ def read(model: Any) -> Reading:
             "FrEIA takes log|det| of its fixed rotations, which are stored in float32, for 0; here it is "
             f"what it is, {corrections:.0e} away."
         )
+    for module in model.modules():
+        if kind(module) == "Dropout":
+            notes += nflows.dropout(module.p)
     base = parts.part("StandardNormal", dim=shape[0])
-    return Reading(layers, base, parts.composed(layers), notes=[*notes, *dropout(model)])
+    return Reading(layers, base, parts.composed(layers), notes=notes)
 
 
 def _sequence(model: Any, where: str) -> Iterator[tuple[Any, bool]]:

@@ -286,9 +286,13 @@ def _passed_on(layer: Linear, seen: np.ndarray) -> Any:
 
 
 def _degrees(seen: np.ndarray, order: list[int] | None) -> np.ndarray:
-    """One more than the last position in the order that each unit sees, 0 for none."""
-    position = np.argsort(np.arange(seen.shape[1]) if order is None else order)
-    return np.where(seen, position + 1, 0).max(1)
+    """One more than the last position in the order that each unit sees, 0 for none.
+
+    A unit that sees all of them reaches no output, so that it may as well see one less.
+    """
+    dim = seen.shape[1]
+    position = np.argsort(np.arange(dim) if order is None else order)
+    return np.minimum(np.where(seen, position + 1, 0).max(1), dim - 1)
 
 
 def _narrower(layers: Sequence[Linear], degrees: Sequence[np.ndarray]) -> tuple[str, ...]:
@@ -380,6 +384,8 @@ def coupling(
     map: Architecture, conditioner: Conditioner, mask: np.ndarray, context_dim: int
 ) -> Part:
     """``Coupling`` with a network that was read; ``True`` is fixed."""
+    if len(set(np.asarray(mask, bool))) < 2:
+        raise UnsupportedModel("a coupling that fixes everything or nothing has no counterpart.")
     return Part(
         {
             "type": "Coupling",

@@ -265,11 +265,13 @@ _SPLINE = "num_bins min_bin_width min_bin_height min_derivative tails tail_bound
 def _autoregressive_spline(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     expect(t, where, f"features {_SPLINE} autoregressive_net")
     hidden = getattr(field(t, "autoregressive_net", where), "hidden_features", None)
-    map, outputs = _spline(t, dim, hidden, where)
+    map, outputs = spline_outputs(t, dim, hidden, where)
     return [_autoregressive(t, map, outputs, dim, notes, where)]
 
 
-def _spline(t: Any, count: int, hidden: int | None, where: str) -> tuple[Architecture, Outputs]:
+def spline_outputs(
+    t: Any, count: int, hidden: int | None, where: str
+) -> tuple[Architecture, Outputs]:
     """The spline of a transform, and its parameters among the outputs of a network."""
     size = 3 * t.num_bins - 1
     map, factor, offset = spline_map(t, where)
@@ -331,11 +333,11 @@ def _made(
     for block in blocks:
         notes.extend(dropout(block.dropout.p))
         if is_residual:
-            layers += _block(block, "MaskedResidualBlock", where)
+            layers += residual_block(block, "MaskedResidualBlock", where)
             if branches:
                 branches.append(networks.linear(block.context_layer, where))
         else:
-            layers.append(_feedforward(block, notes, where))
+            layers.append(feedforward_block(block, notes, where))
     layers.append(last)
     if len(activations) > 1:
         raise UnsupportedModel(f"{where} has different activations, which has no counterpart.")
@@ -349,7 +351,7 @@ def _made(
     return conditioner, context_dim
 
 
-def _block(block: Any, name: str, where: str) -> list[Linear]:
+def residual_block(block: Any, name: str, where: str) -> list[Linear]:
     """The two layers of a residual block."""
     if kind(block) != name:
         raise UnsupportedModel(f"{where} has a {kind(block)}, which has no counterpart.")
@@ -361,10 +363,14 @@ def _block(block: Any, name: str, where: str) -> list[Linear]:
         raise UnsupportedModel(
             f"{where} has batch normalisation in residual blocks, which has no counterpart."
         )
+    if getattr(block.activation, "inplace", False):  # then it changes what the block is added to
+        raise UnsupportedModel(
+            f"{where} has an activation in place in residual blocks, which has no counterpart."
+        )
     return [networks.linear(layer, where) for layer in block.linear_layers]
 
 
-def _feedforward(block: Any, notes: list[str], where: str) -> Linear:
+def feedforward_block(block: Any, notes: list[str], where: str) -> Linear:
     """The layer of a feedforward block, with the batch normalisation before it."""
     if kind(block) != "MaskedFeedforwardBlock":
         raise UnsupportedModel(f"{where} has a {kind(block)}, which has no counterpart.")
@@ -390,7 +396,7 @@ def _coupling(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     net = t.transform_net
     if name == "PiecewiseRationalQuadraticCouplingTransform":
         expect(t, where, f"{_COUPLING} {_SPLINE}")
-        map, outputs = _spline(t, count, getattr(net, "hidden_features", None), where)
+        map, outputs = spline_outputs(t, count, getattr(net, "hidden_features", None), where)
     elif name == "AdditiveCouplingTransform":
         expect(t, where, _COUPLING)
         map, outputs = {"type": "ShiftMap"}, Outputs.of(np.arange(count)[:, None])
@@ -399,7 +405,7 @@ def _coupling(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
         map = _scale(t, count, where)
         outputs = Outputs.of(np.arange(count)[:, None] + np.array([0, count]))
     if not len(fixed):
-        return [_without_fixed(map, net, outputs, dim, where)]
+        return [_without_fixed(map, net, outputs, dim, notes, where)]
     conditioner, in_dim = coupling_network(net, outputs, notes, where)
     mask = np.isin(np.arange(dim), fixed)
     found = [networks.coupling(map, conditioner, mask, in_dim - len(fixed))]
@@ -415,7 +421,10 @@ def coupling_network(
     name = kind(net)
     where = f"{where}, {name}"
     if name == "ResidualNet":
-        expect(net, where, "hidden_features context_features initial_layer blocks final_layer")
+        known = "hidden_features context_features preprocessing initial_layer blocks final_layer"
+        expect(net, where, known)
+        if getattr(net, "preprocessing", None) is not None:
+            raise UnsupportedModel(f"{where} with periodic features has no counterpart.")
         blocks = list(net.blocks)
         if not blocks:
             raise UnsupportedModel(f"{where} has no blocks, which has no counterpart.")
@@ -423,7 +432,7 @@ def coupling_network(
         names = set()
         gates = []
         for block in blocks:
-            layers += _block(block, "ResidualBlock", where)
+            layers += residual_block(block, "ResidualBlock", where)
             notes.extend(dropout(block.dropout.p))
             names.add(activation_name(block.activation, where))
             if net.context_features is not None:
@@ -464,11 +473,16 @@ def plain_sequence(net: Any, notes: list[str], where: str) -> list[Any]:
     return found
 
 
-def _without_fixed(map: Architecture, net: Any, outputs: Outputs, dim: int, where: str) -> Part:
+def _without_fixed(
+    map: Architecture, net: Any, outputs: Outputs, dim: int, notes: list[str], where: str
+) -> Part:
     """sbi's coupling of one dimension: the context alone decides."""
     if kind(net) != "ContextSplineMap":
         raise UnsupportedModel(f"{where} that fixes nothing has no counterpart.")
     expect(net, f"{where}, ContextSplineMap", "hidden_features spline_predictor")
+    modules = [module for module in net.spline_predictor if kind(module) == "Linear"]
+    if len({id(module) for module in modules}) < len(modules):
+        notes.append("hidden layers that share their weights in sbi have weights of their own.")
     layers, activation = networks.sequence(net.spline_predictor, where)
     conditioner = networks.mlp(layers, activation, outputs, by_entry=True)
     context_dim = layers[0].weight.shape[1]
@@ -501,10 +515,10 @@ def _unconditional(u: Any, fixed: np.ndarray, dim: int, where: str) -> Part:
     where = f"{where}, {kind(u)}"
     if kind(u) != "PiecewiseRationalQuadraticCDF":
         raise UnsupportedModel(f"{where} has no counterpart.")
-    return _own_spline(u, fixed, dim, where)
+    return own_spline(u, fixed, dim, where)
 
 
-def _own_spline(u: Any, entries: np.ndarray, dim: int, where: str) -> Part:
+def own_spline(u: Any, entries: np.ndarray, dim: int, where: str) -> Part:
     """Splines with parameters of their own for some entries, the identity for the others."""
     own = "unnormalized_widths unnormalized_heights unnormalized_derivatives"
     options = "min_bin_width min_bin_height min_derivative tails tail_bound"
@@ -528,7 +542,7 @@ class _Options:
 
 
 def _elementwise_spline(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
-    return [_own_spline(t, np.arange(dim), dim, where)]
+    return [own_spline(t, np.arange(dim), dim, where)]
 
 
 _READERS = {

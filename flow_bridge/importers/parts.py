@@ -12,6 +12,9 @@ from flow_bridge.importers.reading import Run
 
 Arrays = dict[str, np.ndarray]
 
+NARROW = 1e-10
+"""Rounding of the knots of narrow bins, which does not show where the peer's input moves."""
+
 OPPOSITE = {"scale_shift": "shift_divide", "shift_divide": "scale_shift"}
 """Of an order of ``AffineMap``, that of the inverse."""
 
@@ -148,6 +151,13 @@ def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
     return part("LULinear", arrays, dim=dim, **options)
 
 
+def affine(scale: np.ndarray, shift: np.ndarray, where: str) -> Part:
+    """z = scale x + shift."""
+    if not (scale > 0).all():
+        raise UnsupportedModel(f"{where} with a scale that is not above 0 has no counterpart.")
+    return part("Affine", {"log_scale": np.log(scale), "shift": shift}, dim=len(scale))
+
+
 def normal_base(loc: np.ndarray, log_scale: np.ndarray) -> Part:
     """A normal distribution with independent entries."""
     if not loc.any() and not log_scale.any():
@@ -169,7 +179,8 @@ def flow(reading: Reading) -> Part:
         "base": reading.base.architecture,
         "context_net": nets or None,
     }
-    return Part(architecture, arrays)
+    # safetensors writes what lies in memory, whatever its strides
+    return Part(architecture, {name: np.array(a, order="C") for name, a in arrays.items()})
 
 
 def composed(layers: Sequence[Layer], inverse: bool = False) -> Run:
@@ -183,3 +194,9 @@ def composed(layers: Sequence[Layer], inverse: bool = False) -> Run:
         return x, total
 
     return run
+
+
+def mostly(back: Iterable[bool]) -> bool:
+    """Whether most layers go from data to latent by their inverse, so that the peer is run the other way."""
+    given = list(back)
+    return 2 * sum(given) > len(given)

@@ -136,7 +136,7 @@ def in_numpy(function: Callable[..., Any]) -> Run:
 
     def run(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         torch = framework("torch")
-        given = [None if a is None else torch.tensor(a) for a in (x, context)]
+        given = [None if a is None else torch.tensor(np.ascontiguousarray(a)) for a in (x, context)]
         with torch.no_grad():
             z, log_det = function(*given)
         return as_array(z), np.broadcast_to(as_array(log_det), x.shape[:1]).copy()
@@ -164,8 +164,9 @@ def activation_name(
     if isinstance(function, str):
         return function
     values = call(function, PROBE)
-    for name, reference in _ACTIVATIONS.items():
-        if values.shape == PROBE.shape and np.allclose(values, reference, rtol=1e-12, atol=1e-14):
+    for name, reference in ACTIVATIONS.items():
+        expected = reference(PROBE)
+        if values.shape == PROBE.shape and np.allclose(values, expected, rtol=1e-12, atol=1e-14):
             return name
     slope = float(values[0] / PROBE[0]) if values.shape == PROBE.shape else 1.0
     leaky = np.where(PROBE > 0, PROBE, slope * PROBE)
@@ -183,23 +184,22 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-softplus(-x))
 
 
-_ACTIVATIONS = {
-    "elu": np.where(PROBE > 0, PROBE, np.expm1(np.minimum(PROBE, 0))),
-    "gelu": 0.5 * PROBE * (1 + ERF(PROBE / math.sqrt(2))),
-    "gelu_tanh": 0.5
-    * PROBE
-    * (1 + np.tanh(math.sqrt(2 / math.pi) * (PROBE + 0.044715 * PROBE**3))),
-    "leaky_relu": np.where(PROBE > 0, PROBE, 0.2 * PROBE),
-    "mish": PROBE * np.tanh(softplus(PROBE)),
-    "relu": np.maximum(PROBE, 0),
-    "selu": SELU[0] * np.where(PROBE > 0, PROBE, SELU[1] * np.expm1(np.minimum(PROBE, 0))),
-    "sigmoid": sigmoid(PROBE),
-    "silu": PROBE * sigmoid(PROBE),
-    "sin": np.sin(PROBE),
-    "softplus": softplus(PROBE),
-    "tanh": np.tanh(PROBE),
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "gelu": lambda x: 0.5 * x * (1 + ERF(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.2 * x),
+    "leaky_relu:0.01": lambda x: np.where(x > 0, x, 0.01 * x),
+    "mish": lambda x: x * np.tanh(softplus(x)),
+    "selu": lambda x: SELU[0] * np.where(x > 0, x, SELU[1] * np.expm1(np.minimum(x, 0))),
+    "sigmoid": sigmoid,
+    "silu": lambda x: x * sigmoid(x),
+    "sin": np.sin,
+    "softplus": softplus,
 }
-"""What each activation makes of ``PROBE``."""
+"""twinflows' activations."""
 
 
 def in_float64() -> Any:
@@ -249,12 +249,3 @@ def in_numpy_jax(function: Callable[..., Any]) -> Run:
             return as_array(z), np.broadcast_to(as_array(log_det), x.shape[:1]).copy()
 
     return run
-
-
-def dropout(model: Any) -> list[str]:
-    """Notes about the dropout in a torch module."""
-    return [
-        f"Dropout of {module.p} acts in training only and is left out."
-        for module in model.modules()
-        if kind(module) == "Dropout" and module.p > 0
-    ]

@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import nflows, sbi, zuko
+from flow_bridge.importers import nflows, normflows, sbi, zuko
 from flow_bridge.importers.parts import Reading
 from flow_bridge.importers.reading import as_array, stand_in
 
@@ -311,6 +311,125 @@ def _coupling(node: Tree, activation: str, spline: Mapping[str, Any]) -> Any:
     return stand_in(name, transform_net=built, **options, **given)
 
 
+def read_normflows(
+    state: Mapping[str, Any],
+    activation: str = "relu",
+    output_fn: str | None = None,
+    scale: bool = True,
+    scale_map: str = "exp",
+    split_mode: str = "channel",
+    tail_bound: float | None = None,
+) -> Reading:
+    """A ``NormalizingFlow`` of normflows on vectors from its arrays.
+
+    Args:
+        state: the arrays by name.
+        activation: of all networks, ``"leaky_relu:0.01"`` for instance where ``leaky=0.01`` was given.
+        output_fn: of the scale networks of ``MaskedAffineFlow``, ``None`` or ``"tanh"``.
+        scale, scale_map, split_mode: of ``AffineCouplingBlock``.
+        tail_bound: of splines.
+    """
+    tree = tree_of(state)
+    base = tree.get("q0", {})
+    if tree.keys() != {"q0", "flows"} or not {"loc", "log_scale"} <= base.keys():
+        raise UnsupportedModel(f"a flow of normflows has no arrays {sorted(tree)}: {LIVE}.")
+    options = {
+        "output_fn": output_fn,
+        "coupling": {"scale": scale, "scale_map": scale_map},
+        "split_mode": split_mode,
+        "spline": {"tail_bound": tail_bound, **dict.fromkeys(_LEAST, 1e-3)},
+    }
+    if "weight_scores" in base:
+        _, count, dim = base["loc"].shape
+        q0 = stand_in("GaussianMixture", n_modes=count, dim=dim, **base)
+    else:
+        shape = base["loc"].shape[1:]
+        given = {"shape": shape, "n_dim": len(shape), "temperature": None}
+        q0 = stand_in("DiagGaussian", **given, **base)
+    flows = items(tree["flows"], "normflows' NormalizingFlow")
+    model = stand_in(
+        "NormalizingFlow", q0=q0, flows=[_normflows(node, activation, options) for node in flows]
+    )
+    return normflows.read_copy(model, live=False)
+
+
+_LEAST = ("min_bin_width", "min_bin_height", "min_derivative")
+
+
+def _normflows(node: Tree, activation: str, options: Mapping[str, Any]) -> Any:
+    keys = frozenset(node)
+
+    def mlp(inner: Tree, *after: Any) -> Any:
+        return stand_in("MLP", net=[*alternating(inner["net"], activation, "nets.MLP"), *after])
+
+    if "b" in keys and keys <= {"b", "s", "t"}:
+        end = [] if options["output_fn"] is None else [stand_in(options["output_fn"].capitalize())]
+        nets = {name: mlp(node[name], *(end if name == "s" else [])) for name in keys - {"b"}}
+        nothing = dict.fromkeys({"s", "t"} - keys, zeros_like)
+        return stand_in("MaskedAffineFlow", b=node["b"], **nets, **nothing)
+    if keys == {"flows"}:
+        inner = items({"0": node["flows"].get("1", {})}, "an AffineCouplingBlock")[0]
+        split = stand_in("Split", mode=options["split_mode"])
+        affine = stand_in(
+            "AffineCoupling", param_map=mlp(inner["param_map"]), **options["coupling"]
+        )
+        return stand_in("AffineCouplingBlock", flows=[split, affine, split])
+    if keys in ({"perm", "inv_perm"}, {"u", "w", "b"}):
+        name, given = (
+            ("Permute", {"mode": "shuffle"}) if "perm" in keys else ("Planar", {"act": "tanh"})
+        )
+        return stand_in(name, **given, **node)
+    if keys == {"permutation", "linear"}:
+        order = stand_in("_RandomPermutation", _dim=1, **node["permutation"])
+        return stand_in(
+            "LULinearPermute",
+            permutation=order,
+            linear=stand_in("_LULinear", eps=1e-3, **node["linear"]),
+        )
+    if keys == {"W"} or "sign_S" in keys:
+        return stand_in("InvertibleAffine", use_lu="W" not in keys, **node)
+    for name, own in _NORMFLOWS.items():
+        if keys == set(own.split()):
+            return stand_in(name, **node)
+    if keys in ({"flow"}, {"_flows"}):
+        if "flow" in keys:
+            return stand_in("Reverse", flow=_normflows(node["flow"], activation, options))
+        inner = items(node["_flows"], "a Composite")
+        return stand_in("Composite", _flows=[_normflows(i, activation, options) for i in inner])
+    if keys == {"autoregressive_net"}:
+        net, _ = _normflows_made(node["autoregressive_net"], activation)
+        return stand_in("MaskedAffineAutoregressive", autoregressive_net=net)
+    if keys == {"mprqat"}:
+        net, size = _normflows_made(node["mprqat"]["autoregressive_net"], activation)
+        spline = stand_in("Spline", autoregressive_net=net, num_bins=(size + 1) // 3)
+        vars(spline).update(_spline(size, options["spline"]))
+        return stand_in("AutoregressiveRationalQuadraticSpline", mprqat=spline)
+    if keys == {"prqct"}:
+        spline = _coupling(node["prqct"], activation, options["spline"])
+        return stand_in("CoupledRationalQuadraticSpline", prqct=spline)
+    raise UnsupportedModel(f"a flow with the arrays {sorted(keys)} is not known: {LIVE}.")
+
+
+_NORMFLOWS = {
+    "ActNorm": "s t data_dep_init_done",
+    "AffineConstFlow": "s t",
+    "Radial": "d beta alpha z_0",
+}
+"""Flows that their arrays tell."""
+
+
+def zeros_like(x: Any) -> None:
+    """Stands for torch's function of this name."""
+
+
+def _normflows_made(made: Tree, activation: str) -> tuple[Any, int]:
+    """A ``MADE``, and how many outputs it has for a dimension."""
+    layers = {name: linear(node) for name, node in made.items() if name != "blocks"}
+    blocks = [_block(block, activation) for block in items(made.get("blocks", {}), "MADE")]
+    size = len(layers["final_layer"].bias) // layers["initial_layer"].weight.shape[1]
+    return stand_in("MADE", blocks=blocks, **layers), size
+
+
 def MonotonicAffineTransform(shift: Any, scale: Any, slope: float) -> None:
     """Stands for zuko's class of this name."""
 
@@ -468,6 +587,8 @@ def read_sbi(state: Mapping[str, Any], model: str | None = None, **hints: Any) -
 
 def hints_of(library: str, model: str | None) -> list[str]:
     """The hints that a library's model takes."""
+    if library == "normflows":
+        return [*signature(read_normflows).parameters][1:]
     on_zuko = library == "zuko" or str(model).startswith("zuko")
     names = [*signature(read_zuko if on_zuko else read_nflows).parameters][1:]
     return names + (["embedding", "embedding_activation"] if on_zuko and library == "sbi" else [])

@@ -36,7 +36,7 @@ class Pointwise(Bijector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive_int(type(self).__name__, event_ndim=self.event_ndim)
+        checks.event_axes(type(self).__name__, self.event_ndim)
 
     @property
     def event_shape(self) -> tuple[None, ...]:

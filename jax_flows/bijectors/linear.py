@@ -19,24 +19,30 @@ from jax_flows.variables import Output, Variables
 
 
 class _Reordering(Bijector):
-    """What permutations share: z = x[..., order], by index, so that a NaN stays in its dimension."""
+    """What permutations share: by index along one axis, so that a NaN stays in its dimension."""
+
+    event_ndim: int
 
     @property
     @abstractmethod
     def order(self) -> np.ndarray: ...
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (len(self.order),)
+    def event_shape(self) -> Shape:
+        return (len(self.order), *[None] * (self.event_ndim - 1))
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        return x[..., self.order], jnp.zeros(x.shape[:-1], x.dtype)
+        return self._reorder(x, self.order)
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        return z[..., np.argsort(self.order)], jnp.zeros(z.shape[:-1], z.dtype)
+        return self._reorder(z, np.argsort(self.order))
+
+    def _reorder(self, x: Array, order: np.ndarray) -> Output:
+        others = (slice(None),) * (self.event_ndim - 1)
+        return x[(..., order, *others)], jnp.zeros(x.shape[: x.ndim - self.event_ndim], x.dtype)
 
 
 @register
@@ -47,8 +53,9 @@ class Permutation(_Reordering):
     Args:
         permutation: a list that holds 0, 1, ..., dim - 1 once each, or ``"reverse"``.
         dim: number of dimensions; needed for ``"reverse"`` only.
+        event_ndim: number of axes of one event, whose first one is permuted: 3 for the channels of images.
 
-    Shapes: x and z ``(*batch, dim)``.
+    Shapes: x and z ``(*batch, dim)``, of images ``(*batch, dim, height, width)``.
 
     Raises:
         ValueError: if the list is not a permutation, or not of length ``dim``.
@@ -56,12 +63,14 @@ class Permutation(_Reordering):
 
     permutation: str | Sequence[int]
     dim: int | None = None
+    event_ndim: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim is not None:
             checks.positive_int("Permutation", dim=self.dim)
         _ = self.order
+        checks.event_axes("Permutation", self.event_ndim)
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -76,18 +85,21 @@ class RandomPermutation(_Reordering):
     Args:
         dim: number of dimensions.
         seed: the same seed gives the same permutation in both frameworks.
+        event_ndim: see ``Permutation``.
 
-    Shapes: x and z ``(*batch, dim)``.
+    Shapes: x and z ``(*batch, dim)``, of images ``(*batch, dim, height, width)``.
     """
 
     dim: int
     seed: int
+    event_ndim: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive_int("RandomPermutation", dim=self.dim)
         checks.non_negative_int("RandomPermutation", seed=self.seed)
         _ = self.order
+        checks.event_axes("RandomPermutation", self.event_ndim)
 
     @cached_property
     def order(self) -> np.ndarray:

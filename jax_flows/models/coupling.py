@@ -29,6 +29,7 @@ class NICE(Model):
         context_dim: width of the context, 0 for none.
         activation: a name in ``networks.activations.ACTIVATIONS``.
         conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        normalization, permutation: what follows each coupling, see ``RealNVP``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
@@ -40,6 +41,8 @@ class NICE(Model):
     context_dim: int = 0
     activation: str = "leaky_relu"
     conditioner: Network | type | None = None
+    normalization: str | None = None
+    permutation: str | None = None
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("NICE", num_layers=self.num_layers)
@@ -47,7 +50,11 @@ class NICE(Model):
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"
-            layers.append(Coupling(self.dim, ShiftMap(), network, mask, self.context_dim))
+            layers += [
+                Coupling(self.dim, ShiftMap(), network, mask, self.context_dim),
+                *normalization_layers("NICE", self.normalization, self.dim),
+                *permutation_layers("NICE", self.permutation, self.dim, i),
+            ]
         return Chain((*layers, Rescale(self.dim)))
 
 
@@ -66,6 +73,7 @@ class RealNVP(Model):
         scale, bound: see ``AffineMap``.
         normalization: what follows each coupling, ``"batch_norm"``, ``"act_norm"`` or ``None``.
         permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
+        offset: see ``AffineMap``.
         base: the distribution of the latent, a standard normal if not given.
 
     71,744 trainable parameters at dim 2. Reference: Dinh et al. (2017), arXiv:1605.08803.
@@ -88,10 +96,11 @@ class RealNVP(Model):
     bound: float = 1.0
     normalization: str | None = "batch_norm"
     permutation: str | None = None
+    offset: float | None = None
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("RealNVP", num_layers=self.num_layers)
-        map = AffineMap(self.scale, self.bound)
+        map = AffineMap(self.scale, self.bound, self.offset)
         network = network_of(
             "RealNVP", self.conditioner, SeparateMLPs, self.hidden_dims, self.activation
         )

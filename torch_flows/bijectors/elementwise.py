@@ -23,7 +23,7 @@ class Pointwise(Bijector):
 
     def __init__(self, event_ndim: int = 1) -> None:
         super().__init__()
-        checks.positive_int(type(self).__name__, event_ndim=event_ndim)
+        checks.event_axes(type(self).__name__, event_ndim)
         self.event_ndim = event_ndim
         self.event_shape = (None,) * event_ndim
 

@@ -15,22 +15,26 @@ from torch_flows.registry import register
 
 
 class _Reordering(Bijector):
-    """What permutations share: z = x[..., order], by index, so that a NaN stays in its dimension."""
+    """What permutations share: by index along one axis, so that a NaN stays in its dimension."""
 
     order: Tensor
     inverse_order: Tensor
 
-    def _set_order(self, order: np.ndarray) -> None:
-        self.event_shape = (len(order),)
+    def _set_order(self, order: np.ndarray, event_ndim: int) -> None:
+        checks.event_axes(type(self).__name__, event_ndim)
+        self.event_ndim = event_ndim
+        self.event_shape = (len(order), *[None] * (event_ndim - 1))
         self.register_buffer("order", torch.as_tensor(order), persistent=False)
         inverse_order = torch.as_tensor(np.argsort(order))
         self.register_buffer("inverse_order", inverse_order, persistent=False)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
+        axis = -self.event_ndim
+        return x.index_select(axis, self.order), x.new_zeros(x.shape[:axis])
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        return z.index_select(-1, self.inverse_order), z.new_zeros(z.shape[:-1])
+        axis = -self.event_ndim
+        return z.index_select(axis, self.inverse_order), z.new_zeros(z.shape[:axis])
 
 
 @register
@@ -40,20 +44,23 @@ class Permutation(_Reordering):
     Args:
         permutation: a list that holds 0, 1, ..., dim - 1 once each, or ``"reverse"``.
         dim: number of dimensions; needed for ``"reverse"`` only.
+        event_ndim: number of axes of one event, whose first one is permuted: 3 for the channels of images.
 
-    Shapes: x and z ``(*batch, dim)``.
+    Shapes: x and z ``(*batch, dim)``, of images ``(*batch, dim, height, width)``.
 
     Raises:
         ValueError: if the list is not a permutation, or not of length ``dim``.
     """
 
-    def __init__(self, permutation: str | Sequence[int], dim: int | None = None) -> None:
+    def __init__(
+        self, permutation: str | Sequence[int], dim: int | None = None, event_ndim: int = 1
+    ) -> None:
         super().__init__()
         if dim is not None:
             checks.positive_int("Permutation", dim=dim)
         self.permutation = tuple(permutation) if isinstance(permutation, list) else permutation
         self.dim = dim
-        self._set_order(masks.permutation_order(self.permutation, dim))
+        self._set_order(masks.permutation_order(self.permutation, dim), event_ndim)
 
 
 @register
@@ -63,17 +70,18 @@ class RandomPermutation(_Reordering):
     Args:
         dim: number of dimensions.
         seed: the same seed gives the same permutation in both frameworks.
+        event_ndim: see ``Permutation``.
 
-    Shapes: x and z ``(*batch, dim)``.
+    Shapes: x and z ``(*batch, dim)``, of images ``(*batch, dim, height, width)``.
     """
 
-    def __init__(self, dim: int, seed: int) -> None:
+    def __init__(self, dim: int, seed: int, event_ndim: int = 1) -> None:
         super().__init__()
         checks.positive_int("RandomPermutation", dim=dim)
         checks.non_negative_int("RandomPermutation", seed=seed)
         self.dim = dim
         self.seed = seed
-        self._set_order(masks.random_permutation(dim, seed))
+        self._set_order(masks.random_permutation(dim, seed), event_ndim)
 
 
 @register

@@ -8,10 +8,11 @@ from flow_bridge.networks import Network
 from torch_flows.bijectors.autoregressive import MaskedAutoregressive
 from torch_flows.bijectors.base import Bijector
 from torch_flows.bijectors.structure import Chain, Invert
-from torch_flows.models.base import Model, network_of, normalization_layers
+from torch_flows.models.base import Model, network_of, normalization_layers, permutation_layers
 from torch_flows.networks.mlp import MLP
 from torch_flows.registry import register
 from torch_flows.univariate.affine import AffineMap
+from torch_flows.univariate.mixture import LogisticMixtureMap
 
 
 @register
@@ -30,6 +31,8 @@ class MAF(Model):
         scale, bound: see ``AffineMap``.
         order: of the maps, ``"alternate"`` (0, 1, 2, ... and reversed by turns), or ``"random"``.
         normalization: what follows each map, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
+        offset: see ``AffineMap``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Papamakarios et al. (2017), arXiv:1705.07057.
@@ -51,12 +54,14 @@ class MAF(Model):
     bound: float = 2.0
     order: str = "alternate"
     normalization: str | None = None
+    permutation: str | None = None
+    offset: float | None = None
 
     def build_bijector(self) -> Bijector:
         owner = type(self).__name__
         checks.positive_int(owner, num_layers=self.num_layers)
         checks.one_of(owner, "order", self.order, ("alternate", "random"))
-        map = AffineMap(self.scale, self.bound, order="shift_divide")
+        map = AffineMap(self.scale, self.bound, self.offset, order="shift_divide")
         network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
@@ -64,6 +69,7 @@ class MAF(Model):
             layers += [
                 MaskedAutoregressive(self.dim, map, network, order, self.context_dim),
                 *normalization_layers(owner, self.normalization, self.dim),
+                *permutation_layers(owner, self.permutation, self.dim, i),
             ]
         return Chain(tuple(layers))
 
@@ -79,3 +85,48 @@ class IAF(MAF):
 
     def build_bijector(self) -> Bijector:
         return Invert(super().build_bijector())
+
+
+@register
+@dataclass(eq=False, repr=False)
+class NAF(Model):
+    """Masked autoregressive maps by ``LogisticMixtureMap``, their orders 0, 1, 2, ... and reversed by
+    turns; standard normal base: neural autoregressive flows whose monotone network is a deep sigmoidal
+    flow of one layer. A density takes one pass of each network, a sample about two and a search for
+    the root of each entry.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: widths of each network's hidden layers.
+        num_layers: number of maps.
+        num_components: sigmoids of each entry.
+        context_dim: width of the context, 0 for none.
+        activation: a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
+        bound: see ``LogisticMixtureMap``.
+        base: the distribution of the latent, a standard normal if not given.
+
+    Reference: Huang et al. (2018), arXiv:1804.00779.
+    """
+
+    dim: int
+    hidden_dims: Sequence[int] = (64, 64)
+    num_layers: int = 3
+    num_components: int = 8
+    context_dim: int = 0
+    activation: str = "leaky_relu"
+    conditioner: Network | type | None = None
+    bound: float = 5.0
+
+    def build_bijector(self) -> Bijector:
+        owner = type(self).__name__
+        checks.positive_int(owner, num_layers=self.num_layers)
+        map = LogisticMixtureMap(self.num_components, self.bound)
+        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
+        layers = [
+            MaskedAutoregressive(
+                self.dim, map, network, "reverse" if i % 2 else None, self.context_dim
+            )
+            for i in range(self.num_layers)
+        ]
+        return Chain(tuple(layers))

@@ -9,7 +9,13 @@ from torch import nn
 from flow_bridge import checks
 from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector
-from torch_flows.bijectors.linear import LULinear, Permutation, RandomPermutation, Rotation
+from torch_flows.bijectors.linear import (
+    Invertible1x1Conv,
+    LULinear,
+    Permutation,
+    RandomPermutation,
+    Rotation,
+)
 from torch_flows.bijectors.normalization import ActNorm, BatchNorm
 from torch_flows.distributions import Distribution, StandardNormal
 from torch_flows.flows import Flow
@@ -52,24 +58,33 @@ class Model(Flow):
         return StandardNormal(vars(self)["dim"])
 
 
-def permutation_layers(owner: str, kind: str | None, dim: int, seed: int) -> list[Bijector]:
-    """What mixes dimensions: nothing, ``"reverse"``, ``"random"``, ``"rotation"`` or ``"lu"``."""
+def permutation_layers(
+    owner: str, kind: str | None, dim: int, seed: int, event_ndim: int = 1
+) -> list[Bijector]:
+    """What mixes dimensions, or the channels of images: nothing, ``"reverse"``, ``"random"``, ``"lu"``, or
+    of vectors ``"rotation"``."""
     if kind is None:
         return []
-    checks.one_of(owner, "permutation", kind, ("reverse", "random", "rotation", "lu"))
+    kinds = ("reverse", "random", "lu", *(["rotation"] if event_ndim == 1 else []))
+    checks.one_of(owner, "permutation", kind, kinds)
     if kind == "reverse":
-        return [Permutation("reverse", dim)]
+        return [Permutation("reverse", dim, event_ndim)]
     if kind == "random":
-        return [RandomPermutation(dim, seed)]
-    return [Rotation(dim) if kind == "rotation" else LULinear(dim)]
+        return [RandomPermutation(dim, seed, event_ndim)]
+    if kind == "rotation":
+        return [Rotation(dim)]
+    return [LULinear(dim) if event_ndim == 1 else Invertible1x1Conv(dim)]
 
 
-def normalization_layers(owner: str, kind: str | None, dim: int) -> list[Bijector]:
-    """Nothing, ``"batch_norm"`` or ``"act_norm"``."""
+def normalization_layers(
+    owner: str, kind: str | None, dim: int | tuple[int, ...]
+) -> list[Bijector]:
+    """Nothing, ``"act_norm"``, or of vectors ``"batch_norm"``."""
     if kind is None:
         return []
-    checks.one_of(owner, "normalization", kind, ("batch_norm", "act_norm"))
-    return [BatchNorm(dim) if kind == "batch_norm" else ActNorm(dim)]
+    kinds = ("act_norm", *(["batch_norm"] if isinstance(dim, int) else []))
+    checks.one_of(owner, "normalization", kind, kinds)
+    return [BatchNorm(dim) if isinstance(dim, int) and kind == "batch_norm" else ActNorm(dim)]
 
 
 def network_of(

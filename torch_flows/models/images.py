@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flow_bridge import checks
+from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector
-from torch_flows.bijectors.coupling import (
-    ConvAffineCoupling,
-)
-from torch_flows.bijectors.linear import Invertible1x1Conv
-from torch_flows.bijectors.normalization import ActNorm
+from torch_flows.bijectors.coupling import Coupling
 from torch_flows.bijectors.shapes import Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
 from torch_flows.distributions import Distribution, StandardNormal
-from torch_flows.models.base import Model
+from torch_flows.models.base import Model, normalization_layers, permutation_layers
+from torch_flows.networks.convolutional import ConvNet
 from torch_flows.registry import register
+from torch_flows.univariate.affine import AffineMap, ShiftMap
+from torch_flows.univariate.base import UnivariateMap
 
 
 @register
@@ -32,14 +33,20 @@ class Glow(Model):
         num_steps: number of steps of each level.
         hidden_channels: width of each coupling's ``ConvNet``.
         context_dim: width of the context (a class label as a one-hot vector), 0 for none.
+        activation: of the networks, a name in ``networks.activations.ACTIVATIONS``.
+        conditioner: another network of images in place of these, ``Network(CLASS, ...)`` or a class.
+        scale, bound, offset: see ``AffineMap``; with ``scale=None`` the couplings only shift.
+        normalization: what each step begins with, ``"act_norm"`` or ``None``.
+        permutation: what mixes the channels: ``"lu"`` (``Invertible1x1Conv``), ``"reverse"``,
+            ``"random"`` or ``None``.
         base: the distribution of the latent, a standard normal if not given.
 
     Raises:
         ValueError: for a shape that is not of an image or not divisible.
 
     Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
-    level and a scale of sigmoid(s + 2); here ActNorm and the last coupling do what the base's loc and
-    scale would, and the scale is exp(tanh(s)), as in ``AffineCoupling``.
+    level, here ``base=DiagonalNormal(shape)``, and a scale of sigmoid(s + 2), here ``scale="sigmoid"``
+    with ``bound=1`` and ``offset=2``; the default is exp(tanh(s)), as in ``AffineCoupling``.
 
     Examples:
         >>> import torch, torch_flows
@@ -53,32 +60,42 @@ class Glow(Model):
     num_steps: int = 8
     hidden_channels: int = 64
     context_dim: int = 0
+    activation: str = "relu"
+    conditioner: Network | type | None = None
+    scale: str | None = "tanh"
+    bound: float = 1.0
+    offset: float | None = None
+    normalization: str | None = "act_norm"
+    permutation: str | None = "lu"
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
         shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
-        level = _glow_level(
-            shape, self.num_levels, self.num_steps, self.hidden_channels, self.context_dim
-        )
-        return level
+        map: UnivariateMap = ShiftMap()
+        if self.scale is not None:
+            map = AffineMap(self.scale, self.bound, self.offset)
+        conditioner: Any = self.conditioner
+        if conditioner is None:
+            options = {"hidden_channels": self.hidden_channels, "activation": self.activation}
+            conditioner = Network(ConvNet, **options)
+        return self._level(shape, 0, map, as_network("Glow", conditioner, ConvNet))
 
     def default_base(self) -> Distribution:
         return StandardNormal(tuple(self.shape))
 
-
-def _glow_level(
-    shape: tuple[int, ...], num_levels: int, num_steps: int, hidden_channels: int, context_dim: int
-) -> Chain:
-    channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
-    layers: list[Bijector] = [Squeeze()]
-    for _ in range(num_steps):
-        layers += [
-            ActNorm((channels, height, width)),
-            Invertible1x1Conv(channels),
-            ConvAffineCoupling(channels, hidden_channels, context_dim=context_dim),
-        ]
-    if num_levels > 1:
-        rest = (channels // 2, height, width)
-        inner = _glow_level(rest, num_levels - 1, num_steps, hidden_channels, context_dim)
-        layers.append(Split(inner))
-    return Chain((*layers, Invert(Squeeze())))
+    def _level(
+        self, shape: Sequence[int], level: int, map: UnivariateMap, network: Network
+    ) -> Chain:
+        channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
+        layers: list[Bijector] = [Squeeze()]
+        for i in range(self.num_steps):
+            seed = level * self.num_steps + i
+            layers += [
+                *normalization_layers("Glow", self.normalization, (channels, height, width)),
+                *permutation_layers("Glow", self.permutation, channels, seed, 3),
+                Coupling((channels, None, None), map, network, "first_half", self.context_dim),
+            ]
+        if level + 1 < self.num_levels:
+            rest = (channels // 2, height, width)
+            layers.append(Split(self._level(rest, level + 1, map, network)))
+        return Chain((*layers, Invert(Squeeze())))

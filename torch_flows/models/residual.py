@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from flow_bridge import checks
 from torch_flows.bijectors.base import Bijector
-from torch_flows.bijectors.normalization import ActNorm
 from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
 from torch_flows.bijectors.structure import Chain
-from torch_flows.models.base import Model
+from torch_flows.models.base import Model, normalization_layers
 from torch_flows.registry import register
 
 
@@ -109,6 +108,8 @@ class ResidualFlow(Model):
         log_det: ``"exact"``, or ``"series"`` for an unbiased estimate in training (large ``dim``).
         activation: a name in ``networks.activations.ACTIVATIONS``.
         context_dim: width of the context, 0 for none.
+        normalization: what precedes each block and ends the flow, ``"act_norm"``, ``"batch_norm"`` or
+            ``None``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Behrmann et al. (2019), arXiv:1811.00995; Chen et al. (2019), arXiv:1906.02735.
@@ -127,13 +128,14 @@ class ResidualFlow(Model):
     log_det: str = "exact"
     activation: str = "silu"
     context_dim: int = 0
+    normalization: str | None = "act_norm"
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("ResidualFlow", num_blocks=self.num_blocks)
         layers: list[Bijector] = []
         for _ in range(self.num_blocks):
             layers += [
-                ActNorm(self.dim),
+                *normalization_layers("ResidualFlow", self.normalization, self.dim),
                 InvertibleResidual(
                     self.dim,
                     self.hidden_dims,
@@ -143,4 +145,5 @@ class ResidualFlow(Model):
                     context_dim=self.context_dim,
                 ),
             ]
-        return Chain((*layers, ActNorm(self.dim)))
+        last = normalization_layers("ResidualFlow", self.normalization, self.dim)
+        return Chain((*layers, *last))

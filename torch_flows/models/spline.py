@@ -9,7 +9,7 @@ from torch_flows.bijectors.autoregressive import MaskedAutoregressive
 from torch_flows.bijectors.base import Bijector
 from torch_flows.bijectors.coupling import Coupling
 from torch_flows.bijectors.structure import Chain
-from torch_flows.models.base import Model, network_of, permutation_layers
+from torch_flows.models.base import Model, network_of, normalization_layers, permutation_layers
 from torch_flows.networks.mlp import MLP
 from torch_flows.registry import register
 from torch_flows.univariate.splines import spline_within
@@ -35,6 +35,7 @@ class NeuralSplineFlow(Model):
         conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
         permutation: what precedes each spline layer: ``"lu"``, ``"reverse"``, ``"random"``,
             ``"rotation"`` or ``None``; with a fixed half, some of these leave dimensions as they are.
+        normalization: what follows each spline layer, ``"batch_norm"``, ``"act_norm"`` or ``None``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -56,6 +57,7 @@ class NeuralSplineFlow(Model):
     activation: str = "leaky_relu"
     conditioner: Network | type | None = None
     permutation: str | None = "lu"
+    normalization: str | None = None
 
     def build_bijector(self) -> Bijector:
         owner, dim, context_dim = "NeuralSplineFlow", self.dim, self.context_dim
@@ -69,5 +71,9 @@ class NeuralSplineFlow(Model):
                 splines = MaskedAutoregressive(dim, map, network, None, context_dim)
             else:
                 splines = Coupling(dim, map, network, "first_half", context_dim)
-            layers += [*permutation_layers(owner, self.permutation, dim, i), splines]
+            layers += [
+                *permutation_layers(owner, self.permutation, dim, i),
+                splines,
+                *normalization_layers(owner, self.normalization, dim),
+            ]
         return Chain(tuple(layers))

@@ -21,6 +21,8 @@ def build_conditioner(
     """The network of a coupling or an elementwise map, for inputs without the context."""
     takes = getattr(conditioner.cls, "event_ndim", event_ndim)
     checks.conditioner_of(owner, conditioner.cls.__name__, takes, event_ndim)
+    lacking = conditioner.lacks({"context_dim": context_dim, **given})
+    checks.suits(owner, conditioner.cls.__name__, lacking)
     in_dim = in_dim if conditioner.takes("context_dim") else in_dim + context_dim
     arguments = conditioner.arguments({"context_dim": context_dim, **given})
     return conditioner.cls(in_dim, out_dim, **arguments)

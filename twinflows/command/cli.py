@@ -1,4 +1,4 @@
-"""The command line: ``twinflows train | sample | log-prob | inspect | parity | convert``.
+"""The command line: ``twinflows train | sample | log-prob | inspect | parity | convert | import``.
 
 Exit codes: 0 for success, 1 where a parity check fails, training diverges or something is wrong inside,
 2 for bad input. Results go to stdout, progress, warnings and errors to stderr.
@@ -413,6 +413,36 @@ def convert(
     check_outputs([target], [source, architecture], force)
     convert_file(source, read.value, target, write.value, architecture)
     print(f"{target}: {write.value}")
+
+
+@app.command("import")
+def import_weights(
+    source: Annotated[
+        Path, typer.Argument(help="A state_dict: safetensors, or of torch.save. Nothing is run.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--as", help="What it is of: sbi:maf, sbi:nsf, sbi:zuko_maf, ..., nflows or zuko."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="What no file holds, as NAME=VALUE; may be repeated."),
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="That of the file by default.")] = None,
+    force: Force = False,
+) -> None:
+    """Turn trained weights of another library into a checkpoint: the same function, or refused."""
+    from twinflows.command.importing import import_file
+    from twinflows.command.outputs import check_outputs
+
+    check_outputs([out], [source], force)
+    imported = import_file(source, model, options or [], out, dtype and dtype.value)
+    _warn([f"{imported.source}: {note}" for note in imported.notes])
+    values = sum(array.size for array in imported.arrays.values())
+    print(f"{out}: {values:,} values of {imported.source}")
 
 
 def _sha256(path: Path) -> str:

@@ -63,7 +63,7 @@ def draw_evidence(log_weights: Any, log_z: float | None = None) -> Any:
         log_z: the true one, where it is known.
 
     Raises:
-        As ``log_evidence``; ``ImportError`` without matplotlib.
+        ImportError: without matplotlib; else as ``log_evidence``.
     """
     figure, axes = _figure("draw_evidence")
     log_w = arrays.log_weights("draw_evidence", "log_weights", log_weights)
@@ -87,7 +87,7 @@ def draw_bounds(log_weights: Any, target_log_weights: Any) -> Any:
         target_log_weights: of draws of the target, shape ``(draws,)``.
 
     Raises:
-        As ``log_evidence`` and ``eubo``; ``ImportError`` without matplotlib.
+        ImportError: without matplotlib; else as ``log_evidence`` and ``eubo``.
     """
     figure, axes = _figure("draw_bounds")
     estimates = [elbo(log_weights), log_evidence(log_weights), eubo(target_log_weights)]

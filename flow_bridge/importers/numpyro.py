@@ -1,0 +1,157 @@
+"""numpyro: inverse autoregressive flows over a normal, as ``AutoIAFNormal`` builds them.
+
+Its transforms go from latent to data. The masks of ``AutoregressiveNN`` are in no file: they follow from the
+widths and from the order of the entries, which is told by who depends on whom.
+
+Reference: Phan et al. (2019), arXiv:1912.11554.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from flow_bridge.errors import UnsupportedModel
+from flow_bridge.importers import functions, networks, parts
+from flow_bridge.importers.networks import Linear, Outputs
+from flow_bridge.importers.parts import Layer, Part, Reading
+from flow_bridge.importers.pyro import CLAMP_NOTE
+from flow_bridge.importers.reading import (
+    as_array,
+    dtype_of_tree,
+    expect,
+    framework,
+    in_numpy_jax,
+    jax_call,
+    kind,
+)
+
+ROWS = 64
+
+
+def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
+    """A ``TransformedDistribution``.
+
+    Args:
+        distribution: the distribution.
+        weights: those of the networks of its ``InverseAutoregressiveTransform``, data to latent, where they
+            are not the argument of a ``functools.partial``: what their ``init`` returned, trained.
+    """
+    if kind(distribution) != "TransformedDistribution":
+        name = kind(distribution)
+        raise UnsupportedModel(
+            f"numpyro's {name} has no counterpart: only TransformedDistribution."
+        )
+    base = _base(distribution.base_dist)
+    flat = [item for given in reversed(distribution.transforms) for item in _flatten(given, True)]
+    where = "numpyro's InverseAutoregressiveTransform"
+    nets = [t.arn for t, _ in flat if kind(t) == "InverseAutoregressiveTransform"]
+    if weights is None:
+        weights = [functions.weights_of(net, where) for net in nets]
+    if len(weights) != len(nets):
+        raise UnsupportedModel(
+            f"{where}: the model has {len(nets)} of them, and {len(weights)} weights were given."
+        )
+    left = iter(weights)
+    inverse = parts.mostly(back for t, back in flat if kind(t) == "InverseAutoregressiveTransform")
+    dim = base.architecture["dim"]
+    layers = [_layer(transform, back, dim, inverse, left) for transform, back in flat]
+    notes = [CLAMP_NOTE.replace("pyro", "numpyro")] if nets else []
+    dtype = dtype_of_tree(list(weights))
+    run = parts.composed(layers, inverse)
+    return Reading(layers, base, run, notes=notes, inverse=inverse, dtype=dtype)
+
+
+def _base(base: Any) -> Part:
+    while kind(base) in ("Independent", "ExpandedDistribution"):
+        base = base.base_dist
+    if kind(base) == "Normal" and len(base.batch_shape) == 1:
+        loc, scale = np.broadcast_arrays(as_array(base.loc), as_array(base.scale))
+        return parts.normal_base(loc, np.log(scale))
+    raise UnsupportedModel(
+        f"numpyro's base {kind(base)} has no counterpart: only a Normal with one entry per dimension has."
+    )
+
+
+def _flatten(transform: Any, back: bool) -> Iterator[tuple[Any, bool]]:
+    """Transforms from data to latent, and whether each goes back, from its result to its argument."""
+    name = kind(transform)
+    if name == "_InverseTransform":
+        yield from _flatten(transform.inv, not back)
+    elif name == "ComposeTransform":
+        for item in reversed(transform.parts) if back else transform.parts:
+            yield from _flatten(item, back)
+    else:
+        yield transform, back
+
+
+def _layer(transform: Any, back: bool, dim: int, inverse: bool, weights: Iterator[Any]) -> Layer:
+    name = kind(transform)
+    where = f"numpyro's {name}"
+    if name == "InverseAutoregressiveTransform":
+        expect(transform, where, "_inv arn log_scale_min_clip log_scale_max_clip")
+        found = _autoregressive(transform, next(weights), dim, where)
+    elif name == "PermuteTransform":
+        expect(transform, where, "_inv permutation")
+        found = [parts.permutation(as_array(transform.permutation))]
+    elif name == "AffineTransform":
+        expect(transform, where, "_inv loc scale _domain")
+        loc, scale = (
+            np.broadcast_to(as_array(v), (dim,)) for v in (transform.loc, transform.scale)
+        )
+        found = [parts.affine(scale, loc, where)]
+    else:
+        raise UnsupportedModel(f"{where} has no counterpart.")
+
+    def run(x: Any, context: Any) -> Any:
+        if back != inverse:
+            z = transform.inv(x)
+            log_det = -transform.log_abs_det_jacobian(z, x)
+        else:
+            z = transform(x)
+            log_det = transform.log_abs_det_jacobian(x, z)
+        return z, log_det.sum(-1) if log_det.ndim == x.ndim else log_det
+
+    return Layer(name, parts.invert_all(found) if back else found, in_numpy_jax(run))
+
+
+def _autoregressive(transform: Any, weights: Any, dim: int, where: str) -> list[Part]:
+    def both(x: Any) -> Any:
+        return framework("jax").numpy.stack(transform.arn(x), -2)
+
+    layers, activation = _network(both, weights, dim, where)
+    outputs = Outputs.of(np.arange(dim)[:, None] + [0, dim])  # all means, then all log-scales
+    conditioner = networks.masked_mlp(layers, activation, outputs, dim, where)
+    map = {
+        "type": "AffineMap",
+        "scale": "clamp",
+        "low": float(transform.log_scale_min_clip),
+        "high": float(transform.log_scale_max_clip),
+    }
+    return [networks.masked_autoregressive(map, conditioner, dim, 0)]
+
+
+def _network(function: Any, weights: Any, dim: int, where: str) -> tuple[list[Linear], str]:
+    """Layers with their masks, and the activation."""
+    create = framework("numpyro.nn.auto_reg_nn").create_mask
+    hidden = [weight.shape[1] for weight, _ in functions.linear_layers(weights)][:-1]
+    orders = [np.arange(dim), np.arange(dim)[::-1], _order(function, dim, where)]
+    found: Any = None
+    for order in orders:
+        masks, _ = create(dim, hidden, framework("jax").numpy.asarray(order), 2)
+        try:
+            return functions.network(function, weights, dim, [as_array(m) for m in masks], where)
+        except UnsupportedModel as error:
+            found = error
+    raise found
+
+
+def _order(function: Any, dim: int, where: str) -> np.ndarray:
+    """The order in which the entries are generated, told by what moves when one of them does."""
+    start, other = np.random.default_rng(0).normal(size=(2, ROWS, 1, dim))
+    one = np.eye(dim, dtype=bool)
+    moved = np.where(one, other, start)  # (rows, which one, entries)
+    here = jax_call(function, start)  # (rows, 1, 2, entries)
+    depends = (jax_call(function, moved) != here).any((0, 2)).T
+    order = networks.order_of(depends, dim, where)
+    return np.arange(dim) if order is None else np.array(order)

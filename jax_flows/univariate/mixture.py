@@ -1,0 +1,103 @@
+"""Maps made of the distribution function of a mixture."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from flow_bridge import checks
+from jax_flows.numerics import at_least_float32, softplus
+from jax_flows.registry import register
+from jax_flows.univariate.base import Output, UnivariateMap
+from jax_flows.univariate.roots import invert
+
+FAR = 1e30
+"""Beyond it the map is linear to within rounding, and c may overflow."""
+
+
+@register
+@dataclass(frozen=True)
+class LogisticMixtureMap(UnivariateMap):
+    """z = log D - log(1 - D), D = sum_j w_j sigmoid(c_j), c_j = a_j (x - m_j): the logit of the
+    distribution function of a mixture of logistics.
+
+    Onto the reals and infinitely often differentiable. With r_j = w_j sigmoid(c_j) / D and
+    q_j = w_j sigmoid(-c_j) / (1 - D), two sets of weights of sum 1,
+
+        dz/dx = sum_j r_j a_j sigmoid(-c_j) + sum_j q_j a_j sigmoid(c_j)
+
+    is a sum of positive terms. It is at most the largest a_j, and the smallest one far out. The inverse
+    is searched between the smallest and the largest z / a_j + m_j, and has the gradients of the exact
+    solution.
+
+    The 3 ``num_components`` parameters are the logits of w, raw numbers s for
+    log a = bound tanh(s / bound), and raw numbers t for m_j = t_j + (2 j + 1) / num_components - 1,
+    j = 0, 1, ... Zeros are within 0.17 of the identity, with slopes from 0.92 to 1: equal components
+    would have equal gradients, and stay equal. One component is the affine map a (x - m).
+
+    In a ``MaskedAutoregressive`` it is the deep sigmoidal flow of neural autoregressive flows; in a
+    ``Coupling``, followed by an ``AffineMap`` coupling of the same mask, that of Flow++.
+
+    Args:
+        num_components: number of logistics.
+        bound: of |log a_j|, between 0 and 10.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Reference: Huang et al. (2018), arXiv:1804.00779; Ho et al. (2019), Flow++, arXiv:1902.00275.
+    """
+
+    num_components: int = 8
+    bound: float = 5.0
+
+    def __post_init__(self) -> None:
+        checks.positive_int("LogisticMixtureMap", num_components=self.num_components)
+        checks.open_interval("LogisticMixtureMap", "bound", self.bound, 0, 10)
+
+    @property
+    def num_parameters(self) -> int:
+        return 3 * self.num_components
+
+    def forward(self, x: Array, parameters: Array) -> Output:
+        z, log_slope = _evaluate(at_least_float32(x), *self._constrained(parameters))
+        return z.astype(x.dtype), log_slope.astype(x.dtype)
+
+    def inverse(self, z: Array, parameters: Array) -> Output:
+        log_w, log_a, center = self._constrained(parameters)
+        wide = at_least_float32(z)
+        near = jnp.clip(wide, -FAR, FAR)
+        ends = near * jnp.exp(-log_a) + center
+        given = log_w, log_a, center
+        x, log_slope = invert(_evaluate, near, given, ends.min(0), ends.max(0))
+        x = x + (wide - near) * jnp.exp(jnp.minimum(log_slope, 10))  # not 0 times an infinity
+        return x.astype(z.dtype), log_slope.astype(z.dtype)
+
+    def _constrained(self, parameters: Array) -> tuple[Array, Array, Array]:
+        """log w, log a and m, each ``(num_components, *batch)``."""
+        count = self.num_components
+        rows = jnp.moveaxis(at_least_float32(parameters), -1, 0)
+        logits, raw, center = rows.reshape(3, count, *rows.shape[1:])
+        index = jnp.arange(count, dtype=rows.dtype)
+        start = ((2 * index + 1) / count - 1).reshape(-1, *[1] * (rows.ndim - 1))
+        log_a = self.bound * jnp.tanh(raw / self.bound)
+        return jax.nn.log_softmax(logits, 0), log_a, center + start
+
+
+def _evaluate(x: Array, log_w: Array, log_a: Array, center: Array) -> Output:
+    near = jnp.clip(x, -FAR, FAR)
+    c = jnp.exp(log_a) * (near - center)
+    below, above = -softplus(-c), -softplus(c)  # log sigmoid(c), log sigmoid(-c)
+    log_r, log_cdf = _normalized(log_w + below)
+    log_q, log_rest = _normalized(log_w + above)
+    log_slope = jax.nn.logsumexp(jnp.concatenate([log_r + log_a + above, log_q + log_a + below]), 0)
+    return log_cdf - log_rest + (x - near) * jnp.exp(log_slope), log_slope
+
+
+def _normalized(logits: Array) -> Output:
+    """The logs of a softmax over the first axis, exact next to the largest, and of its denominator."""
+    largest = jax.lax.stop_gradient(logits).max(0)
+    offset = logits - largest
+    total = jnp.log(jnp.exp(offset).sum(0))
+    return offset - total, largest + total

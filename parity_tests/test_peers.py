@@ -1,0 +1,392 @@
+"""Models of other libraries themselves, where these are installed (``make test-importers``).
+
+What is imported agrees with its peer, an attribute that is changed is used or refused, and errors planted in
+the importers are found by the comparison.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import jax_flows
+import torch_flows
+from flow_bridge import ConversionError, UnsupportedModel
+from flow_bridge.importers import freia, import_flow, networks, normflows, parts, pyro
+from flow_bridge.importers.comparison import errors
+from parity_tests.peers import GOLDEN, LIBRARIES, perturbed, rows
+
+pytest.importorskip("normflows", reason="needs the environment of make test-importers")
+
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+MODULES = {"freia": "FrEIA"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def made(name: str) -> Any:
+    """The peer of a golden file."""
+    library, _, model = name.partition("_")
+    pytest.importorskip(MODULES.get(library, library))
+    torch.manual_seed(1)
+    np.random.seed(1)
+    peer = LIBRARIES[library]()[model]
+    found = peer.make()
+    if isinstance(found, torch.nn.Module) and model != "glow":
+        found = perturbed(found, 1)
+    return peer, found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_halves_compute_what_the_peer_computes(name: str) -> None:
+    peer, model = made(name)
+    flow = torch_flows.import_flow(model, dtype="float64", **peer.hints)
+    twin, variables = jax_flows.import_flow(model, dtype="float64", check=False, **peer.hints)
+    assert not flow.training
+    dim = flow.event_shape if len(flow.event_shape) > 1 else flow.event_shape[0]
+    x, context = rows(dim, peer.context_dim, 1)
+    x = x / 4
+    given = [torch.from_numpy(a) for a in (x, context) if a is not None]
+    with torch.no_grad():
+        ours = tuple(np.asarray(a) for a in flow.forward(*given))
+    theirs = tuple(np.asarray(a) for a in twin.forward(variables, x, context))
+    assert errors(ours, theirs).max() < 1e-9
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """Other values that an option of its kind may have."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield value + 1
+    elif isinstance(value, float):
+        yield 0.6 * value + 0.05
+    elif isinstance(value, str):
+        yield "exp"
+        yield "tanh"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_option_of_the_peer_is_passed_over(name: str) -> None:
+    """With an attribute changed, the import agrees with the peer that has it, or is refused."""
+    peer, model = made(name)
+    holders = [
+        holder
+        for owner in getattr(model, "transforms", [model])
+        for holder in (owner.modules() if hasattr(owner, "modules") else [owner])
+    ]
+    passed_over = []
+    for holder in holders:
+        for key, value in list(vars(holder).items()):
+            for other in changed(value):
+                setattr(holder, key, other)
+                try:
+                    torch_flows.import_flow(model, **peer.hints)
+                except UnsupportedModel:
+                    pass
+                except ConversionError as error:
+                    if "differs from it" not in str(error):
+                        continue
+                    passed_over.append(f"{type(holder).__name__}.{key} = {other!r}: {error}")
+                except Exception:  # the peer is not whole with it
+                    pass
+                finally:
+                    setattr(holder, key, value)
+    assert not passed_over
+
+
+def refused() -> Iterator[tuple[str, Any, str]]:
+    """A library, what makes a model of it that has no counterpart, and what the refusal says."""
+
+    def normflows_(make: Any) -> Any:
+        def model() -> Any:
+            import normflows
+
+            base = normflows.distributions.DiagGaussian(3)
+            return normflows.NormalizingFlow(base, [make(normflows.flows, normflows.nets)])
+
+        return model
+
+    for make, sentence in (
+        (
+            lambda f, n: f.BatchNorm(),
+            "BatchNorm has no counterpart: its scale depends on the batch",
+        ),
+        (lambda f, n: f.ActNorm(3), "ActNorm was never initialised"),
+        (lambda f, n: f.Planar((3,), act="leaky_relu"), "act='leaky_relu'"),
+        (lambda f, n: f.Residual(n.LipschitzMLP([3, 4, 3])), "Residual has no counterpart"),
+        (
+            lambda f, n: f.CircularAutoregressiveRationalQuadraticSpline(3, 1, 4, [0]),
+            "its splines are circular",
+        ),
+        (
+            lambda f, n: f.MaskedAffineFlow(
+                torch.tensor([1.0, 0.0, 1.0]), n.MLP([3, 4, 3]), n.MLP([3, 5, 3])
+            ),
+            "two networks of different kinds",
+        ),
+        (
+            lambda f, n: f.AffineCouplingBlock(n.MLP([2, 4, 2], output_fn="sigmoid")),
+            "ends in Sigmoid",
+        ),
+        (
+            lambda f, n: f.MaskedAffineAutoregressive(3, 4, use_batch_norm=True),
+            "batch normalisation in residual blocks",
+        ),
+        (
+            lambda f, n: f.AutoregressiveRationalQuadraticSpline(
+                3, 1, 4, activation=lambda: torch.nn.ReLU(inplace=True)
+            ),
+            "in place",
+        ),
+    ):
+        yield "normflows", normflows_(make), sentence
+
+    def freia_(name: str, **options: Any) -> Any:
+        def model() -> Any:
+            from FrEIA import framework, modules
+
+            def subnet(below: int, above: int) -> Any:
+                return torch.nn.Sequential(torch.nn.Linear(below, above))
+
+            flow = framework.SequenceINN(4)
+            given = {} if name == "ActNorm" else {"subnet_constructor": subnet}
+            flow.append(getattr(modules, name), **given, **options)
+            return flow
+
+        return model
+
+    yield "FrEIA", freia_("ActNorm"), "ActNorm was never initialised"
+    yield "FrEIA", freia_("GINCouplingBlock"), "subtracts the mean of its log-scales"
+    yield "FrEIA", freia_("AllInOneBlock", gin_block=True), "gin_block=True"
+    yield "FrEIA", freia_("GLOWCouplingBlock", clamp_activation=torch.erf), "clamp_activation"
+    yield "FrEIA", freia_("GLOWCouplingBlock", split_len=0), "a half that is empty"
+
+    def pyro_(make: Any) -> Any:
+        def model() -> Any:
+            from pyro import distributions, nn
+
+            base = distributions.Normal(torch.zeros(3), torch.ones(3)).to_event(1)
+            return distributions.TransformedDistribution(base, [make(distributions.transforms, nn)])
+
+        return model
+
+    for make, sentence in (
+        (lambda t, n: t.spline_coupling(3), "only 'quadratic', which is not pyro's default"),
+        (lambda t, n: t.affine_autoregressive(3, stable=True), "stable=True"),
+        (
+            lambda t, n: t.AffineAutoregressive(n.AutoRegressiveNN(3, [4], skip_connections=True)),
+            "skip_connections=True",
+        ),
+        (lambda t, n: t.sylvester(3), "is not that of its map"),
+        (lambda t, n: t.neural_autoregressive(3), "no neural autoregressive flows yet"),
+        (lambda t, n: t.AffineTransform(0.0, -1.0), "a scale that is not above 0"),
+    ):
+        yield "pyro", pyro_(make), sentence
+
+    def flowjax_(make: Any) -> Any:
+        def model() -> Any:
+            import jax
+            from flowjax import distributions, flows
+
+            return make(flows, jax.random.key(0), distributions.StandardNormal((3,)))
+
+        return model
+
+    for make, sentence in (
+        (
+            lambda f, k, b: f.planar_flow(k, base_dist=b, flow_layers=1, negative_slope=0.1),
+            "negative_slope",
+        ),
+        (
+            lambda f, k, b: f.planar_flow(
+                k, base_dist=b, flow_layers=1, cond_dim=2, width_size=3, depth=1
+            ),
+            "with a condition: its weights come from an MLP",
+        ),
+        (
+            lambda f, k, b: f.triangular_spline_flow(k, base_dist=b, flow_layers=1),
+            "no tanh with linear tails yet",
+        ),
+        (
+            lambda f, k, b: f.block_neural_autoregressive_flow(k, base_dist=b, flow_layers=1),
+            "no block neural autoregressive flows",
+        ),
+        (lambda f, k, b: b, "only Transformed has"),
+    ):
+        yield "flowjax", flowjax_(make), sentence
+
+    def distrax_(make: Any, conditioner: Any) -> Any:
+        def model() -> Any:
+            import distrax
+            from jax import numpy as jnp
+
+            mask = jnp.array([True, False, True])
+            layer = distrax.MaskedCoupling(mask, conditioner, lambda p: make(distrax, p))
+            base = distrax.MultivariateNormalDiag(jnp.zeros(3), jnp.ones(3))
+            return distrax.Transformed(base, layer)
+
+        return model
+
+    yield (
+        "distrax",
+        distrax_(lambda d, p: d.ScalarAffine(p[..., 0], log_scale=p[..., 1]), lambda x: x),
+        "whose weights cannot be seen",
+    )
+
+
+REFUSED = list(refused())
+
+
+@pytest.mark.parametrize(
+    ("library", "make", "sentence"),
+    REFUSED,
+    ids=[f"{library}-{s[:40]}" for library, _, s in REFUSED],
+)
+def test_refused(library: str, make: Any, sentence: str) -> None:
+    pytest.importorskip(library)
+    with pytest.raises(UnsupportedModel) as error:
+        import_flow(make())
+    assert sentence in str(error.value)
+    assert library in str(error.value)
+
+
+Outputs = networks.Outputs
+of, invert, spline_map = Outputs.of, parts.invert, pyro.spline_map
+
+
+def swapped(rows: np.ndarray, *given: Any) -> Outputs:
+    """Scale and shift the wrong way round."""
+    return of(rows[:, ::-1] if rows.shape[1] == 2 else rows, *given)
+
+
+def in_blocks(rows: np.ndarray, *given: Any) -> Outputs:
+    """Outputs of one parameter together instead of those of one entry."""
+    return of(np.sort(rows.ravel()).reshape(rows.shape[::-1]).T, *given)
+
+
+def not_inverted(item: Any) -> Any:
+    return invert(item) if item.architecture["type"] == "Permutation" else item
+
+
+def without_edges(*given: Any) -> Any:
+    map, offset = spline_map(*given)
+    return {key: value for key, value in map.items() if key != "edge_slope"}, offset
+
+
+def without_start(*given: Any) -> Any:
+    map, offset = spline_map(*given)
+    return map, 0 * offset
+
+
+MUTANTS = {
+    "scale and shift swapped": (Outputs, "of", staticmethod(swapped), "normflows_blocks"),
+    "scale and shift swapped in MAF": (Outputs, "of", staticmethod(swapped), "normflows_maf"),
+    "scale and shift swapped in FrEIA": (Outputs, "of", staticmethod(swapped), "freia_graph"),
+    "scale and shift swapped in pyro": (Outputs, "of", staticmethod(swapped), "pyro_couplings"),
+    "scale and shift swapped in flowjax": (Outputs, "of", staticmethod(swapped), "flowjax_masked"),
+    "scale and shift swapped in numpyro": (Outputs, "of", staticmethod(swapped), "numpyro_iaf"),
+    "blocks for interleaved outputs": (Outputs, "of", staticmethod(in_blocks), "normflows_blocks"),
+    "spline outputs in blocks": (Outputs, "of", staticmethod(in_blocks), "distrax_spline"),
+    "not inverted": (parts, "invert", not_inverted, "normflows_planar"),
+    "not inverted in pyro": (parts, "invert", not_inverted, "pyro_spline"),
+    "not inverted in distrax": (parts, "invert", not_inverted, "distrax_affine"),
+    "edge slope 1": (pyro, "spline_map", without_edges, "pyro_spline"),
+    "slopes without their offset": (pyro, "spline_map", without_start, "pyro_autoregressive"),
+    "sigmoid without its 2": (
+        normflows,
+        "SIGMOID",
+        normflows.SIGMOID | {"offset": 0.0},
+        "normflows_maf",
+    ),
+    "outputs not shrunk": (freia, "SHRINK", 1.0, "freia_all_in_one"),
+    "2 / pi for 0.636": (freia, "STEEPNESS", 2 / np.pi, "freia_graph"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_errors_in_the_importers_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, value, peer = MUTANTS[mutant]
+    _, model = made(peer)
+    monkeypatch.setattr(owner, name, value)
+    with pytest.raises(ConversionError):
+        torch_flows.import_flow(model)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("library", ["normflows", "pyro", "flowjax"])
+def test_dimensions_and_odd_widths(library: str, dim: int) -> None:
+    pytest.importorskip(library)
+    torch.manual_seed(dim)
+    if library == "normflows":
+        from normflows import NormalizingFlow, distributions, flows
+
+        feedforward = flows.MaskedAffineAutoregressive(dim, 7, use_residual_blocks=False)
+        spline = flows.AutoregressiveRationalQuadraticSpline(dim, 1, 7, num_bins=4)
+        layers = [feedforward, flows.LULinearPermute(dim), spline, flows.Permute(dim, "swap")]
+        model = perturbed(NormalizingFlow(distributions.DiagGaussian(dim), layers))
+    elif library == "pyro":
+        from pyro import distributions
+        from pyro.distributions import transforms
+
+        base = distributions.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
+        layers = [transforms.affine_autoregressive(dim, hidden_dims=[7]), transforms.planar(dim)]
+        model = distributions.TransformedDistribution(base, [perturbed(t) for t in layers])
+    else:
+        import jax
+        from flowjax import distributions, flows
+
+        from parity_tests.peers import shaken
+
+        base, options = distributions.StandardNormal((dim,)), {"flow_layers": 1, "nn_width": 7}
+        model = shaken(
+            flows.masked_autoregressive_flow(jax.random.key(0), base_dist=base, **options)
+        )
+    assert torch_flows.import_flow(model).event_shape == (dim,)
+
+
+def test_later_versions_of_freia() -> None:
+    """Stand-ins with what changed after 0.2: the scale, permutations as indices, ActNorm."""
+    modules = pytest.importorskip("FrEIA.modules")
+    from FrEIA.framework import SequenceINN
+
+    class AllInOneBlock(modules.AllInOneBlock):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            self.w_perm = torch.nn.Parameter(self.w_perm.argmax(1), requires_grad=False)
+            self.w_perm_inv = torch.nn.Parameter(self.w_perm.argsort(), requires_grad=False)
+            self.permute_function = lambda x, order: x[:, order]
+
+        def _affine(self, x: Any, a: Any, rev: bool = False) -> Any:
+            a, size = 0.1 * a, x.shape[1]
+            log_scale = self.clamp * torch.tanh(a[:, :size] / self.clamp)
+            return x * log_scale.exp() + a[:, size:], log_scale.sum(1)
+
+    class ActNorm(torch.nn.Module):
+        def __init__(self, dims_in: Any) -> None:
+            super().__init__()
+            self.dims_in, self.dims_c = dims_in, []
+            self.register_buffer("is_initialized", torch.tensor(True))
+            self.log_scale, self.loc = (torch.nn.Parameter(torch.randn(1, 5)) for _ in range(2))
+
+        def output_dims(self, dims: Any) -> Any:
+            return dims
+
+        def forward(self, x: Any, rev: bool = False, jac: bool = True) -> Any:
+            return ((x[0] - self.loc) / self.log_scale.exp(),), -self.log_scale.sum()
+
+    def subnet(below: int, above: int) -> Any:
+        return torch.nn.Sequential(
+            torch.nn.Linear(below, 6), torch.nn.ReLU(), torch.nn.Linear(6, above)
+        )
+
+    torch.manual_seed(0)
+    flow = SequenceINN(5)
+    flow.append(AllInOneBlock, subnet_constructor=subnet, reverse_permutation=True)
+    flow.append(ActNorm)
+    torch_flows.import_flow(perturbed(flow))
+    flow[1].is_initialized.fill_(False)
+    with pytest.raises(UnsupportedModel, match="ActNorm was never initialised"):
+        torch_flows.import_flow(flow)
