@@ -222,11 +222,17 @@ def other_blocks(**changes: Callable[..., Any]) -> Change:
         def apply_blocks(
             activation: str, pre_activation: bool, x: Any, weights: Any, *rest: Any
         ) -> Any:
-            gates, terms = rest
+            gates, terms, *norms = rest
             given = {"pre_activation": pre_activation, "gates": gates, "terms": terms}
             given |= {name: new(given[name]) for name, new in changes.items()}
             return original(
-                activation, given["pre_activation"], x, weights, given["gates"], given["terms"]
+                activation,
+                given["pre_activation"],
+                x,
+                weights,
+                given["gates"],
+                given["terms"],
+                *norms,
             )
 
         return apply_blocks
