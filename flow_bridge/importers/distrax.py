@@ -51,17 +51,12 @@ def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
     flat = [item for bijector in bijectors for item in _flatten(bijector, True)]
     nets = [bijector.conditioner for bijector, _ in flat if kind(bijector) == "MaskedCoupling"]
     where = "distrax's MaskedCoupling"
-    if weights is None:
-        weights = [functions.weights_of(net, where) for net in nets]
-    if len(weights) != len(nets):
-        raise UnsupportedModel(
-            f"distrax's model has {len(nets)} MaskedCoupling, and {len(weights)} weights were given."
-        )
+    weights = functions.weights_for(nets, weights, where)
     left = iter(weights)
     inverse = parts.mostly(back for bijector, back in flat if kind(bijector) == "MaskedCoupling")
     dim = latent.architecture["dim"]
     layers = [_layer(bijector, back, dim, inverse, left) for bijector, back in flat]
-    dtype = dtype_of_tree([list(weights), base.loc])
+    dtype = dtype_of_tree([weights, base.loc])
     run = parts.composed(layers, inverse)
     return Reading(layers, latent, run, inverse=inverse, coarse=parts.NARROW, dtype=dtype)
 

@@ -19,6 +19,16 @@ WEIGHTS, BIASES = ("w", "kernel"), ("b", "bias")
 ROWS, TOLERANCE, MANY_LAYERS = 8, 1e-10, 6
 
 
+def weights_for(networks: Sequence[Any], given: Sequence[Any] | None, where: str) -> list[Any]:
+    """The weights of networks: what was given, one for each, or else what they hold."""
+    weights = [weights_of(net, where) for net in networks] if given is None else list(given)
+    if len(weights) != len(networks):
+        raise UnsupportedModel(
+            f"{where}: the model has {len(networks)} of them, and {len(weights)} weights were given."
+        )
+    return weights
+
+
 def weights_of(function: Any, where: str) -> Any:
     """The weights that a ``functools.partial`` holds, as ``partial(network.apply, weights)`` does."""
     held: list[Any] = []

@@ -66,9 +66,7 @@ def read_copy(flow: Any, embedding: str, where: str, live: bool = True) -> Readi
     def run(x: Any, context: Any) -> Any:
         return transform(x, context=context if outside or net is None else net(context))
 
-    softplus = "'scale': 'softplus'" in repr(
-        [item.architecture for e in layers for item in e.parts]
-    )
+    maps = [parts.innermost(item).get("map", {}) for each in layers for item in each.parts]
     return Reading(
         layers,
         base,
@@ -76,7 +74,7 @@ def read_copy(flow: Any, embedding: str, where: str, live: bool = True) -> Readi
         nets,
         embed_with(net) if nets else None,
         notes,
-        coarse=SOFTPLUS if softplus else 0.0,
+        coarse=SOFTPLUS if any(map.get("scale") == "softplus" for map in maps) else 0.0,
     )
 
 

@@ -46,18 +46,13 @@ def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
     flat = [item for given in reversed(distribution.transforms) for item in _flatten(given, True)]
     where = "numpyro's InverseAutoregressiveTransform"
     nets = [t.arn for t, _ in flat if kind(t) == "InverseAutoregressiveTransform"]
-    if weights is None:
-        weights = [functions.weights_of(net, where) for net in nets]
-    if len(weights) != len(nets):
-        raise UnsupportedModel(
-            f"{where}: the model has {len(nets)} of them, and {len(weights)} weights were given."
-        )
+    weights = functions.weights_for(nets, weights, where)
     left = iter(weights)
     inverse = parts.mostly(back for t, back in flat if kind(t) == "InverseAutoregressiveTransform")
     dim = base.architecture["dim"]
     layers = [_layer(transform, back, dim, inverse, left) for transform, back in flat]
     notes = [CLAMP_NOTE.replace("pyro", "numpyro")] if nets else []
-    dtype = dtype_of_tree(list(weights))
+    dtype = dtype_of_tree(weights)
     run = parts.composed(layers, inverse)
     return Reading(layers, base, run, notes=notes, inverse=inverse, dtype=dtype)
 

@@ -82,10 +82,15 @@ def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 def context_dim(item: Part) -> int:
     """The width of the context that a bijector takes, 0 for none."""
+    return int(innermost(item).get("context_dim", 0))
+
+
+def innermost(item: Part) -> Architecture:
+    """The architecture of a bijector without the inversions around it."""
     architecture = item.architecture
     while "bijector" in architecture:
         architecture = architecture["bijector"]
-    return int(architecture.get("context_dim", 0))
+    return architecture
 
 
 def chain(parts: Sequence[Part]) -> Part:
