@@ -36,7 +36,8 @@ BLIND = (
 FOLDED = "batch normalisation inside networks is folded into their weights, and trains no more."
 
 SOFTPLUS = 1e-8
-"""PyTorch's softplus leaves out e^-x beyond 20, which is 2e-9 of a scale there, and layers follow."""
+"""PyTorch's softplus leaves out e^-x beyond 20, which is 2e-9 there, and layers follow: of 12 flows with
+weights of spread 0.7 the strict comparison refuses 10, and none when their softplus is exact."""
 
 
 def read(flow: Any, embedding: str = "native") -> Reading:
