@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.architecture import count_construction
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.mlp import MLP, layer_shapes
 from jax_flows.registry import register_network
@@ -62,6 +63,7 @@ class DeepSet(nn.Module):
             "DeepSet", self.in_dim, self.out_dim, self.element_dim, self.set_dim, self.padded
         )
         checks.hidden_widths("DeepSet", self.hidden_dims)
+        count_construction(2 * len(self.hidden_dims))  # of phi and rho, which Flax builds later
         checks.one_of("DeepSet", "activation", self.activation, ACTIVATIONS)
         super().__post_init__()
 
