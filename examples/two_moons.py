@@ -257,7 +257,7 @@ def draw_warping(trained: dict[Any, Any]) -> None:
     stages = 7
     figure, axes = panels(len(DATA) * len(MODELS), stages)
     z = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
-    colour = np.arctan2(z[:, 1], z[:, 0])
+    colour = torch.arctan2(z[:, 1], z[:, 0]).numpy()
     for row, (data_name, model) in zip(axes, ((d, m) for d in DATA for m in MODELS), strict=True):
         layers = list(reversed(trained[data_name, model, "JAX"].bijector.bijectors))
         shown = np.linspace(0, len(layers), stages).round().astype(int)
