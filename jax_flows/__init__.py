@@ -58,6 +58,7 @@ from jax_flows.distributions import (
     StandardNormal,
     StudentT,
     Uniform,
+    VonMises,
 )
 from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
@@ -79,6 +80,7 @@ from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
 from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
@@ -126,6 +128,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MoebiusMap",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
@@ -157,6 +160,7 @@ __all__ = [
     "Tanh",
     "Uniform",
     "UnivariateMap",
+    "VonMises",
     "__version__",
     "bits_per_dimension",
     "build",
