@@ -320,7 +320,9 @@ def pullback(
         bijector, ndim = flow.bijector, len(flow.latent_shape)
         outside = bijector.outside(z, condition, inverse=True)
         if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
-            z = torch.where(outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z)
+            z = torch.where(
+                outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z
+            )
         x, log_det = flow.inverse(z, context)
         value = log_density(held_inside(x, bijector.domain))
         shape = getattr(value, "shape", None)
