@@ -449,8 +449,11 @@ def pullback(
     check_callable("pullback", "log_density", log_density)
 
     def pulled_back(z: AnyArray) -> Array:
-        z, condition, _ = flow._condition(variables, "z", z, context)
+        z, expanded = check_input(flow, variables, "z", z, context)
         bijector, ndim = flow.bijector, len(flow.latent_shape)
+        condition = None
+        if expanded is not None and bijector.context_dim:
+            condition = flow.embed(variables, expanded)
         outside = bijector.outside(child(variables, "bijector"), z, condition, inverse=True)
         if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
             z = jnp.where(outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z)

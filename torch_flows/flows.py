@@ -312,12 +312,16 @@ def pullback(
         >>> log_density(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
-    checks.instances("pullback", "flow", [getattr(flow, "_orig_mod", flow)], Flow)
+    inner = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
+    checks.instances("pullback", "flow", [inner], Flow)
     check_callable("pullback", "log_density", log_density)
 
     def pulled_back(z: Tensor) -> Tensor:
-        condition, _ = flow._condition("z", z, context)
+        expanded = check_input(inner, "z", z, context)
         bijector, ndim = flow.bijector, len(flow.latent_shape)
+        condition = None
+        if expanded is not None and bijector.context_dim:
+            condition = inner.embed(expanded)
         outside = bijector.outside(z, condition, inverse=True)
         if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
             z = torch.where(
