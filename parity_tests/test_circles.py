@@ -57,23 +57,27 @@ def test_von_mises(concentration: float) -> None:
     """Mass 1 by the trapezoid; a sample's distribution function, by another rule, is its noise."""
     noise = np.array([0.0, 1e-6, 0.2, 0.5, 0.97])
     nodes, weights = np.polynomial.legendre.leggauss(200)
-    for half, options in ((torch_flows, ()), (jax_flows, ({},))):
-        base = half.VonMises(1, concentration, loc=0.3)
-        density = lambda z, base=base, half=half, options=options: np.exp(np.asarray(base.log_prob(
-            *options, (torch.from_numpy if half is torch_flows else jnp.asarray)(z[:, None]))))  # fmt: skip
-        assert density(np.linspace(-CIRCLE, CIRCLE, 257)[1:]).mean() * 2 * CIRCLE == pytest.approx(
-            1, abs=1e-10
-        )
-        assert density(np.array([-3.2, 3.2])).tolist() == [0, 0]
-        given = torch.from_numpy(noise) if half is torch_flows else jnp.asarray(noise)
-        z = np.asarray(base.from_noise(*options, given[:, None]))[:, 0]
-        assert ((z >= base.low) & (z < base.high)).all()
-        start = 0.3 - CIRCLE
-        for end, share in zip(np.mod(z - start, 2 * CIRCLE), noise, strict=True):
-            points = start + end / 2 * (nodes + 1)
-            wrapped = np.where(points < -CIRCLE, points + 2 * CIRCLE, points)
-            found = (density(wrapped) * weights).sum() * end / 2
-            assert found % 1 == pytest.approx(share, abs=1e-12)
+    ours, theirs = (half.VonMises(1, concentration, loc=0.3) for half in HALVES)
+    ends = [
+        ours.from_noise(torch.from_numpy(noise[:, None])).numpy()[:, 0],
+        np.asarray(theirs.from_noise({}, jnp.asarray(noise[:, None])))[:, 0],
+    ]
+    lengths = np.mod(np.stack(ends) - 0.3 + CIRCLE, 2 * CIRCLE)[..., None]
+    points = 0.3 - CIRCLE + lengths / 2 * (nodes + 1)
+    points = np.where(points < -CIRCLE, points + 2 * CIRCLE, points)
+    beyond = np.array([-3.2, 3.2])
+    z = np.concatenate([np.linspace(-CIRCLE, CIRCLE, 257)[1:], beyond, points.ravel()])[:, None]
+    found = [
+        ours.log_prob(torch.from_numpy(z)).numpy(),
+        np.asarray(jax.jit(theirs.log_prob)({}, jnp.asarray(z))),
+    ]
+    for log_prob in found:
+        density = np.exp(log_prob)
+        assert density[:256].mean() * 2 * CIRCLE == pytest.approx(1, abs=1e-10)
+        assert density[256:258].tolist() == [0, 0]
+        shares = (density[258:].reshape(points.shape) * weights).sum(-1) * lengths[..., 0] / 2
+        np.testing.assert_allclose(shares % 1, np.stack([noise, noise]), rtol=0, atol=1e-12)
+    assert all(((end >= -CIRCLE) & (end < CIRCLE)).all() for end in ends)
 
 
 @pytest.mark.parametrize("half", HALVES)
