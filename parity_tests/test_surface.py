@@ -273,6 +273,31 @@ def test_the_members_of_a_chain() -> None:
             chain[8]
 
 
+@pytest.mark.parametrize("name", ["Planar", "Radial", "Sylvester"])
+def test_a_chain_of_equal_layers_is_one_after_the_other(name: str) -> None:
+    cls = getattr(torch_flows, name)
+
+    class Shifted(cls):  # type: ignore[misc, valid-type]
+        def map_forward(self, x: Any, context: Any) -> Any:
+            z, log_det = super().map_forward(x, context)
+            return z + 1, log_det
+
+    rank = {"rank": 2} if name == "Sylvester" else {}
+    plain = [cls(3, **rank, context_dim=c).double() for c in (0, 0, 0, 2, 2, 0, 0)]
+    chain = torch_flows.Chain([*plain[:5], Shifted(3, **rank).double(), *plain[5:]])
+    for p in chain.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    for shape, context_shape in (((5,), (5,)), ((3, 2), (2,)), ((3, 2), ()), ((), ()), ((0,), ())):
+        x, context = torch.randn(*shape, 3).double(), torch.randn(*context_shape, 2).double()
+        z, log_det = chain.forward(x, context)
+        steps = chain.steps(x, context)
+        torch.testing.assert_close(z, steps[-1][0])
+        torch.testing.assert_close(log_det, sum(step for _, step in steps))
+        back, back_log_det = chain[:5].inverse(steps[4][0], context)
+        torch.testing.assert_close(back, x)
+        torch.testing.assert_close(back_log_det, -sum(step for _, step in steps[:5]))
+
+
 def test_every_step_and_every_part() -> None:
     flow, twin = deep(torch_flows), deep(jax_flows)
     arrays = {name: array.numpy() for name, array in flow.state_dict().items()}

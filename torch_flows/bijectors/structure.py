@@ -103,12 +103,14 @@ class Chain(Bijector):
         parts: Any = None
         partition: Any = None
         fixed = free = x
-        for bijector in bijectors:
+        for bijector, *others in _runs(bijectors):
             layer_context = context if bijector.context_dim else None
             own_parts = bijector.parts if bijector.couples else None
             if partition is not None and own_parts != parts:
                 x, partition = partition.merge(fixed, free), None
-            if own_parts is None:
+            if others:
+                x, log_det = bijector.map_stack(x, layer_context, [bijector, *others], inverse)
+            elif own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
             else:
@@ -145,6 +147,20 @@ class Chain(Bijector):
             layer_context = context if bijector.context_dim else None
             x = bijector.map_and_set_statistics(x, layer_context, weights)
         return x
+
+
+def _runs(bijectors: Iterable[Any]) -> list[list[Any]]:
+    """Neighbours of one class and size that map as a stack, and every other one by itself."""
+    runs: list[list[Any]] = []
+    last: Any = None
+    for bijector in bijectors:
+        key = (type(bijector), bijector.stack_sizes) if bijector.stacks else None
+        if key and key == last:
+            runs[-1].append(bijector)
+        else:
+            runs.append([bijector])
+        last = key
+    return runs
 
 
 @register
