@@ -64,6 +64,7 @@ from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
+from torch_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
 from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
@@ -116,6 +117,7 @@ __all__ = [
     "Flow",
     "GaussianMixture",
     "Glow",
+    "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -123,12 +125,14 @@ __all__ = [
     "LeakyReLU",
     "LogisticMixtureMap",
     "Logit",
+    "Loss",
     "MaskedAffineAutoregressive",
     "MaskedAutoregressive",
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
     "MoebiusMap",
+    "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
@@ -142,6 +146,7 @@ __all__ = [
     "Rescale",
     "ResidualFlow",
     "ResidualMLP",
+    "ReverseKL",
     "Rotation",
     "SeparateMLPs",
     "ShiftMap",
