@@ -63,6 +63,7 @@ from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
+from jax_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
 from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
@@ -114,6 +115,7 @@ __all__ = [
     "Flow",
     "GaussianMixture",
     "Glow",
+    "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -121,11 +123,13 @@ __all__ = [
     "LeakyReLU",
     "LogisticMixtureMap",
     "Logit",
+    "Loss",
     "MaskedAffineAutoregressive",
     "MaskedAutoregressive",
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
@@ -139,6 +143,7 @@ __all__ = [
     "Rescale",
     "ResidualFlow",
     "ResidualMLP",
+    "ReverseKL",
     "Rotation",
     "SeparateMLPs",
     "ShiftMap",

@@ -131,6 +131,12 @@ def test_one_module_in_two_places_is_refused() -> None:
         with pytest.raises(ValueError, match="Chain got one Planar as"):
             torch_flows.Chain(parts)
     torch_flows.Chain([torch_flows.Tanh()] * 2)  # nothing to tie
+    flow = torch_flows.MAF(2, (4,), num_layers=1, context_dim=2)
+    for part in (torch_flows.MLP(2, 2, (4,)), torch_flows.Affine(2)):
+        with pytest.raises(
+            ValueError, match=f"Flow got one {type(part).__name__} as 'context_net.0'"
+        ):
+            torch_flows.Flow(flow.bijector, flow.base, context_net=[part, part])
 
 
 def test_flows_are_built_in_evaluation_mode() -> None:

@@ -298,8 +298,9 @@ def pullback(
         context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
 
     Returns:
-        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
-        ``ValueError`` where log_density gives another shape.
+        A function of z, shape ``(*batch, *latent_shape)``: -inf outside the codomain of the bijector and
+        at infinity. Its errors are those of ``flow.inverse``, and ``ValueError`` where log_density gives
+        another shape.
 
     Raises:
         TypeError: for what is no flow, or no function.
@@ -311,15 +312,26 @@ def pullback(
         >>> log_density(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
-    checks.instances("pullback", "flow", [getattr(flow, "_orig_mod", flow)], Flow)
+    inner = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
+    checks.instances("pullback", "flow", [inner], Flow)
     check_callable("pullback", "log_density", log_density)
 
     def pulled_back(z: Tensor) -> Tensor:
+        expanded = check_input(inner, "z", z, context)
+        bijector, ndim = flow.bijector, len(flow.latent_shape)
+        condition = None
+        if expanded is not None and bijector.context_dim:
+            condition = inner.embed(expanded)
+        outside = bijector.outside(z, condition, inverse=True)
+        if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
+            z = torch.where(
+                outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z
+            )
         x, log_det = flow.inverse(z, context)
-        value = log_density(held_inside(x, flow.bijector.domain))
+        value = log_density(held_inside(x, bijector.domain))
         shape = getattr(value, "shape", None)
         checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
-        return value + log_det
+        return torch.where(outside, -math.inf, value + log_det)
 
     return pulled_back
 
