@@ -537,6 +537,20 @@ def context_of_base(owner: str, context_dim: int, base: Any) -> None:
         )
 
 
+def onto_base(owner: str, bijector: Any, base: Any) -> None:
+    """Raise ``ValueError`` where some z of the base has no x: the density would not integrate to 1."""
+    support = base.support
+    for interval in bijector.intervals():
+        if interval.low > support.low or interval.high < support.high:
+            made, expected = ("({:g}, {:g})".format(*ends) for ends in (interval, support))
+            name, base_name = type(bijector).__name__, type(base).__name__
+            raise ValueError(
+                f"{owner} has a base on {expected}, {base_name}, but a bijector that makes z inside "
+                f"{made} only, {name}: its density would not integrate to 1. Take a base on {made}, as "
+                f"Uniform may be, or a last bijector that makes every z."
+            )
+
+
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.networks import Network, as_network
 from flow_bridge.series import student_t_constant
 from jax_flows.inputs import check_input, context_batch, to_jax
@@ -47,11 +48,13 @@ class Distribution(HasVariables):
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
         reparameterized: whether gradients through samples reach every weight.
+        support: the interval that every entry of z lies in.
     """
 
     context_dim: int = 0
     noise = "normal"
     reparameterized = True
+    support = REALS
     dim: int | Sequence[int]
 
     def __post_init__(self) -> None:
@@ -267,6 +270,10 @@ class Uniform(Distribution):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.interval("Uniform", low=self.low, high=self.high)
+
+    @property
+    def support(self) -> Interval:  # type: ignore[override]
+        return ClosedInterval(self.low, self.high)
 
     def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
         axes = tuple(range(-len(self.event_shape), 0))

@@ -55,7 +55,8 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than they take, and for names that are not one for each entry.
+            makes another width than they take, for a base that reaches beyond what the bijector makes, and
+            for names that are not one for each entry.
 
     Examples:
         >>> import jax, jax_flows
@@ -79,6 +80,7 @@ class Flow(HasVariables):
         name = type(self).__name__
         checks.instances(name, "bijector", [self.bijector], Bijector)
         checks.instances(name, "base", [self.base], Distribution)
+        checks.onto_base(name, self.bijector, self.base)
         freeze_lists(self)
         object.__setattr__(self, "context_net", tuple(list_of_nets(self.context_net)) or None)
         checks.column_names(name, "columns", self.columns, self.event_shape[0])

@@ -353,7 +353,13 @@ def draw_architecture(
     if draw.chance(0.3):
         latent = tuple(torch_flows.build(bijector).map_shape(shape))
         base = draw_type(replace(draw, shape=latent), torch_flows.Distribution)
-        return {"type": "Flow", "bijector": bijector, "base": base}, shape
+        flow = {"type": "Flow", "bijector": bijector, "base": base}
+        try:
+            torch_flows.build(flow)
+            return flow, shape
+        except ArchitectureError as error:
+            if "integrate to 1" not in str(error):
+                raise
     return bijector, shape
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.networks import Network, as_network
 from flow_bridge.series import student_t_constant
 from torch_flows.inputs import check_input, context_batch
@@ -29,11 +30,13 @@ class Distribution(HasVariables):
             entry.
         noise_shape: its shape for one sample, ``event_shape`` unless stated.
         reparameterized: whether gradients through samples reach every weight.
+        support: the interval that every entry of z lies in.
     """
 
     context_dim: int = 0
     noise = "normal"
     reparameterized = True
+    support: Interval = REALS
     device_anchor: Tensor
 
     def __init__(self, dim: int | Sequence[int]) -> None:
@@ -197,6 +200,7 @@ class Uniform(Distribution):
         checks.interval("Uniform", low=low, high=high)
         self.low = low
         self.high = high
+        self.support = ClosedInterval(low, high)
 
     def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         axes = tuple(range(-len(self.event_shape), 0))

@@ -48,7 +48,8 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than they take, and for names that are not one for each entry.
+            makes another width than they take, for a base that reaches beyond what the bijector makes, and
+            for names that are not one for each entry.
 
     Examples:
         >>> import torch, torch_flows
@@ -73,6 +74,7 @@ class Flow(HasVariables):
         checks.instances(name, "bijector", [bijector], Bijector)
         checks.instances(name, "base", [base], Distribution)
         latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
+        checks.onto_base(name, bijector, base)
         self.latent_shape = latent_shape
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         nets = list_of_nets(context_net)
