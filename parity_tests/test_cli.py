@@ -26,8 +26,8 @@ from flow_bridge.checkpoint import read_checkpoint, read_header, write_arrays
 from parity_tests.peers import GOLDEN
 from torch_flows.checkpoint import to_numpy
 from twinflows.command import cli
-from twinflows.command.models import expected_shapes
 from twinflows.command.tables import read_table
+from twinflows.sides.models import expected_shapes
 
 
 @pytest.fixture
@@ -269,9 +269,9 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
             ("--model", "realnvp", "--batch-size", 1),
             "at least 2 rows in a batch, here they have 1.",
         ),
-        (("--set", "dim=2"), "--set cannot set 'dim': that follows from the data."),
-        (("--set", 'type="IAF"'), "--set cannot set 'type'"),
-        (("--set", "context_dim=1"), "--set cannot set 'context_dim'"),
+        (("--set", "dim=2"), "'dim' cannot be set: that follows from the data."),
+        (("--set", 'type="IAF"'), "'type' cannot be set"),
+        (("--set", "context_dim=1"), "'context_dim' cannot be set"),
         (("--epochs", 0), "'--epochs': "),
         (("--epoch", 1), "--epoch"),
         (("--backend", "numpy"), "'--backend': "),

@@ -151,16 +151,17 @@ def train(
     from flow_bridge.checkpoint import write_checkpoint
     from flow_bridge.standardization import location_and_scale
     from twinflows.command.columns import choose, take
-    from twinflows.command.models import (
+    from twinflows.command.outputs import check_outputs
+    from twinflows.command.pictures import check_picture, draw_training
+    from twinflows.command.tables import read_table
+    from twinflows.sides.models import (
         check_storable,
         describe,
         draw,
         expected_shapes,
         new_model,
+        parse_options,
     )
-    from twinflows.command.outputs import check_outputs
-    from twinflows.command.pictures import check_picture, draw_training
-    from twinflows.command.tables import read_table
 
     if no_picture and picture is not None:
         raise ValueError("--picture and --no-picture contradict each other: give one of them.")
@@ -193,7 +194,7 @@ def train(
         backend,
         x.shape[1:],
         len(given),
-        options or [],
+        parse_options(options or []),
         base,
         names,
         context_names if given else None,
@@ -269,8 +270,8 @@ def sample(
 ) -> None:
     """Draw samples from a checkpoint's model."""
     from twinflows.command.columns import one_context
-    from twinflows.command.models import draw, open_model
     from twinflows.command.outputs import check_outputs
+    from twinflows.sides.models import draw, open_model
 
     check_outputs([out], [file], force)
     model = open_model(file, backend)
@@ -293,9 +294,9 @@ def log_prob(
 ) -> None:
     """The log-density of rows in nats. Columns are matched by name, or the context comes last."""
     from twinflows.command.columns import match, take
-    from twinflows.command.models import in_blocks, open_model
     from twinflows.command.outputs import check_outputs
     from twinflows.command.tables import read_table
+    from twinflows.sides.models import in_blocks, open_model
 
     check_outputs([out], [file, data], force)
     table = read_table(data)
@@ -360,9 +361,9 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Compare everything that a checkpoint computes in both frameworks, or two checkpoints."""
-    from twinflows.command.models import draw, draw_context, noise_shape, open_model
     from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
+    from twinflows.sides.models import draw, draw_context, noise_shape, open_model
 
     check_outputs([html], [file, second], force)
     model = open_model(file, "torch")
