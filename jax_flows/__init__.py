@@ -64,7 +64,14 @@ from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
-from jax_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
+from jax_flows.losses import (
+    FlowMatching,
+    ImportanceWeighted,
+    Loss,
+    NegativeLogLikelihood,
+    OptimalTransportFlowMatching,
+    ReverseKL,
+)
 from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
@@ -115,6 +122,7 @@ __all__ = [
     "Elementwise",
     "Exp",
     "Flow",
+    "FlowMatching",
     "GaussianMixture",
     "Glow",
     "ImportanceWeighted",
@@ -136,6 +144,7 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "OptimalTransportFlowMatching",
     "Permutation",
     "Planar",
     "PlanarFlow",

@@ -410,6 +410,10 @@ CASES = [
     Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
+    Case("Continuous-conditioner", continuous(
+        dim=2, trace="hutchinson", kinetic_energy=0.3, jacobian_norm=0.2, context_dim=2,
+        time_features=1, conditioner=arch("ResidualMLP", hidden_dim=5, num_blocks=1,
+                                          activation="tanh", context="gate")), slow=True),
     Case("Continuous-estimate", continuous(dim=3, trace="hutchinson", probe="gaussian")),
     Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2)),

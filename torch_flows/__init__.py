@@ -64,7 +64,14 @@ from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
-from torch_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
+from torch_flows.losses import (
+    FlowMatching,
+    ImportanceWeighted,
+    Loss,
+    NegativeLogLikelihood,
+    OptimalTransportFlowMatching,
+    ReverseKL,
+)
 from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
@@ -115,6 +122,7 @@ __all__ = [
     "Elementwise",
     "Exp",
     "Flow",
+    "FlowMatching",
     "GaussianMixture",
     "Glow",
     "ImportanceWeighted",
@@ -136,6 +144,7 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "OptimalTransportFlowMatching",
     "Permutation",
     "Planar",
     "PlanarFlow",
