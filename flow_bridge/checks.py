@@ -269,11 +269,8 @@ def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
         raise ValueError(f"{owner} has a conditioner only with a context: state its context_dim.")
 
 
-def masked_conditioner(
-    name: str, masked: bool, num_features: int, normalization: str | None
-) -> None:
-    """Raise ``ValueError`` for a network without masks or with what ignores them, and for a map whose
-    networks see angles."""
+def masked_conditioner(name: str, masked: bool, normalization: str | None) -> None:
+    """Raise ``ValueError`` for a network without masks or with what ignores them."""
     if not masked:
         raise ValueError(
             f"MaskedAutoregressive needs a conditioner with masks (MLP, ResidualMLP, MaskedMLP, "
@@ -283,10 +280,6 @@ def masked_conditioner(
         raise ValueError(
             "MaskedAutoregressive has no layer normalisation in its networks: it would let every unit "
             "see all dimensions."
-        )
-    if num_features > 1:
-        raise ValueError(
-            "MaskedAutoregressive has no networks for a circular map; use Coupling or Elementwise."
         )
 
 
@@ -653,6 +646,12 @@ def interval(owner: str, **bounds: float) -> None:
             f"{owner} expects {low_name} < {high_name}, apart by no more than float32 holds, got "
             f"{low!r} and {high!r}."
         )
+
+
+def mode_inside(owner: str, loc: float, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless a mode is a number of the interval."""
+    if not _is_number(loc) or not low <= loc <= high:
+        raise ValueError(f"{owner} expects loc from {low:g} to {high:g}, got {loc!r}.")
 
 
 def reparameterized(owner: str, base: str, differentiable: bool) -> None:

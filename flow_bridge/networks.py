@@ -9,7 +9,7 @@ from typing import Any
 from flow_bridge.arguments import convert
 from flow_bridge.errors import ArchitectureError
 
-GIVEN = ("context_dim", "num_parameters", "mask", "order")
+GIVEN = ("context_dim", "num_parameters", "mask", "order", "num_features")
 """Arguments that a network gets from the bijector that it is built for, if its class names them."""
 
 REGISTERED: set[type] = set()

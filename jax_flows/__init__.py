@@ -58,6 +58,7 @@ from jax_flows.distributions import (
     StandardNormal,
     StudentT,
     Uniform,
+    VonMises,
 )
 from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
@@ -80,6 +81,7 @@ from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
 from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
@@ -129,6 +131,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
@@ -162,6 +165,7 @@ __all__ = [
     "Tanh",
     "Uniform",
     "UnivariateMap",
+    "VonMises",
     "__version__",
     "bits_per_dimension",
     "build",

@@ -58,6 +58,7 @@ from torch_flows.distributions import (
     StandardNormal,
     StudentT,
     Uniform,
+    VonMises,
 )
 from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
@@ -80,6 +81,7 @@ from torch_flows.registry import build, register, register_network
 from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
+from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
 from torch_flows.univariate.smooth import CubicMap
 from torch_flows.univariate.splines import SplineMap
@@ -129,6 +131,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
@@ -162,6 +165,7 @@ __all__ = [
     "Tanh",
     "Uniform",
     "UnivariateMap",
+    "VonMises",
     "__version__",
     "bits_per_dimension",
     "build",
