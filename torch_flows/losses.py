@@ -220,7 +220,7 @@ class FlowMatching(Loss):
         check_matching(type(self).__name__, self.path, self.sigma, self.times)
 
     def check(self, flow: Flow) -> None:
-        if not isinstance(_members(flow)[-1], ContinuousBijector):
+        if not isinstance(_members(flow)[1], ContinuousBijector):
             name = type(flow.bijector).__name__
             raise ValueError(needs_continuous(type(self).__name__, name))
 
@@ -230,12 +230,12 @@ class FlowMatching(Loss):
         noise = base_noise(generator, flow.base.noise, (num_rows, *flow.base.noise_shape))
         t = draw_times(generator, self.times, num_rows)
         if self.path == "schroedinger_bridge" or (self.path == "rectified" and self.sigma):
-            return noise, t, generator.standard_normal((num_rows, *flow.latent_shape))
+            return noise, t, generator.standard_normal((num_rows, _members(flow)[1].dim))
         return noise, t
 
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
         condition = None if context is None else flow.embed(context)
-        *before, field = _members(flow)
+        before, field = _members(flow)
         with torch.no_grad():
             z = flow.base.from_noise(noise[0], condition if flow.base.context_dim else None)
             for bijector in before:
@@ -298,7 +298,7 @@ class OptimalTransportFlowMatching(FlowMatching):
 
     def check(self, flow: Flow) -> None:
         super().check(flow)
-        if len(_members(flow)) > 1 or not isinstance(flow.base, StandardNormal):
+        if _members(flow)[0] or not isinstance(flow.base, StandardNormal):
             names = type(flow.bijector).__name__, type(flow.base).__name__
             raise ValueError(needs_plain_space(type(self).__name__, *names))
 
@@ -352,6 +352,7 @@ def _log_ratio(
     return log_prob + values.reshape(log_prob.shape)
 
 
-def _members(flow: Flow) -> list[Bijector]:
-    """The members of a flow's chain, or its one bijector."""
-    return list(flow.bijector) if isinstance(flow.bijector, Chain) else [flow.bijector]
+def _members(flow: Flow) -> tuple[list[Bijector], Any]:
+    """The members of a flow's chain before the last, and that; or its one bijector."""
+    *before, last = flow.bijector if isinstance(flow.bijector, Chain) else [flow.bijector]
+    return before, last

@@ -359,7 +359,7 @@ class _NetworkField:
             return torch.func.jvp(velocity, (x,), (v.expand_as(x),))[1]
 
         if noise is not None:
-            dx, pushed = torch.func.jvp(velocity, (x,), (noise,))
+            dx, pushed, *_ = torch.func.jvp(velocity, (x,), (noise,))
             rate, matrix = (pushed * noise).sum(-1), pushed.unsqueeze(-1)
         else:
             eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
