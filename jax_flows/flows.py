@@ -56,7 +56,8 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than they take, and for names that are not one for each entry.
+            makes another width than they take, for a base that reaches beyond what the bijector makes, and
+            for names that are not one for each entry.
 
     Examples:
         >>> import jax, jax_flows
@@ -80,6 +81,7 @@ class Flow(HasVariables):
         name = type(self).__name__
         checks.instances(name, "bijector", [self.bijector], Bijector)
         checks.instances(name, "base", [self.base], Distribution)
+        checks.onto_base(name, self.bijector, self.base)
         freeze_lists(self)
         object.__setattr__(self, "context_net", tuple(list_of_nets(self.context_net)) or None)
         checks.column_names(name, "columns", self.columns, self.event_shape[0])
@@ -397,8 +399,8 @@ def standardized(
     nets = list_of_nets(flow.context_net)
     shift = 0 if context is None else 1
     if context is not None:
-        given = {"net": nets[0] if nets else None, "names": flow.context_columns}
-        of_context = partial(context_location_and_scale, robust=robust, **given)
+        net, names = nets[0] if nets else None, flow.context_columns
+        of_context = partial(context_location_and_scale, net=net, names=names, robust=robust)
         nets = [scaling(context, of_context, "context_net.0"), *nets]
     of_data = partial(location_and_scale, names=flow.columns, robust=robust)
     first = scaling(x, of_data, "bijector.bijectors.0")

@@ -255,3 +255,24 @@ def test_a_distribution_of_ones_own_works_in_flows_and_files(tmp_path) -> None:
     in_torch = model.from_noise(torch.from_numpy(noise))
     for a, b in zip(in_torch, twin.from_noise(variables, noise), strict=True):
         np.testing.assert_allclose(to_numpy(a), b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_beyond_the_codomain_is_refused() -> None:
+    messages = set()
+    half: Any
+    for half in (torch_flows, jax_flows):
+        normal, blocks = half.StandardNormal(2), [[0], [1]]
+        half.Flow(half.Chain([half.Affine(2), half.Sigmoid()]), half.Uniform(2))
+        half.Flow(half.Affine(2), half.Uniform(2, -3, 5))
+        half.Flow(half.Invert(half.Sigmoid()), normal)
+        for bijector, base in (
+            (half.Tanh(), normal),
+            (half.Chain([half.Affine(2), half.Sigmoid()]), normal),
+            (half.Invert(half.Chain([half.Invert(half.Exp()), half.Affine(2)])), normal),
+            (half.Blockwise([half.Affine(1), half.Softplus()], blocks), normal),
+            (half.Sigmoid(), half.Uniform(2, 0, 2)),
+        ):
+            with pytest.raises(ValueError, match="would not integrate to 1") as caught:
+                half.Flow(bijector, base)
+            messages.add(str(caught.value))
+    assert len(messages) == 5

@@ -31,6 +31,7 @@ NAMES_ALONE = {
     "*.init_variables": "JAX: arrays are apart from what uses them",
     "*.variable_shapes": "JAX: their shapes without computing them",
     "*forward_and_update": "JAX: training mode is a method, statistics come back",
+    "losses.py:*.call_and_update": "JAX: training mode is a method, statistics come back",
     "*.log_prob_and_update": "JAX: training mode is a method, statistics come back",
     "*:Chain.split": "JAX: variables of the parts",
     "*:Chain.join": "JAX: variables of the parts",

@@ -49,7 +49,8 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than they take, and for names that are not one for each entry.
+            makes another width than they take, for a base that reaches beyond what the bijector makes, and
+            for names that are not one for each entry.
 
     Examples:
         >>> import torch, torch_flows
@@ -74,6 +75,7 @@ class Flow(HasVariables):
         checks.instances(name, "bijector", [bijector], Bijector)
         checks.instances(name, "base", [base], Distribution)
         latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
+        checks.onto_base(name, bijector, base)
         self.latent_shape = latent_shape
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         nets = list_of_nets(context_net)
@@ -279,8 +281,8 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
 
     nets = list_of_nets(flow.context_net)
     if context is not None:
-        given = {"net": nets[0] if nets else None, "names": flow.context_columns}
-        of_context = partial(context_location_and_scale, robust=robust, **given)
+        net, names = nets[0] if nets else None, flow.context_columns
+        of_context = partial(context_location_and_scale, net=net, names=names, robust=robust)
         nets = [scaling(context, of_context), *nets]
     of_data = partial(location_and_scale, names=flow.columns, robust=robust)
     bijector = Chain([scaling(x, of_data), flow.bijector])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.domains import Interval
 from torch_flows.bijectors.base import Bijector, Output, Shape
 from torch_flows.registry import register
 
@@ -69,6 +70,9 @@ class Chain(Bijector):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.bijectors[0 if inverse else -1].intervals(inverse)
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         if not self.is_bounded(inverse):
@@ -193,6 +197,9 @@ class Invert(Bijector):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return self.bijector.is_bounded(not inverse)
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.bijector.intervals(not inverse)
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         return self.bijector.outside(x, context, not inverse)
