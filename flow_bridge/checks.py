@@ -530,6 +530,16 @@ def context_of_base(owner: str, context_dim: int, base: Any) -> None:
         )
 
 
+def initial_scale(owner: str, value: float, conditioner: Any) -> None:
+    """Raise ``ValueError`` for a scale of the first weights that the given conditioner does not take."""
+    non_negative_number(owner, initial_scale=value)
+    if conditioner is not None and value != 1:
+        raise ValueError(
+            f"{owner} got an initial_scale and a conditioner: give it to that, as in "
+            "Network(MLP, initial_scale=0.1)."
+        )
+
+
 def onto_base(owner: str, bijector: Any, base: Any) -> None:
     """Raise ``ValueError`` where some z of the base has no x: the density would not integrate to 1."""
     support = base.support

@@ -35,8 +35,8 @@ class Network:
 
     Examples:
         >>> import torch_flows
-        >>> torch_flows.Network(torch_flows.MLP, hidden_dims=(8, 8), activation="tanh")
-        Network(MLP, hidden_dims=(8, 8), activation='tanh', context='concatenate', normalization=None)
+        >>> torch_flows.Network(torch_flows.ConvNet, hidden_channels=8)
+        Network(ConvNet, hidden_channels=8, activation='relu', normalization=None)
     """
 
     cls: type

@@ -411,3 +411,22 @@ def test_modules_are_built_on_the_default_device(case: Case) -> None:
         model = torch_flows.build(case.architecture)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     assert {name for name, tensor in tensors if not tensor.is_meta} == set()
+
+
+@pytest.mark.parametrize("name", ["NICE", "MAF", "NeuralSplineFlow"])
+def test_models_start_as_the_identity_where_asked(name: str) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    half: Any
+    for half in (torch_flows, jax_flows):
+        residual = half.Network(half.ResidualMLP, hidden_dim=4, initial_scale=0)
+        for options in ({"initial_scale": 0}, {"conditioner": residual}):
+            flow = getattr(half, name)(3, num_layers=2, **options)
+            given = (
+                (torch.from_numpy(x),) if half is torch_flows else (flow.init(KEY, "float32"), x)
+            )
+            with torch.no_grad():
+                z, log_det = (np.asarray(output) for output in flow.forward(*given))
+            np.testing.assert_allclose(z, x, atol=1e-6)
+            np.testing.assert_allclose(log_det, 0, atol=1e-5)
+        with pytest.raises(ValueError, match=f"{name} got an initial_scale and a conditioner"):
+            getattr(half, name)(3, initial_scale=2, conditioner=half.MLP)

@@ -93,7 +93,7 @@ class MaskedNetwork(nn.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         plan, widths = self.plan, self.widths
-        weights = linear_layers(widths, x, self.starts)
+        weights = linear_layers(widths, x, self.initial_scale, self.starts)
         apart = plan.context_dim, widths[1]
         gates = context_layers("gates", self.num_gates, *apart, x)
         branches = context_layers("branches", self.num_branches, *apart, x)
@@ -184,7 +184,7 @@ class MaskedMLP(MaskedNetwork):
         degrees: of the hidden units, see ``flow_bridge.masks.Autoregression``.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
         context_dim: width of the context, which every hidden unit sees; 0 for none.
-        context: as in ``MLP``.
+        context, initial_scale: as in ``MLP``.
         num_features: how many inputs there are for each dimension: the input is of width ``dim`` times
             this, the first feature of all dimensions, then the second of all.
 
@@ -203,11 +203,13 @@ class MaskedMLP(MaskedNetwork):
     order: Order = None
     context_dim: int = 0
     context: str = "concatenate"
+    initial_scale: float = 1.0
     num_features: int = 1
 
     def __post_init__(self) -> None:
         checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        checks.non_negative_number("MLP", initial_scale=self.initial_scale)
         _ = self.plan
         super().__post_init__()
 
@@ -240,6 +242,7 @@ class MaskedResidualMLP(MaskedNetwork):
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
         context_dim: width of the context, which every hidden unit sees; 0 for none.
         pre_activation: as in ``ResidualMLP``.
+        initial_scale: as in ``MLP``.
         num_features: as in ``MaskedMLP``.
 
     Raises:
@@ -258,6 +261,7 @@ class MaskedResidualMLP(MaskedNetwork):
     order: Order = None
     context_dim: int = 0
     pre_activation: bool = True
+    initial_scale: float = 1.0
     num_features: int = 1
 
     def __post_init__(self) -> None:
@@ -270,6 +274,7 @@ class MaskedResidualMLP(MaskedNetwork):
             self.pre_activation,
         )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
+        checks.non_negative_number("ResidualMLP", initial_scale=self.initial_scale)
         _ = self.plan
         super().__post_init__()
 

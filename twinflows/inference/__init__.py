@@ -44,6 +44,7 @@ from twinflows.inference.pictures import (
     draw_evidence,
     draw_latent_pit,
     draw_local_c2st,
+    draw_pairs,
     draw_ranks,
     draw_weights,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "draw_evidence",
     "draw_latent_pit",
     "draw_local_c2st",
+    "draw_pairs",
     "draw_ranks",
     "draw_weights",
     "ecdf_bands",

@@ -13,8 +13,7 @@ from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import write_checkpoint
 from flow_bridge.errors import NonFiniteError
 from flow_bridge.standardization import location_and_scale
-from twinflows.inference.calibration import hpd_ranks
-from twinflows.inference.quantiles import model_quantiles
+from twinflows.inference.predictive import model_anomaly_scores, model_quantiles
 from twinflows.sides.bounds import check_bounds
 from twinflows.sides.models import (
     describe,
@@ -198,10 +197,9 @@ class FlowDensity(DensityMixin, _Estimator):
         Of data like those of ``fit`` they are uniform: above 0.99 lies one row in a hundred. It is free
         of units, as the log-density is not.
         """
-        log_prob = self.score_samples(X)
-        drawn = self._log_prob(self.sample(num_draws, random_state), None)
-        repeated = np.broadcast_to(drawn[:, None], (num_draws, len(log_prob)))
-        return hpd_ranks(log_prob, repeated) / num_draws
+        check_is_fitted(self)
+        generator = self._generator(random_state)
+        return model_anomaly_scores(self.flow_, self._rows(X), None, num_draws, generator)
 
 
 class ConditionalFlowDensity(_Estimator):
@@ -273,6 +271,16 @@ class ConditionalFlowDensity(_Estimator):
     def predict(self, X: Any) -> np.ndarray:
         """The median of y for every row of X."""
         return self.quantiles(X, [0.5])[0]
+
+    def anomaly_scores(
+        self, X: Any, y: Any, num_draws: int = 1000, random_state: Any = None
+    ) -> np.ndarray:
+        """How much of the density given its row of X lies above that of each y, as in ``FlowDensity``."""
+        check_is_fitted(self)
+        context = self._rows(X)
+        targets = self._targets(y, len(context))
+        generator = self._generator(random_state)
+        return model_anomaly_scores(self.flow_, targets, context, num_draws, generator)
 
     def _targets(self, y: Any, rows: int) -> np.ndarray:
         given = check_array(

@@ -1,4 +1,4 @@
-"""Quantiles of what a flow draws."""
+"""What a flow foretells: quantiles of what it draws, and how far out a row lies."""
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 
 from twinflows.sides.base import Side
-from twinflows.sides.models import images, noise_shape
+from twinflows.sides.models import draw, images, in_blocks, noise_shape
 
 MAX_DRAWS = 1 << 18
 """Made at once."""
@@ -48,6 +48,29 @@ def model_quantiles(
     rising = draws[:, -1:] > draws[:, -2:-1]
     count = len(given)
     return np.where(rising, draws[:, :count], draws[:, count : 2 * count]).swapaxes(0, 1)
+
+
+def model_anomaly_scores(
+    model: Side,
+    x: np.ndarray,
+    context: np.ndarray | None,
+    num_draws: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """The share of the model's draws (for each row those given its context) of a higher density."""
+    own = in_blocks(model.log_prob, x, context)
+    if context is None:
+        drawn = in_blocks(model.log_prob, draw(model, num_draws, generator, None), None)
+        drawn = np.sort(drawn)
+        return 1 - np.searchsorted(drawn, own, side="right") / num_draws
+    size = max(1, MAX_DRAWS // num_draws)
+    scores = []
+    for start in range(0, len(x), size):
+        repeated = np.repeat(context[start : start + size], num_draws, 0)
+        drawn = draw(model, len(repeated), generator, repeated)
+        densities = in_blocks(model.log_prob, drawn, repeated).reshape(-1, num_draws)
+        scores.append((densities > own[start : start + size, None]).mean(1))
+    return np.concatenate(scores)
 
 
 def _images_of_each(model: Side, noise: np.ndarray, context: np.ndarray) -> np.ndarray:
