@@ -23,7 +23,7 @@ from parity_tests.catalogue import Case, arch, flow
 from parity_tests.test_training import HALVES, QUIET, data, fit_half
 
 AFFINE = Case("affine", flow(arch("Affine", dim=2), arch("StandardNormal", dim=2)))
-WEIGHTLESS = Case("weightless", flow(arch("Tanh"), arch("StandardNormal", dim=2)))
+WEIGHTLESS = Case("weightless", flow(arch("LeakyReLU"), arch("StandardNormal", dim=2)))
 ENERGY: dict[str, Any] = {"num_steps": 3, "batch_size": 8, "progress": False}
 
 
