@@ -18,10 +18,12 @@ from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
+from jax_flows.networks.mlp import normalize as jax_normalize
 from parity_tests.catalogue import MAPS, Case, arch
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
+from torch_flows.networks.mlp import normalize
 
 HALVES = (torch_flows, jax_flows)
 
@@ -317,6 +319,19 @@ def test_networks_are_their_formulas(name: str, masked: bool) -> None:
 def test_normalized_networks_are_their_formulas(name: str) -> None:
     for half in ("torch", "jax"):
         check_formula(half, name, False)
+
+
+def test_layer_normalisation_in_float16() -> None:
+    """The squares of 300 are beyond it."""
+    x = np.array([[300.0, -500.0, 100.0, 40.0]], np.float16)
+    wide = x.astype(float)
+    expected = (wide - wide.mean()) / wide.std()
+    ones, zeros = np.ones(4, np.float16), np.zeros(4, np.float16)
+    in_torch = normalize(*map(torch.from_numpy, (x, ones, zeros)))
+    in_jax = jax_normalize(*map(jnp.asarray, (x, ones, zeros)))
+    np.testing.assert_allclose(in_torch, expected, atol=2e-3)
+    np.testing.assert_allclose(in_jax, expected, atol=2e-3)
+    assert in_jax.dtype == x.dtype
 
 
 def check_formula(half: str, name: str, masked: bool) -> None:

@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
 from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from flow_bridge.networks import Network
+from flow_bridge.schedules import exponential_decay, warmup_cosine, warmup_linear
 from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedAutoregressive,
@@ -179,6 +180,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "exponential_decay",
     "export",
     "fit",
     "fit_to_energy",
@@ -191,4 +193,6 @@ __all__ = [
     "register_network",
     "save",
     "standardized",
+    "warmup_cosine",
+    "warmup_linear",
 ]
