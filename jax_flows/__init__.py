@@ -56,6 +56,7 @@ from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -90,6 +91,7 @@ from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
+from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
 from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
@@ -140,6 +142,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
@@ -149,6 +152,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
