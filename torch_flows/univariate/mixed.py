@@ -1,7 +1,7 @@
 """One univariate map for some entries, another for others."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class MixedMap(UnivariateMap):
 
     maps: Sequence[UnivariateMap]
     columns: Sequence[Sequence[int]]
+    indices: list[Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.instances("MixedMap", "maps", self.maps, UnivariateMap)
@@ -52,18 +53,17 @@ class MixedMap(UnivariateMap):
             checks.one_map("MixedMap", map)
         object.__setattr__(self, "maps", tuple(self.maps))
         object.__setattr__(self, "columns", tuple(tuple(block) for block in self.columns))
-        _ = self.order
-
-    @property
-    def order(self) -> np.ndarray:
-        """Where each position stands when the maps' entries come one after the other."""
-        return checks.block_order(
+        order = checks.block_order(
             "MixedMap", self.columns, [((None,),) * 2] * len(self.maps), "maps"
+        )
+        blocks = [as_index(np.array(block)) for block in (*self.columns, order.tolist())]
+        object.__setattr__(
+            self, "indices", [b if isinstance(b, slice) else b.tolist() for b in blocks]
         )
 
     @property
     def dim(self) -> int:  # type: ignore[override]
-        return len(self.order)
+        return sum(len(block) for block in self.columns)
 
     @property
     def num_parameters(self) -> int:
@@ -95,10 +95,11 @@ class MixedMap(UnivariateMap):
 
     def _each(self, x: Tensor, step: Callable[..., Any]) -> list[Any]:
         """What every map makes of its entries."""
-        blocks = [as_index(np.array(block)) for block in self.columns]
-        return [step(map, x[..., i], i) for map, i in zip(self.maps, blocks, strict=True)]
+        pairs = zip(self.maps, self.indices[:-1], strict=True)
+        return [step(map, x[..., index], index) for map, index in pairs]
 
     def _joined(self, parts: Sequence[Output]) -> Output:
-        order = as_index(self.order)
-        joined = [torch.cat([part[i] for part in parts], -1)[..., order] for i in range(2)]
+        joined = [
+            torch.cat([part[i] for part in parts], -1)[..., self.indices[-1]] for i in range(2)
+        ]
         return joined[0], joined[1]
