@@ -91,7 +91,8 @@ from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
-from jax_flows.univariate.smooth import CubicMap
+from jax_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
+from jax_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from jax_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "AffineCoupling",
     "AffineMap",
     "BatchNorm",
+    "BernsteinMap",
     "Bijector",
     "Blockwise",
     "Chain",
@@ -117,6 +119,7 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "CubicRationalMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -161,6 +164,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "SinhMap",
     "Softclip",
     "Softplus",
     "SplineCoupling",
@@ -170,6 +174,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
     "Tanh",
