@@ -93,7 +93,8 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
-from torch_flows.univariate.smooth import CubicMap
+from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
+from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -110,6 +111,7 @@ __all__ = [
     "AffineCoupling",
     "AffineMap",
     "BatchNorm",
+    "BernsteinMap",
     "Bijector",
     "Blockwise",
     "Chain",
@@ -119,6 +121,7 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "CubicRationalMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -165,6 +168,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "SinhMap",
     "Softclip",
     "Softplus",
     "SplineCoupling",
@@ -174,6 +178,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
     "Tanh",
