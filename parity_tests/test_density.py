@@ -128,9 +128,9 @@ def test_anomaly_scores() -> None:
     far = np.array([[1e4, -9.0, 9.0, 0.0]])
     assert density.anomaly_scores(far) == 1
     for number in (0, -1, 1.5):
-        for draw in (density.sample, lambda n: density.anomaly_scores(far, n)):
+        for call in (density.sample, lambda n: density.anomaly_scores(far, n)):
             with pytest.raises(ValueError, match="sampling expects the number of samples"):
-                draw(number)
+                call(number)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
