@@ -65,7 +65,14 @@ from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
-from torch_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
+from torch_flows.losses import (
+    FlowMatching,
+    ImportanceWeighted,
+    Loss,
+    NegativeLogLikelihood,
+    OptimalTransportFlowMatching,
+    ReverseKL,
+)
 from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
@@ -84,7 +91,8 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
-from torch_flows.univariate.smooth import CubicMap
+from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
+from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -101,6 +109,7 @@ __all__ = [
     "AffineCoupling",
     "AffineMap",
     "BatchNorm",
+    "BernsteinMap",
     "Bijector",
     "Blockwise",
     "Chain",
@@ -110,12 +119,14 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "CubicRationalMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",
     "Exp",
     "Flow",
+    "FlowMatching",
     "GaussianMixture",
     "Glow",
     "ImportanceWeighted",
@@ -137,6 +148,7 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "OptimalTransportFlowMatching",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -152,6 +164,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "SinhMap",
     "Softclip",
     "Softplus",
     "SplineCoupling",
@@ -161,6 +174,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
     "Tanh",
