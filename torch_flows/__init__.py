@@ -92,7 +92,8 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
-from torch_flows.univariate.smooth import CubicMap
+from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
+from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "AffineCoupling",
     "AffineMap",
     "BatchNorm",
+    "BernsteinMap",
     "Bijector",
     "Blockwise",
     "Chain",
@@ -118,6 +120,7 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "CubicRationalMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -163,6 +166,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "SinhMap",
     "Softclip",
     "Softplus",
     "SplineCoupling",
@@ -172,6 +176,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
     "Tanh",
