@@ -66,6 +66,7 @@ from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
+    FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
     Loss,
@@ -125,6 +126,7 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
     "FlowMatching",
     "GaussianMixture",
