@@ -67,6 +67,7 @@ from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
+    FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
     Loss,
@@ -127,6 +128,7 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
     "FlowMatching",
     "GaussianMixture",

@@ -67,6 +67,7 @@ from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.losses import (
+    FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
     Loss,
@@ -127,6 +128,7 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
     "FlowMatching",
     "GaussianMixture",

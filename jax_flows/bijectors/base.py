@@ -217,6 +217,37 @@ class Bijector(HasVariables):
         """``steps`` of what has been checked."""
         return [(self.map_inverse if inverse else self.map_forward)(variables, x, context)]
 
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        """The map, and with it the score of a density: (z, log_det, the score of the density of z).
+
+        Where ``score`` is the gradient of log p(x), the third is that of log p(z), J^-T (score - gradient
+        of log|det J|). Without a closed form it is one vector-Jacobian product through the other
+        direction.
+
+        Args:
+            x: what has been checked, a z if ``inverse``.
+            score: of x's shape.
+            inverse: map z to x.
+            differentiable: whether the new score is to have gradients.
+        """
+        directions: list[Any] = [self.map_forward, self.map_inverse]
+        step, back = directions[::-1] if inverse else directions
+        z, log_det = step(variables, x, context)
+        point, own, given = z, variables, context
+        if not differentiable:
+            point, own, given = jax.lax.stop_gradient((z, variables, context))
+        _, pull = jax.vjp(lambda point: back(own, point, given), point)
+        (new,) = pull((score, jnp.ones_like(log_det)))
+        return z, log_det, new
+
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
@@ -230,6 +261,22 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Variables]:
         """The statistics of evaluation as those of x on its way forward; returns what comes out, too."""
         return self.map_forward(variables, x, context)[0], variables.get("batch_stats", {})
+
+
+def score_of_entries(
+    step: Callable[[Array], Output], x: Array, score: Array, differentiable: bool
+) -> tuple[Array, Array, Array]:
+    """``map_score`` of a map of each entry: z, the logs of its slopes, and (score - (log f')') / f'."""
+    (z, log_slope), pull = jax.vjp(step, x)
+    (change,) = pull((jnp.zeros_like(z), jnp.ones_like(log_slope)))
+    new = (score - change) * jnp.exp(-log_slope)
+    return z, log_slope, new if differentiable else jax.lax.stop_gradient(new)
+
+
+def overrides(bijector: Bijector, cls: type) -> bool:
+    """Whether a subclass maps in another way than a class, whose formulas then do not hold."""
+    names = ("map_forward", "map_inverse")
+    return any(getattr(type(bijector), name) is not getattr(cls, name) for name in names)
 
 
 def initialize(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -13,7 +14,7 @@ from flow_bridge import checks, masks
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Index, Mask
 from flow_bridge.networks import Network, as_network
-from jax_flows.bijectors.base import Bijector, Shape
+from jax_flows.bijectors.base import Bijector, Shape, overrides
 from jax_flows.networks.conditioner import (
     build_conditioner,
     conditioner_shapes,
@@ -206,6 +207,34 @@ class Coupling(Bijector):
         fixed, free = self.partition.split(z)
         free, log_det = self.couple(variables, fixed, free, context, inverse=True)
         return self.partition.merge(fixed, free), log_det
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        if isinstance(self.partition, Checkerboard) or overrides(self, Coupling):
+            return super().map_score(variables, x, score, context, inverse, differentiable)
+        step = self.map.inverse if inverse else self.map.forward
+        fixed, free = self.partition.split(x)
+        score_fixed, score_free = self.partition.split(score)
+        parameters, pull_network = jax.vjp(
+            lambda fixed: self.parameters_of(variables, fixed, context), fixed
+        )
+        (free, log_slope), pull = jax.vjp(step, free, parameters)
+        ones, zeros = jnp.ones_like(log_slope), jnp.zeros_like(free)
+        score_free = (score_free - pull((zeros, ones))[0]) * jnp.exp(-log_slope)
+        (change,) = pull_network(pull((score_free, ones))[1])
+        z, score = (
+            self.partition.merge(*parts)
+            for parts in ((fixed, free), (score_fixed - change, score_free))
+        )
+        score = score if differentiable else jax.lax.stop_gradient(score)
+        return z, sum_event(log_slope, len(self.event_shape)), score
 
     def couple(
         self,

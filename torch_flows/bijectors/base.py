@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,36 @@ class Bijector(HasVariables):
         """``steps`` of what has been checked."""
         return [(self.map_inverse if inverse else self.map_forward)(x, context)]
 
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The map, and with it the score of a density: (z, log_det, the score of the density of z).
+
+        Where ``score`` is the gradient of log p(x), the third is that of log p(z), J^-T (score - gradient
+        of log|det J|). Without a closed form it is one vector-Jacobian product through the other
+        direction.
+
+        Args:
+            x: what has been checked, a z if ``inverse``.
+            score: of x's shape.
+            inverse: map z to x.
+            differentiable: whether the new score is to have gradients.
+        """
+        directions: list[Any] = [self.map_forward, self.map_inverse]
+        step, back = directions[::-1] if inverse else directions
+        z, log_det = step(x, context)
+        with torch.enable_grad():
+            point = tracked(z, differentiable)
+            outputs = back(point, context)
+            weights = score, torch.ones_like(outputs[1])
+            new = vjp(outputs, point, weights, differentiable)
+        return z, log_det, new
+
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Tensor:
@@ -202,6 +232,48 @@ class Bijector(HasVariables):
     ) -> Tensor:
         """Set the statistics of evaluation to those of x on its way forward; returns what comes out."""
         return self.map_forward(x, context)[0]
+
+
+def tracked(x: Tensor, keep_graph: bool) -> Tensor:
+    """x as something to differentiate by; with its graph if it is to be kept and there is one."""
+    return x.view_as(x) if keep_graph and x.requires_grad else x.detach().requires_grad_()
+
+
+def vjp(
+    outputs: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], differentiable: bool
+) -> Tensor:
+    """The gradient by x of the sum of outputs times weights; the graph of the outputs stays."""
+    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not pairs:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(
+        [o for o, _ in pairs],
+        x,
+        [w for _, w in pairs],
+        retain_graph=True,
+        create_graph=differentiable,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return gradient
+
+
+def score_of_entries(
+    step: Callable[[Tensor], Output], x: Tensor, score: Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``map_score`` of a map of each entry: z, the logs of its slopes, and (score - (log f')') / f'."""
+    with torch.enable_grad():
+        x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        z, log_slope = step(x)
+        change = vjp([log_slope], x, [torch.ones_like(log_slope)], differentiable)
+    new = (score - change) * (-log_slope).exp()
+    return z, log_slope, new if differentiable else new.detach()
+
+
+def overrides(bijector: Bijector, cls: type) -> bool:
+    """Whether a subclass maps in another way than a class, whose formulas then do not hold."""
+    names = ("map_forward", "map_inverse")
+    return any(getattr(type(bijector), name) is not getattr(cls, name) for name in names)
 
 
 def maps_by(cls: type, method: str) -> bool:

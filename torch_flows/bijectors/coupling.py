@@ -11,7 +11,7 @@ from flow_bridge import checks, masks
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Mask
 from flow_bridge.networks import Network, as_network
-from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries, vjp
 from torch_flows.networks.conditioner import build_conditioner, run_conditioner
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -185,6 +185,33 @@ class Coupling(Bijector):
         fixed, free = self.partition.split(z)
         free, log_det = self.couple(fixed, free, context, inverse=True)
         return self.partition.merge(fixed, free), log_det
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.parts is None or overrides(self, Coupling):
+            return super().map_score(x, score, context, inverse, differentiable)
+        step = self.map.inverse if inverse else self.map.forward
+        with torch.enable_grad():
+            fixed, free = self.partition.split(x)
+            fixed = fixed if fixed.requires_grad else fixed.detach().requires_grad_()
+            parameters = self.parameters_of(fixed, context)
+            score_fixed, score_free = self.partition.split(score)
+            free, log_slope, score_free = score_of_entries(
+                lambda free: step(free, parameters), free, score_free, differentiable
+            )
+            weights = score_free, torch.ones_like(log_slope)
+            change = vjp((free, log_slope), fixed, weights, differentiable)
+        z, score = (
+            self.partition.merge(*parts)
+            for parts in ((fixed, free), (score_fixed - change, score_free))
+        )
+        return z, sum_event(log_slope, len(self.event_shape)), score
 
     def couple(
         self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
