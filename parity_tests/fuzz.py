@@ -254,7 +254,8 @@ SIZES = ("hidden_channels", "hidden_dim", "hidden_dims", "num_bins", "num_blocks
 STRETCH, FREE_SIZES = 64 * len(EVENTS), 1 / 16
 """Indices in a stretch, and the share of architectures whose sizes are drawn one by one."""
 
-ALWAYS = ("dim", "event_ndim", "solver", "num_steps", "num_layers", "num_levels", "num_blocks", "num_components")
+NUMBERS = ("num_steps", "num_layers", "num_levels", "num_blocks", "num_components")
+ALWAYS = ("dim", "event_ndim", "solver", *NUMBERS)
 
 
 def types_of(*kinds: type) -> dict[str, Any]:

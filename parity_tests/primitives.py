@@ -17,13 +17,15 @@ from jax._src import core
 
 LEAST = 64
 """Elements are padded to this number times a power of 8."""
-ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos
-    cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
-    log1p logistic lt max min mul ne neg nextafter not or pow rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor
-    bessel_i0e bessel_i1e""".split()
-)
+ELEMENTWISE = frozenset([
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
+    "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "convert_element_type", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
+    "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul",
+    "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub",
+    "tan", "tanh", "xor",
+])  # fmt: skip
 IDENTITY = ("copy", "copy_p", "optimization_barrier", "stop_gradient", "sharding_constraint")
 
 
@@ -196,9 +198,7 @@ def _slice(params: dict[str, Any], array: Any) -> list[np.ndarray]:
 
 
 def _window(starts: Sequence[Any], shape: Sequence[int], sizes: Sequence[int]) -> tuple[Any, ...]:
-    first = [
-        min(max(int(s), 0), n - size) for s, n, size in zip(starts, shape, sizes, strict=True)
-    ]
+    first = [min(max(int(s), 0), n - size) for s, n, size in zip(starts, shape, sizes, strict=True)]
     return tuple(slice(i, i + size) for i, size in zip(first, sizes, strict=True))
 
 
@@ -256,7 +256,7 @@ def _scan(params: dict[str, Any], values: list[Any]) -> list[Any]:
         found.append(outputs[carry:])
     if params["reverse"]:
         found.reverse()
-    shapes = [aval for aval in params["jaxpr"].out_avals[carry:]]
+    shapes = params["jaxpr"].out_avals[carry:]
     stacked = [
         np.stack([np.asarray(step[k]) for step in found])
         if found
