@@ -369,7 +369,8 @@ class GaussianMixture(_OfContext):
             params = variables["params"]
             return params["logits"], params["loc"], params["log_scale"]
         parameters = run_conditioner(self, variables, context, None)
-        parameters = parameters.reshape(*context.shape[:-1], self.num_components, -1)
+        size = 1 + 2 * math.prod(self.event_shape)
+        parameters = parameters.reshape(*context.shape[:-1], self.num_components, size)
         normals = parameters[..., 1:].reshape(*parameters.shape[:-1], *self.event_shape, 2)
         return parameters[..., 0], normals[..., 0], normals[..., 1]
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
-from flow_bridge.standardization import location_and_scale
+from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows import interop
@@ -368,7 +369,9 @@ def standardized(
         flow: shares its modules with the result.
         variables: the arrays of the flow.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
-        context: shape ``(rows, context_dim)``, to scale the context too.
+        context: shape ``(rows, context_dim)``, to scale the context too. Where it goes to a ``DeepSet``
+            first, all elements that count get one scale, and padding stays what it is; where to a
+            ``ConvEmbedding``, each channel does.
         robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
@@ -386,18 +389,21 @@ def standardized(
     dtype = weight_dtype(variables) or jnp.result_type(float)
     arrays: dict[str, Any] = {}
 
-    def scaling(array: Any, what: str, names: Sequence[str] | None, prefix: str) -> Standardize:
+    def scaling(array: Any, values_of: Callable[[Any, str], Any], prefix: str) -> Standardize:
         array = np.asarray(array)
         shape = array.shape[1:]
-        loc, scale = location_and_scale(array, dtype.name, what, names, robust)
+        loc, scale = values_of(array, dtype.name)
         arrays.update({f"{prefix}.loc": loc.astype(dtype), f"{prefix}.scale": scale.astype(dtype)})
         return Standardize(shape[0] if len(shape) == 1 else shape)
 
     nets = list_of_nets(flow.context_net)
     shift = 0 if context is None else 1
     if context is not None:
-        nets = [scaling(context, "context", flow.context_columns, "context_net.0"), *nets]
-    first = scaling(x, "data", flow.columns, "bijector.bijectors.0")
+        net, names = nets[0] if nets else None, flow.context_columns
+        of_context = partial(context_location_and_scale, net=net, names=names, robust=robust)
+        nets = [scaling(context, of_context, "context_net.0"), *nets]
+    of_data = partial(location_and_scale, names=flow.columns, robust=robust)
+    first = scaling(x, of_data, "bijector.bijectors.0")
     for name, array in jax_to_torch(variables).items():
         part, rest = name.split(".", 1)
         if part == "bijector":

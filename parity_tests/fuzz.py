@@ -167,6 +167,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "Blockwise.bijectors": Draw.blocks,
     "channels": lambda d: d.shape[0],
     "context_dim": lambda d: d.context_dim,
+    "degree": lambda d: d.one_of(1, 3),
     "degrees": lambda d: d.one_of(None, "cyclic"),
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
     "dim": Draw.event,
@@ -201,6 +202,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
     "num_layers": lambda d: d.one_of(1, 2, 3),
+    "num_squares": lambda d: d.one_of(1, 2),
     "num_levels": lambda d: d.one_of(1, 2),
     "num_steps": lambda d: d.one_of(1, 2),
     "AffineMap.order": lambda d: d.one_of("scale_shift", "shift_scale", "shift_divide"),
@@ -223,6 +225,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "solver": lambda d: "rk4",
     "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
+    "time_features": lambda d: d.one_of(0, 2),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }
 """Legal values by the name of an argument, or of a type and its argument; others keep their default.

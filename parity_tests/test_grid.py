@@ -18,15 +18,17 @@ from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
+from jax_flows.networks.mlp import normalize as jax_normalize
 from parity_tests.catalogue import MAPS, Case, arch
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
+from torch_flows.networks.mlp import normalize
 
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01}
+STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -172,6 +174,12 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.SplineMap(boundary="linear", edge_slope=0.9), "with the boundary identity only"),
         (lambda h: h.LogisticMixtureMap(0), "num_components to be an integer of at least 1"),
         (lambda h: h.LogisticMixtureMap(bound=10.0), "bound between 0 and 10"),
+        (lambda h: h.CubicRationalMap(bound=10.0), "bound between 0 and 10"),
+        (lambda h: h.SinhMap(bound=0), "bound between 0 and 1000"),
+        (lambda h: h.BernsteinMap(61), "degree up to 60, got 61"),
+        (lambda h: h.BernsteinMap(low=1.0, high=1.0), "low < high"),
+        (lambda h: h.BernsteinMap(min_slope=1e-7), "min_slope from 1e-6 to below 1"),
+        (lambda h: h.SumOfSquaresMap(2, 4), r"num_squares up to degree \+ 1 = 3, got 4"),
         (lambda h: h.AffineMap("clamp", low=1.0, high=-1.0), "low < high"),
         (lambda h: h.Blockwise([h.Exp(), h.Exp()], [[0], [0]]), "once each"),
         (lambda h: h.Blockwise([h.Affine(2)], [[0]]), "for 1 columns"),
@@ -317,6 +325,19 @@ def test_networks_are_their_formulas(name: str, masked: bool) -> None:
 def test_normalized_networks_are_their_formulas(name: str) -> None:
     for half in ("torch", "jax"):
         check_formula(half, name, False)
+
+
+def test_layer_normalisation_in_float16() -> None:
+    """The squares of 300 are beyond it."""
+    x = np.array([[300.0, -500.0, 100.0, 40.0]], np.float16)
+    wide = x.astype(float)
+    expected = (wide - wide.mean()) / wide.std()
+    ones, zeros = np.ones(4, np.float16), np.zeros(4, np.float16)
+    in_torch = normalize(*map(torch.from_numpy, (x, ones, zeros)))
+    in_jax = jax_normalize(*map(jnp.asarray, (x, ones, zeros)))
+    np.testing.assert_allclose(in_torch, expected, atol=2e-3)
+    np.testing.assert_allclose(in_jax, expected, atol=2e-3)
+    assert in_jax.dtype == x.dtype
 
 
 def check_formula(half: str, name: str, masked: bool) -> None:

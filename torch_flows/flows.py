@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from flow_bridge import checks
 from flow_bridge.architecture import Architecture, describe
 from flow_bridge.domains import REALS, Interval
 from flow_bridge.errors import ArchitectureError
-from flow_bridge.standardization import location_and_scale
+from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
@@ -251,7 +252,9 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
     Args:
         flow: shares its modules with the result.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
-        context: shape ``(rows, context_dim)``, to scale the context too.
+        context: shape ``(rows, context_dim)``, to scale the context too. Where it goes to a ``DeepSet``
+            first, all elements that count get one scale, and padding stays what it is; where to a
+            ``ConvEmbedding``, each channel does.
         robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
@@ -267,11 +270,11 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
     """
     weight = next(iter(flow.state_dict().values()), torch.zeros(()))
 
-    def scaling(array: Any, what: str, names: Sequence[str] | None) -> Standardize:
+    def scaling(array: Any, values_of: Callable[[Any, str], Any]) -> Standardize:
         array = array.detach().cpu() if isinstance(array, Tensor) else array
         array = np.asarray(array)
         shape = array.shape[1:]
-        values = location_and_scale(array, dtype_name(weight.dtype), what, names, robust)
+        values = values_of(array, dtype_name(weight.dtype))
         bijector = Standardize(shape[0] if len(shape) == 1 else shape).to(weight)
         for buffer, value in zip((bijector.loc, bijector.scale), values, strict=True):
             buffer.copy_(torch.from_numpy(value))
@@ -279,8 +282,11 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
 
     nets = list_of_nets(flow.context_net)
     if context is not None:
-        nets = [scaling(context, "context", flow.context_columns), *nets]
-    bijector = Chain([scaling(x, "data", flow.columns), flow.bijector])
+        net, names = nets[0] if nets else None, flow.context_columns
+        of_context = partial(context_location_and_scale, net=net, names=names, robust=robust)
+        nets = [scaling(context, of_context), *nets]
+    of_data = partial(location_and_scale, names=flow.columns, robust=robust)
+    bijector = Chain([scaling(x, of_data), flow.bijector])
     result = Flow(bijector, flow.base, nets, flow.columns, flow.context_columns)
     return result.train(flow.training)
 

@@ -23,7 +23,15 @@ from jax_flows.networks.conditioner import (
     run_conditioner,
 )
 from jax_flows.networks.mlp import MLP
-from jax_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
+from jax_flows.numerics import (
+    absolute,
+    check_constants,
+    log1p,
+    log_sech2,
+    softplus,
+    sum_event,
+    tanh,
+)
 from jax_flows.registry import register
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.variables import Output, Variables, gather
@@ -257,16 +265,16 @@ class Softclip(Pointwise):
 
     def map_entries(self, x: Array) -> Output:
         check_constants(self, x, bound=self.bound)
-        share = jnp.abs(x) / self.bound
+        share = absolute(x) / self.bound
         # a large x over a small bound overflows
         far = jnp.isinf(share)
         log_far = jnp.log(jnp.where(far, jnp.abs(x), 1)) - math.log(self.bound)
         log_slope = -2 * jnp.where(far, log_far, jnp.log1p(share))
-        return self.bound * (x / (self.bound + jnp.abs(x))), log_slope
+        return self.bound * (x / (self.bound + absolute(x))), log_slope
 
     def map_entries_inverse(self, z: Array) -> Output:
         check_constants(self, z, bound=self.bound)
-        rest = (self.bound - jnp.abs(z)) / self.bound
+        rest = (self.bound - absolute(z)) / self.bound
         rest = jnp.where(rest < 0, math.nan, rest)
         return z / rest, -2 * jnp.log(rest)
 

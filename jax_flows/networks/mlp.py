@@ -13,7 +13,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.masks import Index, Mask, Partition, as_index
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.numerics import conditioner_operands
+from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables, linear_shapes
 
@@ -61,9 +61,10 @@ def apply_layers(
 
 def normalize(x: Array, scale: Array, shift: Array) -> Array:
     """Layer normalisation of the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
+    wide = at_least_float32(x)  # squares of float16 overflow from 256
+    centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + EPS) * scale + shift
+    return (centred * jax.lax.rsqrt(variance + EPS)).astype(x.dtype) * scale + shift
 
 
 def branch_terms(activation: str, branches: Weights, context: Array | None) -> list[Array]:

@@ -13,7 +13,15 @@ from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
-from torch_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
+from torch_flows.numerics import (
+    absolute,
+    check_constants,
+    log1p,
+    log_sech2,
+    softplus,
+    sum_event,
+    tanh,
+)
 from torch_flows.registry import register
 from torch_flows.univariate.base import UnivariateMap
 
@@ -214,16 +222,16 @@ class Softclip(Pointwise):
 
     def map_entries(self, x: Tensor) -> Output:
         check_constants(self, x, bound=self.bound)
-        share = x.abs() / self.bound
+        share = absolute(x) / self.bound
         # a large x over a small bound overflows
         far = share.isinf()
         log_far = torch.where(far, x.abs(), 1).log() - math.log(self.bound)
         log_slope = -2 * torch.where(far, log_far, share.log1p())
-        return self.bound * (x / (self.bound + x.abs())), log_slope
+        return self.bound * (x / (self.bound + absolute(x))), log_slope
 
     def map_entries_inverse(self, z: Tensor) -> Output:
         check_constants(self, z, bound=self.bound)
-        rest = (self.bound - z.abs()) / self.bound
+        rest = (self.bound - absolute(z)) / self.bound
         rest = torch.where(rest < 0, math.nan, rest)
         return z / rest, -2 * rest.log()
 
