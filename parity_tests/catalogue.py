@@ -413,6 +413,17 @@ CASES = [
     Case("InvertibleResidual-series", residual(dim=3, log_det="series", eval_terms=12)),
     # continuous, with fixed steps; test_continuous.py has the adaptive ones
     Case("Continuous", continuous(dim=2)),
+    Case("Mixed", flow(
+        arch("Chain", bijectors=[
+            arch("Coupling", dim=3, conditioner=tanh_network(), mask=mask, map=arch(
+                "MixedMap", columns=[[2], [0], [1]], maps=[
+                    arch("AffineMap"),
+                    arch("SplineMap", num_bins=2, low=-1.0, high=1.0, boundary="circular"),
+                    arch("SplineMap", num_bins=2, low=-1.0, high=1.0, boundary="bounded"),
+                ])) for mask in ("even", "odd")]),
+        arch("Product", columns=[[0, 1], [2]], distributions=[
+            arch("Uniform", dim=2, low=-1.0, high=1.0), arch("DiagonalNormal", dim=1)])),
+         draw=lambda generator, shape: generator.uniform(-1, 1, shape)),
     Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),

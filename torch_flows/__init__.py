@@ -56,6 +56,7 @@ from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -66,6 +67,7 @@ from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.losses import (
+    FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
     Loss,
@@ -90,6 +92,7 @@ from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
+from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
 from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
@@ -125,6 +128,7 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
     "FlowMatching",
     "GaussianMixture",
@@ -143,6 +147,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
@@ -152,6 +157,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
     "Radial",
     "RadialFlow",
     "RandomPermutation",

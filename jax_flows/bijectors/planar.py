@@ -295,7 +295,10 @@ class Sylvester(Bijector):
         return z - _product(q, _product(outer, tanh)), -_log_det(a, s, log_s).sum(-1)
 
     def _constrained(self, params: Variables, context: Array | None) -> tuple[Array, ...]:
-        factors, b = params["factors"], params["b"]
+        factors, b = (
+            jnp.asarray(params["factors"]),
+            jnp.asarray(params["b"]),
+        )  # of numpy: a scan indexes them
         if context is not None:
             shift = jnp.matmul(context, params["context_weight"].T, precision=matmul_precision())
             factors = factors + shift[..., : -self.rank].reshape(*shift.shape[:-1], *factors.shape)

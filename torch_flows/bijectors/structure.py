@@ -138,6 +138,21 @@ class Chain(Bijector):
             steps.append((x, log_det))
         return steps
 
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_dets = []
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            layer_context = context if bijector.context_dim else None
+            x, log_det, score = bijector.map_score(x, score, layer_context, inverse, differentiable)
+            log_dets.append(log_det)
+        return x, torch.stack(log_dets).sum(0), score
+
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Tensor:
@@ -210,6 +225,16 @@ class Invert(Bijector):
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self.bijector.map_forward(z, context)
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.bijector.map_score(x, score, context, not inverse, differentiable)
 
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False
