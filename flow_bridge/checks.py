@@ -340,6 +340,16 @@ def no_variables(owner: str, kind: str) -> str:
     )
 
 
+def no_key(owner: str, kind: str) -> str:
+    """What JAX's half says to something else in place of a key."""
+    return f"{owner} expects key as the source of randomness, jax.random.key(0), got {kind}."
+
+
+def parts_of(owner: str, given: Any, expected: Any) -> str:
+    """What JAX's half says to the variables of other parts than there are."""
+    return f"{owner} is joined of the variables of {expected}, got {given}."
+
+
 def no_float64(owner: str, name: str) -> str:
     """What JAX's half says to float64 while JAX would round it."""
     return (
@@ -533,10 +543,10 @@ def context_of_base(owner: str, context_dim: int, base: Any) -> None:
         )
 
 
-def initial_scale(owner: str, value: float, conditioner: Any) -> None:
+def initial_scale(owner: str, value: float, conditioner: Any, default: float = 1.0) -> None:
     """Raise ``ValueError`` for a scale of the first weights that the given conditioner does not take."""
     non_negative_number(owner, initial_scale=value)
-    if conditioner is not None and value != 1:
+    if conditioner is not None and value != default:
         raise ValueError(
             f"{owner} got an initial_scale and a conditioner: give it to that, as in "
             "Network(MLP, initial_scale=0.1)."

@@ -13,6 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
+from flow_bridge.errors import ConversionError
 from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
@@ -29,6 +30,8 @@ from jax_flows.variables import (
     HasVariables,
     Output,
     Variables,
+    check_key,
+    check_variables,
     child,
     freeze_lists,
     gather,
@@ -117,7 +120,7 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else net.init(net_key, jnp.zeros(net.in_dim, dtype))
             )
-        return self.join(parts)
+        return gather(parts, lists=True)
 
     def variable_shapes(self, dtype: Any) -> Variables:
         parts = {
@@ -130,7 +133,7 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else network_shapes(net, (net.in_dim,), dtype)
             )
-        return self.join(parts)
+        return gather(parts, lists=True)
 
     @kept
     def forward(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Output:
@@ -183,7 +186,7 @@ class Flow(HasVariables):
         """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
         own = child(variables, "bijector")
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
-        return {**variables, **self.join(self.split(variables) | {"bijector": own})}
+        return {**variables, **gather(self._parts(variables) | {"bijector": own}, lists=True)}
 
     @kept
     def embed(self, variables: Variables, context: AnyArray) -> Array:
@@ -208,8 +211,8 @@ class Flow(HasVariables):
         x, condition, _ = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")
         _, batch_stats = self.bijector.map_and_set_statistics(own, x, condition, weights)
-        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return {**variables, "batch_stats": self.join(parts)["batch_stats"]}
+        parts = self._parts(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": gather(parts, lists=True)["batch_stats"]}
 
     @kept
     def log_prob(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Array:
@@ -266,6 +269,7 @@ class Flow(HasVariables):
         context: AnyArray | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
+        check_key(self, key)
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
         batch = *shape, *context_batch(self, variables, context)
         condition, base_condition = self._embed(variables, context, batch)
@@ -378,8 +382,8 @@ class Flow(HasVariables):
         z, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, condition
         )
-        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return z, log_det, self.join(parts)["batch_stats"]
+        parts = self._parts(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return z, log_det, gather(parts, lists=True)["batch_stats"]
 
     def _condition(
         self, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
@@ -403,12 +407,21 @@ class Flow(HasVariables):
 
     def split(self, variables: Variables) -> dict[str, Variables]:
         """The variables of each part, by its name: ``"bijector"``, ``"base"``, ``"context_net_0"``, ..."""
+        check_variables(self, variables)
+        return self._parts(variables)
+
+    def _parts(self, variables: Variables) -> dict[str, Variables]:
         nets = [f"context_net_{i}" for i in range(len(self.context_net or ()))]
         return {name: child(variables, name) for name in ("bijector", "base", *nets)}
 
     def join(self, parts: Mapping[str, Variables]) -> dict[str, Any]:
         """The flow's variables from those of its parts, as ``split`` returns them."""
-        return gather(parts, lists=True)
+        name, expected = type(self).__name__, list(self._parts({}))
+        if set(parts) != set(expected):
+            raise ConversionError(checks.parts_of(name, list(parts), expected))
+        variables = gather(parts, lists=True)
+        check_variables(self, variables)
+        return variables
 
 
 def standardized(

@@ -60,9 +60,14 @@ def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0)
     checks.non_negative_number(owner, initial_scale=initial_scale)
     layers = nn.ModuleList(nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths))
     if initial_scale != 1:
-        for parameter in layers[-1].parameters():
-            parameter.data.mul_(initial_scale)
+        scale_weights(layers[-1], initial_scale)
     return layers
+
+
+def scale_weights(layer: nn.Module, factor: float) -> None:
+    """Multiply the first weights of a layer, in place."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data * factor if factor else torch.zeros_like(parameter.data)
 
 
 def layer_norms(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
