@@ -1,5 +1,6 @@
 """twinflows.inference against closed forms, and against posteriors that are wrong by a known amount."""
 
+import importlib
 import re
 import sys
 from typing import Any
@@ -619,6 +620,11 @@ def test_every_diagnostic_has_a_picture() -> None:
             "sklearn.model_selection",
             "scikit-learn",
             lambda: inference.c2st(np.zeros(10), np.zeros(10)),
+        ),
+        (
+            "sbi.neural_nets.estimators.base",
+            "sbi",
+            lambda: importlib.import_module("twinflows.inference.sbi"),
         ),
         ("matplotlib.figure", "matplotlib", lambda: inference.draw_weights(np.zeros(30))),
     ],
