@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
 from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from flow_bridge.networks import Network
+from flow_bridge.schedules import exponential_decay, warmup_cosine, warmup_linear
 from jax_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedAutoregressive,
@@ -55,6 +56,7 @@ from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -64,7 +66,15 @@ from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
-from jax_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
+from jax_flows.losses import (
+    FisherDivergence,
+    FlowMatching,
+    ImportanceWeighted,
+    Loss,
+    NegativeLogLikelihood,
+    OptimalTransportFlowMatching,
+    ReverseKL,
+)
 from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
@@ -82,8 +92,10 @@ from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
+from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
-from jax_flows.univariate.smooth import CubicMap
+from jax_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
+from jax_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from jax_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -100,6 +112,7 @@ __all__ = [
     "AffineCoupling",
     "AffineMap",
     "BatchNorm",
+    "BernsteinMap",
     "Bijector",
     "Blockwise",
     "Chain",
@@ -109,12 +122,15 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "CubicRationalMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
+    "FlowMatching",
     "GaussianMixture",
     "Glow",
     "ImportanceWeighted",
@@ -131,14 +147,17 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "OptimalTransportFlowMatching",
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
@@ -151,6 +170,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "SinhMap",
     "Softclip",
     "Softplus",
     "SplineCoupling",
@@ -160,6 +180,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
     "Tanh",
@@ -170,6 +191,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "exponential_decay",
     "export",
     "fit",
     "fit_to_energy",
@@ -182,4 +204,6 @@ __all__ = [
     "register_network",
     "save",
     "standardized",
+    "warmup_cosine",
+    "warmup_linear",
 ]

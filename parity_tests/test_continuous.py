@@ -5,6 +5,7 @@ import math
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,46 @@ def test_linear_field_is_a_matrix_exponential() -> None:
             torch.testing.assert_close(found[0], z, rtol=0, atol=1e-7)
             exact = layer.weight[:, :3].trace().expand(6)
             torch.testing.assert_close(found[1], exact, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_any_network_is_a_field(half) -> None:
+    """The network of the closed form, given as a conditioner: the same rates, with a probe and penalties."""
+    given = {"solver": "rk4", "num_steps": 2, "trace": "hutchinson", "context_dim": 1}
+    given |= {"kinetic_energy": 0.2, "jacobian_norm": 0.1, "time_features": 1}
+    ours = continuous(dim=2, hidden_dims=(4,), **given)
+    conditioner = half.Network(half.MLP, hidden_dims=(4,), activation="tanh")
+    x, context, noise = normal(5, 2), normal(5, 1, seed=1), normal(5, 2, seed=2)
+    if half is torch_flows:
+        other = continuous(dim=2, conditioner=conditioner, **given)
+        other.load_state_dict(ours.state_dict())
+        pairs = [
+            [
+                model.forward(x, context),
+                model.forward_with_noise(x, noise, context),
+                model.train().forward(x, context),
+                (model.velocity(x, 0.3, context),) * 2,
+            ]
+            for model in (ours, other)
+        ]
+    else:
+        twin_of_ours, variables = twin(ours)
+        pairs = [
+            jax.jit(lambda v, model=model: [
+                model.forward(v, x.numpy(), context.numpy()),
+                model.forward_with_noise(v, x.numpy(), noise.numpy(), context.numpy()),
+                model.map_forward_and_update(v, jnp.asarray(x), jnp.asarray(context))[:2],
+                (model.velocity(v, x.numpy(), 0.3, context.numpy()),) * 2,
+            ])(variables)
+            for model in (twin_of_ours, half.ContinuousBijector(2, conditioner=conditioner, **given))
+        ]  # fmt: skip
+    for one, another in zip(*pairs, strict=True):
+        for a, b in zip(one, another, strict=True):
+            np.testing.assert_allclose(to_array(a), to_array(b), rtol=1e-12, atol=1e-13)
+
+
+def to_array(values) -> np.ndarray:
+    return np.asarray(values.detach() if isinstance(values, torch.Tensor) else values)
 
 
 def gradients_of(model, direction: str, x: torch.Tensor, context: torch.Tensor):
