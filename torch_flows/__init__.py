@@ -91,6 +91,12 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.piecewise import (
+    CubicSplineMap,
+    LinearRationalSplineMap,
+    LinearSplineMap,
+    QuadraticSplineMap,
+)
 from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
@@ -120,6 +126,7 @@ __all__ = [
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
+    "CubicSplineMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -135,6 +142,8 @@ __all__ = [
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LinearRationalSplineMap",
+    "LinearSplineMap",
     "LogisticMixtureMap",
     "Logit",
     "Loss",
@@ -152,6 +161,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "QuadraticSplineMap",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
