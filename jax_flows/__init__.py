@@ -83,6 +83,7 @@ from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sylv
 from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
+from jax_flows.networks.hollow import HollowMLP
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
@@ -133,6 +134,7 @@ __all__ = [
     "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",

@@ -243,6 +243,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "solver": lambda d: "rk4",
     "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
+    "width": lambda d: d.one_of(1, 3),
     "time_features": lambda d: d.one_of(0, 2),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }

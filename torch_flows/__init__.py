@@ -83,6 +83,7 @@ from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sy
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
+from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
@@ -133,6 +134,7 @@ __all__ = [
     "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
