@@ -420,8 +420,9 @@ def batch_of(
     """Check that a shape ends in the event shape, and return what is before it."""
     event_ndim = len(event_shape)
     event = shape[len(shape) - event_ndim :] if len(shape) >= event_ndim else None
-    if event is None or any(
-        e is not None and e != s for e, s in zip(event_shape, event, strict=True)
+    if event != event_shape and (
+        event is None
+        or any(e is not None and e != s for e, s in zip(event_shape, event, strict=True))
     ):
         raise ValueError(
             f"{owner} expects {name} of shape {describe(event_shape)}, got {tuple(shape)}."

@@ -167,7 +167,8 @@ class Flow(HasVariables):
         if domain != REALS:  # so that such rows have the gradient 0, not NaN
             x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
         z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
-        return torch.where(outside, -math.inf, self.base.log_prob(z, base_condition) + log_det)
+        log_prob = self.base.log_prob(z, base_condition) + log_det
+        return log_prob.masked_fill(outside, -math.inf)
 
     def sample(
         self,

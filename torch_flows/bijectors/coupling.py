@@ -229,7 +229,8 @@ class Coupling(Bijector):
         axis, map = -len(self.event_shape), self.maps[1]
         out = run_conditioner(self, self.maps[0].features(fixed, axis), context)
         if isinstance(out, tuple):
-            out = tuple([part.to(fixed.dtype) for part in out])
+            if any(part.dtype != fixed.dtype for part in out):
+                out = tuple([part.to(fixed.dtype) for part in out])
             return out if map.separable else torch.stack(out, -1)
         if map.separable:
             return out.to(fixed.dtype).chunk(map.num_parameters, axis)
