@@ -56,6 +56,7 @@ from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -66,6 +67,7 @@ from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
+    FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
     Loss,
@@ -81,6 +83,7 @@ from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sylv
 from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
+from jax_flows.networks.hollow import HollowMLP
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
@@ -90,6 +93,7 @@ from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
+from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -132,10 +136,12 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
     "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
@@ -152,6 +158,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
@@ -161,6 +168,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
     "QuadraticSplineMap",
     "Radial",
     "RadialFlow",

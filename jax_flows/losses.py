@@ -27,6 +27,7 @@ from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import StandardNormal
 from jax_flows.flows import Flow
+from jax_flows.numerics import sum_event
 from jax_flows.variables import Variables
 
 
@@ -137,18 +138,26 @@ class ReverseKL(Loss):
     Args:
         energy: from x ``(rows, *event_shape)`` to ``(rows,)``, differentiable; one written for one
             event is mapped over them first (``vmap``).
+        path_gradient: leave out the part of the gradient that is 0 on average, that of log q with x held:
+            what remains is exactly 0 in every step where q = p. The score of q is carried from layer to
+            layer, see ``Flow.from_noise_with_score``.
 
     Raises:
         TypeError: for an energy that is no function.
         ValueError: in ``fit``, for an energy that is not one number for each row, and for a base whose
             samples have no gradients.
+
+    Reference: Roeder, Wu and Duvenaud (2017), Sticking the landing, arXiv:1703.09194; Vaitl et al. (2022),
+    Gradients should stay on path, arXiv:2207.08219.
     """
 
     needs_data = False
     energy: Callable[[Array], Array]
+    path_gradient: bool = False
 
     def __post_init__(self) -> None:
         check_callable("ReverseKL", "energy", self.energy)
+        checks.boolean("ReverseKL", path_gradient=self.path_gradient)
 
     def check(self, flow: Flow) -> None:
         checks.reparameterized("ReverseKL", type(flow.base).__name__, flow.base.reparameterized)
@@ -166,10 +175,60 @@ class ReverseKL(Loss):
         context: Array | None,
         *noise: Array,
     ) -> Array:
-        return _log_ratio("ReverseKL", flow, variables, self.energy, noise[0], context)
+        if not self.path_gradient:
+            return _log_ratio("ReverseKL", flow, variables, self.energy, noise[0], context)
+        x, log_prob, score = flow.from_noise_with_score(variables, noise[0], context)
+        along = sum_event(score * x, x.ndim - 1)  # whose gradient is that of log q at x along x
+        return (
+            jax.lax.stop_gradient(log_prob - along) + along + _energies("ReverseKL", self.energy, x)
+        )
 
     def describe(self) -> Any:
-        return "reverse KL"
+        return ["reverse KL", "path gradient"] if self.path_gradient else "reverse KL"
+
+
+@dataclass(frozen=True)
+class FisherDivergence(Loss):
+    """|score of z under p - gradient of log p_base(z)|^2, z the latent of a row x: no normaliser, no samples.
+
+    It compares slopes, not densities: each row says as many things as it has entries, so that it takes
+    fewer rows than maximum likelihood. It is 0 where q = p; modes that are far apart do not feel each
+    other's weights.
+
+    Args:
+        energy: from x ``(rows, *event_shape)`` to ``(rows,)``, differentiable: p ~ exp(-energy).
+        latent: compare in latent space, where the flow makes scales alike; if not, scores of x.
+
+    Raises:
+        TypeError: for an energy that is no function.
+        ValueError: in ``fit``, for an energy that is not one number for each row.
+
+    Reference: Hyvarinen (2005), Estimation of Non-Normalized Statistical Models by Score Matching.
+    """
+
+    energy: Callable[[Array], Array]
+    latent: bool = True
+
+    def __post_init__(self) -> None:
+        check_callable("FisherDivergence", "energy", self.energy)
+        checks.boolean("FisherDivergence", latent=self.latent)
+
+    def __call__(
+        self,
+        flow: Flow,
+        variables: Variables,
+        x: Any,
+        context: Array | None,
+        *noise: Array,
+    ) -> Array:
+        values, pull = jax.vjp(lambda x: _energies("FisherDivergence", self.energy, x), x)
+        target = -pull(jnp.ones_like(values))[0]
+        if not self.latent:
+            score = flow.score(variables, x, context)
+            return sum_event(jnp.square(score - target), x.ndim - 1)
+        z, _, score = flow.forward_with_score(variables, x, target, context)
+        difference = score - flow.base_score(variables, z, context)
+        return sum_event(jnp.square(difference), z.ndim - 1)
 
 
 @dataclass(frozen=True)
@@ -434,9 +493,13 @@ def _log_ratio(
     """log q(x) + energy(x), of x from the flow."""
     x, log_prob = flow.from_noise(variables, noise, context)
     events = x.reshape(-1, *x.shape[log_prob.ndim :])
-    values = energy(events)
-    check_energy(owner, events.shape, getattr(values, "shape", None))
-    return log_prob + values.reshape(log_prob.shape)
+    return log_prob + _energies(owner, energy, events).reshape(log_prob.shape)
+
+
+def _energies(owner: str, energy: Callable[[Array], Array], x: Array) -> Array:
+    values = energy(x)
+    check_energy(owner, x.shape, getattr(values, "shape", None))
+    return values
 
 
 def _members(flow: Flow) -> tuple[list[Bijector], Any]:

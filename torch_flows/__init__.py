@@ -56,6 +56,7 @@ from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -66,6 +67,7 @@ from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.losses import (
+    FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
     Loss,
@@ -81,6 +83,7 @@ from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sy
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
+from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
@@ -90,6 +93,7 @@ from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
+from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -132,10 +136,12 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
     "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
@@ -152,6 +158,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
@@ -161,6 +168,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
     "QuadraticSplineMap",
     "Radial",
     "RadialFlow",

@@ -21,11 +21,12 @@ from flow_bridge.matching import (
 )
 from flow_bridge.sources import Draw, Match, base_noise
 from flow_bridge.training import check_callable, check_energy, check_order
-from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.base import Bijector, vjp
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import StandardNormal
 from torch_flows.flows import Flow
+from torch_flows.numerics import sum_event
 
 
 class Loss(ABC):
@@ -98,18 +99,26 @@ class ReverseKL(Loss):
     Args:
         energy: from x ``(rows, *event_shape)`` to ``(rows,)``, differentiable; one written for one
             event is mapped over them first (``vmap``).
+        path_gradient: leave out the part of the gradient that is 0 on average, that of log q with x held:
+            what remains is exactly 0 in every step where q = p. The score of q is carried from layer to
+            layer, see ``Flow.from_noise_with_score``.
 
     Raises:
         TypeError: for an energy that is no function.
         ValueError: in ``fit``, for an energy that is not one number for each row, and for a base whose
             samples have no gradients.
+
+    Reference: Roeder, Wu and Duvenaud (2017), Sticking the landing, arXiv:1703.09194; Vaitl et al. (2022),
+    Gradients should stay on path, arXiv:2207.08219.
     """
 
     needs_data = False
     energy: Callable[[Tensor], Tensor]
+    path_gradient: bool = False
 
     def __post_init__(self) -> None:
         check_callable("ReverseKL", "energy", self.energy)
+        checks.boolean("ReverseKL", path_gradient=self.path_gradient)
 
     def check(self, flow: Flow) -> None:
         checks.reparameterized("ReverseKL", type(flow.base).__name__, flow.base.reparameterized)
@@ -120,10 +129,51 @@ class ReverseKL(Loss):
         return (base_noise(generator, flow.base.noise, (num_rows, *flow.base.noise_shape)),)
 
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
-        return _log_ratio("ReverseKL", flow, self.energy, noise[0], context)
+        if not self.path_gradient:
+            return _log_ratio("ReverseKL", flow, self.energy, noise[0], context)
+        x, log_prob, score = flow.from_noise_with_score(noise[0], context)
+        along = sum_event(score * x, x.ndim - 1)  # whose gradient is that of log q at x along x
+        return (log_prob - along).detach() + along + _energies("ReverseKL", self.energy, x)
 
     def describe(self) -> Any:
-        return "reverse KL"
+        return ["reverse KL", "path gradient"] if self.path_gradient else "reverse KL"
+
+
+@dataclass(frozen=True)
+class FisherDivergence(Loss):
+    """|score of z under p - gradient of log p_base(z)|^2, z the latent of a row x: no normaliser, no samples.
+
+    It compares slopes, not densities: each row says as many things as it has entries, so that it takes
+    fewer rows than maximum likelihood. It is 0 where q = p; modes that are far apart do not feel each
+    other's weights.
+
+    Args:
+        energy: from x ``(rows, *event_shape)`` to ``(rows,)``, differentiable: p ~ exp(-energy).
+        latent: compare in latent space, where the flow makes scales alike; if not, scores of x.
+
+    Raises:
+        TypeError: for an energy that is no function.
+        ValueError: in ``fit``, for an energy that is not one number for each row.
+
+    Reference: Hyvarinen (2005), Estimation of Non-Normalized Statistical Models by Score Matching.
+    """
+
+    energy: Callable[[Tensor], Tensor]
+    latent: bool = True
+
+    def __post_init__(self) -> None:
+        check_callable("FisherDivergence", "energy", self.energy)
+        checks.boolean("FisherDivergence", latent=self.latent)
+
+    def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            values = _energies("FisherDivergence", self.energy, point)
+            target = -vjp([values], point, [torch.ones_like(values)], differentiable=False)
+        if not self.latent:
+            return sum_event((flow.score(x, context) - target).square(), x.ndim - 1)
+        z, _, score = flow.forward_with_score(x, target, context)
+        return sum_event((score - flow.base_score(z, context)).square(), z.ndim - 1)
 
 
 @dataclass(frozen=True)
@@ -347,9 +397,13 @@ def _log_ratio(
     """log q(x) + energy(x), of x from the flow."""
     x, log_prob = flow.from_noise(noise, context)
     events = x.reshape(-1, *x.shape[log_prob.ndim :])
-    values = energy(events)
-    check_energy(owner, events.shape, getattr(values, "shape", None))
-    return log_prob + values.reshape(log_prob.shape)
+    return log_prob + _energies(owner, energy, events).reshape(log_prob.shape)
+
+
+def _energies(owner: str, energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    values = energy(x)
+    check_energy(owner, x.shape, getattr(values, "shape", None))
+    return values
 
 
 def _members(flow: Flow) -> tuple[list[Bijector], Any]:

@@ -15,7 +15,7 @@ from jax import Array
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
-from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.base import Bijector, overrides, score_of_entries
 from jax_flows.networks.conditioner import (
     build_conditioner,
     conditioner_shapes,
@@ -60,6 +60,21 @@ class Pointwise(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x, log_slope = self.map_entries_inverse(z)
         return x, sum_event(log_slope, self.event_ndim)
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        if overrides(self, Pointwise):
+            return super().map_score(variables, x, score, context, inverse, differentiable)
+        step = self.map_entries_inverse if inverse else self.map_entries
+        z, log_slope, score = score_of_entries(step, x, score, differentiable)
+        return z, sum_event(log_slope, self.event_ndim), score
 
     @abstractmethod
     def map_entries(self, x: Array) -> Output: ...
@@ -424,8 +439,8 @@ class Elementwise(Bijector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.event_shape
         checks.instances("Elementwise", "map", [self.map], UnivariateMap)
+        checks.map_of("Elementwise", self.map, self.event_shape)
         checks.non_negative_int("Elementwise", context_dim=self.context_dim)
         checks.no_conditioner("Elementwise", self.conditioner, self.context_dim)
         if self.context_dim:
@@ -456,6 +471,9 @@ class Elementwise(Bijector):
             num_parameters=num_parameters,
         )  # fmt: skip
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         if not self.context_dim:
             zeros = jnp.zeros((*self.event_shape, self.map.num_parameters), dtype)
@@ -474,6 +492,24 @@ class Elementwise(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x, log_slope = self.map.inverse(z, self._parameters_for(variables, z, context))
         return x, sum_event(log_slope, len(self.event_shape))
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        if overrides(self, Elementwise):
+            return super().map_score(variables, x, score, context, inverse, differentiable)
+        step = self.map.inverse if inverse else self.map.forward
+        parameters = self._parameters_for(variables, x, context)
+        z, log_slope, score = score_of_entries(
+            lambda x: step(x, parameters), x, score, differentiable
+        )
+        return z, sum_event(log_slope, len(self.event_shape)), score
 
     def _parameters_for(self, variables: Variables, x: Array, context: Array | None) -> Array:
         shape = *x.shape, self.map.num_parameters
