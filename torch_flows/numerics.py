@@ -82,7 +82,7 @@ def check_constants(owner: Any, like: Tensor, **values: float) -> None:
 
 def sum_event(x: Tensor, event_ndim: int) -> Tensor:
     """Sum over the last ``event_ndim`` axes."""
-    return x.sum(tuple(range(-event_ndim, 0)))
+    return x.sum(-1) if event_ndim == 1 else x.sum(tuple(range(-event_ndim, 0)))
 
 
 def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
