@@ -7,12 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
 
 DETACHED_STEPS, DIFFERENTIABLE_STEPS = 6, 2
+
+
+def as_int32(index: np.ndarray) -> np.ndarray:
+    """Positions as JAX can have them in both of its modes: it takes an array that it met in 64-bit mode
+    for one of 64 bits ever after."""
+    return index.astype(np.int32)
 
 
 def log1p(x: Array) -> Array:

@@ -518,3 +518,23 @@ def test_bounded_flows_compile() -> None:
     sample = torch.compile(lambda: flow.sample_and_log_prob(5), fullgraph=True, backend="eager")
     x, log_prob = sample()
     torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jax_flows.AffineCoupling(5, (4,), [1, 0, 0, 1, 1]),
+        lambda: jax_flows.Permutation([2, 0, 1, 4, 3]),
+        lambda: jax_flows.LULinear(5, permutation=[2, 0, 1, 4, 3]),
+    ],
+)
+def test_what_ran_in_64_bit_mode_runs_in_32(make: Any) -> None:
+    """JAX keeps what it took an array for."""
+    bijector = make()
+    x = np.ones((1, 5))
+    variables = bijector.init(jax.random.key(0), np.float64)
+    jax.jit(bijector.forward)(variables, x)
+    with jax.enable_x64(False):
+        narrow = jax.tree.map(lambda a: jnp.asarray(a, "float32"), variables)
+        z, _ = bijector.forward(narrow, jnp.asarray(x, "float32"))
+        assert bijector.inverse(narrow, z)[0].dtype == jnp.float32

@@ -306,7 +306,9 @@ def _in_turns(solve: Any, z: Array, context: Array | None) -> Output:
         parts = [
             None
             if rows is None
-            else jnp.pad(rows, ((0, -batch % count), (0, 0)), "edge").reshape(count, -1, rows.shape[1])
+            else jnp.pad(rows, ((0, -batch % count), (0, 0)), "edge").reshape(
+                count, -1, rows.shape[1]
+            )
             for rows in (z, context)
         ]
         x, log_det = jax.lax.map(lambda part: solve(*part), parts)

@@ -12,6 +12,7 @@ from jax import Array
 
 from flow_bridge import checks
 from jax_flows.bijectors.base import Bijector
+from jax_flows.numerics import as_int32
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables, child, gather
 
@@ -151,4 +152,4 @@ class Blockwise(Bijector):
         ]
 
     def _joined(self, parts: Sequence[Array]) -> Array:
-        return jnp.concatenate([*parts], -1)[..., self.order]
+        return jnp.concatenate([*parts], -1)[..., as_int32(self.order)]
