@@ -269,11 +269,8 @@ def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
         raise ValueError(f"{owner} has a conditioner only with a context: state its context_dim.")
 
 
-def masked_conditioner(
-    name: str, masked: bool, num_features: int, normalization: str | None
-) -> None:
-    """Raise ``ValueError`` for a network without masks or with what ignores them, and for a map whose
-    networks see angles."""
+def masked_conditioner(name: str, masked: bool, normalization: str | None) -> None:
+    """Raise ``ValueError`` for a network without masks or with what ignores them."""
     if not masked:
         raise ValueError(
             f"MaskedAutoregressive needs a conditioner with masks (MLP, ResidualMLP, MaskedMLP, "
@@ -283,10 +280,6 @@ def masked_conditioner(
         raise ValueError(
             "MaskedAutoregressive has no layer normalisation in its networks: it would let every unit "
             "see all dimensions."
-        )
-    if num_features > 1:
-        raise ValueError(
-            "MaskedAutoregressive has no networks for a circular map; use Coupling or Elementwise."
         )
 
 
@@ -537,6 +530,30 @@ def context_of_base(owner: str, context_dim: int, base: Any) -> None:
         )
 
 
+def initial_scale(owner: str, value: float, conditioner: Any) -> None:
+    """Raise ``ValueError`` for a scale of the first weights that the given conditioner does not take."""
+    non_negative_number(owner, initial_scale=value)
+    if conditioner is not None and value != 1:
+        raise ValueError(
+            f"{owner} got an initial_scale and a conditioner: give it to that, as in "
+            "Network(MLP, initial_scale=0.1)."
+        )
+
+
+def onto_base(owner: str, bijector: Any, base: Any) -> None:
+    """Raise ``ValueError`` where some z of the base has no x: the density would not integrate to 1."""
+    support = base.support
+    for interval in bijector.intervals():
+        if interval.low > support.low or interval.high < support.high:
+            made, expected = ("({:g}, {:g})".format(*ends) for ends in (interval, support))
+            name, base_name = type(bijector).__name__, type(base).__name__
+            raise ValueError(
+                f"{owner} has a base on {expected}, {base_name}, but a bijector that makes z inside "
+                f"{made} only, {name}: its density would not integrate to 1. Take a base on {made}, as "
+                f"Uniform may be, or a last bijector that makes every z."
+            )
+
+
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:
     """Widths of the input and of the output of a bijector that a context passes through."""
     shapes = bijector.event_shape, bijector.latent_shape
@@ -629,6 +646,12 @@ def interval(owner: str, **bounds: float) -> None:
             f"{owner} expects {low_name} < {high_name}, apart by no more than float32 holds, got "
             f"{low!r} and {high!r}."
         )
+
+
+def mode_inside(owner: str, loc: float, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless a mode is a number of the interval."""
+    if not _is_number(loc) or not low <= loc <= high:
+        raise ValueError(f"{owner} expects loc from {low:g} to {high:g}, got {loc!r}.")
 
 
 def reparameterized(owner: str, base: str, differentiable: bool) -> None:

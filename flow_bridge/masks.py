@@ -202,12 +202,14 @@ class Autoregression:
     """Who sees whom in a masked network, by degrees; and in which blocks its inverse goes.
 
     The dimension generated k-th, counted from 0, has degree k + 1 as an input and k as an output; a
-    unit sees those of the layer below whose degree is not above its own.
+    unit sees those of the layer below whose degree is not above its own. Of ``num_features`` inputs for
+    each dimension, the first of all dimensions come first, then the second of all.
 
     Args:
         dim, num_parameters, context_dim: of the network.
         hidden_dims: widths of the hidden layers.
         order: see ``autoregressive_order``.
+        num_features: how many inputs there are for each dimension.
         given: the degrees of the hidden units. ``None``: ascending along each layer and spread evenly, from 0
             where there is a context (or one dimension only), else from 1, to dim - 1. ``"cyclic"``:
             1, 2, ..., dim - 1, 1, 2, ... Or one list for each layer, with a number from 0 to dim - 1
@@ -225,6 +227,7 @@ class Autoregression:
     order: Order
     context_dim: int
     given: Degrees = None
+    num_features: int = 1
 
     def __post_init__(self) -> None:
         _ = self.hidden, self.generated
@@ -233,6 +236,11 @@ class Autoregression:
     def generated(self) -> np.ndarray:
         """The dimensions in the order in which they are generated."""
         return autoregressive_order(self.order, self.dim)
+
+    @property
+    def num_inputs(self) -> int:
+        """How many inputs there are without the context."""
+        return self.dim * self.num_features
 
     @cached_property
     def hidden(self) -> list[np.ndarray]:
@@ -253,18 +261,20 @@ class Autoregression:
 
         The ``num_parameters`` outputs of one dimension stand together.
         """
-        count_entries(self.context_dim + self.dim * self.num_parameters)
+        count_entries(self.context_dim + self.dim * max(self.num_features, self.num_parameters))
         position = np.argsort(self.generated)
-        inputs = np.concatenate([position + 1, np.zeros(self.context_dim, int)])
+        seen = np.tile(position + 1, self.num_features)
+        inputs = np.concatenate([seen, np.zeros(self.context_dim, int)])
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
 
     @property
     def sorting(self) -> list[np.ndarray | None]:
         """For inputs, each hidden layer and outputs (of one parameter each), the positions in the order
         in which they can be computed; ``None`` where they stand in it."""
+        inputs = self.generated[:, None] + np.arange(self.num_features) * self.dim
         outputs = self.generated[:, None] * self.num_parameters + np.arange(self.num_parameters)
         hidden = [np.argsort(degrees, kind="stable") for degrees in self.hidden]
-        layers = [self.generated, *hidden, outputs.ravel()]
+        layers = [inputs.ravel(), *hidden, outputs.ravel()]
         return [None if (order == np.arange(len(order))).all() else order for order in layers]
 
     def parts(self, size: float) -> tuple[int, ...]:
@@ -285,7 +295,8 @@ class Autoregression:
         k-th dimension starts (of the hidden units, those of degree k), for k up to ``dim``."""
         steps = np.arange(self.dim + 1)
         hidden = [np.searchsorted(np.sort(degrees), steps) for degrees in self.hidden]
-        return [layer.tolist() for layer in (steps, *hidden, steps * self.num_parameters)]
+        ends = steps * self.num_features, *hidden, steps * self.num_parameters
+        return [layer.tolist() for layer in ends]
 
     def blocks(self, start: int, run: int, block: int) -> list[np.ndarray]:
         """``run`` dimensions from the ``start``-th generated on, in blocks of ``block``, padded.

@@ -9,7 +9,7 @@ from typing import Any
 from flow_bridge.arguments import convert
 from flow_bridge.errors import ArchitectureError
 
-GIVEN = ("context_dim", "num_parameters", "mask", "order")
+GIVEN = ("context_dim", "num_parameters", "mask", "order", "num_features")
 """Arguments that a network gets from the bijector that it is built for, if its class names them."""
 
 REGISTERED: set[type] = set()
@@ -35,8 +35,8 @@ class Network:
 
     Examples:
         >>> import torch_flows
-        >>> torch_flows.Network(torch_flows.MLP, hidden_dims=(8, 8), activation="tanh")
-        Network(MLP, hidden_dims=(8, 8), activation='tanh', context='concatenate', normalization=None)
+        >>> torch_flows.Network(torch_flows.ConvNet, hidden_channels=8)
+        Network(ConvNet, hidden_channels=8, activation='relu', normalization=None)
     """
 
     cls: type

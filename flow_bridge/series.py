@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import cache
 
 
 def tanh_series(terms: int) -> tuple[float, ...]:
@@ -10,6 +11,24 @@ def tanh_series(terms: int) -> tuple[float, ...]:
     for n in range(1, terms):
         c.append(-sum((c[i] * c[n - 1 - i] for i in range(n)), Fraction(0)) / (2 * n + 1))
     return tuple(float(x) for x in c)
+
+
+@cache
+def von_mises_series(concentration: float) -> tuple[float, tuple[float, ...]]:
+    """log(2 pi I_0(k)) - k, and the ratios I_j(k) / I_0(k) for j = 1, 2, ... as far as they count.
+
+    By the trapezoid over a whole period, which is exact to rounding: exp(k (cos t - 1)) has no
+    frequencies beyond those that are returned.
+    """
+    count = math.ceil((80 * concentration) ** 0.5) + 12
+    angles = [2 * math.pi * n / (2 * count) for n in range(2 * count)]
+    weights = [math.exp(-2 * concentration * math.sin(t / 2) ** 2) for t in angles]
+    total = math.fsum(weights)
+    ratios = [
+        math.fsum(w * math.cos(j * t) for w, t in zip(weights, angles, strict=True)) / total
+        for j in range(1, count)
+    ]
+    return math.log(2 * math.pi * total / (2 * count)), tuple(ratios)
 
 
 def student_t_constant(df: float) -> float:

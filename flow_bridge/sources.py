@@ -1,16 +1,16 @@
 """Where the rows of training come from: arrays, arrays on the host, iterables of batches.
 
 Batches of an array come from one numpy generator per epoch, so both backends see the same ones and a
-run can be resumed at any step. Steps run in calls of up to 200. What one call takes is a ``Chunk``:
-arrays with a leading axis of steps and then one of rows, that are either row numbers, or base noise,
-or x and its context themselves. Where several processes train together, each brings its own part of
-the rows of every step.
+run can be resumed at any step; so does what a loss draws at random. Steps run in calls of up to 200. What
+one call takes is a ``Chunk``: arrays with a leading axis of steps and then one of rows. Where several
+processes train together, each brings its own part of the rows of every step.
 """
 
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -23,9 +23,30 @@ MAX_BYTES_PER_CALL = 64 << 20  # of rows that come from the host
 VALIDATION_ROWS = 4096  # in one call
 STATISTICS_ROWS = 32768  # whose statistics evaluation uses, as many as fit in MAX_BYTES_PER_CALL
 
-Chunk = tuple[np.ndarray, ...]
+Arrays = tuple[np.ndarray, ...]
+"""Row numbers, or rows: x, its context if there is one, and its weight if rows have one."""
+
+
+class Chunk(NamedTuple):
+    """What one call takes: rows or their numbers, and what the loss drew for each of them."""
+
+    rows: Arrays
+    noise: Arrays = ()
+
+    @property
+    def first(self) -> np.ndarray:
+        """One of its arrays, which has their axes of steps and rows."""
+        return (self.rows or self.noise)[0]
+
+
+Draw = Callable[[np.random.Generator, int], Arrays]
+"""From a generator and a number of rows to what a loss draws for them, each with an axis of rows."""
+Match = Callable[[Arrays, Arrays], Arrays]
+"""From rows and what was drawn for them to what takes its place."""
 Chunks = Callable[[int, int], Iterable[Chunk]]
 """From an epoch, and how many of its steps to leave out, to the chunks of the others."""
+Blocks = Callable[[], Iterable[tuple[Chunk, bool]]]
+"""Validation data, block by block, and whether a block is this process's part of its rows."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +79,36 @@ class Expected(NamedTuple):
     context_dim: int
     dtype: str | None
 
-    def check(self, name: str, given: Sequence[tuple[tuple[int, ...], str]]) -> None:
-        """Check shape and dtype of x and, if there is one, of its context."""
-        shape, dtype = given[0]
+    def check(self, labels: Sequence[str], given: Sequence[tuple[tuple[int, ...], str]]) -> None:
+        """Check shape and dtype of x and, if there are any, of its context and its weights."""
+        name, (shape, dtype) = labels[0], given[0]
         batch = checks.input_array(self.owner, name, shape, dtype, self.event_shape, self.dtype)
         if len(batch) != 1:
             raise ValueError(f"fit expects {name} with one axis of rows, got shape {shape}.")
-        context, context_dtype = given[1] if len(given) > 1 else (None, None)
+        others = list(given[1:])
+        context, context_dtype = others.pop(0) if self.context_dim and others else (None, None)
         checks.context_array(self.owner, context, context_dtype, self.context_dim, batch, dtype)
+        for weights, weights_dtype in others:
+            if weights != batch or weights_dtype != dtype:
+                raise ValueError(
+                    f"fit expects {labels[-1]} of shape {batch} and dtype {dtype}, one for each row, got "
+                    f"{weights_dtype} of shape {weights}."
+                )
+
+    def rows(self, labels: Sequence[str], arrays: Iterable[np.ndarray]) -> Arrays:
+        """The arrays, checked and all of their rows finite."""
+        checked = tuple(arrays)
+        self.check(labels, described(checked))
+        for label, array in zip(labels, checked, strict=False):
+            check_rows(label, len(checked[0]), finite_rows(array))
+        if len(checked) > 1 + (self.context_dim > 0):
+            check_weights(labels[-1], checked[-1])
+        return checked
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Arrays in the memory of the device: x, and its context if there is one.
+    """Arrays in the memory of the device: x, its context and its weights if there are any.
 
     A chunk holds row numbers, and the device picks the rows.
     """
@@ -84,7 +122,7 @@ class Rows:
         """The rows of these numbers alone."""
         return Rows(tuple(array[rows] for array in self.arrays))
 
-    def take(self, rows: np.ndarray) -> Chunk:
+    def take(self, rows: np.ndarray) -> Arrays:
         """What the device needs to pick these rows."""
         return (rows,)
 
@@ -95,13 +133,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class HostRows:
-    """Arrays that stay where they are, memory-mapped ones above all: x, and its context if any.
+    """Arrays that stay where they are, memory-mapped ones above all: x, its context and weights.
 
     A chunk holds the rows themselves, read when they are needed and checked then.
     """
 
-    name: str
-    arrays: tuple[np.ndarray, ...]
+    labels: tuple[str, ...]
+    arrays: Arrays
     numbers: np.ndarray
 
     def __len__(self) -> int:
@@ -109,13 +147,13 @@ class HostRows:
 
     def subset(self, rows: np.ndarray) -> "HostRows":
         """The rows of these numbers alone."""
-        return HostRows(self.name, self.arrays, self.numbers[rows])
+        return HostRows(self.labels, self.arrays, self.numbers[rows])
 
-    def take(self, rows: np.ndarray) -> Chunk:
+    def take(self, rows: np.ndarray) -> Arrays:
         """The rows of these numbers, an array of any shape."""
         numbers = self.numbers[rows]
         taken = tuple(_native(np.asarray(array[numbers])) for array in self.arrays)
-        for label, array in zip((self.name, f"{self.name}'s context"), taken, strict=False):
+        for label, array in zip(self.labels, taken, strict=True):
             finite = np.isfinite(array).reshape(*rows.shape, -1).all(-1)
             if not finite.all():
                 _refuse_row(label, int(numbers[~finite][0]))
@@ -129,7 +167,7 @@ class HostRows:
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches that an iterable yields: arrays, or pairs of x and its context.
+    """Batches that an iterable yields: arrays, or x with its context or weights or both.
 
     Args:
         name: what they are.
@@ -147,7 +185,7 @@ class Stream:
     min_rows: int = 1
     head: "Head | None" = None
 
-    def batches(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Arrays]:
         """The batches of one pass from number ``skip`` on, checked, as numpy arrays."""
         source = self.source(epoch) if callable(self.source) else self.source
         if self.head is not None:
@@ -168,11 +206,11 @@ class Stream:
             rows = "" if number < 0 else f" with at least {self.min_rows} rows"
             raise ValueError(f"fit got no batches of {self.name}{rows} in epoch {epoch}.")
 
-    def chunks(self, part: Part, max_steps: int) -> Chunks:
+    def chunks(self, part: Part, max_steps: int) -> Callable[[int, int], Iterator[Arrays]]:
         """Successive batches of one shape; every process brings its own part of them."""
 
-        def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
-            call: list[Chunk] = []
+        def chunks(epoch: int, skip: int) -> Iterator[Arrays]:
+            call: list[Arrays] = []
             for batch in self.batches(epoch, skip):
                 part.check(len(batch[0]) * part.count)
                 limit = _steps_within(sum(array.nbytes for array in batch), max_steps)
@@ -185,26 +223,31 @@ class Stream:
 
         return chunks
 
-    def _read(self, what: str, batch: Any) -> Chunk:
+    def _read(self, what: str, batch: Any) -> Arrays:
         given = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        if not 1 <= len(given) <= 2 or not all(is_array(array) for array in given):
+        conditional = self.expected.context_dim > 0
+        labels = array_labels(what, conditional)
+        if len(given) == 3 and given[1] is None and not conditional:
+            given = given[0], given[2]
+        if not 1 <= len(given) <= len(labels) or not all(is_array(array) for array in given):
             names = ", ".join(type(array).__name__ for array in given)
+            if conditional:
+                raise TypeError(
+                    f"fit expects {what} as x and its context, or these and the weights of the rows, "
+                    f"got {names}."
+                )
             raise TypeError(
-                f"fit expects {what} as an array or as a pair of x and its context, got {names}."
+                f"fit expects {what} as an array or as a pair of x and the weights of its rows, got "
+                f"{names}."
             )
-        labels = what, f"{what}'s context"
-        arrays = tuple(map(self.to_numpy, labels, given))
-        self.expected.check(what, described(arrays))
-        for label, array in zip(labels, arrays, strict=False):
-            check_rows(label, len(arrays[0]), finite_rows(array))
-        return arrays
+        return self.expected.rows(labels, map(self.to_numpy, labels, given))
 
 
 class Head:
     """The first batches of an epoch, up to the rows whose statistics evaluation uses."""
 
     def __init__(self) -> None:
-        self.last: list[Chunk] = []
+        self.last: list[Arrays] = []
         self.complete = False
         self.begin()
 
@@ -212,10 +255,10 @@ class Head:
         """Begin an epoch."""
         if self.complete:
             self.last = self.batches
-        self.batches: list[Chunk] = []
+        self.batches: list[Arrays] = []
         self.num_rows, self.num_bytes, self.full, self.complete = 0, 0, False, False
 
-    def add(self, batch: Chunk) -> None:
+    def add(self, batch: Arrays) -> None:
         """Keep a batch, if it is the first or still fits."""
         self.num_rows += len(batch[0])
         self.num_bytes += sum(array.nbytes for array in batch)
@@ -224,13 +267,88 @@ class Head:
         if not self.full:
             self.batches.append(batch)
 
-    def rows(self) -> Chunk:
+    def rows(self) -> Arrays:
         """Those of this epoch; while it is not over those of the one before, if there was one."""
         batches = self.batches if self.complete or not self.last else self.last
         return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
 
 
 Source = Rows | HostRows | Stream
+
+
+def array_labels(name: str, conditional: bool) -> tuple[str, ...]:
+    """What the arrays of rows are called in sentences."""
+    context = (f"{name}'s context",) if conditional else ()
+    return name, *context, f"{name}'s weights"
+
+
+def columns(rows: Sequence[Any], conditional: bool) -> tuple[Any, Any, Any]:
+    """Of the arrays of rows x, its context and its weights, ``None`` for those that are not there."""
+    x, *others = rows or [None]
+    context = others.pop(0) if conditional and others else None
+    return x, context, others[0] if others else None
+
+
+def check_weights(name: str, weights: np.ndarray) -> None:
+    """Raise ``ValueError`` unless weights of rows are at least 0, and not all of them 0."""
+    if weights.min() < 0 or weights.max() == 0:
+        raise ValueError(
+            f"fit expects {name} to be at least 0 and some above, got {weights.min():.6g} to "
+            f"{weights.max():.6g}."
+        )
+
+
+def prepared(
+    source: Source | None, conditional: bool, matches: bool, to_numpy: Callable[[Any], np.ndarray]
+) -> Source | None:
+    """The source, weights of rows divided by their mean; on the host where a loss reads rows there.
+
+    The weights of an iterable stay as they are.
+    """
+    if isinstance(source, Rows | HostRows) and len(source.arrays) > 1 + conditional:
+        *others, weights = source.arrays
+        values = to_numpy(weights)
+        if isinstance(source, HostRows):
+            values = values[source.numbers]
+        check_weights("weights", values)
+        mean = float(values.mean(dtype=np.float64))
+        source = replace(source, arrays=(*others, weights / mean))
+    if matches and isinstance(source, Rows):
+        arrays = tuple(_native(to_numpy(array)) for array in source.arrays)
+        return HostRows(array_labels("data", True)[: len(arrays)], arrays, np.arange(len(source)))
+    return source
+
+
+def plan(
+    source: Source | None,
+    held_out: Source | None,
+    draw: Draw | None,
+    match: Match | None,
+    *,
+    num_epochs: int,
+    num_steps: int | None,
+    batch_size: int,
+    seed: int,
+    part: Part,
+    max_steps: int,
+) -> tuple[int, Chunks, Blocks | None]:
+    """The number of epochs, their chunks, and the blocks of validation data.
+
+    Args:
+        source: the data; ``None`` for ``num_steps`` steps of a loss that draws its own rows.
+        held_out: the validation data, ``None`` for none.
+        draw, match: of the loss.
+    """
+    blocks = None
+    if source is not None:
+        chunks = _source_chunks(source, batch_size, seed, part, max_steps, draw, match)
+    elif draw is None:
+        raise ValueError("fit without data needs a loss that draws its own rows.")
+    else:
+        num_epochs, chunks = _drawn_chunks(draw, num_steps or 1, batch_size, seed, part, max_steps)
+    if held_out is not None:
+        blocks = partial(_validation_chunks, held_out, part, seed, draw, match)
+    return num_epochs, chunks, blocks
 
 
 def is_array(data: Any) -> bool:
@@ -248,16 +366,26 @@ def described(arrays: Iterable[np.ndarray]) -> list[tuple[tuple[int, ...], str]]
     return [(array.shape, array.dtype.name) for array in arrays]
 
 
-def is_fraction(validation: Any, validation_context: Any) -> TypeGuard[float]:
+def is_fraction(validation: Any, context: Any, weights: Any) -> TypeGuard[float]:
     """Whether ``validation`` is a number, and no data.
 
     Raises:
-        ValueError: for a context of validation data that are not given.
+        ValueError: for a context or weights of validation data that are not given.
     """
     fraction = isinstance(validation, numbers.Real)
-    if fraction and validation_context is not None:
+    if fraction and context is not None:
         raise ValueError("fit takes a validation_context with validation data only.")
+    if fraction and weights is not None:
+        raise ValueError("fit takes validation_weights with validation data only.")
     return fraction
+
+
+def check_no_rows(validation: Any, **given: Any) -> None:
+    """Raise ``ValueError`` for arguments that belong to data, where there are none."""
+    given["validation"] = None if isinstance(validation, numbers.Real) else validation
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"fit takes {name} with data only.")
 
 
 def host_array(name: str, data: Any, dtype: str | None) -> np.ndarray:
@@ -286,13 +414,12 @@ def _native(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
-def host_rows(expected: Expected, name: str, x: np.ndarray, context: np.ndarray | None) -> HostRows:
+def host_rows(expected: Expected, labels: Sequence[str], arrays: Arrays) -> HostRows:
     """Rows that stay on the host, their shapes and dtypes checked."""
-    arrays = (x,) if context is None else (x, context)
-    expected.check(name, described(arrays))
-    for label, array in zip((name, f"{name}'s context"), arrays, strict=False):
-        check_rows(label, len(x), np.ones(len(array), bool))
-    return HostRows(name, arrays, np.arange(len(x)))
+    expected.check(labels, described(arrays))
+    for label, array in zip(labels, arrays, strict=True):
+        check_rows(label, len(arrays[0]), np.ones(len(array), bool))
+    return HostRows(tuple(labels), arrays, np.arange(len(arrays[0])))
 
 
 def stream(
@@ -300,6 +427,7 @@ def stream(
     name: str,
     source: Any,
     context: Any,
+    weights: Any,
     num_epochs: int,
     to_numpy: Callable[[str, Any], np.ndarray],
 ) -> Stream:
@@ -311,6 +439,8 @@ def stream(
         )
     if context is not None:
         raise ValueError(f"fit takes the context of {name} from batches that are pairs of both.")
+    if weights is not None:
+        raise ValueError(f"fit takes the weights of {name} from batches that hold them last.")
     if num_epochs > 1 and not callable(source) and iter(source) is source:
         raise ValueError(
             f"fit needs {num_epochs} passes over {name}, and a {type(source).__name__} has one: give "
@@ -332,27 +462,78 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source | 
     return source.subset(kept), source.subset(held_out) if len(held_out) else None
 
 
-def sizes(source: Source, batch_size: int) -> dict[str, int | None]:
+def sizes(source: Source | None, batch_size: int) -> dict[str, int | None]:
     """What a state says of the data: rows and rows per step, unknown of an iterable."""
     if isinstance(source, Stream):
         return {"rows": None, "batch_size": None}
-    return {"rows": len(source), "batch_size": batch_size}
+    return {"rows": None if source is None else len(source), "batch_size": batch_size}
 
 
-def source_chunks(source: Source, batch_size: int, seed: int, part: Part, max_steps: int) -> Chunks:
-    """The chunks of every epoch."""
+def _source_chunks(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    part: Part,
+    max_steps: int,
+    draw: Draw | None = None,
+    match: Match | None = None,
+) -> Chunks:
+    """The chunks of every epoch, with what a loss draws for their rows."""
     if isinstance(source, Stream):
-        return source.chunks(part, max_steps)
-    batch_size = min(batch_size, len(source))
+        taken = source.chunks(part, max_steps)
+    else:
+        taken = _row_chunks(source, min(batch_size, len(source)), seed, part, max_steps)
+
+    def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
+        step = skip
+        for rows in taken(epoch, skip):
+            if draw is None:
+                yield Chunk(rows)
+                continue
+            drawn = []
+            for i in range(len(rows[0])):
+                step += 1  # from 1: numpy takes [seed, epoch, 0] for [seed, epoch]
+                own = tuple(array[i] for array in rows)
+                drawn.append(_draw(draw, match, [seed, epoch, step], part, own))
+            yield Chunk(rows, _stack(drawn))
+
+    return chunks
+
+
+def _row_chunks(
+    source: "Rows | HostRows", batch_size: int, seed: int, part: Part, max_steps: int
+) -> Callable[[int, int], Iterator[Arrays]]:
     part.check(batch_size)
     batches = row_batches(len(source), batch_size, seed)
     limit = source.steps_within(batch_size // part.count, max_steps)
 
-    def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
-        for (rows,) in array_chunks(batches, part, limit)(epoch, skip):
+    def chunks(epoch: int, skip: int) -> Iterator[Arrays]:
+        for rows in _calls(batches(epoch), part, skip, limit):
             yield source.take(rows)
 
     return chunks
+
+
+def _draw(draw: Draw, match: Match | None, seeds: list[int], part: Part, rows: Arrays) -> Arrays:
+    """What a loss draws for this part of a batch: the same numbers, however many parts there are."""
+    drawn = draw(np.random.default_rng(seeds), len(rows[0]) * part.count)
+    own = tuple(part.of(array, 0) for array in drawn)
+    return own if match is None else match(rows, own)
+
+
+def _drawn_chunks(
+    draw: Draw, num_steps: int, batch_size: int, seed: int, part: Part, max_steps: int
+) -> tuple[int, Chunks]:
+    """Chunks without rows, for ``num_steps`` steps of a loss that draws its own: (epochs, their chunks)."""
+
+    def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
+        steps = min(MAX_STEPS_PER_CALL, num_steps - epoch * MAX_STEPS_PER_CALL)
+        drawn = draw(np.random.default_rng([seed, epoch]), steps * batch_size)
+        arrays = [array.reshape(steps, batch_size, *array.shape[1:]) for array in drawn]
+        for call in zip(*(_calls(array, part, skip, max_steps) for array in arrays), strict=True):
+            yield Chunk((), call)
+
+    return math.ceil(num_steps / MAX_STEPS_PER_CALL), chunks
 
 
 def with_statistics(source: Source, batch_size: int, part: Part) -> Source:
@@ -369,7 +550,7 @@ def with_statistics(source: Source, batch_size: int, part: Part) -> Source:
     return source
 
 
-def statistics_rows(source: Source) -> tuple[Chunk, bool]:
+def statistics_rows(source: Source) -> tuple[Arrays, bool]:
     """The rows whose statistics evaluation uses, and whether they are this process's part of them.
 
     They are all rows, or as many as ``STATISTICS_ROWS`` and ``MAX_BYTES_PER_CALL`` allow, evenly spread;
@@ -383,23 +564,29 @@ def statistics_rows(source: Source) -> tuple[Chunk, bool]:
     return source.take((np.arange(count) * len(source) // count).astype(np.int32)), False
 
 
-def array_chunks(batches: Callable[[int], np.ndarray], part: Part, max_steps: int) -> Chunks:
-    """Chunks of an array for each epoch: ``(steps, batch_size, ...)`` row numbers or noise."""
-
-    def chunks(epoch: int, skip: int) -> Iterator[Chunk]:
-        rest = part.of(batches(epoch), 1)[skip:]
-        for call in np.array_split(rest, max(1, math.ceil(len(rest) / max_steps))):
-            if len(call):
-                yield (call,)
-
-    return chunks
+def _calls(steps: np.ndarray, part: Part, skip: int, max_steps: int) -> Iterator[np.ndarray]:
+    """This part of an array ``(steps, batch_size, ...)``, call by call."""
+    rest = part.of(steps, 1)[skip:]
+    for call in np.array_split(rest, max(1, math.ceil(len(rest) / max_steps))):
+        if len(call):
+            yield call
 
 
-def validation_blocks(source: Source, part: Part) -> Iterator[tuple[Chunk, bool]]:
+def _validation_chunks(
+    source: Source, part: Part, seed: int, draw: Draw | None = None, match: Match | None = None
+) -> Iterator[tuple[Chunk, bool]]:
     """Validation data without an axis of steps, and whether they are this process's part of rows.
 
-    The few rows that do not split evenly over the devices come last, to all processes.
+    The few rows that do not split evenly over the devices come last, to all processes. What a loss draws
+    for them is the same in every epoch.
     """
+    for number, (rows, is_part) in enumerate(_validation_rows(source, part)):
+        own = part if is_part else Part()
+        noise = () if draw is None else _draw(draw, match, [seed, number, 0, 1], own, rows)
+        yield Chunk(rows, noise), is_part
+
+
+def _validation_rows(source: Source, part: Part) -> Iterator[tuple[Arrays, bool]]:
     if isinstance(source, Stream):
         for batch in source.batches(0):
             part.check(len(batch[0]) * part.count)
@@ -435,18 +622,9 @@ def row_batches(num_rows: int, batch_size: int, seed: int) -> Callable[[int], np
     return epoch_batches
 
 
-def noise_batches(
-    kind: str, num_steps: int, shape: tuple[int, ...], seed: int
-) -> tuple[int, Callable[[int], np.ndarray]]:
-    """Base noise for ``num_steps`` steps of one batch of ``shape`` each: (epochs, their batches)."""
-
-    def epoch_batches(epoch: int) -> np.ndarray:
-        steps = min(MAX_STEPS_PER_CALL, num_steps - epoch * MAX_STEPS_PER_CALL)
-        generator = np.random.default_rng([seed, epoch])
-        draw = generator.standard_normal if kind == "normal" else generator.random
-        return draw((steps, *shape))
-
-    return math.ceil(num_steps / MAX_STEPS_PER_CALL), epoch_batches
+def base_noise(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What ``from_noise`` of a base distribution takes, in float64."""
+    return generator.standard_normal(shape) if kind == "normal" else generator.random(shape)
 
 
 def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -495,7 +673,7 @@ def _refuse_row(name: str, row: int) -> None:
     raise ValueError(f"fit got a NaN or an infinity in row {row} of {name}.")
 
 
-def _stack(batches: list[Chunk]) -> Chunk:
+def _stack(batches: list[Arrays]) -> Arrays:
     return tuple(np.stack(arrays) for arrays in zip(*batches, strict=True))
 
 

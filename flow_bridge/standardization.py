@@ -77,6 +77,36 @@ def location_and_scale(
     return mean, sd
 
 
+def context_location_and_scale(
+    context: Any,
+    dtype: str,
+    net: Any = None,
+    names: Sequence[str] | None = None,
+    robust: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``location_and_scale``, of a context that goes to ``net`` first.
+
+    What a network of sets takes as elements has one scale for all elements that count, so that their order
+    still does not matter and padding stays padding; what one of images takes has one per channel.
+    """
+    known = context.ndim == 2 and getattr(net, "in_dim", None) == context.shape[1]
+    if known and hasattr(net, "image_shape"):
+        images = context.reshape(len(context), *net.image_shape)
+        found = location_and_scale(images, dtype, "context", None, robust)
+        return tuple(np.repeat(a, context.shape[1] // len(a)) for a in found)  # type: ignore[return-value]
+    if known and hasattr(net, "element_dim"):
+        flags = int(net.padded)
+        elements = context.reshape(-1, net.element_dim)
+        elements = elements[elements[:, 0] > 0] if flags else elements
+        own = [str(i) for i in range(flags, net.element_dim)]
+        found = location_and_scale(elements[:, flags:], dtype, "context's elements", own, robust)
+        ends = [0.0] * flags, [1.0] * flags
+        count = context.shape[1] // net.element_dim
+        loc, scale = (np.tile([*end, *a], count) for end, a in zip(ends, found, strict=True))
+        return loc, scale
+    return location_and_scale(context, dtype, "context", names, robust)
+
+
 def _blocks(x: Any) -> Iterator[np.ndarray]:
     """``(rows, columns, values)`` in float64, a few thousand rows at a time."""
     for start in range(0, len(x), BLOCK_ROWS):

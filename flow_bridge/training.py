@@ -6,6 +6,7 @@ in both backends by construction. A half brings an ``Engine`` that runs steps on
 
 import json
 import math
+import numbers
 import os
 import warnings
 import zlib
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from flow_bridge import checks
 from flow_bridge.arguments import plain
 from flow_bridge.errors import NonFiniteError
-from flow_bridge.sources import Chunk, Chunks, Part, Source, validation_blocks
+from flow_bridge.sources import Blocks, Chunk, Chunks, Part
 from flow_bridge.training_state import Group, load_state, save_state
 
 LearningRate = float | Callable[[int], float]
@@ -69,7 +70,7 @@ class Engine(Protocol):
         """Take one step per batch; return the losses, and whether the weights are all finite."""
 
     def evaluate(self, block: Chunk, is_part: bool) -> float:
-        """The sum of -log_prob over a block of validation rows, over those of all processes if it
+        """The sum of the loss over a block of validation rows, over those of all processes if it
         is this one's part of them."""
 
     def set_statistics(self) -> None:
@@ -124,7 +125,7 @@ def check_options(
     if learning_rate is None:
         positive["learning_rate"] = DEFAULT_RATE
     for name, count in counts.items():
-        if count is not None or name not in ("patience", "state_every"):
+        if count is not None or name not in ("patience", "state_every", "num_steps"):
             count = plain(owner, name, int, count)
             checks.positive_int(owner, **{name: count})
             counts[name] = count
@@ -143,16 +144,44 @@ def check_callable(owner: str, name: str, value: object) -> None:
         raise TypeError(f"{owner} expects {name} as a function, got {type(value).__name__}.")
 
 
-def check_energy(events: tuple[int, ...], shape: Sequence[int] | None) -> None:
+def check_energy(owner: str, events: Sequence[int], shape: Sequence[int] | None) -> None:
     """Raise ``ValueError`` unless the energy of a batch of events is one number for each."""
-    checks.one_per_event("fit_to_energy", "energy", events, events[:1], shape)
+    checks.one_per_event(owner, "energy", events, events[:1], shape)
+
+
+def check_order(owner: str, alpha: float) -> None:
+    """Raise ``ValueError`` unless alpha is the order of a bound from below: at least 0, and not 1."""
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 <= alpha < math.inf:
+        raise ValueError(f"{owner} expects alpha to be a number of at least 0, got {alpha!r}.")
+    if alpha == 1:
+        raise ValueError(f"{owner} with alpha=1 is ReverseKL: use that.")
+
+
+def check_loss(num_rows: int, shape: Sequence[int] | None) -> None:
+    """Raise ``ValueError`` unless a loss is one number for each row of a batch."""
+    if shape is None or tuple(shape) != (num_rows,):
+        got = "a number" if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(
+            f"fit expects loss to give one number for each of {num_rows} rows, shape ({num_rows},), got "
+            f"{got}."
+        )
+
+
+def check_data(loss: str, needs_data: bool, has_data: bool, num_steps: int | None) -> None:
+    """Raise ``ValueError`` unless a loss has the data it needs, or the number of its steps."""
+    if needs_data and not has_data:
+        raise ValueError(f"fit needs data for {loss}.")
+    if has_data and num_steps is not None:
+        raise ValueError("fit takes num_steps without data only: with data num_epochs counts.")
+    if not has_data and num_steps is None:
+        raise ValueError("fit without data needs num_steps.")
 
 
 def train(
     engine: Engine,
     chunks: Chunks,
     num_epochs: int,
-    validation: Source | None,
+    validation: Blocks | None,
     *,
     learning_rate: LearningRate,
     patience: int | None,
@@ -256,12 +285,11 @@ def train(
     return history
 
 
-def _mean_loss(engine: Engine, validation: Source) -> float:
+def _mean_loss(engine: Engine, validation: Blocks) -> float:
     total, num_rows = 0.0, 0
-    blocks = validation_blocks(validation, engine.part)
-    for block, is_part in _in_step(engine, blocks, itemgetter(0)):
+    for block, is_part in _in_step(engine, validation(), itemgetter(0)):
         total += engine.evaluate(block, is_part)
-        num_rows += len(block[0]) * (engine.part.count if is_part else 1)
+        num_rows += len(block.first) * (engine.part.count if is_part else 1)
     return total / num_rows
 
 
@@ -274,7 +302,7 @@ def _in_step(
     """
     what = "another number of batches, or of rows in them"
     for item in items:
-        array = chunk(item)[0]
+        array = chunk(item).first
         _agree(engine, what, [len(array), array.size])
         yield item
     _agree(engine, what, [0, 0])
@@ -290,7 +318,7 @@ def _run_call(
     engine: Engine, chunk: Chunk, learning_rate: LearningRate, history: History
 ) -> list[float]:
     good, start = engine.snapshot(), len(history.step_losses)
-    rates = _rates(learning_rate, range(start, start + len(chunk[0])))
+    rates = _rates(learning_rate, range(start, start + len(chunk.first)))
     try:
         losses, weights_finite = engine.run(chunk, rates)
     except BaseException:

@@ -107,6 +107,28 @@ def fingerprint(
     return hashlib.sha256(described + sample.tobytes()).hexdigest()[:16]
 
 
+def fingerprints(
+    source: Source | None,
+    held_out: Source | None,
+    conditional: bool,
+    to_numpy: Callable[[Any], np.ndarray],
+) -> dict[str, Callable[[], str | None]]:
+    """The hashes of data and validation data, of their contexts and weights, as ``run_settings`` takes them.
+
+    Args:
+        source: the data.
+        held_out: the validation data.
+        conditional: whether the second array of either is a context.
+        to_numpy: turns an array of the half into one of numpy.
+    """
+    names = ["data", *(["context"] if conditional else []), "weights"]
+    probes: dict[str, Callable[[], str | None]] = {}
+    for prefix, rows in (("", source), ("validation_", held_out)):
+        for part, name in enumerate(names):
+            probes[prefix + name] = partial(fingerprint, rows, part, to_numpy)
+    return probes
+
+
 def probe_rate(learning_rate: float | Callable[[int], float]) -> list[Any]:
     """A learning rate at some steps; ``None`` where a schedule does not go as far."""
 

@@ -58,11 +58,13 @@ from jax_flows.distributions import (
     StandardNormal,
     StudentT,
     Uniform,
+    VonMises,
 )
 from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
+from jax_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
 from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
@@ -79,6 +81,7 @@ from jax_flows.registry import build, register, register_network
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
 from jax_flows.univariate.smooth import CubicMap
 from jax_flows.univariate.splines import SplineMap
@@ -114,6 +117,7 @@ __all__ = [
     "Flow",
     "GaussianMixture",
     "Glow",
+    "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -121,11 +125,14 @@ __all__ = [
     "LeakyReLU",
     "LogisticMixtureMap",
     "Logit",
+    "Loss",
     "MaskedAffineAutoregressive",
     "MaskedAutoregressive",
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MoebiusMap",
+    "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
@@ -139,6 +146,7 @@ __all__ = [
     "Rescale",
     "ResidualFlow",
     "ResidualMLP",
+    "ReverseKL",
     "Rotation",
     "SeparateMLPs",
     "ShiftMap",
@@ -157,6 +165,7 @@ __all__ = [
     "Tanh",
     "Uniform",
     "UnivariateMap",
+    "VonMises",
     "__version__",
     "bits_per_dimension",
     "build",

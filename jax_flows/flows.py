@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
-from flow_bridge.standardization import location_and_scale
+from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows import interop
@@ -55,7 +56,8 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than they take, and for names that are not one for each entry.
+            makes another width than they take, for a base that reaches beyond what the bijector makes, and
+            for names that are not one for each entry.
 
     Examples:
         >>> import jax, jax_flows
@@ -79,6 +81,7 @@ class Flow(HasVariables):
         name = type(self).__name__
         checks.instances(name, "bijector", [self.bijector], Bijector)
         checks.instances(name, "base", [self.base], Distribution)
+        checks.onto_base(name, self.bijector, self.base)
         freeze_lists(self)
         object.__setattr__(self, "context_net", tuple(list_of_nets(self.context_net)) or None)
         checks.column_names(name, "columns", self.columns, self.event_shape[0])
@@ -366,7 +369,9 @@ def standardized(
         flow: shares its modules with the result.
         variables: the arrays of the flow.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
-        context: shape ``(rows, context_dim)``, to scale the context too.
+        context: shape ``(rows, context_dim)``, to scale the context too. Where it goes to a ``DeepSet``
+            first, all elements that count get one scale, and padding stays what it is; where to a
+            ``ConvEmbedding``, each channel does.
         robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
@@ -384,18 +389,21 @@ def standardized(
     dtype = weight_dtype(variables) or jnp.result_type(float)
     arrays: dict[str, Any] = {}
 
-    def scaling(array: Any, what: str, names: Sequence[str] | None, prefix: str) -> Standardize:
+    def scaling(array: Any, values_of: Callable[[Any, str], Any], prefix: str) -> Standardize:
         array = np.asarray(array)
         shape = array.shape[1:]
-        loc, scale = location_and_scale(array, dtype.name, what, names, robust)
+        loc, scale = values_of(array, dtype.name)
         arrays.update({f"{prefix}.loc": loc.astype(dtype), f"{prefix}.scale": scale.astype(dtype)})
         return Standardize(shape[0] if len(shape) == 1 else shape)
 
     nets = list_of_nets(flow.context_net)
     shift = 0 if context is None else 1
     if context is not None:
-        nets = [scaling(context, "context", flow.context_columns, "context_net.0"), *nets]
-    first = scaling(x, "data", flow.columns, "bijector.bijectors.0")
+        net, names = nets[0] if nets else None, flow.context_columns
+        of_context = partial(context_location_and_scale, net=net, names=names, robust=robust)
+        nets = [scaling(context, of_context, "context_net.0"), *nets]
+    of_data = partial(location_and_scale, names=flow.columns, robust=robust)
+    first = scaling(x, of_data, "bijector.bijectors.0")
     for name, array in jax_to_torch(variables).items():
         part, rest = name.split(".", 1)
         if part == "bijector":
@@ -430,8 +438,9 @@ def pullback(
         context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
 
     Returns:
-        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
-        ``ValueError`` where log_density gives another shape.
+        A function of z, shape ``(*batch, *latent_shape)``: -inf outside the codomain of the bijector and
+        at infinity. Its errors are those of ``flow.inverse``, and ``ValueError`` where log_density gives
+        another shape.
 
     Raises:
         TypeError: for what is no flow, or no function.
@@ -448,11 +457,19 @@ def pullback(
     check_callable("pullback", "log_density", log_density)
 
     def pulled_back(z: AnyArray) -> Array:
+        z, expanded = check_input(flow, variables, "z", z, context)
+        bijector, ndim = flow.bijector, len(flow.latent_shape)
+        condition = None
+        if expanded is not None and bijector.context_dim:
+            condition = flow.embed(variables, expanded)
+        outside = bijector.outside(child(variables, "bijector"), z, condition, inverse=True)
+        if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
+            z = jnp.where(outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z)
         x, log_det = flow.inverse(variables, z, context)
-        value = log_density(held_inside(x, flow.bijector.domain))
+        value = log_density(held_inside(x, bijector.domain))
         shape = getattr(value, "shape", None)
         checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
-        return value + log_det
+        return jnp.where(outside, -math.inf, value + log_det)
 
     return pulled_back
 

@@ -1,9 +1,9 @@
-"""Training: maximum likelihood on data, and reverse KL to an energy."""
+"""Training: a loss, maximum likelihood unless another is given, on data or on what it draws itself."""
 
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any
@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import TensorInfo
-from flow_bridge.sources import Chunk, Expected, Rows, Source
+from flow_bridge.sources import Arrays, Chunk, Expected, Rows, Source
 from flow_bridge.training import History, LearningRate
 from flow_bridge.training_state import (
     Group,
-    fingerprint,
+    fingerprints,
     probe_energy,
     probe_rate,
     run_settings,
@@ -32,9 +32,13 @@ from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.devices import Devices
 from jax_flows.flows import Flow
+from jax_flows.losses import Loss, NegativeLogLikelihood, ReverseKL, as_loss, draws
 from jax_flows.variables import Variables, own_variables, weight_dtype
 
 Data = Array | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
+LossFunction = Callable[..., Array]
+"""From the flow, its variables, x and its context to one number for each row; a ``Loss`` may also draw
+noise, and update batch statistics."""
 
 NUM_PROGRAMS = 16
 """Of each kind of compiled program, how many are kept."""
@@ -43,7 +47,7 @@ NUM_PROGRAMS = 16
 def fit(
     flow: Flow,
     variables: Variables,
-    data: Data,
+    data: Data | None,
     *,
     context: Array | np.ndarray | None = None,
     validation: float | Data = 0.1,
@@ -59,8 +63,12 @@ def fit(
     state_path: str | os.PathLike[str] | None = None,
     state_every: int | None = None,
     mesh: Mesh | None = None,
+    loss: LossFunction | None = None,
+    weights: Array | np.ndarray | None = None,
+    validation_weights: Array | np.ndarray | None = None,
+    num_steps: int | None = None,
 ) -> tuple[dict[str, Any], History]:
-    """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
+    """Fit a flow: minimise the mean of a loss, -log_prob unless another is given, over minibatches.
 
     Up to 200 steps run in one compiled call, without a round trip to the host. Its program serves
     numbers of steps and rows up to the next power of two, above 4,096 rows up to an eighth more; batches
@@ -86,9 +94,11 @@ def fit(
         variables: where to start; left as they are.
         data: shape ``(num_rows, *event_shape)``, of the weights' dtype: an array, a table with
             ``to_numpy`` or nested lists; a ``numpy.memmap`` is read batch by batch. Or an iterable of
-            batches, or a function from the epoch (from 0) to one: each an array, or a pair of x and its
-            context.
-        context: shape ``(num_rows, context_dim)``, for a conditional flow.
+            batches, or a function from the epoch (from 0) to one: each an array, or a tuple of x, its
+            context if the flow takes one, and its weights if rows have them. ``None`` for a loss that
+            needs none (``ReverseKL``).
+        context: shape ``(num_rows, context_dim)``, for a conditional flow; without data one context
+            ``(context_dim,)``.
         validation: the fraction of rows held out, or the validation data; 0 for none. An iterable is not
             split.
         validation_context: the context of the validation data, where those are given as an array.
@@ -105,6 +115,14 @@ def fit(
             from there and ends with the same weights as an uninterrupted run.
         state_every: write the state also within an epoch, after this many steps.
         mesh: the devices to train on; the default device if not given.
+        loss: a ``Loss`` such as ``ReverseKL(energy)``, or a function of the flow, its variables, x and the
+            context (``None`` without one), to one number for each row, ``(rows,)``, or to a pair of these
+            and the new ``batch_stats``, as ``log_prob_and_update`` gives them.
+        weights: shape ``(num_rows,)``, at least 0: the loss is sum(weights * loss) / sum(weights) over all
+            rows; of a batch the mean of weights * loss, the weights divided by their mean over all rows.
+            Those in an iterable count as they are. Batch statistics are of all rows alike.
+        validation_weights: of the rows of validation data that are given as an array.
+        num_steps: without data, the number of steps, which ``History`` counts in epochs of 200.
 
     Returns:
         The variables of the best validation loss (the last ones without validation), and the losses.
@@ -116,39 +134,84 @@ def fit(
         NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
-    seed, learning_rate, max_grad_norm, num_epochs, batch_size, patience, state_every = (
-        training.check_options(
-            "fit",
-            optimizer,
-            seed=seed,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            state_path=state_path,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            patience=patience,
-            state_every=state_every,
-        )
-    )
-    variables = _trainable("fit", flow, variables, data, context)
-    source = _source(flow, variables, "data", data, context, num_epochs)
-    if sources.is_fraction(validation, validation_context):
-        source, held_out = sources.split(source, validation, seed)
-    else:
-        held_out = _source(
-            flow, variables, "validation", validation, validation_context, num_epochs
-        )
-    devices = Devices(mesh)
-    if flow.bijector.has_batch_statistics:
-        source = sources.with_statistics(source, batch_size, devices.part)
-    loss = _NegativeLogLikelihood(flow)
-    engine = _Engine(flow, variables, loss, source, held_out, optimizer, max_grad_norm, devices)
-    return engine.train(
-        sources.source_chunks(
-            source, batch_size, seed, engine.part, sources.steps_per_call(state_every)
-        ),
+    (
+        seed,
+        learning_rate,
+        max_grad_norm,
         num_epochs,
+        batch_size,
+        patience,
+        state_every,
+        num_steps,
+    ) = training.check_options(
+        "fit",
+        optimizer,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        state_path=state_path,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        patience=patience,
+        state_every=state_every,
+        num_steps=num_steps,
+    )
+    variables = _trainable("fit", flow, variables, data, context, weights)
+    devices = Devices(mesh)
+    loss = as_loss(loss)
+    loss.check(flow)
+    training.check_data(type(loss).__name__, loss.needs_data, data is not None, num_steps)
+    draw, match = draws(loss, flow)
+    source, held_out, constant = None, None, None
+    if data is not None:
+        source = _source(flow, variables, "data", data, context, weights, num_epochs)
+        if sources.is_fraction(validation, validation_context, validation_weights):
+            source, held_out = sources.split(source, validation, seed)
+        else:
+            held_out = _source(
+                flow,
+                variables,
+                "validation",
+                validation,
+                validation_context,
+                validation_weights,
+                num_epochs,
+            )
+        if flow.bijector.has_batch_statistics:
+            source = sources.with_statistics(source, batch_size, devices.part)
+        source, held_out = (
+            sources.prepared(given, flow.context_dim > 0, match is not None, np.asarray)
+            for given in (source, held_out)
+        )
+    else:
+        sources.check_no_rows(
+            validation,
+            weights=weights,
+            validation_context=validation_context,
+            validation_weights=validation_weights,
+        )
+        if context is not None:
+            constant = sources.host_array("context", context, weight_dtype(variables).name)
+    objective = _Objective(flow, Static(loss))
+    engine = _Engine(
+        objective, variables, source, held_out, constant, optimizer, max_grad_norm, devices
+    )
+    num_epochs, chunks, blocks = sources.plan(
+        source,
         held_out,
+        draw,
+        match,
+        num_epochs=num_epochs,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        seed=seed,
+        part=engine.part,
+        max_steps=sources.steps_per_call(state_every),
+    )
+    return engine.train(
+        chunks,
+        num_epochs,
+        blocks,
         learning_rate=learning_rate,
         patience=patience,
         progress=progress,
@@ -161,15 +224,15 @@ def fit(
             max_grad_norm,
             state_path,
             sources.sizes(source, batch_size),
-            loss=lambda: "negative log-likelihood",
-            data=lambda: fingerprint(source, 0, np.asarray),
-            context=lambda: fingerprint(source, 1, np.asarray),
-            validation_data=lambda: fingerprint(held_out, 0, np.asarray),
-            validation_context=lambda: fingerprint(held_out, 1, np.asarray),
+            loss=loss.describe,
+            energy=lambda: _probe_energy(flow, variables, loss, batch_size),
+            constant_context=lambda: None if constant is None else constant.tolist(),
+            **fingerprints(source, held_out, flow.context_dim > 0, np.asarray),
             optimizer=engine.describe_optimizer,
             learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
         ),
-        event_shape=flow.event_shape,
+        event_shape=flow.event_shape if isinstance(loss, NegativeLogLikelihood) else (),
+        epoch_length=sources.MAX_STEPS_PER_CALL if source is None else None,
     )
 
 
@@ -193,7 +256,8 @@ def fit_to_energy(
     """Fit a flow to an unnormalised density exp(-energy) by reverse KL.
 
     Minimises E[log q(x) + energy(x)] over samples x of the flow, which is KL(q || p) minus the log of
-    the target's normaliser. Arguments not listed, results and errors as in ``fit``.
+    the target's normaliser: ``fit`` without data, with the loss ``ReverseKL(energy)``. Arguments not
+    listed, results and errors as there.
 
     Args:
         energy: from x ``(batch_size, *event_shape)`` to ``(batch_size,)``, differentiable; of one
@@ -201,51 +265,22 @@ def fit_to_energy(
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
-    seed, learning_rate, max_grad_norm, num_steps, batch_size, state_every = training.check_options(
-        "fit_to_energy",
-        optimizer,
-        seed=seed,
-        learning_rate=learning_rate,
-        max_grad_norm=max_grad_norm,
-        state_path=state_path,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        state_every=state_every,
-    )
-    variables = _trainable("fit_to_energy", flow, variables, context)
-    training.check_callable("fit_to_energy", "energy", energy)
-    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
-    num_epochs, batches = sources.noise_batches(
-        flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
-    )
-    loss = _ReverseKL(flow, Static(energy))
-    engine = _Engine(flow, variables, loss, None, None, optimizer, max_grad_norm, Devices(mesh))
-    if context is not None:
-        array = sources.host_array("context", context, weight_dtype(variables).name)
-        engine.data = engine.devices.replicate([array])
-    return engine.train(
-        sources.array_chunks(batches, engine.part, sources.steps_per_call(state_every)),
-        num_epochs,
+    return fit(
+        flow,
+        variables,
         None,
+        context=context,
+        batch_size=batch_size,
         learning_rate=learning_rate,
-        patience=None,
+        optimizer=optimizer,
+        max_grad_norm=max_grad_norm,
+        seed=seed,
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings=run_settings(
-            "jax_flows",
-            architecture(flow),
-            seed,
-            max_grad_norm,
-            state_path,
-            {"batch_size": batch_size},
-            loss=lambda: "reverse KL",
-            energy=lambda: probe_energy(jax.jit(energy), _points(flow, variables, batch_size)),
-            context=lambda: None if context is None else np.asarray(context).tolist(),
-            optimizer=engine.describe_optimizer,
-            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
-        ),
-        epoch_length=sources.MAX_STEPS_PER_CALL,
+        mesh=mesh,
+        loss=ReverseKL(energy),
+        num_steps=num_steps,
     )
 
 
@@ -263,15 +298,28 @@ def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> di
     return own
 
 
-def _points(flow: Flow, variables: Variables, num_rows: int) -> Array:
-    """Where the energies of two runs are compared."""
+def _probe_energy(
+    flow: Flow, variables: Variables, loss: Loss, num_rows: int
+) -> list[float] | None:
+    """Values by which the energies of two runs are compared."""
+    energy = getattr(loss, "energy", None)
+    if energy is None:
+        return None
     points = np.random.default_rng(0).standard_normal((num_rows, *flow.base.event_shape))
     shape = (num_rows, *(size or 1 for size in flow.event_shape))
-    return jnp.asarray(points.reshape(shape), weight_dtype(variables))
+    return probe_energy(
+        jax.jit(energy), jnp.asarray(points.reshape(shape), weight_dtype(variables))
+    )
 
 
 def _source(
-    flow: Flow, variables: Variables, name: str, data: Any, context: Any, num_epochs: int
+    flow: Flow,
+    variables: Variables,
+    name: str,
+    data: Any,
+    context: Any,
+    weights: Any,
+    num_epochs: int,
 ) -> Source:
     dtype = weight_dtype(variables).name
     expected = Expected(type(flow).__name__, flow.event_shape, flow.context_dim, dtype)
@@ -279,19 +327,19 @@ def _source(
     def host(label: str, array: Any) -> np.ndarray:
         return sources.host_array(label, array, dtype)
 
-    labels = name, f"{name}'s context"
-    if isinstance(data, np.memmap):
-        given = None if context is None else host(labels[1], context)
-        return sources.host_rows(expected, name, data, given)
-    if not sources.is_array(data):
-        return sources.stream(expected, name, data, context, num_epochs, host)
+    is_mapped = isinstance(data, np.memmap)
+    if not (is_mapped or sources.is_array(data)):
+        return sources.stream(expected, name, data, context, weights, num_epochs, host)
+    labels = [name, f"{name}'s context", f"{name}'s weights"]
+    given = [(k, a) for k, a in zip(labels, (data, context, weights), strict=True) if a is not None]
     arrays = [
-        host(label, array)
-        for label, array in zip(labels, (data, context), strict=True)
-        if array is not None
+        array if isinstance(array, np.memmap) else host(label, array) for label, array in given
     ]
-    expected.check(name, sources.described(arrays))
-    for label, array in zip(labels, arrays, strict=False):
+    labels = [label for label, _ in given]
+    if is_mapped:
+        return sources.host_rows(expected, labels, tuple(arrays))
+    expected.check(labels, sources.described(arrays))
+    for label, array in zip(labels, arrays, strict=True):
         sources.check_rows(label, len(arrays[0]), sources.finite_rows(array))
     return Rows(tuple(arrays))
 
@@ -331,6 +379,8 @@ def _key(value: Any) -> Any:
         return type(value), value
     if isinstance(value, tuple):
         return type(value), *map(_key, value)
+    if isinstance(value, Loss) and is_dataclass(value):
+        return type(value), *(_key(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, FunctionType) and str(value.__module__).startswith("optax."):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         defaults = value.__defaults__ or (), tuple((value.__kwdefaults__ or {}).items())
@@ -339,41 +389,49 @@ def _key(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _NegativeLogLikelihood:
+class _Objective:
+    """The loss of every row of a batch, times its weight."""
+
     flow: Flow
+    loss: Static
 
-    def __call__(
-        self, variables: Variables, batch: list[Array], data: list[Array]
+    def mean_and_update(
+        self, variables: Variables, rows: list[Array], noise: list[Array], context: Array | None
     ) -> tuple[Array, Variables]:
-        log_prob, stats = self.flow.log_prob_and_update(variables, *_rows(data, batch))
-        return -log_prob.mean(), stats
+        x, context, weights = self._columns(rows, context)
+        values, stats = self.loss.value.call_and_update(self.flow, variables, x, context, *noise)
+        return self._weighted(values, weights, rows or noise).mean(), stats
 
+    def values(self, variables: Variables, rows: list[Array], noise: list[Array]) -> Array:
+        x, context, weights = self._columns(rows, None)
+        values = self.loss.value(self.flow, variables, x, context, *noise)
+        return self._weighted(values, weights, rows)
 
-@dataclass(frozen=True)
-class _ReverseKL:
-    flow: Flow
-    energy: Static
+    def _columns(self, rows: list[Array], context: Array | None) -> tuple[Any, Any, Any]:
+        columns = sources.columns(rows, self.flow.context_dim > 0)
+        return columns if rows else (None, context, None)
 
-    def __call__(
-        self, variables: Variables, batch: list[Array], context: list[Array]
-    ) -> tuple[Array, Variables]:
-        x, log_prob = self.flow.from_noise(variables, *batch, *context)
-        energy = self.energy.value(x)
-        training.check_energy(x.shape, getattr(energy, "shape", None))
-        return (log_prob + energy).mean(), variables["batch_stats"]
+    @staticmethod
+    def _weighted(values: Any, weights: Array | None, batch: list[Array]) -> Array:
+        training.check_loss(len(batch[0]), getattr(values, "shape", None))
+        return values if weights is None else weights * values
 
 
 @lru_cache(NUM_PROGRAMS)
-def _sum_nll(flow: Flow) -> Callable[..., Array]:
+def _sum_loss(objective: _Objective) -> Callable[..., Array]:
     @jax.jit
-    def sum_nll(
-        variables: Variables, batch: list[Array], data: list[Array], counts: Array
+    def sum_loss(
+        variables: Variables,
+        batch: list[Array],
+        noise: list[Array],
+        data: list[Array],
+        counts: Array,
     ) -> Array:
-        log_prob = flow.log_prob(variables, *_rows(data, batch))
-        dtype = jnp.promote_types(log_prob.dtype, jnp.float32)
-        return -jnp.where(counts, log_prob, 0).sum(dtype=dtype)
+        values = objective.values(variables, _rows(data, batch), noise)
+        dtype = jnp.promote_types(values.dtype, jnp.float32)
+        return jnp.where(counts, values, 0).sum(dtype=dtype)
 
-    return sum_nll
+    return sum_loss
 
 
 @lru_cache(NUM_PROGRAMS)
@@ -382,8 +440,7 @@ def _set_statistics(flow: Flow) -> Callable[..., dict[str, Any]]:
     def set_statistics(
         variables: Variables, batch: list[Array], data: list[Array], counts: Array
     ) -> dict[str, Any]:
-        x, *contexts = _rows(data, batch)
-        context = contexts[0] if contexts else None
+        x, context, _ = sources.columns(_rows(data, batch), flow.context_dim > 0)
         return flow.set_statistics(variables, x, context, counts.astype(x.dtype))
 
     return set_statistics
@@ -412,16 +469,18 @@ class _Engine:
 
     def __init__(
         self,
-        flow: Flow,
+        objective: _Objective,
         variables: Variables,
-        loss: Callable[[Variables, list[Array], list[Array]], tuple[Array, Variables]],
         data: Source | None,
         validation: Source | None,
+        context: np.ndarray | None,
         optimizer: optax.GradientTransformation | None,
         max_grad_norm: float | None,
         devices: Devices,
     ) -> None:
-        self.flow, self.loss, self.max_grad_norm, self.source = flow, loss, max_grad_norm, data
+        self.flow, self.objective, self.source = objective.flow, objective, data
+        self.max_grad_norm = max_grad_norm
+        self.context = None if context is None else devices.replicate(context)
         self.sets_rate = optimizer is None
         self.optimizer = Static(_transformation(optimizer or adam()))
         self.devices, self.part, self.is_main = devices, devices.part, devices.is_main
@@ -456,22 +515,28 @@ class _Engine:
         dtype = weight_dtype(self.variables)
         rates = rates if self.sets_rate else -np.ones_like(rates)
         num_steps, length = len(rates), min(_round_up(len(rates)), sources.MAX_STEPS_PER_CALL)
-        run_steps = _run_steps(self.loss, self.optimizer, self.max_grad_norm)
+        run_steps = _run_steps(self.objective, self.optimizer, self.max_grad_norm)
         self.variables, self.optimizer_state, losses, finite = self.devices.keep_replicated(
             run_steps(
                 self.variables,
                 self.optimizer_state,
-                [self.devices.shard(_padded(array, length), 1, dtype) for array in chunk],
+                *(
+                    [self.devices.shard(_padded(array, length), 1, dtype) for array in arrays]
+                    for arrays in chunk
+                ),
                 self.devices.replicate(_padded(-rates, length).astype(dtype)),
                 self.data,
+                self.context,
                 num_steps,
             )
         )
         return np.asarray(losses, np.float64)[:num_steps], bool(finite)
 
     def evaluate(self, block: Chunk, is_part: bool) -> float:
-        batch, counts = self._block(block, is_part)
-        return float(_sum_nll(self.flow)(self.variables, batch, self.validation, counts))
+        batch, counts = self._block((*block.rows, *block.noise), is_part)
+        rows, noise = batch[: len(block.rows)], batch[len(block.rows) :]
+        sum_loss = _sum_loss(self.objective)
+        return float(sum_loss(self.variables, rows, noise, self.validation, counts))
 
     def set_statistics(self) -> None:
         if self.source is not None and self.flow.bijector.has_batch_statistics:
@@ -481,7 +546,7 @@ class _Engine:
                 set_statistics(self.variables, batch, self.data, counts)
             )
 
-    def _block(self, block: Chunk, is_part: bool) -> tuple[list[Array], Array]:
+    def _block(self, block: Arrays, is_part: bool) -> tuple[list[Array], Array]:
         """Rows on the devices, more of them than there are, and which of them count."""
         dtype = weight_dtype(self.variables)
         unit = self.part.devices // self.part.count if is_part else 1
@@ -594,7 +659,7 @@ def _probe_optimizer(optimizer: optax.GradientTransformation) -> list[float] | N
 
 @lru_cache(NUM_PROGRAMS)
 def _run_steps(
-    loss: Callable[[Variables, list[Array], list[Array]], tuple[Array, Variables]],
+    objective: _Objective,
     optimizer: Static,
     max_grad_norm: float | None,
 ) -> Callable[..., tuple[dict[str, Any], Any, Array, Array]]:
@@ -606,18 +671,22 @@ def _run_steps(
         variables: dict[str, Any],
         optimizer_state: Any,
         batches: list[Array],
+        noise: list[Array],
         rates: Array,
         data: list[Array],
+        context: Array | None,
         num_steps: Array,
     ) -> tuple[dict[str, Any], Any, Array, Array]:
         def step(i: Array, carry: Any) -> Any:
             params, batch_stats, state, losses = carry
-            batch, rate = [array[i] for array in batches], rates[i]
+            rows = _rows(data, [array[i] for array in batches])
+            drawn, rate = [array[i] for array in noise], rates[i]
 
-            def objective(params: Variables) -> tuple[Array, Variables]:
-                return loss({"params": params, "batch_stats": batch_stats}, batch, data)
+            def loss(params: Variables) -> tuple[Array, Variables]:
+                own = {"params": params, "batch_stats": batch_stats}
+                return objective.mean_and_update(own, rows, drawn, context)
 
-            (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+            (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             if max_grad_norm is not None:
                 gradients = clip_by_global_norm(gradients, max_grad_norm)
             updates, state = update(
@@ -626,7 +695,7 @@ def _run_steps(
                 params,
                 value=value,
                 grad=gradients,
-                value_fn=lambda params: objective(params)[0],
+                value_fn=lambda params: loss(params)[0],
             )
             params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
             return params, stats, state, losses.at[i].set(value.astype(losses.dtype))

@@ -156,6 +156,7 @@ MAPS = {
         "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
     ),
     "SplineMap-circular": arch("SplineMap", num_bins=3, low=-1.0, high=2.0, boundary="circular"),
+    "MoebiusMap": arch("MoebiusMap", num_components=2, low=-1.0, high=2.0),
 }
 """Every univariate map with one choice of its options: each is tested in every structure."""
 
@@ -167,18 +168,20 @@ def tanh_network(**arguments: Any) -> dict[str, Any]:
 
 def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
     """The map in each structure."""
-    circular = map.get("boundary") == "circular"
     shown = name in ("ShiftMap", "AffineMap")  # by the rows of the couplings that have a name
-    searched = name == "LogisticMixtureMap"  # whose inverse PyTorch compiles step by step
+    searched = name in (
+        "LogisticMixtureMap",
+        "MoebiusMap",
+    )  # whose inverse PyTorch compiles step by step
     low, high = map.get("low", -1.0), map.get("high", 1.0)
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        if map.get("boundary") in ("bounded", "circular"):
+        if name == "MoebiusMap" or map.get("boundary") in ("bounded", "circular"):
             return generator.uniform(low, high, shape)
         return generator.standard_normal(shape)
 
     images = arch("ConvNet", hidden_channels=4, activation="tanh")
-    rows = [
+    return [
         Case(f"{name}-elementwise", arch("Elementwise", dim=3, map=map), draw=draw, slow=searched),
         Case(f"{name}-coupling", arch("Coupling", dim=3, map=map, conditioner=tanh_network()), draw=draw,
              slow=shown),
@@ -187,7 +190,6 @@ def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
         Case(f"{name}-images", arch("Coupling", dim=[2, 3, 2], map=map, conditioner=images,
                                     mask="checkerboard_odd"), draw=draw, slow=True),
     ]  # fmt: skip
-    return [row for row in rows if not (circular and row.name.endswith("masked"))]
 
 
 def chain_of_maps(*maps: dict[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "bias": lambda d: d.one_of(True, False),
     "bijector": Draw.inner,
     "bijectors": lambda d: draw_chain(d)["bijectors"],
+    "concentration": lambda d: d.one_of(0.5, 20.0),
     "conditioner": lambda d: d.part(NETWORKS),
     "context": lambda d: d.one_of("concatenate", "gate", "branch"),
     "MLP.context": lambda d: d.one_of("concatenate", "branch"),
@@ -183,6 +184,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "jacobian_norm": lambda d: d.one_of(0.0, 0.2),
     "kinetic_energy": lambda d: d.one_of(0.0, 0.3),
     "lipschitz": lambda d: d.one_of(0.5, 0.9, 0.97),
+    "loc": lambda d: d.one_of(0.0, 0.5),
     "log_det": lambda d: d.one_of("exact", "series"),
     "low": lambda d: d.one_of(0.0, -3.0),
     "map": lambda d: d.part(types_of(torch_flows.UnivariateMap)),
@@ -353,7 +355,13 @@ def draw_architecture(
     if draw.chance(0.3):
         latent = tuple(torch_flows.build(bijector).map_shape(shape))
         base = draw_type(replace(draw, shape=latent), torch_flows.Distribution)
-        return {"type": "Flow", "bijector": bijector, "base": base}, shape
+        flow = {"type": "Flow", "bijector": bijector, "base": base}
+        try:
+            torch_flows.build(flow)
+            return flow, shape
+        except ArchitectureError as error:
+            if "integrate to 1" not in str(error):
+                raise
     return bijector, shape
 
 

@@ -84,12 +84,13 @@ def test_conditional_bases_against_scipy(half: str) -> None:
         np.testing.assert_allclose(samples, drawn, rtol=1e-12)
 
 
-def test_conditional_samples_are_those_of_their_rows() -> None:
+@pytest.mark.parametrize("base", [NORMAL, MIXTURE], ids=lambda base: base["type"])
+def test_conditional_samples_are_those_of_their_rows(base: dict[str, Any]) -> None:
     """The mean of many samples of each of two contexts, through a whole flow; JAX's by torch's density."""
     description = arch(
         "Flow",
         bijector=arch("Planar", dim=2, context_dim=3),
-        base=NORMAL,
+        base=base,
         context_net=arch("MLP", in_dim=4, out_dim=3, hidden_dims=[], activation="tanh"),
     )
     model, twin, variables = both(description, Case("flow", description).weights())
@@ -103,6 +104,8 @@ def test_conditional_samples_are_those_of_their_rows() -> None:
             alone = model.sample((5000,), given[i, 0], generator)
             spread = float(x[:, i, 0].std(0).max())
             torch.testing.assert_close(x[:, i, 0].mean(0), alone.mean(0), rtol=0, atol=0.1 * spread)
+        none = twin.sample(variables, jax.random.key(0), 0, context)
+        assert none.shape == model.sample(0, given).shape == (0, 2, 1, 2)
         draw = jax.jit(twin.sample_and_log_prob, static_argnums=2)
         x, log_prob = (np.array(a) for a in draw(variables, jax.random.key(0), 3, context))
         expected = model.log_prob(torch.from_numpy(x), given)
@@ -252,3 +255,24 @@ def test_a_distribution_of_ones_own_works_in_flows_and_files(tmp_path) -> None:
     in_torch = model.from_noise(torch.from_numpy(noise))
     for a, b in zip(in_torch, twin.from_noise(variables, noise), strict=True):
         np.testing.assert_allclose(to_numpy(a), b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_beyond_the_codomain_is_refused() -> None:
+    messages = set()
+    half: Any
+    for half in (torch_flows, jax_flows):
+        normal, blocks = half.StandardNormal(2), [[0], [1]]
+        half.Flow(half.Chain([half.Affine(2), half.Sigmoid()]), half.Uniform(2))
+        half.Flow(half.Affine(2), half.Uniform(2, -3, 5))
+        half.Flow(half.Invert(half.Sigmoid()), normal)
+        for bijector, base in (
+            (half.Tanh(), normal),
+            (half.Chain([half.Affine(2), half.Sigmoid()]), normal),
+            (half.Invert(half.Chain([half.Invert(half.Exp()), half.Affine(2)])), normal),
+            (half.Blockwise([half.Affine(1), half.Softplus()], blocks), normal),
+            (half.Sigmoid(), half.Uniform(2, 0, 2)),
+        ):
+            with pytest.raises(ValueError, match="would not integrate to 1") as caught:
+                half.Flow(bijector, base)
+            messages.add(str(caught.value))
+    assert len(messages) == 5

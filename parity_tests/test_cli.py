@@ -26,8 +26,8 @@ from flow_bridge.checkpoint import read_checkpoint, read_header, write_arrays
 from parity_tests.peers import GOLDEN
 from torch_flows.checkpoint import to_numpy
 from twinflows.command import cli
-from twinflows.command.models import expected_shapes
 from twinflows.command.tables import read_table
+from twinflows.sides.models import expected_shapes
 
 
 @pytest.fixture
@@ -269,9 +269,9 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
             ("--model", "realnvp", "--batch-size", 1),
             "at least 2 rows in a batch, here they have 1.",
         ),
-        (("--set", "dim=2"), "--set cannot set 'dim': that follows from the data."),
-        (("--set", 'type="IAF"'), "--set cannot set 'type'"),
-        (("--set", "context_dim=1"), "--set cannot set 'context_dim'"),
+        (("--set", "dim=2"), "'dim' cannot be set: that follows from the data."),
+        (("--set", 'type="IAF"'), "'type' cannot be set"),
+        (("--set", "context_dim=1"), "'context_dim' cannot be set"),
         (("--epochs", 0), "'--epochs': "),
         (("--epoch", 1), "--epoch"),
         (("--backend", "numpy"), "'--backend': "),
@@ -548,6 +548,39 @@ def test_another_base(run, table, tmp_path) -> None:
         assert read_header(out).description["base"] == base
 
 
+def test_bounds_heavy_tails_anomalies_quantiles_and_pairs(run, table, tmp_path) -> None:
+    model, picture = tmp_path / "bounded.safetensors", tmp_path / "pairs.png"
+    command = ("train", table, "--out", model, "--no-picture", "--heavy-tails", *TINY)
+    code, _, err = run(
+        *command, "--bounds", "length=0:100", "--bounds", "2=-9:", "--backend", "torch"
+    )
+    assert code == 0, err
+    assert read_header(model).description["base"]["type"] == "StudentT"
+    rows = pandas.read_csv(table)
+    _, out, _ = run("log-prob", model, table, "--anomaly", "--json", "--backend", "torch")
+    scores = json.loads(out)
+    order = np.argsort(scores["log_prob"])[::-1]
+    assert (np.diff(np.array(scores["anomaly"])[order]) >= 0).all()
+    _, out, _ = run("quantiles", model, "--levels", "0.001,0.999", "--json", "--backend", "torch")
+    low, high = json.loads(out)["quantiles"]
+    assert 0 < low[0] < high[0] < 100
+    assert low[2] > -9
+    code, out, err = run("pairs", model, "--data", table, "--out", picture, "--backend", "torch")
+    assert (code, out) == (0, f"{picture}: 2000 samples beside {len(rows)} rows\n"), err
+    assert picture.stat().st_size > 1000
+    for options, reason in (
+        (("--bounds", "length=0"), "--bounds expects COLUMN=LOW:HIGH, got 'length=0'."),
+        (("--bounds", "height=0:1"), "bounds are stated of column 'height'; there are"),
+        (("--bounds", "width=1:0"), "of column 'width' are expected as (low, high)"),
+        (("--bounds", "width=90:99"), "which is not inside its bounds (90, 99)"),
+        (("--base", "uniform"), "--heavy-tails and --base contradict each other"),
+    ):
+        code, _, err = run(*command, "--force", *options, "--backend", "torch")
+        assert (code, reason in err) == (2, True), err
+    assert "--levels expects numbers" in run("quantiles", model, "--levels", "a")[2]
+    assert "between 0 and 1" in run("quantiles", model, "--levels", "2", "--backend", "torch")[2]
+
+
 def test_training_without_matplotlib(run, table, monkeypatch, tmp_path) -> None:
     find = cli.find_spec
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else find(name))
@@ -645,7 +678,7 @@ def test_the_commands_of_the_documentation(run, tmp_path, monkeypatch) -> None:
             code, _, err = run(*shlex.split(line)[1:])
             assert code == 0, f"{line}: {err}"
             count += 1
-    assert count == 13
+    assert count == 16
     assert read_header(tmp_path / "again.safetensors") == read_header(tmp_path / "iris.safetensors")
 
 

@@ -109,8 +109,8 @@ def test_a_data_loader_is_an_iterable(half: str) -> None:
     (lambda x: [x.astype(np.float32)], {},
      "Flow has float64 weights but batch 0 of data is float32; convert one of the two, "
      'as with .astype("float64").'),
-    (lambda x: [(x, x, x)], {}, "fit expects batch 0 of data as an array or as a pair of x and its "
-     "context, got ndarray, ndarray, ndarray."),
+    (lambda x: [(x, x, x)], {}, "fit expects batch 0 of data as an array or as a pair of x and the "
+     "weights of its rows, got ndarray, ndarray, ndarray."),
     (lambda x: [], {}, "fit got no batches of data in epoch 0."),
     (lambda x: [x], {"state_every": 0},
      "fit expects state_every to be an integer of at least 1, got 0."),

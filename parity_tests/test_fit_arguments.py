@@ -18,7 +18,7 @@ import jax_flows
 import torch_flows
 from flow_bridge.weights import torch_to_jax
 from jax_flows.checkpoint import from_numpy
-from jax_flows.training import NUM_PROGRAMS, Static, _NegativeLogLikelihood, _run_steps
+from jax_flows.training import NUM_PROGRAMS, Static, _Objective, _run_steps
 from parity_tests.catalogue import Case, arch, flow
 from parity_tests.test_training import HALVES, QUIET, data, fit_half
 
@@ -90,7 +90,7 @@ def test_numbers_of_numpy_are_numbers(half: str) -> None:
 def test_nothing_to_train(half: str) -> None:
     with pytest.raises(ValueError, match=r"^fit got a Flow without weights to train.$"):
         fit_half(half, WEIGHTLESS, data(12))
-    with pytest.raises(ValueError, match=r"^fit_to_energy got a Flow without weights to train.$"):
+    with pytest.raises(ValueError, match=r"^fit got a Flow without weights to train.$"):
         energy_half(half, WEIGHTLESS, lambda x: x.sum(-1))
     part = Case("part", arch("Affine", dim=2))
     with pytest.raises(TypeError, match=r"^fit expects flow of type Flow, got Affine.$"):
@@ -110,12 +110,12 @@ def test_an_energy_is_one_number_for_each_row(
     half: str, energy: Callable[[Any], Any], got: str
 ) -> None:
     sentence = (
-        "fit_to_energy expects the energy of x of shape (8, 2) to be of shape (8,), "
+        "ReverseKL expects the energy of x of shape (8, 2) to be of shape (8,), "
         f"got {got}: vmap the energy of one event."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         energy_half(half, AFFINE, energy)
-    with pytest.raises(TypeError, match=r"^fit_to_energy expects energy as a function, got str.$"):
+    with pytest.raises(TypeError, match=r"^ReverseKL expects energy as a function, got str.$"):
         energy_half(half, AFFINE, "energy")
 
 
@@ -167,7 +167,7 @@ def test_not_inside_a_transformation(transform: Any) -> None:
     stacked = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
     with pytest.raises(TypeError, match=r"^fit reads its losses and cannot run inside jax.vmap"):
         transform(lambda variables: jax_flows.fit(model, variables, data(12), **QUIET)[0])(stacked)
-    with pytest.raises(TypeError, match=r"^fit_to_energy reads its losses and cannot run inside"):
+    with pytest.raises(TypeError, match=r"^fit reads its losses and cannot run inside"):
         transform(lambda v: jax_flows.fit_to_energy(model, v, jnp.sum, **ENERGY)[0])(stacked)
 
 
@@ -185,7 +185,9 @@ def test_programs_do_not_grow_in_number() -> None:
     for rows in (110, 120, 130):
         fit_half("jax", AFFINE, data(rows), optimizer=optax.adam(1e-2), num_epochs=1)
     optimizer = Static(optax.with_extra_args_support(optax.adam(1e-2)))
-    steps = _run_steps(_NegativeLogLikelihood(model), optimizer, None)
+    steps = _run_steps(
+        _Objective(model, Static(jax_flows.NegativeLogLikelihood())), optimizer, None
+    )
     assert steps._cache_size() == 1
     assert _run_steps.cache_info().maxsize == NUM_PROGRAMS
     assert optimizer != Static(optax.with_extra_args_support(optax.adam(2e-2)))

@@ -18,15 +18,17 @@ from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
+from jax_flows.networks.mlp import normalize as jax_normalize
 from parity_tests.catalogue import MAPS, Case, arch
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
+from torch_flows.networks.mlp import normalize
 
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17}
+STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -142,7 +144,6 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.Network(h.MLP, widths=(3,)), "MLP has no argument 'widths' to choose"),
         (lambda h: h.Network(h.MLP, hidden_dims=object()), "hidden_dims as a list of integers"),
         (lambda h: h.MaskedAutoregressive(2, h.AffineMap(), h.ConvNet), "needs a conditioner with masks"),
-        (lambda h: h.MaskedAutoregressive(2, h.SplineMap(boundary="circular")), "circular map"),
         (lambda h: h.MaskedAutoregressive(3, h.AffineMap(), h.Network(
             h.MaskedMLP, hidden_dims=(2,), degrees=((0, 3),))), "2 integers from 0 to 2"),
         (lambda h: h.Elementwise(2, h.AffineMap(), conditioner=h.MLP), "only with a context"),
@@ -318,6 +319,19 @@ def test_networks_are_their_formulas(name: str, masked: bool) -> None:
 def test_normalized_networks_are_their_formulas(name: str) -> None:
     for half in ("torch", "jax"):
         check_formula(half, name, False)
+
+
+def test_layer_normalisation_in_float16() -> None:
+    """The squares of 300 are beyond it."""
+    x = np.array([[300.0, -500.0, 100.0, 40.0]], np.float16)
+    wide = x.astype(float)
+    expected = (wide - wide.mean()) / wide.std()
+    ones, zeros = np.ones(4, np.float16), np.zeros(4, np.float16)
+    in_torch = normalize(*map(torch.from_numpy, (x, ones, zeros)))
+    in_jax = jax_normalize(*map(jnp.asarray, (x, ones, zeros)))
+    np.testing.assert_allclose(in_torch, expected, atol=2e-3)
+    np.testing.assert_allclose(in_jax, expected, atol=2e-3)
+    assert in_jax.dtype == x.dtype
 
 
 def check_formula(half: str, name: str, masked: bool) -> None:

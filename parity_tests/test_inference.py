@@ -586,6 +586,7 @@ def pictures() -> dict[str, Any]:
         "‖z‖²": lambda: inference.draw_latent_pit(inference.latent_pit(case["z"])),
         r"\$a": lambda: inference.draw_ranks(ranks["sbc"], L, ["$a", "b"]),
         "parameter 0": lambda: inference.draw_ranks(ranks["tarp"], L),
+        "data": lambda: inference.draw_pairs(case["theta"], case["theta"], ["a", "b"]),
         "calibrated": lambda: inference.draw_coverage(ranks["hpd"], L),
         "accuracy": lambda: inference.draw_c2st(
             inference.c2st(case["theta"], case["x"], classifier=quick)

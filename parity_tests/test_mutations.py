@@ -502,7 +502,7 @@ MUTANTS = [
            consistent(arch("Planar", dim=3), 3, gradients=True), ONE_HALF),
     Mutant("planar", "detached inverse", P + "DIFFERENTIABLE_STEPS", value(0),
            row(test_parity.test_torch_gradients, "Planar"), BOTH),
-    Mutant("planar", "radial log-det", P + "Radial._log_det", result(lambda s: 1.001 * s),
+    Mutant("planar", "radial log-det", P + "_radial_log_det", result(lambda s: 1.001 * s),
            consistent(arch("Radial", dim=3), 3)),
     Mutant("planar", "radial root", P + "_positive_root", result(lambda r: r + 1e-9),
            consistent(arch("Radial", dim=3), 3)),

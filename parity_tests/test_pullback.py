@@ -103,6 +103,32 @@ def test_the_density_is_asked_inside_the_domain_only() -> None:
     assert all(((x > 0) & (x < 1)).all() for x in seen)
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_outside_the_codomain_it_is_minus_infinity(inner: bool) -> None:
+    """Latents in (-1, 1); with ``inner`` it is a member before the last that says so."""
+    z = np.array([[0.5, -0.25], [1.0, 0.0], [0.0, -3.0], [np.inf, 0.0], [np.nan, 5.0]])
+
+    def build(half: Any) -> Any:
+        parts = [half.Tanh(), half.Affine(2)] if inner else [half.Tanh()]
+        return half.Flow(half.Chain(parts), half.StandardNormal(2))
+
+    flow, twin = build(torch_flows).double(), build(jax_flows)
+    variables = twin.init(jax.random.key(0), "float64")
+    given = torch.tensor(z, requires_grad=True)
+    found = torch_flows.pullback(flow, lambda x: -x.square().sum(-1))(given)
+    pulled_back = jax_flows.pullback(twin, variables, lambda x: -jnp.square(x).sum(-1))
+    x = np.arctanh(z[0])
+    inside = -(x**2).sum() - np.log1p(-(z[0] ** 2)).sum()
+    expected = [inside, -np.inf, -np.inf, -np.inf, np.nan]
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(pulled_back)(z), expected, rtol=1e-12)
+    if not inner:  # a sampler that steps outside gets a gradient
+        (gradient,) = torch.autograd.grad(found[1:4].sum(), given)
+        in_jax = jax.grad(lambda z: pulled_back(z)[1:4].sum())(z)
+        assert not gradient[:4].any()
+        assert not in_jax[:4].any()
+
+
 def test_wrong_arguments_get_the_same_sentence() -> None:
     flow, twin, variables = both("affine")
     z = torch.tensor(Z)

@@ -1,5 +1,7 @@
 """The scaling of data and context, as part of a flow and of its file."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,52 @@ def test_the_halves_standardize_alike(data, robust, tmp_path) -> None:
     jax_flows.save(jax_flow, variables, tmp_path / "whole")
     again = torch_flows.load(tmp_path / "whole")
     np.testing.assert_array_equal(again.bijector.bijectors[0].loc, flow.bijector.bijectors[0].loc)
+
+
+def scaling_of_context(
+    half: Any, x: np.ndarray, context: np.ndarray, net: Any, robust: bool
+) -> Any:
+    """Location and scale of the context in a flow whose context goes to ``net`` first."""
+    flow = half.Flow(half.MAF(**SMALL).bijector, half.StandardNormal(2), net(half))
+    if half is torch_flows:
+        flow = half.standardized(flow, x, context, robust)
+        return [a.numpy() for a in flow.context_net[0].buffers()]
+    variables = half.standardized(flow, flow.init(jax.random.key(0)), x, context, robust)[1]
+    fixed = variables["batch_stats"]["context_net_0"]
+    return [np.array(fixed[name]) for name in ("loc", "scale")]
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+@pytest.mark.parametrize("robust", [False, True])
+def test_a_set_keeps_its_order_out_of_it(half, robust, data) -> None:
+    """One scale for all elements that count; one for each place would make their order matter."""
+    generator = np.random.default_rng(0)
+    elements = generator.normal((7, -30), (2, 1e3), (300, 4, 2)).astype(np.float32)
+    flags = generator.random((300, 4, 1)) < 0.8
+    elements[~flags[..., 0]] = 1e6
+    context = np.concatenate([flags, elements], -1).astype(np.float32).reshape(300, 12)
+    found = scaling_of_context(
+        half, data[0], context, lambda h: h.DeepSet(12, 2, 3, hidden_dims=(4,), padded=True), robust
+    )
+    loc, scale = location_and_scale(elements[flags[..., 0]], "float32", robust=robust)
+    np.testing.assert_allclose(found[0], np.tile([0, *loc], 4), rtol=1e-6)
+    np.testing.assert_allclose(found[1], np.tile([1, *scale], 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_an_image_has_one_scale_per_channel(half, data) -> None:
+    images = np.random.default_rng(0).normal(5, 3, (300, 2, 2, 4)).astype(np.float32)
+    images[:, 1] *= 100
+    images[:, 0, 0, 0] = 0  # a pixel that is always dark
+    found = scaling_of_context(
+        half,
+        data[0],
+        images.reshape(300, 16),
+        lambda h: h.ConvEmbedding(16, 2, (2, 2, 4), (3,)),
+        False,
+    )
+    expected = location_and_scale(images, "float32")
+    np.testing.assert_allclose(found, np.repeat(expected, 8, 1), rtol=1e-6)
 
 
 def test_training_leaves_the_scaling_alone(data) -> None:

@@ -131,6 +131,12 @@ def test_one_module_in_two_places_is_refused() -> None:
         with pytest.raises(ValueError, match="Chain got one Planar as"):
             torch_flows.Chain(parts)
     torch_flows.Chain([torch_flows.Tanh()] * 2)  # nothing to tie
+    flow = torch_flows.MAF(2, (4,), num_layers=1, context_dim=2)
+    for part in (torch_flows.MLP(2, 2, (4,)), torch_flows.Affine(2)):
+        with pytest.raises(
+            ValueError, match=f"Flow got one {type(part).__name__} as 'context_net.0'"
+        ):
+            torch_flows.Flow(flow.bijector, flow.base, context_net=[part, part])
 
 
 def test_flows_are_built_in_evaluation_mode() -> None:
@@ -273,6 +279,31 @@ def test_the_members_of_a_chain() -> None:
             chain[8]
 
 
+@pytest.mark.parametrize("name", ["Planar", "Radial", "Sylvester"])
+def test_a_chain_of_equal_layers_is_one_after_the_other(name: str) -> None:
+    cls = getattr(torch_flows, name)
+
+    class Shifted(cls):  # type: ignore[misc, valid-type]
+        def map_forward(self, x: Any, context: Any) -> Any:
+            z, log_det = super().map_forward(x, context)
+            return z + 1, log_det
+
+    rank = {"rank": 2} if name == "Sylvester" else {}
+    plain = [cls(3, **rank, context_dim=c).double() for c in (0, 0, 0, 2, 2, 0, 0)]
+    chain = torch_flows.Chain([*plain[:5], Shifted(3, **rank).double(), *plain[5:]])
+    for p in chain.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    for shape, context_shape in (((5,), (5,)), ((3, 2), (2,)), ((3, 2), ()), ((), ()), ((0,), ())):
+        x, context = torch.randn(*shape, 3).double(), torch.randn(*context_shape, 2).double()
+        z, log_det = chain.forward(x, context)
+        steps = chain.steps(x, context)
+        torch.testing.assert_close(z, steps[-1][0])
+        torch.testing.assert_close(log_det, sum(step for _, step in steps))
+        back, back_log_det = chain[:5].inverse(steps[4][0], context)
+        torch.testing.assert_close(back, x)
+        torch.testing.assert_close(back_log_det, -sum(step for _, step in steps[:5]))
+
+
 def test_every_step_and_every_part() -> None:
     flow, twin = deep(torch_flows), deep(jax_flows)
     arrays = {name: array.numpy() for name, array in flow.state_dict().items()}
@@ -380,3 +411,22 @@ def test_modules_are_built_on_the_default_device(case: Case) -> None:
         model = torch_flows.build(case.architecture)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     assert {name for name, tensor in tensors if not tensor.is_meta} == set()
+
+
+@pytest.mark.parametrize("name", ["NICE", "MAF", "NeuralSplineFlow"])
+def test_models_start_as_the_identity_where_asked(name: str) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    half: Any
+    for half in (torch_flows, jax_flows):
+        residual = half.Network(half.ResidualMLP, hidden_dim=4, initial_scale=0)
+        for options in ({"initial_scale": 0}, {"conditioner": residual}):
+            flow = getattr(half, name)(3, num_layers=2, **options)
+            given = (
+                (torch.from_numpy(x),) if half is torch_flows else (flow.init(KEY, "float32"), x)
+            )
+            with torch.no_grad():
+                z, log_det = (np.asarray(output) for output in flow.forward(*given))
+            np.testing.assert_allclose(z, x, atol=1e-6)
+            np.testing.assert_allclose(log_det, 0, atol=1e-5)
+        with pytest.raises(ValueError, match=f"{name} got an initial_scale and a conditioner"):
+            getattr(half, name)(3, initial_scale=2, conditioner=half.MLP)

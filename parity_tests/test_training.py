@@ -15,7 +15,7 @@ import torch
 import jax_flows
 import torch_flows
 from flow_bridge.errors import CheckpointError, NonFiniteError
-from flow_bridge.sources import Part, Rows, row_batches
+from flow_bridge.sources import Chunk, Part, row_batches
 from flow_bridge.training import History, train
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
@@ -408,9 +408,9 @@ def test_which_epoch_is_the_best(losses: list[float], best: int | None, epochs: 
     engine: Any = Scripted(losses)
     history = train(
         engine,
-        lambda epoch, skip: [(np.zeros((1, 1)),)],
+        lambda epoch, skip: [Chunk((np.zeros((1, 1)),))],
         5,
-        Rows((np.zeros((1, 1)),)),
+        lambda: [(Chunk((np.zeros((1, 1)),)), True)],
         learning_rate=1e-3,
         patience=2,
         progress=False,

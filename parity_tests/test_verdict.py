@@ -295,6 +295,13 @@ def test_a_slope_that_a_float32_row_hides_is_not_excused() -> None:
     assert conditioning(1e12) == MAX_CONDITIONING
 
 
+def test_a_kink_beside_a_row_is_no_difference() -> None:
+    """Differences that cross it are not the gradient: smaller steps are."""
+    flow = torch_flows.Flow(torch_flows.LeakyReLU(0.1), torch_flows.StandardNormal(1))
+    report = check_parity(flow, np.array([[1e-8], [2e-8], [1.0]], np.float32))
+    assert report.passed, report
+
+
 def test_a_type_that_one_half_does_not_know(monkeypatch) -> None:
     models = pair()
     assert not check_names(*models)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from flow_bridge import checks
 from flow_bridge.architecture import Architecture, describe
 from flow_bridge.domains import REALS, Interval
 from flow_bridge.errors import ArchitectureError
-from flow_bridge.standardization import location_and_scale
+from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from torch_flows import interop
 from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
@@ -48,7 +49,8 @@ class Flow(HasVariables):
 
     Raises:
         ValueError: if the latent and the base are of different event shapes, if the context network
-            makes another width than they take, and for names that are not one for each entry.
+            makes another width than they take, for a base that reaches beyond what the bijector makes, and
+            for names that are not one for each entry.
 
     Examples:
         >>> import torch, torch_flows
@@ -73,6 +75,7 @@ class Flow(HasVariables):
         checks.instances(name, "bijector", [bijector], Bijector)
         checks.instances(name, "base", [base], Distribution)
         latent_shape = checks.common_event_shape(name, [bijector.latent_shape, base.event_shape])
+        checks.onto_base(name, bijector, base)
         self.latent_shape = latent_shape
         self.event_shape = bijector.map_shape(latent_shape, inverse=True)
         nets = list_of_nets(context_net)
@@ -248,7 +251,9 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
     Args:
         flow: shares its modules with the result.
         x: data, shape ``(rows, *event_shape)``, of any dtype; images get one scale per channel.
-        context: shape ``(rows, context_dim)``, to scale the context too.
+        context: shape ``(rows, context_dim)``, to scale the context too. Where it goes to a ``DeepSet``
+            first, all elements that count get one scale, and padding stays what it is; where to a
+            ``ConvEmbedding``, each channel does.
         robust: scale by median and interquartile range / 1.349, which outliers do not move.
 
     Raises:
@@ -264,11 +269,11 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
     """
     weight = next(iter(flow.state_dict().values()), torch.zeros(()))
 
-    def scaling(array: Any, what: str, names: Sequence[str] | None) -> Standardize:
+    def scaling(array: Any, values_of: Callable[[Any, str], Any]) -> Standardize:
         array = array.detach().cpu() if isinstance(array, Tensor) else array
         array = np.asarray(array)
         shape = array.shape[1:]
-        values = location_and_scale(array, dtype_name(weight.dtype), what, names, robust)
+        values = values_of(array, dtype_name(weight.dtype))
         bijector = Standardize(shape[0] if len(shape) == 1 else shape).to(weight)
         for buffer, value in zip((bijector.loc, bijector.scale), values, strict=True):
             buffer.copy_(torch.from_numpy(value))
@@ -276,8 +281,11 @@ def standardized(flow: Flow, x: Any, context: Any = None, robust: bool = False) 
 
     nets = list_of_nets(flow.context_net)
     if context is not None:
-        nets = [scaling(context, "context", flow.context_columns), *nets]
-    bijector = Chain([scaling(x, "data", flow.columns), flow.bijector])
+        net, names = nets[0] if nets else None, flow.context_columns
+        of_context = partial(context_location_and_scale, net=net, names=names, robust=robust)
+        nets = [scaling(context, of_context), *nets]
+    of_data = partial(location_and_scale, names=flow.columns, robust=robust)
+    bijector = Chain([scaling(x, of_data), flow.bijector])
     result = Flow(bijector, flow.base, nets, flow.columns, flow.context_columns)
     return result.train(flow.training)
 
@@ -298,8 +306,9 @@ def pullback(
         context: shape ``(*batch, context_dim)`` or broadcastable to it, for a conditional flow.
 
     Returns:
-        A function of z, shape ``(*batch, *latent_shape)``; its errors are those of ``flow.inverse``, and
-        ``ValueError`` where log_density gives another shape.
+        A function of z, shape ``(*batch, *latent_shape)``: -inf outside the codomain of the bijector and
+        at infinity. Its errors are those of ``flow.inverse``, and ``ValueError`` where log_density gives
+        another shape.
 
     Raises:
         TypeError: for what is no flow, or no function.
@@ -311,15 +320,26 @@ def pullback(
         >>> log_density(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
-    checks.instances("pullback", "flow", [getattr(flow, "_orig_mod", flow)], Flow)
+    inner = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
+    checks.instances("pullback", "flow", [inner], Flow)
     check_callable("pullback", "log_density", log_density)
 
     def pulled_back(z: Tensor) -> Tensor:
+        expanded = check_input(inner, "z", z, context)
+        bijector, ndim = flow.bijector, len(flow.latent_shape)
+        condition = None
+        if expanded is not None and bijector.context_dim:
+            condition = inner.embed(expanded)
+        outside = bijector.outside(z, condition, inverse=True)
+        if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
+            z = torch.where(
+                outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z
+            )
         x, log_det = flow.inverse(z, context)
-        value = log_density(held_inside(x, flow.bijector.domain))
+        value = log_density(held_inside(x, bijector.domain))
         shape = getattr(value, "shape", None)
         checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
-        return value + log_det
+        return torch.where(outside, -math.inf, value + log_det)
 
     return pulled_back
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
 
-DETACHED_STEPS, DIFFERENTIABLE_STEPS = 6, 2
+DETACHED_STEPS, DIFFERENTIABLE_STEPS = 4, 2
 
 
 def log1p(x: Tensor) -> Tensor:

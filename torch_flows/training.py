@@ -1,4 +1,4 @@
-"""Training: maximum likelihood on data, and reverse KL to an energy."""
+"""Training: a loss, maximum likelihood unless another is given, on data or on what it draws itself."""
 
 import copy
 import inspect
@@ -16,11 +16,11 @@ from flow_bridge import checks, sources, training
 from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import TensorInfo
 from flow_bridge.errors import CheckpointError
-from flow_bridge.sources import Chunk, Expected, Part, Rows, Source
+from flow_bridge.sources import Arrays, Chunk, Expected, Part, Rows, Source
 from flow_bridge.training import History, LearningRate
 from flow_bridge.training_state import (
     Group,
-    fingerprint,
+    fingerprints,
     probe_energy,
     probe_rate,
     run_settings,
@@ -38,16 +38,19 @@ from torch_flows.devices import (
 )
 from torch_flows.flows import Flow
 from torch_flows.inputs import dtype_name
+from torch_flows.losses import Loss, NegativeLogLikelihood, ReverseKL, as_loss, draws
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Data = Tensor | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
+LossFunction = Callable[..., Tensor]
+"""From the flow, x and its context to one number for each row; a ``Loss`` may also draw noise."""
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
     flow: Flow,
-    data: Data,
+    data: Data | None,
     *,
     context: Tensor | np.ndarray | None = None,
     validation: float | Data = 0.1,
@@ -62,8 +65,12 @@ def fit(
     progress: bool = True,
     state_path: str | os.PathLike[str] | None = None,
     state_every: int | None = None,
+    loss: LossFunction | None = None,
+    weights: Tensor | np.ndarray | None = None,
+    validation_weights: Tensor | np.ndarray | None = None,
+    num_steps: int | None = None,
 ) -> History:
-    """Fit a flow by maximum likelihood: minimise the mean of -log_prob over minibatches.
+    """Fit a flow: minimise the mean of a loss, -log_prob unless another is given, over minibatches.
 
     The flow is trained in place, keeps the weights of the best validation loss, and is left in
     evaluation mode, also where an exception ends training: with the best weights so far, or without
@@ -83,9 +90,11 @@ def fit(
         flow: the flow.
         data: shape ``(num_rows, *event_shape)``, of the weights' dtype: an array, a table with
             ``to_numpy`` or nested lists; a ``numpy.memmap`` is read batch by batch. Or an iterable of
-            batches, or a function from the epoch (from 0) to one: each an array, or a pair of x and its
-            context.
-        context: shape ``(num_rows, context_dim)``, for a conditional flow.
+            batches, or a function from the epoch (from 0) to one: each an array, or a tuple of x, its
+            context if the flow takes one, and its weights if rows have them. ``None`` for a loss that
+            needs none (``ReverseKL``).
+        context: shape ``(num_rows, context_dim)``, for a conditional flow; without data one context
+            ``(context_dim,)``.
         validation: the fraction of rows held out, or the validation data; 0 for none. An iterable is not
             split.
         validation_context: the context of the validation data, where those are given as an array.
@@ -101,6 +110,13 @@ def fit(
         state_path: a file that holds the state after every epoch. If it exists, training goes on
             from there and ends with the same weights as an uninterrupted run.
         state_every: write the state also within an epoch, after this many steps.
+        loss: a ``Loss`` such as ``ReverseKL(energy)``, or a function of the flow, x and the context
+            (``None`` without one), to one number for each row, ``(rows,)``.
+        weights: shape ``(num_rows,)``, at least 0: the loss is sum(weights * loss) / sum(weights) over all
+            rows; of a batch the mean of weights * loss, the weights divided by their mean over all rows.
+            Those in an iterable count as they are. Batch statistics are of all rows alike.
+        validation_weights: of the rows of validation data that are given as an array.
+        num_steps: without data, the number of steps, which ``History`` counts in epochs of 200.
 
     Returns:
         The losses.
@@ -112,36 +128,75 @@ def fit(
         NonFiniteError: if the loss becomes NaN or infinite.
         CheckpointError: if ``state_path`` holds the state of another run.
     """
-    seed, learning_rate, max_grad_norm, num_epochs, batch_size, patience, state_every = (
-        training.check_options(
-            "fit",
-            optimizer,
-            seed=seed,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            state_path=state_path,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            patience=patience,
-            state_every=state_every,
-        )
+    (
+        seed,
+        learning_rate,
+        max_grad_norm,
+        num_epochs,
+        batch_size,
+        patience,
+        state_every,
+        num_steps,
+    ) = training.check_options(
+        "fit",
+        optimizer,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        state_path=state_path,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        patience=patience,
+        state_every=state_every,
+        num_steps=num_steps,
     )
     flow = _trainable("fit", flow)
-    source = _source(flow, "data", data, context, num_epochs)
-    if sources.is_fraction(validation, validation_context):
-        source, held_out = sources.split(source, validation, seed)
+    loss = as_loss(loss)
+    loss.check(flow)
+    training.check_data(type(loss).__name__, loss.needs_data, data is not None, num_steps)
+    draw, match = draws(loss, flow)
+    source, held_out, constant = None, None, None
+    if data is not None:
+        source = _source(flow, "data", data, context, weights, num_epochs)
+        if sources.is_fraction(validation, validation_context, validation_weights):
+            source, held_out = sources.split(source, validation, seed)
+        else:
+            held_out = _source(
+                flow, "validation", validation, validation_context, validation_weights, num_epochs
+            )
+        if flow.bijector.has_batch_statistics:
+            source = sources.with_statistics(source, batch_size, own_part())
+        source, held_out = (
+            sources.prepared(given, flow.context_dim > 0, match is not None, _host)
+            for given in (source, held_out)
+        )
     else:
-        held_out = _source(flow, "validation", validation, validation_context, num_epochs)
-    if flow.bijector.has_batch_statistics:
-        source = sources.with_statistics(source, batch_size, own_part())
-    engine = _Engine(flow, _NegativeLogLikelihood(flow), source, held_out, optimizer, max_grad_norm)
+        sources.check_no_rows(
+            validation,
+            weights=weights,
+            validation_context=validation_context,
+            validation_weights=validation_weights,
+        )
+        constant = _context(flow, context)
+    objective = _Objective(flow, loss, constant)
+    engine = _Engine(flow, objective, source, held_out, optimizer, max_grad_norm)
+    num_epochs, chunks, blocks = sources.plan(
+        source,
+        held_out,
+        draw,
+        match,
+        num_epochs=num_epochs,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        seed=seed,
+        part=engine.part,
+        max_steps=sources.steps_per_call(state_every),
+    )
     return training.train(
         engine,
-        sources.source_chunks(
-            source, batch_size, seed, engine.part, sources.steps_per_call(state_every)
-        ),
+        chunks,
         num_epochs,
-        held_out,
+        blocks,
         learning_rate=learning_rate,
         patience=patience,
         progress=progress,
@@ -154,15 +209,15 @@ def fit(
             max_grad_norm,
             state_path,
             sources.sizes(source, batch_size),
-            loss=lambda: "negative log-likelihood",
-            data=lambda: fingerprint(source, 0, _host),
-            context=lambda: fingerprint(source, 1, _host),
-            validation_data=lambda: fingerprint(held_out, 0, _host),
-            validation_context=lambda: fingerprint(held_out, 1, _host),
+            loss=loss.describe,
+            energy=lambda: _probe_energy(flow, loss, batch_size),
+            constant_context=lambda: None if constant is None else _host(constant).tolist(),
+            **fingerprints(source, held_out, flow.context_dim > 0, _host),
             optimizer=engine.describe_optimizer,
             learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
         ),
-        event_shape=flow.event_shape,
+        event_shape=flow.event_shape if isinstance(loss, NegativeLogLikelihood) else (),
+        epoch_length=sources.MAX_STEPS_PER_CALL if source is None else None,
     )
 
 
@@ -186,7 +241,8 @@ def fit_to_energy(
     """Fit a flow to an unnormalised density exp(-energy) by reverse KL.
 
     Minimises E[log q(x) + energy(x)] over samples x of the flow, which is KL(q || p) minus the log of
-    the target's normaliser. Arguments not listed, results and errors as in ``fit``.
+    the target's normaliser: ``fit`` without data, with the loss ``ReverseKL(energy)``. Arguments not
+    listed, results and errors as there.
 
     Args:
         energy: from x ``(batch_size, *event_shape)`` to ``(batch_size,)``, differentiable; of one
@@ -194,51 +250,20 @@ def fit_to_energy(
         context: one context ``(context_dim,)``, for a conditional flow.
         num_steps: gradient steps, each on ``batch_size`` fresh samples.
     """
-    seed, learning_rate, max_grad_norm, num_steps, batch_size, state_every = training.check_options(
-        "fit_to_energy",
-        optimizer,
-        seed=seed,
-        learning_rate=learning_rate,
-        max_grad_norm=max_grad_norm,
-        state_path=state_path,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        state_every=state_every,
-    )
-    flow = _trainable("fit_to_energy", flow)
-    training.check_callable("fit_to_energy", "energy", energy)
-    checks.reparameterized("fit_to_energy", type(flow.base).__name__, flow.base.reparameterized)
-    num_epochs, batches = sources.noise_batches(
-        flow.base.noise, num_steps, (batch_size, *flow.base.noise_shape), seed
-    )
-    loss = _ReverseKL(flow, energy, _context(flow, context))
-    engine = _Engine(flow, loss, None, None, optimizer, max_grad_norm)
-    return training.train(
-        engine,
-        sources.array_chunks(batches, engine.part, sources.steps_per_call(state_every)),
-        num_epochs,
+    return fit(
+        flow,
         None,
+        context=context,
+        batch_size=batch_size,
         learning_rate=learning_rate,
-        patience=None,
+        optimizer=optimizer,
+        max_grad_norm=max_grad_norm,
+        seed=seed,
         progress=progress,
         state_path=state_path,
         state_every=state_every,
-        settings=run_settings(
-            "torch_flows",
-            architecture(flow),
-            seed,
-            max_grad_norm,
-            state_path,
-            {"batch_size": batch_size},
-            loss=lambda: "reverse KL",
-            energy=lambda: probe_energy(
-                lambda x: to_numpy(energy(x).double()), _points(flow, batch_size)
-            ),
-            context=lambda: None if loss.context is None else _host(loss.context).tolist(),
-            optimizer=engine.describe_optimizer,
-            learning_rate=lambda: probe_rate(learning_rate) if engine.sets_rate else None,
-        ),
-        epoch_length=sources.MAX_STEPS_PER_CALL,
+        loss=ReverseKL(energy),
+        num_steps=num_steps,
     )
 
 
@@ -255,7 +280,9 @@ def _trainable(owner: str, flow: Flow) -> Flow:
     return flow
 
 
-def _source(flow: Flow, name: str, data: Any, context: Any, num_epochs: int) -> Source:
+def _source(
+    flow: Flow, name: str, data: Any, context: Any, weights: Any, num_epochs: int
+) -> Source:
     weight = next(flow.parameters())
     dtype = dtype_name(weight.dtype)
     expected = Expected(type(flow).__name__, flow.event_shape, flow.context_dim, dtype)
@@ -264,22 +291,23 @@ def _source(flow: Flow, name: str, data: Any, context: Any, num_epochs: int) -> 
         is_tensor = isinstance(array, Tensor)
         return to_numpy(array) if is_tensor else sources.host_array(label, array, dtype)
 
-    labels = name, f"{name}'s context"
-    if isinstance(data, np.memmap):
-        given = None if context is None else host(labels[1], context)
-        return sources.host_rows(expected, name, data, given)
-    if not sources.is_array(data):
-        return sources.stream(expected, name, data, context, num_epochs, host)
+    is_mapped = isinstance(data, np.memmap)
+    if not (is_mapped or sources.is_array(data)):
+        return sources.stream(expected, name, data, context, weights, num_epochs, host)
+    labels = [name, f"{name}'s context", f"{name}'s weights"]
+    given = [(k, a) for k, a in zip(labels, (data, context, weights), strict=True) if a is not None]
     arrays = [
-        array if isinstance(array, Tensor) else host(label, array)
-        for label, array in zip(labels, (data, context), strict=True)
-        if array is not None
+        array if isinstance(array, Tensor | np.memmap) else host(label, array)
+        for label, array in given
     ]
-    expected.check(name, [(tuple(array.shape), _dtype_name(array)) for array in arrays])
+    labels = [label for label, _ in given]
+    if is_mapped:
+        return sources.host_rows(expected, labels, tuple(map(_host, arrays)))
+    expected.check(labels, [(tuple(array.shape), _dtype_name(array)) for array in arrays])
     tensors = [_tensor(array).to(weight.device) for array in arrays]
-    for label, tensor in zip(labels, tensors, strict=False):
-        finite = tensor.isfinite().flatten(1).all(1).cpu().numpy()
-        sources.check_rows(label, len(tensors[0]), finite)
+    for label, tensor in zip(labels, tensors, strict=True):
+        finite = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
+        sources.check_rows(label, len(tensors[0]), finite.cpu().numpy())
     return Rows(tuple(tensors))
 
 
@@ -287,12 +315,16 @@ def _host(array: Any) -> np.ndarray:
     return to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)
 
 
-def _points(flow: Flow, num_rows: int) -> Tensor:
-    """Where the energies of two runs are compared."""
+def _probe_energy(flow: Flow, loss: Loss, num_rows: int) -> list[float] | None:
+    """Values by which the energies of two runs are compared."""
+    energy = getattr(loss, "energy", None)
+    if energy is None:
+        return None
     weight = next(flow.parameters())
     points = np.random.default_rng(0).standard_normal((num_rows, *flow.base.event_shape))
     shape = (num_rows, *(size or 1 for size in flow.event_shape))
-    return from_numpy(points.reshape(shape)).to(weight.device, weight.dtype)
+    x = from_numpy(points.reshape(shape)).to(weight.device, weight.dtype)
+    return probe_energy(lambda x: to_numpy(energy(x).double()), x)
 
 
 def _context(flow: Flow, context: Any) -> Tensor | None:
@@ -316,27 +348,21 @@ def _dtype_name(array: Tensor | np.ndarray) -> str:
     return dtype_name(array.dtype) if isinstance(array, Tensor) else array.dtype.name
 
 
-class _NegativeLogLikelihood(nn.Module):
-    def __init__(self, flow: Flow) -> None:
+class _Objective(nn.Module):
+    """The loss of every row of a batch, times its weight."""
+
+    def __init__(self, flow: Flow, loss: Loss, context: Tensor | None) -> None:
         super().__init__()
-        self.flow = flow
+        self.flow, self.loss, self.context = flow, loss, context
 
-    def forward(self, *batch: Tensor) -> Tensor:
-        return -self.flow.log_prob(*batch).mean()
+    def forward(self, rows: list[Tensor], noise: list[Tensor]) -> Tensor:
+        return self.values(rows, noise).mean()
 
-
-class _ReverseKL(nn.Module):
-    def __init__(
-        self, flow: Flow, energy: Callable[[Tensor], Tensor], context: Tensor | None
-    ) -> None:
-        super().__init__()
-        self.flow, self.energy, self.context = flow, energy, context
-
-    def forward(self, noise: Tensor) -> Tensor:
-        x, log_prob = self.flow.from_noise(noise, self.context)
-        energy = self.energy(x)
-        training.check_energy(tuple(x.shape), getattr(energy, "shape", None))
-        return (log_prob + energy).mean()
+    def values(self, rows: list[Tensor], noise: list[Tensor]) -> Tensor:
+        x, context, weights = sources.columns(rows, self.flow.context_dim > 0)
+        values = self.loss(self.flow, x, context if rows else self.context, *noise)
+        training.check_loss(len((rows or noise)[0]), getattr(values, "shape", None))
+        return values if weights is None else weights * values
 
 
 class _Engine:
@@ -345,14 +371,14 @@ class _Engine:
     def __init__(
         self,
         flow: Flow,
-        loss: nn.Module,
+        objective: _Objective,
         data: Source | None,
         validation: Source | None,
         optimizer: MakeOptimizer | None,
         max_grad_norm: float | None,
     ) -> None:
         self.flow, self.max_grad_norm = flow.eval(), max_grad_norm
-        self.data, self.validation = data, validation
+        self.objective, self.data, self.validation = objective, data, validation
         trained = [(name, p) for name, p in flow.named_parameters() if p.requires_grad]
         # Sharded ones last, in a group of their own: no kernel takes both kinds at once.
         trained.sort(key=lambda item: is_sharded(item[1]))
@@ -365,7 +391,8 @@ class _Engine:
         self.needs_closure = closure is not None and closure.default is closure.empty
         self.part = own_part()
         self.is_main = self.part.index == 0
-        self.loss = loss if self.part.count == 1 else distributed(loss, self.sharded)
+        alone = self.part.count == 1
+        self.loss = objective if alone else distributed(objective, self.sharded)
 
     def _groups(self) -> Any:
         if not self.sharded:
@@ -379,15 +406,18 @@ class _Engine:
     def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
         self.flow.train()
         try:
-            steps = zip(*self._to_device(chunk), rates, strict=True)
-            losses = [self._step(batch, float(rate)) for *batch, rate in steps]
+            rows, noise = map(self._to_device, chunk)
+            losses = [
+                self._step([a[i] for a in rows], [a[i] for a in noise], float(rate))
+                for i, rate in enumerate(rates)
+            ]
         finally:
             self.flow.eval()
         finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()
         finite = mean_over_ranks(finite.double()) == 1
         return mean_over_ranks(torch.stack(losses).double()).cpu().numpy(), bool(finite)
 
-    def _step(self, batch: list[Tensor], rate: float) -> Tensor:
+    def _step(self, batch: list[Tensor], noise: list[Tensor], rate: float) -> Tensor:
         if self.sets_rate:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -395,7 +425,7 @@ class _Engine:
 
         def evaluate() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(*rows)
+            loss = self.loss(rows, noise)
             loss.backward()
             if self.sharded:
                 self._average_gradients()
@@ -420,16 +450,18 @@ class _Engine:
 
     @torch.no_grad()
     def evaluate(self, block: Chunk, is_part: bool) -> float:
-        batch = self._rows(self.validation, self._to_device(block))
-        total = -self.flow.log_prob(*batch).double().sum()
+        rows, noise = map(self._to_device, block)
+        values = self.objective.values(self._rows(self.validation, rows), noise)
+        total = values.double().sum()
         return float(mean_over_ranks(total) * self.part.count if is_part else total)
 
     def set_statistics(self) -> None:
         if self.data is not None and self.flow.bijector.has_batch_statistics:
             block, _ = sources.statistics_rows(self.data)
-            self.flow.set_statistics(*self._rows(self.data, self._to_device(block)))
+            rows = self._rows(self.data, self._to_device(block))
+            self.flow.set_statistics(*sources.columns(rows, self.flow.context_dim > 0)[:2])
 
-    def _to_device(self, chunk: Chunk) -> list[Tensor]:
+    def _to_device(self, chunk: Arrays) -> list[Tensor]:
         weight = self.parameters[0]
         tensors = [from_numpy(array).to(weight.device) for array in chunk]
         return [t.to(weight.dtype) if t.is_floating_point() else t for t in tensors]

@@ -64,10 +64,9 @@ def _refuse_shared(owner: nn.Module, error: type[Exception] = ValueError) -> Non
     """Refuse a part with weights that is there twice."""
     names: dict[nn.Module, str] = {}
     for name, part in owner.named_modules(remove_duplicate=False):
-        if isinstance(part, HasVariables):
-            first = names.setdefault(part, name)
-            if first != name and part.state_dict():
-                raise error(shared_part(type(owner).__name__, type(part).__name__, first, name))
+        first = names.setdefault(part, name)
+        if first != name and part.state_dict():
+            raise error(shared_part(type(owner).__name__, type(part).__name__, first, name))
 
 
 def difference(module: nn.Module, expected: nn.Module, name: str, cls: type | None = None) -> str:

@@ -59,7 +59,7 @@ class MaskedAutoregressive(Bijector):
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
     Raises:
-        ValueError: for an order that is not one, a network without masks, and a circular map.
+        ValueError: for an order that is not one, and a network without masks.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
 
@@ -108,25 +108,28 @@ class MaskedAutoregressive(Bijector):
         options = conditioner.arguments({})
         normalization = options.pop("normalization") if conditioner.cls in MASKED else None
         masked = issubclass(cls, MaskedNetwork)
-        checks.masked_conditioner(cls.__name__, masked, self.map.num_features, normalization)
+        checks.masked_conditioner(cls.__name__, masked, normalization)
         return cls(
             self.dim,
             self.map.num_parameters,
             **options,
             order=self.order,
             context_dim=self.context_dim,
+            num_features=self.map.num_features,
             parent=None,
         )
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
-        inputs = [jnp.zeros(n, dtype) for n in (self.dim, self.context_dim) if n]
+        widths = self.network.plan.num_inputs, self.context_dim
+        inputs = [jnp.zeros(n, dtype) for n in widths if n]
         return gather({"network": self.network.init(key, *inputs)})
 
     def variable_shapes(self, dtype: Any) -> Variables:
         return conditioner_shapes(self, dtype) or super().variable_shapes(dtype)
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        parameters = self.network.apply(child(variables, "network"), x, context)
+        seen = self.map.features(x, -1)
+        parameters = self.network.apply(child(variables, "network"), seen, context)
         z, log_slope = self.map.forward(x, jnp.asarray(parameters))
         return z, log_slope.sum(-1)
 
@@ -147,8 +150,8 @@ class MaskedAutoregressive(Bijector):
         weights, sums, gates = self.network.unrolled(params, context)
         sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
         parts = self.network.plan.parts(BLOCK_SIZE)
-        solved, log_slope = self._solve(parts, rows, weights, sums, gates)
-        return jnp.concatenate(solved[0])[np.argsort(generated)].T, log_slope.sum(0)
+        _, x, log_slope = self._solve(parts, rows, weights, sums, gates)
+        return x[np.argsort(generated)].T, log_slope.sum(0)
 
     def _solve(
         self,
@@ -157,7 +160,7 @@ class MaskedAutoregressive(Bijector):
         weights: Sequence[Array],
         sums: Sequence[Array],
         gates: Gates,
-    ) -> tuple[list[list[Array]], Array]:
+    ) -> tuple[list[list[Array]], Array, Array]:
         """Solve for all dimensions.
 
         What earlier parts contribute to a later one is one product per layer; only what a part
@@ -171,14 +174,14 @@ class MaskedAutoregressive(Bijector):
             gates: per layer, see ``networks.masked.Unrolled``.
 
         Returns:
-            x and the values of each hidden layer, in the layout of z and in pieces to be joined; and
-            log|dx/dz| of each dimension.
+            What the network sees of x and the values of each hidden layer, in the layout of z and in
+            pieces to be joined; x; and log|dx/dz| of each dimension.
         """
         run = math.prod(parts[1:])
         bounds = [*range(0, self.dim, run), self.dim]
         starts = self.network.plan.starts
         solved: list[list[Array]] = [[] for _ in weights]
-        log_dets = []
+        found, log_dets = [], []
         for first, last in pairwise(bounds):
             own = [slice(layer[first], layer[last]) for layer in starts]
             totals = [total[units] for total, units in zip(sums, own[1:], strict=True)]
@@ -194,13 +197,14 @@ class MaskedAutoregressive(Bijector):
                     for total, weight, values in zip(totals, rows, known, strict=True)
                 ]
             diagonal = [weight[:, units] for weight, units in zip(rows, own, strict=False)]
-            values, log_det = self._solve_part(
-                parts[1:], first, z[own[0]], diagonal, totals, factors
+            values, x, log_det = self._solve_part(
+                parts[1:], first, z[first:last], diagonal, totals, factors
             )
             for pieces, piece in zip(solved, values, strict=True):
                 pieces.append(piece)
+            found.append(x)
             log_dets.append(log_det)
-        return solved, jnp.concatenate(log_dets)
+        return solved, jnp.concatenate(found), jnp.concatenate(log_dets)
 
     def _solve_part(
         self,
@@ -210,7 +214,7 @@ class MaskedAutoregressive(Bijector):
         weights: Sequence[Array],
         sums: Sequence[Array],
         gates: Gates,
-    ) -> tuple[list[Array], Array]:
+    ) -> tuple[list[Array], Array, Array]:
         """``_solve`` for a run that begins after ``start`` dimensions, by a scan over its blocks.
 
         Blocks are padded to one size, and each takes what the run contributes to it from arrays that
@@ -219,10 +223,11 @@ class MaskedAutoregressive(Bijector):
         if len(parts) == 1:
             return self._solve_block(z, weights, sums, gates)
         index = self.network.plan.blocks(start, z.shape[0], parts[1])
+        dims = np.minimum(np.arange(len(index[0]) * parts[1]), z.shape[0]).reshape(-1, parts[1])
         sizes = [positions.shape[1] for positions in index]
         batch = z.shape[1]
 
-        def step(known: list[Array], block: Any) -> tuple[list[Array], Array]:
+        def step(known: list[Array], block: Any) -> tuple[list[Array], tuple[Array, Array]]:
             k, z_block, rows, totals, factors = block
             totals = [
                 _add_product(total, weight, values)
@@ -232,16 +237,16 @@ class MaskedAutoregressive(Bijector):
                 jax.lax.dynamic_slice_in_dim(weight, k * size, size, 1)
                 for weight, size in zip(rows, sizes, strict=False)
             ]
-            solved, log_det = self._solve_block(z_block, own, totals, factors)
+            solved, x, log_det = self._solve_block(z_block, own, totals, factors)
             known = [
                 jax.lax.dynamic_update_slice_in_dim(values, piece, k * size, 0)
                 for values, piece, size in zip(known, solved, sizes, strict=False)
             ]
-            return known, log_det
+            return known, (x, log_det)
 
         blocks = (
             jnp.arange(len(index[0])),
-            _take(z, index[0]),
+            _take(z, dims),
             [
                 _take(_take(weight.T, below.ravel()).T, above)
                 for weight, (below, above) in zip(weights, pairwise(index), strict=True)
@@ -253,23 +258,22 @@ class MaskedAutoregressive(Bijector):
             ],
         )
         nothing = [jnp.zeros((positions.size, batch), z.dtype) for positions in index[:-1]]
-        known, log_det = jax.lax.scan(step, nothing, blocks)
+        known, found = jax.lax.scan(step, nothing, blocks)
         solved = [
             values[positions.ravel().argsort()[: weight.shape[1]]]
             for values, positions, weight in zip(known, index, weights, strict=False)
         ]
-        return solved, log_det.reshape(index[0].size, batch)[
-            index[0].ravel().argsort()[: z.shape[0]]
-        ]
+        x, log_det = (rows.reshape(dims.size, batch)[: z.shape[0]] for rows in found)
+        return solved, x, log_det
 
     def _solve_block(
         self, z: Array, weights: Sequence[Array], sums: Sequence[Array], gates: Gates
-    ) -> tuple[list[Array], Array]:
+    ) -> tuple[list[Array], Array, Array]:
         """``_solve`` for a block, dimension by dimension: what a unit misses yet meets zero weights."""
         size, batch = z.shape
         num_parameters = self.map.num_parameters
 
-        def step(solved: list[Array], row: Any) -> tuple[list[Array], Array]:
+        def step(solved: list[Array], row: Any) -> tuple[list[Array], tuple[Array, Array]]:
             k, z_row, last_weight, last_sum = row
             values = solved[:1]
             residual: Array | None = None
@@ -280,7 +284,9 @@ class MaskedAutoregressive(Bijector):
             parameters = _add_product(last_sum, last_weight, values[-1])
             given = tuple(parameters) if self.map.separable else parameters.T
             x_row, log_det = self.map.inverse(z_row, given)
-            return [values[0].at[k].set(x_row), *values[1:]], log_det
+            seen = self.map.features(x_row[None], 0)
+            shown = jax.lax.dynamic_update_slice_in_dim(values[0], seen, k * len(seen), 0)
+            return [shown, *values[1:]], (x_row, log_det)
 
         rows = (
             jnp.arange(size),
@@ -290,9 +296,10 @@ class MaskedAutoregressive(Bijector):
         )
         nothing = [jnp.zeros((weight.shape[1], batch), z.dtype) for weight in weights]
         if size == 1:
-            solved, log_det = step(nothing, jax.tree.map(lambda array: array[0], rows))
-            return solved, log_det[None]
-        return jax.lax.scan(step, nothing, rows)
+            solved, (x, log_det) = step(nothing, jax.tree.map(lambda array: array[0], rows))
+            return solved, x[None], log_det[None]
+        solved, (x, log_det) = jax.lax.scan(step, nothing, rows)
+        return solved, x, log_det
 
 
 def _in_turns(solve: Any, z: Array, context: Array | None) -> Output:

@@ -185,6 +185,10 @@ class Bijector(HasVariables):
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
         return (self.codomain if inverse else self.domain) != REALS
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each block."""
+        return [self.domain if inverse else self.codomain]
+
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.domains import Interval
 from jax_flows.bijectors.base import Bijector
 from jax_flows.numerics import as_int32
 from jax_flows.registry import register
@@ -74,6 +75,9 @@ class Blockwise(Bijector):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return any(b.is_bounded(inverse) for b in self.bijectors)
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return [interval for b in self.bijectors for interval in b.intervals(inverse)]
 
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False

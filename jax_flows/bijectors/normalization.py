@@ -195,7 +195,7 @@ class ActNorm(Bijector):
 class Standardize(Bijector):
     """z = (x - loc) / scale with fixed arrays, for images with one of each per channel.
 
-    log|det| = -sum(log(scale)) (times height * width). The identity until ``standardized`` sets
+    log|det| = -sum(log|scale|) (times height * width). The identity until ``standardized`` sets
     ``loc`` and ``scale`` from data. They are no weights: training and ``initialize`` leave them alone.
 
     Args:
@@ -248,4 +248,4 @@ class Standardize(Bijector):
 
     def _log_det(self, scale: Array, x: Array) -> Array:
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        return jnp.broadcast_to(jnp.log(scale).sum() * self.num_pixels, batch)
+        return jnp.broadcast_to(jnp.log(jnp.abs(scale)).sum() * self.num_pixels, batch)

@@ -196,6 +196,9 @@ class Chain(Bijector):
     def is_bounded(self, inverse: bool = False) -> bool:
         return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.bijectors[0 if inverse else -1].intervals(inverse)
+
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> Array:
@@ -359,6 +362,9 @@ class Invert(Bijector):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return self.bijector.is_bounded(not inverse)
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.bijector.intervals(not inverse)
 
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False

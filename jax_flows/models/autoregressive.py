@@ -33,6 +33,7 @@ class MAF(Model):
         normalization: what follows each map, ``"batch_norm"``, ``"act_norm"`` or ``None``.
         permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
         offset: see ``AffineMap``.
+        initial_scale: factor of the first weights of each network's last layer, see ``MLP``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Papamakarios et al. (2017), arXiv:1705.07057.
@@ -57,13 +58,14 @@ class MAF(Model):
     normalization: str | None = None
     permutation: str | None = None
     offset: float | None = None
+    initial_scale: float = 1.0
 
     def build_bijector(self) -> Bijector:
         owner = type(self).__name__
         checks.positive_int(owner, num_layers=self.num_layers)
         checks.one_of(owner, "order", self.order, ("alternate", "random"))
         map = AffineMap(self.scale, self.bound, self.offset, order="shift_divide")
-        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
+        network = network_of(self, MLP)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             order = f"random:{i}" if self.order == "random" else ("reverse" if i % 2 else None)
@@ -105,6 +107,7 @@ class NAF(Model):
         activation: a name in ``networks.activations.ACTIVATIONS``.
         conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
         bound: see ``LogisticMixtureMap``.
+        initial_scale: factor of the first weights of each network's last layer, see ``MLP``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Huang et al. (2018), arXiv:1804.00779.
@@ -118,12 +121,13 @@ class NAF(Model):
     activation: str = "leaky_relu"
     conditioner: Network | type | None = None
     bound: float = 5.0
+    initial_scale: float = 1.0
 
     def build_bijector(self) -> Bijector:
         owner = type(self).__name__
         checks.positive_int(owner, num_layers=self.num_layers)
         map = LogisticMixtureMap(self.num_components, self.bound)
-        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
+        network = network_of(self, MLP)
         layers = [
             MaskedAutoregressive(
                 self.dim, map, network, "reverse" if i % 2 else None, self.context_dim

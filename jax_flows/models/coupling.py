@@ -30,6 +30,7 @@ class NICE(Model):
         activation: a name in ``networks.activations.ACTIVATIONS``.
         conditioner: another network in place of these, ``Network(CLASS, ...)`` or a class.
         normalization, permutation: what follows each coupling, see ``RealNVP``.
+        initial_scale: factor of the first weights of each network's last layer, see ``MLP``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Dinh et al. (2015), NICE, arXiv:1410.8516.
@@ -43,10 +44,11 @@ class NICE(Model):
     conditioner: Network | type | None = None
     normalization: str | None = None
     permutation: str | None = None
+    initial_scale: float = 1.0
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("NICE", num_layers=self.num_layers)
-        network = network_of("NICE", self.conditioner, MLP, self.hidden_dims, self.activation)
+        network = network_of(self, MLP)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"
@@ -74,6 +76,7 @@ class RealNVP(Model):
         normalization: what follows each coupling, ``"batch_norm"``, ``"act_norm"`` or ``None``.
         permutation: what follows that, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
         offset: see ``AffineMap``.
+        initial_scale: factor of the first weights of each network's last layer, see ``MLP``.
         base: the distribution of the latent, a standard normal if not given.
 
     71,744 trainable parameters at dim 2. Reference: Dinh et al. (2017), arXiv:1605.08803.
@@ -97,13 +100,12 @@ class RealNVP(Model):
     normalization: str | None = "batch_norm"
     permutation: str | None = None
     offset: float | None = None
+    initial_scale: float = 1.0
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("RealNVP", num_layers=self.num_layers)
         map = AffineMap(self.scale, self.bound, self.offset)
-        network = network_of(
-            "RealNVP", self.conditioner, SeparateMLPs, self.hidden_dims, self.activation
-        )
+        network = network_of(self, SeparateMLPs)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             mask = "even" if i % 2 == 0 else "odd"

@@ -36,6 +36,7 @@ class NeuralSplineFlow(Model):
         permutation: what precedes each spline layer: ``"lu"``, ``"reverse"``, ``"random"``,
             ``"rotation"`` or ``None``; with a fixed half, some of these leave dimensions as they are.
         normalization: what follows each spline layer, ``"batch_norm"``, ``"act_norm"`` or ``None``.
+        initial_scale: factor of the first weights of each network's last layer, see ``MLP``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Durkan et al. (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -59,12 +60,13 @@ class NeuralSplineFlow(Model):
     conditioner: Network | type | None = None
     permutation: str | None = "lu"
     normalization: str | None = None
+    initial_scale: float = 1.0
 
     def build_bijector(self) -> Bijector:
         owner, dim, context_dim = "NeuralSplineFlow", self.dim, self.context_dim
         checks.positive_int(owner, num_layers=self.num_layers)
         map = spline_within(self.tail_bound, self.num_bins)
-        network = network_of(owner, self.conditioner, MLP, self.hidden_dims, self.activation)
+        network = network_of(self, MLP)
         layers: list[Bijector] = []
         for i in range(self.num_layers):
             splines: Bijector

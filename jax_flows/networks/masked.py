@@ -79,7 +79,7 @@ class MaskedNetwork(nn.Module):
     def widths(self) -> tuple[int, ...]:
         """Of inputs, hidden layers and outputs."""
         plan = self.plan
-        in_dim = plan.dim if self.num_branches else plan.dim + plan.context_dim
+        in_dim = plan.num_inputs + (0 if self.num_branches else plan.context_dim)
         return in_dim, *plan.hidden_dims, plan.dim * plan.num_parameters
 
     def variable_shapes(self, dtype: Any) -> Variables:
@@ -93,7 +93,7 @@ class MaskedNetwork(nn.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         plan, widths = self.plan, self.widths
-        weights = linear_layers(widths, x, self.starts)
+        weights = linear_layers(widths, x, self.initial_scale, self.starts)
         apart = plan.context_dim, widths[1]
         gates = context_layers("gates", self.num_gates, *apart, x)
         branches = context_layers("branches", self.num_branches, *apart, x)
@@ -108,7 +108,7 @@ class MaskedNetwork(nn.Module):
         terms = branch_terms(self.activation, branches, context)
         h = x if context is None or terms else jnp.concatenate([x, context], -1)
         out = self.evaluate(h, weights, gate_factors(gates, context), terms)
-        return out.reshape(*x.shape, plan.num_parameters)
+        return out.reshape(*x.shape[:-1], plan.dim, plan.num_parameters)
 
     def evaluate(
         self, x: Array, weights: Weights, gates: Sequence[Array], terms: Sequence[Array]
@@ -154,11 +154,12 @@ class MaskedNetwork(nn.Module):
             at = max(0, 2 * i - 1)
             sums[at] = sums[at] + term.T
         if context is not None and not terms:
-            product = jnp.matmul(weights[0][:, plan.dim :], context.T, precision=matmul_precision())
+            late = weights[0][:, plan.num_inputs :]
+            product = jnp.matmul(late, context.T, precision=matmul_precision())
             sums[0] = sums[0] + product
         for i, factor in enumerate(factors):
             gates[2 * i + 2] = factor.T
-        weights[0] = weights[0][:, : plan.dim]
+        weights[0] = weights[0][:, : plan.num_inputs]
         for i, order in enumerate(plan.sorting):
             if order is None:
                 continue
@@ -183,7 +184,9 @@ class MaskedMLP(MaskedNetwork):
         degrees: of the hidden units, see ``flow_bridge.masks.Autoregression``.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
         context_dim: width of the context, which every hidden unit sees; 0 for none.
-        context: as in ``MLP``.
+        context, initial_scale: as in ``MLP``.
+        num_features: how many inputs there are for each dimension: the input is of width ``dim`` times
+            this, the first feature of all dimensions, then the second of all.
 
     Raises:
         ValueError: for an unknown order or name, degrees that do not fit, a width below 1 and a branch
@@ -200,10 +203,13 @@ class MaskedMLP(MaskedNetwork):
     order: Order = None
     context_dim: int = 0
     context: str = "concatenate"
+    initial_scale: float = 1.0
+    num_features: int = 1
 
     def __post_init__(self) -> None:
         checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        checks.non_negative_number("MLP", initial_scale=self.initial_scale)
         _ = self.plan
         super().__post_init__()
 
@@ -216,6 +222,7 @@ class MaskedMLP(MaskedNetwork):
             self.order,
             self.context_dim,
             self.degrees,
+            self.num_features,
         )
 
     @property
@@ -235,6 +242,8 @@ class MaskedResidualMLP(MaskedNetwork):
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
         context_dim: width of the context, which every hidden unit sees; 0 for none.
         pre_activation: as in ``ResidualMLP``.
+        initial_scale: as in ``MLP``.
+        num_features: as in ``MaskedMLP``.
 
     Raises:
         ValueError: for an unknown name, degrees that do not fit or a number below 1.
@@ -252,6 +261,8 @@ class MaskedResidualMLP(MaskedNetwork):
     order: Order = None
     context_dim: int = 0
     pre_activation: bool = True
+    initial_scale: float = 1.0
+    num_features: int = 1
 
     def __post_init__(self) -> None:
         checks.residual_network(
@@ -263,6 +274,7 @@ class MaskedResidualMLP(MaskedNetwork):
             self.pre_activation,
         )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
+        checks.non_negative_number("ResidualMLP", initial_scale=self.initial_scale)
         _ = self.plan
         super().__post_init__()
 
@@ -273,7 +285,13 @@ class MaskedResidualMLP(MaskedNetwork):
         degrees = self.degrees
         listed = degrees if isinstance(degrees, str | None) else (degrees,) * num_layers
         return Autoregression(
-            self.dim, hidden_dims, self.num_parameters, self.order, self.context_dim, listed
+            self.dim,
+            hidden_dims,
+            self.num_parameters,
+            self.order,
+            self.context_dim,
+            listed,
+            self.num_features,
         )
 
     @property

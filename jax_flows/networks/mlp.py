@@ -13,7 +13,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.masks import Index, Mask, Partition, as_index
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.numerics import conditioner_operands
+from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables, linear_shapes
 
@@ -61,9 +61,10 @@ def apply_layers(
 
 def normalize(x: Array, scale: Array, shift: Array) -> Array:
     """Layer normalisation of the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
+    wide = at_least_float32(x)  # squares of float16 overflow from 256
+    centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + EPS) * scale + shift
+    return (centred * jax.lax.rsqrt(variance + EPS)).astype(x.dtype) * scale + shift
 
 
 def branch_terms(activation: str, branches: Weights, context: Array | None) -> list[Array]:
@@ -109,10 +110,16 @@ class LayerNorm(nn.Module):
 
 
 def linear_layers(
-    widths: Sequence[int], x: Array, starts: Sequence[float | None] = ()
+    widths: Sequence[int],
+    x: Array,
+    initial_scale: float = 1.0,
+    starts: Sequence[float | None] = (),
 ) -> list[tuple[Array, Array]]:
-    """One linear layer from each width to the next, in the module that calls this."""
-    starts = starts or [None] * (len(widths) - 1)
+    """One linear layer from each width to the next, the last one's first weights times a factor, in the
+    module that calls this."""
+    starts = [*(starts or [None] * (len(widths) - 1))]
+    if initial_scale != 1:
+        starts[-1] = initial_scale * widths[-2] ** -0.5
     return [
         Linear(in_dim, out_dim, start, name=f"layers_{i}")(x)
         for i, ((in_dim, out_dim), start) in enumerate(zip(pairwise(widths), starts, strict=True))
@@ -168,6 +175,7 @@ class MLP(nn.Module):
             own, the first hidden layer being act(W x + b + act(V c + d)).
         context_dim: width of the context, 0 for none.
         normalization: ``"layer_norm"``, for layer normalisation in front of every activation, or ``None``.
+        initial_scale: factor of the last layer's first weights; with 0 most maps start as the identity.
 
     Raises:
         ValueError: for an unknown name, a width below 1, a branch without a hidden layer and the
@@ -183,11 +191,13 @@ class MLP(nn.Module):
     context: str = "concatenate"
     context_dim: int = 0
     normalization: str | None = None
+    initial_scale: float = 1.0
 
     def __post_init__(self) -> None:
         checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
         checks.layer_normalization("MLP", self.normalization, self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        checks.non_negative_number("MLP", initial_scale=self.initial_scale)
         super().__post_init__()
 
     @property
@@ -220,7 +230,7 @@ class MLP(nn.Module):
         """Args: x, and a context of its batch shape; ``inputs`` and ``outputs`` select the columns of
         the first weight that x meets and the rows of the last weight that are computed (all of them
         by default)."""
-        weights = linear_layers(self.widths, x)
+        weights = linear_layers(self.widths, x, self.initial_scale)
         apart = self.context_dim, self.widths[1]
         branches = context_layers("branches", self.num_branches, *apart, x)
         if inputs is not None:
@@ -246,6 +256,7 @@ class SeparateMLPs(nn.Module):
         num_parameters, mask, context_dim: of the coupling.
         hidden_dims: widths of the hidden layers of each network.
         activation: a name in ``ACTIVATIONS``.
+        initial_scale: as in ``MLP``.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
     """
@@ -259,11 +270,13 @@ class SeparateMLPs(nn.Module):
     context_dim: int = 0
     hidden_dims: Sequence[int] = (64, 64)
     activation: str = "leaky_relu"
+    initial_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for _ in range(self.num_parameters):
             checks.hidden_widths("MLP", self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
+        checks.non_negative_number("MLP", initial_scale=self.initial_scale)
         super().__post_init__()
 
     def variable_shapes(self, dtype: Any) -> Variables:
@@ -282,6 +295,12 @@ class SeparateMLPs(nn.Module):
         inputs, outputs = as_index(partition.inputs), as_index(partition.free)
         widths = dim + self.context_dim, dim, self.hidden_dims
         networks = [
-            MLP(*widths, self.activation, name=f"networks_{i}") for i in range(self.num_parameters)
+            MLP(
+                *widths,
+                self.activation,
+                initial_scale=self.initial_scale,
+                name=f"networks_{i}",
+            )
+            for i in range(self.num_parameters)
         ]
         return tuple(network(x, None, inputs, outputs) for network in networks)

@@ -97,6 +97,7 @@ class ResidualMLP(nn.Module):
         pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
         normalization: ``"layer_norm"``, for layer normalisation of what a block begins with and in front of
             its second activation, or ``None``.
+        initial_scale: as in ``MLP``.
 
     Raises:
         ValueError: for an unknown name, a number below 1 and the normalisation of a single unit.
@@ -115,6 +116,7 @@ class ResidualMLP(nn.Module):
     context_dim: int = 0
     pre_activation: bool = True
     normalization: str | None = None
+    initial_scale: float = 1.0
 
     def __post_init__(self) -> None:
         checks.residual_network(
@@ -127,6 +129,7 @@ class ResidualMLP(nn.Module):
         )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
         checks.layer_normalization("ResidualMLP", self.normalization, [self.hidden_dim])
+        checks.non_negative_number("ResidualMLP", initial_scale=self.initial_scale)
         super().__post_init__()
 
     @property
@@ -157,7 +160,8 @@ class ResidualMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
-        weights = linear_layers(self.widths, x, small_starts(self.num_blocks))
+        starts = small_starts(self.num_blocks)
+        weights = linear_layers(self.widths, x, self.initial_scale, starts)
         pair = self.context_dim, self.hidden_dim
         gates = gate_factors(context_layers("gates", self.num_gates, *pair, x), context)
         branches = context_layers("branches", self.num_branches, *pair, x)

@@ -18,6 +18,7 @@ from flow_bridge.univariate import check_spline, raw_slope, slope_offset
 from jax_flows.numerics import check_constants, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
+from jax_flows.univariate.circular import circle_features, wrapped
 
 
 @register
@@ -97,29 +98,22 @@ class SplineMap(UnivariateMap):
     def features(self, x: Array, axis: int) -> Array:
         if self.boundary != "circular":
             return x
-        angle = (x - self.low) * (2 * math.pi / (self.high - self.low))
-        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis)
+        return circle_features(x, self.low, self.high, axis)
 
     def forward(self, x: Array, parameters: Array) -> Output:
         if self.boundary != "circular":
             return self._map(x, parameters)
         z, log_slope = self._map(x, parameters[..., :-1])
-        return self._wrapped(z + parameters[..., -1]), log_slope
+        return wrapped(z + parameters[..., -1], self.low, self.high), log_slope
 
     def inverse(self, z: Array, parameters: Array) -> Output:
         if self.boundary != "circular":
             return self._map(z, parameters, inverse=True)
-        turned = self._wrapped(z - parameters[..., -1])
+        turned = wrapped(z - parameters[..., -1], self.low, self.high)
         x, log_slope = self._map(turned, parameters[..., :-1], inverse=True)
         outside = (z < self.low) | (z > self.high)
-        x = jnp.where(outside, math.nan, self._wrapped(x))
+        x = jnp.where(outside, math.nan, wrapped(x, self.low, self.high))
         return x, jnp.where(outside, math.nan, log_slope)
-
-    def _wrapped(self, x: Array) -> Array:
-        """x modulo the circle, in [low, high)."""
-        inside = jnp.mod(x - self.low, self.high - self.low) + self.low
-        wrapped = jnp.where(inside >= self.high, inside - (self.high - self.low), inside)
-        return jnp.where((x >= self.low) & (x < self.high), x, wrapped)
 
     def _map(self, x: Array, parameters: Array, inverse: bool = False) -> Output:
         low, high = self.low, self.high

@@ -47,7 +47,7 @@ class MaskedAutoregressive(Bijector):
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
     Raises:
-        ValueError: for an order that is not one, a network without masks, and a circular map.
+        ValueError: for an order that is not one, and a network without masks.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
 
@@ -86,13 +86,14 @@ class MaskedAutoregressive(Bijector):
         options = self.conditioner.arguments({})
         normalization = options.pop("normalization") if self.conditioner.cls in MASKED else None
         masked = issubclass(cls, MaskedNetwork)
-        checks.masked_conditioner(cls.__name__, masked, map.num_features, normalization)
+        checks.masked_conditioner(cls.__name__, masked, normalization)
         self.network: MaskedNetwork = cls(
             dim,
             map.num_parameters,
             **options,
             order=self.order,
             context_dim=context_dim,
+            num_features=map.num_features,
         )
         generated = torch.as_tensor(self.network.plan.generated)
         # on the meta device a checkpoint of unknown origin may ask for any size, and nothing is run
@@ -101,7 +102,8 @@ class MaskedAutoregressive(Bijector):
         self.register_buffer("position", generated.argsort(), persistent=False)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        z, log_slope = self.map.forward(x, self.network(x, context).to(x.dtype))
+        seen = self.map.features(x, -1)
+        z, log_slope = self.map.forward(x, self.network(seen, context).to(x.dtype))
         return z, log_slope.sum(-1)
 
     @full_precision
@@ -111,8 +113,8 @@ class MaskedAutoregressive(Bijector):
         weights, sums, gates = self.network.unrolled(flat)
         sums = [total.expand(-1, rows.shape[1]) for total in sums]
         parts = self.network.plan.parts(BLOCK_SIZE)
-        solved, log_slope = self._solve(parts, 0, rows, weights, sums, gates)
-        x = _join(solved[0])[self.position].T.reshape(z.shape)
+        _, x, log_slope = self._solve(parts, 0, rows, weights, sums, gates)
+        x = x[self.position].T.reshape(z.shape)
         return x, log_slope.sum(0).reshape(z.shape[:-1])
 
     def _solve(
@@ -123,7 +125,7 @@ class MaskedAutoregressive(Bijector):
         weights: Sequence[Tensor],
         sums: Sequence[Tensor],
         gates: Gates,
-    ) -> tuple[list[list[Tensor]], Tensor]:
+    ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
         """Solve for a run of dimensions, everything generated before it being known.
 
         What one part of the run contributes to a later one is one product per layer; only what a
@@ -138,8 +140,8 @@ class MaskedAutoregressive(Bijector):
             gates: per layer, see ``networks.masked.Unrolled``.
 
         Returns:
-            x and the values of each hidden layer, in the layout of z and in pieces to be joined; and
-            log|dx/dz| of each dimension.
+            What the network sees of x and the values of each hidden layer, in the layout of z and in
+            pieces to be joined; x; and log|dx/dz| of each dimension.
         """
         if len(parts) == 1:
             return self._solve_block(start, z, weights, sums, gates)
@@ -151,8 +153,8 @@ class MaskedAutoregressive(Bijector):
             for weight, (below, above) in zip(weights, pairwise(sizes), strict=True)
         ]
         solved: list[list[Tensor]] = [[] for _ in weights]
-        log_dets = []
-        for k, z_part in enumerate(z.split(sizes[0])):
+        found, log_dets = [], []
+        for k, z_part in enumerate(z.split(math.prod(parts[1:]))):
             totals = [total[k] for total in sum_parts]
             for i, values in enumerate(solved):
                 # the last one depends on whatever the others do: vmap needs it first
@@ -160,12 +162,13 @@ class MaskedAutoregressive(Bijector):
                     add = Tensor.addmm_ if j < k - 1 else torch.addmm
                     totals[i] = add(totals[i], weight_parts[i][k][j], values[j])
             own = [weight[k][k] for weight in weight_parts]
-            pieces, log_det = self._solve(parts[1:], start, z_part, own, totals, gate_parts[k])
+            pieces, x, log_det = self._solve(parts[1:], start, z_part, own, totals, gate_parts[k])
             for values, layer in zip(solved, pieces, strict=True):
                 values.append(_join(layer))
+            found.append(x)
             log_dets.append(log_det)
             start += z_part.shape[0]
-        return solved, torch.cat(log_dets)
+        return solved, torch.cat(found), torch.cat(log_dets)
 
     def _solve_block(
         self,
@@ -174,14 +177,14 @@ class MaskedAutoregressive(Bijector):
         weights: Sequence[Tensor],
         sums: Sequence[Tensor],
         gates: Gates,
-    ) -> tuple[list[list[Tensor]], Tensor]:
+    ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
         """``_solve`` one dimension after another, with the hidden units that each one completes."""
         sizes = self._sizes(start, z.shape[0], 1)
         sum_parts = [total.split(size) for total, size in zip(sums, sizes[1:], strict=True)]
         gate_parts = _split_gates(gates, sizes)
         weight_parts = [weight.split(size) for weight, size in zip(weights, sizes[1:], strict=True)]
         solved: list[list[Tensor]] = [[z[:0]], *([] for _ in weights[1:])]
-        log_dets = []
+        found, log_dets = [], []
         step, inverse, separable = self.network.step, self.map.inverse, self.map.separable
         for k, z_row in enumerate(z):
             residual: Tensor | None = None
@@ -196,9 +199,11 @@ class MaskedAutoregressive(Bijector):
                     value, residual = step(i, total, residual, gate_parts[k][i])
                     solved[i + 1].append(value)
             x_row, log_det = inverse(z_row, total.unbind() if separable else total.T)
-            solved[0].append(x_row.unsqueeze(0))
+            solved[0].append(self.map.features(x_row.unsqueeze(0), 0))
+            found.append(x_row)
             log_dets.append(log_det)
-        return [pieces or [z[:0]] for pieces in solved], torch.stack(log_dets)
+        solved = [pieces or [z[:0]] for pieces in solved]
+        return solved, torch.stack(found), torch.stack(log_dets)
 
     def _sizes(self, start: int, run: int, step: int) -> list[list[int]]:
         """How many inputs, units of each hidden layer and outputs belong to each ``step`` dimensions

@@ -44,6 +44,8 @@ class Bijector(HasVariables):
         parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others.
         couples: whether a chain may call ``couple`` in place of ``map_forward`` and ``map_inverse``: no
             subclass has overridden these since ``couple`` was written.
+        stacks: the same for ``map_stack``, which maps through several of a class at once, if they agree in
+            their ``stack_sizes``.
     """
 
     event_shape: Shape = (None,)
@@ -54,11 +56,13 @@ class Bijector(HasVariables):
     adaptive: bool = False
     parts: Any = None
     couples: bool = False
+    stacks: bool = False
+    stack_sizes: Any = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         checks.overridden(cls.__name__, vars(cls), ("forward", "inverse"))
-        cls.couples = has_plain_coupling(cls)
+        cls.couples, cls.stacks = maps_by(cls, "couple"), maps_by(cls, "map_stack")
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,6 +166,10 @@ class Bijector(HasVariables):
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
         return (self.codomain if inverse else self.domain) != REALS
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each block."""
+        return [self.domain if inverse else self.codomain]
+
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         """Which rows of x are free of NaN and outside the domain, at an open end of it or infinite.
 
@@ -194,9 +202,9 @@ class Bijector(HasVariables):
         return self.map_forward(x, context)[0]
 
 
-def has_plain_coupling(cls: type) -> bool:
-    """Whether ``map_forward`` and ``map_inverse`` are those that were written with ``couple``."""
-    owner = next((base for base in cls.__mro__ if "couple" in vars(base)), None)
+def maps_by(cls: type, method: str) -> bool:
+    """Whether ``map_forward`` and ``map_inverse`` are those that were written with a method."""
+    owner = next((base for base in cls.__mro__ if method in vars(base)), None)
     if owner is None:
         return False
     names = ("map_forward", "map_inverse")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.domains import Interval
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.registry import register
 
@@ -61,6 +62,9 @@ class Blockwise(Bijector):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return any(b.is_bounded(inverse) for b in self.bijectors)
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return [interval for b in self.bijectors for interval in b.intervals(inverse)]
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         found = self._each(x, context, lambda b, part, c: b.outside(part, c, inverse))

@@ -165,7 +165,7 @@ class ActNorm(Bijector):
 class Standardize(Bijector):
     """z = (x - loc) / scale with fixed arrays, for images with one of each per channel.
 
-    log|det| = -sum(log(scale)) (times height * width). The identity until ``standardized`` sets
+    log|det| = -sum(log|scale|) (times height * width). The identity until ``standardized`` sets
     ``loc`` and ``scale`` from data. They are no weights: training and ``initialize`` leave them alone.
 
     Args:
@@ -207,4 +207,4 @@ class Standardize(Bijector):
 
     def _log_det(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.event_shape)]
-        return (self.scale.log().sum() * self.num_pixels).expand(batch)
+        return (self.scale.abs().log().sum() * self.num_pixels).expand(batch)

@@ -1,6 +1,8 @@
 """Planar, radial and Sylvester maps: the identity plus a few directions."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,7 @@ class Planar(Bijector):
         self.dim = dim
         self.context_dim = context_dim
         self.event_shape = (dim,)
+        self.stack_sizes = dim, context_dim
         w, u = torch.randn(dim), torch.randn(dim)
         if not w.is_meta:  # where each of these steps would take a millisecond for nothing
             # below 1 a step in w would move u_hat, u / |w|, by units
@@ -68,33 +71,53 @@ class Planar(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(2 * dim + 1, context_dim))
 
-    @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        w, b, u_hat, s, log_s = self._constrained(context)
-        a = (w * x).sum(-1) + b
-        return x + u_hat * a.tanh().unsqueeze(-1), _log_det(a, s, log_s)
+        return self.map_stack(x, context, [self])
 
-    @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        w, b, u_hat, s, log_s = self._constrained(context)
-        a = _solve((w * z).sum(-1) + b, s)
-        return z - u_hat * a.tanh().unsqueeze(-1), -_log_det(a, s, log_s)
+        return self.map_stack(z, context, [self], True)
 
-    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        w: Tensor = self.w
-        u: Tensor = self.u
-        b: Tensor = self.b
-        if context is not None:
-            offset = context @ self.context_weight.T
-            w, u = w + offset[..., : self.dim], u + offset[..., self.dim : -1]
-            b = b + offset[..., -1]
-        wu = (w * u).sum(-1)
-        norm2 = w.square().sum(-1)
-        moving = norm2 > 0  # at w = 0 the map is a translation: w.u_hat is 0 whatever u is
-        step = (softplus(-wu) - 1) / torch.where(moving, norm2, 1)
-        s = torch.where(moving, softplus(wu), 1)
-        log_s = torch.where(moving, log_softplus(wu), 0)
-        return w, b, u + step.unsqueeze(-1) * w, s, log_s
+    @classmethod
+    @full_precision
+    def map_stack(
+        cls, x: Tensor, context: Tensor | None, layers: Sequence["Planar"], inverse: bool = False
+    ) -> Output:
+        w, u_hat, b, s, log_s = _planar_parameters(layers, context)
+        found = []
+        parts = (w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), s.unbind(-1))
+        for w_i, u_i, b_i, s_i in zip(*parts, strict=True):
+            a = (w_i * x).sum(-1) + b_i
+            if inverse:
+                a = _solve(a, s_i)
+            step = u_i * a.tanh().unsqueeze(-1)
+            x = x - step if inverse else x + step
+            found.append(a)
+        log_det = _log_det(torch.stack(found, -1), s, log_s).sum(-1)
+        return x, -log_det if inverse else log_det
+
+
+def _planar_parameters(layers: Sequence[Planar], context: Tensor | None) -> tuple[Tensor, ...]:
+    """w, u_hat (..., layers, dim) and b, s, log(s) (..., layers)."""
+    w = torch.stack([layer.w for layer in layers])
+    u = torch.stack([layer.u for layer in layers])
+    b = torch.stack([layer.b for layer in layers])
+    if context is not None:
+        dim = w.shape[-1]
+        offset = _offsets(layers, context)
+        w, u, b = w + offset[..., :dim], u + offset[..., dim:-1], b + offset[..., -1]
+    wu = (w * u).sum(-1)
+    norm2 = w.square().sum(-1)
+    moving = norm2 > 0  # at w = 0 the map is a translation: w.u_hat is 0 whatever u is
+    step = (softplus(-wu) - 1) / torch.where(moving, norm2, 1)
+    s = torch.where(moving, softplus(wu), 1)
+    log_s = torch.where(moving, log_softplus(wu), 0)
+    return w, u + step.unsqueeze(-1) * w, b, s, log_s
+
+
+def _offsets(layers: Sequence[Any], context: Tensor) -> Tensor:
+    """What the context adds to the parameters of each layer, (..., layers, parameters)."""
+    weights = torch.cat([layer.context_weight for layer in layers])
+    return (context @ weights.T).unflatten(-1, (len(layers), -1))
 
 
 @register
@@ -123,6 +146,7 @@ class Radial(Bijector):
         self.dim = dim
         self.context_dim = context_dim
         self.event_shape = (dim,)
+        self.stack_sizes = dim, context_dim
         # alpha = s = 1 would be the identity
         start = math.log(math.e - 1)
         self.center = nn.Parameter(torch.randn(dim))
@@ -131,40 +155,54 @@ class Radial(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(dim + 2, context_dim))
 
-    @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        center, alpha, s = self._constrained(context)
-        offset = x - center
-        r = norm(offset)
-        z = center + offset * divide(r + s, alpha + r).unsqueeze(-1)
-        return z, self._log_det(r, alpha, s)
+        return self.map_stack(x, context, [self])
 
-    @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        center, alpha, s = self._constrained(context)
-        offset = z - center
-        r = _positive_root(norm(offset), alpha, s)
-        x = center + offset * divide(alpha + r, r + s).unsqueeze(-1)
-        return x, -self._log_det(r, alpha, s)
+        return self.map_stack(z, context, [self], True)
 
-    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        center: Tensor = self.center
-        raw_alpha: Tensor = self.raw_alpha
-        raw_s: Tensor = self.raw_s
-        if context is not None:
-            shift = context @ self.context_weight.T
-            center = center + shift[..., : self.dim]
-            raw_alpha, raw_s = raw_alpha + shift[..., -2], raw_s + shift[..., -1]
-        tiny = torch.finfo(center.dtype).tiny
-        return center, softplus(raw_alpha) + tiny, softplus(raw_s) + tiny
+    @classmethod
+    @full_precision
+    def map_stack(
+        cls, x: Tensor, context: Tensor | None, layers: Sequence["Radial"], inverse: bool = False
+    ) -> Output:
+        center, alpha, s = _radial_parameters(layers, context)
+        found = []
+        parts = (center.unbind(-2), alpha.unbind(-1), s.unbind(-1))
+        for center_i, alpha_i, s_i in zip(*parts, strict=True):
+            offset = x - center_i
+            r = norm(offset)
+            if inverse:
+                r = _positive_root(r, alpha_i, s_i)
+                factor = divide(alpha_i + r, r + s_i)
+            else:
+                factor = divide(r + s_i, alpha_i + r)
+            x = center_i + offset * factor.unsqueeze(-1)
+            found.append(r)
+        log_det = _radial_log_det(torch.stack(found, -1), alpha, s, x.shape[-1]).sum(-1)
+        return x, -log_det if inverse else log_det
 
-    def _log_det(self, r: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
-        total = alpha + r
-        excess, share = divide(s - alpha, total), divide(alpha, total)
-        tangential = _log_of(excess, divide(r + s, total))
-        squares = divide(r, total) * divide(r + 2 * alpha, total)
-        radial = _log_of(share * excess, squares + share * divide(s, total))
-        return (self.dim - 1) * tangential + radial
+
+def _radial_parameters(layers: Sequence[Radial], context: Tensor | None) -> tuple[Tensor, ...]:
+    """The centers (..., layers, dim), and alpha and s (..., layers)."""
+    center = torch.stack([layer.center for layer in layers])
+    raw_alpha = torch.stack([layer.raw_alpha for layer in layers])
+    raw_s = torch.stack([layer.raw_s for layer in layers])
+    if context is not None:
+        offset = _offsets(layers, context)
+        center = center + offset[..., :-2]
+        raw_alpha, raw_s = raw_alpha + offset[..., -2], raw_s + offset[..., -1]
+    tiny = torch.finfo(center.dtype).tiny
+    return center, softplus(raw_alpha) + tiny, softplus(raw_s) + tiny
+
+
+def _radial_log_det(r: Tensor, alpha: Tensor, s: Tensor, dim: int) -> Tensor:
+    total = alpha + r
+    excess, share = divide(s - alpha, total), divide(alpha, total)
+    tangential = _log_of(excess, divide(r + s, total))
+    squares = divide(r, total) * divide(r + 2 * alpha, total)
+    radial = _log_of(share * excess, squares + share * divide(s, total))
+    return (dim - 1) * tangential + radial
 
 
 def _log_of(excess: Tensor, value: Tensor) -> Tensor:
@@ -219,6 +257,7 @@ class Sylvester(Bijector):
         self.rank = rank
         self.context_dim = context_dim
         self.event_shape = (dim,)
+        self.stack_sizes = dim, rank, context_dim
         self.householder = nn.Parameter(torch.randn(rank, dim))
         # R near 0 is near the identity; S starts with 0.76 on its diagonal
         factors = torch.randn(rank, rank + 1)
@@ -229,45 +268,71 @@ class Sylvester(Bijector):
         if context_dim:
             self.context_weight = nn.Parameter(torch.zeros(rank * (rank + 2), context_dim))
 
-    @full_precision
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        outer, inner, b, s, log_s = self._constrained(context)
-        q = _orthonormal(self.householder)
-        a = _product(inner, _product(q.T, x)) + b
-        return x + _product(q, _product(outer, a.tanh())), _log_det(a, s, log_s).sum(-1)
+        return self.map_stack(x, context, [self])
 
-    @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        outer, inner, b, s, log_s = self._constrained(context)
-        q = _orthonormal(self.householder)
-        y = _product(q.T, z)
-        a = tanh = solved = torch.zeros_like(y + b)
-        for i in reversed(range(self.rank)):
-            now = torch.arange(self.rank, device=z.device) == i
-            r, t = outer[..., i, :], inner[..., i, :]
-            value = y[..., i] - (r * tanh).sum(-1)
-            start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
-            root = _solve(start, s[..., i])
-            a = torch.where(now, root.unsqueeze(-1), a)
-            tanh = torch.where(now, root.tanh().unsqueeze(-1), tanh)
-            value = value - r[..., i] * root.tanh()
-            solved = torch.where(now, value.unsqueeze(-1), solved)
-        return z - _product(q, _product(outer, tanh)), -_log_det(a, s, log_s).sum(-1)
+        return self.map_stack(z, context, [self], True)
 
-    def _constrained(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        factors: Tensor = self.factors
-        b: Tensor = self.b
-        if context is not None:
-            shift = context @ self.context_weight.T
-            factors = factors + shift[..., : -self.rank].unflatten(-1, factors.shape)
-            b = b + shift[..., -self.rank :]
-        outer, inner = factors[..., 1:].triu(), factors[..., :-1].tril().mT
-        p, q = outer.diagonal(0, -2, -1), inner.diagonal(0, -2, -1)
-        log_s = (log_sech2(p) + log_sech2(q) - log_sech2(p + q)) / 2
-        eye = torch.eye(self.rank, dtype=p.dtype, device=p.device)
-        outer = outer.triu(1) + p.tanh().unsqueeze(-1) * eye
-        inner = inner.triu(1) + q.tanh().unsqueeze(-1) * eye
-        return outer, inner, b, log_s.exp(), log_s
+    @classmethod
+    @full_precision
+    def map_stack(
+        cls, x: Tensor, context: Tensor | None, layers: Sequence["Sylvester"], inverse: bool = False
+    ) -> Output:
+        outer, inner, b, s, log_s = _sylvester_parameters(layers, context)
+        found = []
+        columns = _orthonormal(torch.stack([layer.householder for layer in layers]))
+        parts = (columns.unbind(-3), outer.unbind(-3), inner.unbind(-3), b.unbind(-2), s.unbind(-2))
+        for q, outer_i, inner_i, b_i, s_i in zip(*parts, strict=True):
+            y = _product(q.T, x)
+            if inverse:
+                a, tanh = _solve_triangle(y, outer_i, inner_i, b_i, s_i)
+                x = x - _product(q, _product(outer_i, tanh))
+            else:
+                a = _product(inner_i, y) + b_i
+                x = x + _product(q, _product(outer_i, a.tanh()))
+            found.append(a)
+        log_det = _log_det(torch.stack(found, -2), s, log_s).sum((-2, -1))
+        return x, -log_det if inverse else log_det
+
+
+def _sylvester_parameters(
+    layers: Sequence[Sylvester], context: Tensor | None
+) -> tuple[Tensor, ...]:
+    """R and S (..., layers, rank, rank), and b, s and log(s) (..., layers, rank)."""
+    factors = torch.stack([layer.factors for layer in layers])
+    b = torch.stack([layer.b for layer in layers])
+    rank = b.shape[-1]
+    if context is not None:
+        offset = _offsets(layers, context)
+        factors = factors + offset[..., :-rank].unflatten(-1, (rank, rank + 1))
+        b = b + offset[..., -rank:]
+    outer, inner = factors[..., 1:].triu(), factors[..., :-1].tril().mT
+    p, q = outer.diagonal(0, -2, -1), inner.diagonal(0, -2, -1)
+    log_s = (log_sech2(p) + log_sech2(q) - log_sech2(p + q)) / 2
+    eye = torch.eye(rank, dtype=p.dtype, device=p.device)
+    outer = outer.triu(1) + p.tanh().unsqueeze(-1) * eye
+    inner = inner.triu(1) + q.tanh().unsqueeze(-1) * eye
+    return outer, inner, b, log_s.exp(), log_s
+
+
+def _solve_triangle(
+    y: Tensor, outer: Tensor, inner: Tensor, b: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor]:
+    """a and tanh(a) for a = S v + b with v + R tanh(a) = y, the last coordinate first."""
+    rank = y.shape[-1]
+    a = tanh = solved = torch.zeros_like(y + b)
+    for i in reversed(range(rank)):
+        now = torch.arange(rank, device=y.device) == i
+        r, t = outer[..., i, :], inner[..., i, :]
+        value = y[..., i] - (r * tanh).sum(-1)
+        start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
+        root = _solve(start, s[..., i])
+        a = torch.where(now, root.unsqueeze(-1), a)
+        tanh = torch.where(now, root.tanh().unsqueeze(-1), tanh)
+        value = value - r[..., i] * root.tanh()
+        solved = torch.where(now, value.unsqueeze(-1), solved)
+    return a, tanh
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -278,19 +343,20 @@ def _product(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """The first columns of the product of the reflections in ``vectors`` (rank, dim), as (dim, rank).
+    """The first columns of the product of the reflections in ``vectors`` (..., rank, dim), as (..., dim,
+    rank).
 
     A reflection is I - 2 v v^T / |v|^2, or the identity where v = 0; the product is I - V^T T V with
     T upper triangular, whose inverse is known from the inner products.
     """
     dtype, vectors = vectors.dtype, at_least_float32(vectors)
-    rank, dim = vectors.shape
+    rank, dim = vectors.shape[-2:]
     length = norm(vectors).unsqueeze(-1)
     unit = vectors / torch.where(length > 0, length, 1)
     eye = torch.eye(rank, dim, dtype=vectors.dtype, device=vectors.device)
-    triangle = _product(unit, unit).triu(1) + eye[:, :rank] / 2
-    solution = torch.linalg.solve_triangular(triangle, unit[:, :rank], upper=True)
-    return (eye.T - _product(unit.T, solution.T).T).to(dtype)
+    triangle = (unit @ unit.mT).triu(1) + eye[:, :rank] / 2
+    solution = torch.linalg.solve_triangular(triangle, unit[..., :rank], upper=True)
+    return (eye.T - unit.mT @ solution).to(dtype)
 
 
 def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
@@ -327,28 +393,44 @@ def _excess(a: Tensor) -> Tensor:
 
 
 def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    tanh = a.tanh()
-    slope = tanh.square() + s * (1 - tanh) * (1 + tanh)
-    return a - divide(_excess(a) + s * tanh - t, slope)
+    tanh, largest = a.tanh(), math.log(torch.finfo(a.dtype).max) - 1
+    # 1 - tanh^2 would be 0 long before s sech^2 is
+    sech = a.clamp(-largest, largest).cosh().reciprocal()
+    slope = tanh.square() + s * sech.square()
+    return a - divide(_excess(a) + (s * tanh - t), slope)
+
+
+def _convex_start(t: Tensor, s: Tensor) -> Tensor:
+    """Near the root for s < 1: off by at most 0.41 of it."""
+    cube = (3 * t).pow(1 / 3)
+    ratio = (s / cube.square()).clamp(1e-4, 1e6)
+    cubic = 2 * cube * ratio.sqrt() * ((0.5 / (ratio * ratio.sqrt())).asinh() / 3).sinh()
+    low = torch.minimum(t / s, cubic)
+    return torch.where(low < 1, low, torch.minimum(t / s, t + 1))
+
+
+def _concave_start(t: Tensor, s: Tensor) -> Tensor:
+    """Below the root for s >= 1, by at most 0.3 of it."""
+    highest = (4 * s).log() / 2
+    tanh = ((t - highest) / (s - 1)).clamp(0, 1 - torch.finfo(s.dtype).eps)
+    tanh = torch.where(t - s < highest - 1.5, tanh, 0)
+    return torch.maximum(torch.maximum(t / s, t - s + 1), tanh.atanh())
 
 
 def _solve(t: Tensor, s: Tensor) -> Tensor:
     """The root a of a - tanh(a) + s tanh(a) = t.
 
-    The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1): from a start beyond
-    the root (below it for s >= 1) Newton's steps are monotone. The last two steps carry gradients,
-    which makes derivatives up to the third exact at the root.
+    The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
+    of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
+    there the detached steps come within 3e-10 of the root, whatever t and s are. The last two steps carry
+    gradients, which makes derivatives up to the third exact at the root.
     """
     if t.ndim == s.ndim == 0:  # PyTorch's forward mode makes float64 of float32 scalars
         return _solve(t.unsqueeze(-1), s).squeeze(-1)
     t, s = torch.broadcast_tensors(t, s.clamp_min(torch.finfo(s.dtype).tiny))
     fixed_t, scale = t.detach(), s.detach()
     magnitude = fixed_t.abs()
-    cubic = (5 * magnitude).pow(1 / 3)
-    upper = torch.minimum(magnitude / scale, magnitude + 1)
-    upper = torch.where(cubic <= 1, torch.minimum(upper, cubic), upper)
-    lower = torch.maximum(magnitude / scale, magnitude + 1 - scale)
-    a = torch.where(scale < 1, upper, lower)
+    a = torch.where(scale < 1, _convex_start(magnitude, scale), _concave_start(magnitude, scale))
     for _ in range(DETACHED_STEPS):
         a = _newton_step(a, magnitude, scale)
     a = torch.copysign(a, fixed_t)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.domains import Interval
 from torch_flows.bijectors.base import Bijector, Output, Shape
 from torch_flows.registry import register
 
@@ -70,6 +71,9 @@ class Chain(Bijector):
     def is_bounded(self, inverse: bool = False) -> bool:
         return any(bijector.is_bounded(inverse) for bijector in self.bijectors)
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.bijectors[0 if inverse else -1].intervals(inverse)
+
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         if not self.is_bounded(inverse):
             return super().outside(x, context, inverse)
@@ -103,12 +107,14 @@ class Chain(Bijector):
         parts: Any = None
         partition: Any = None
         fixed = free = x
-        for bijector in bijectors:
+        for bijector, *others in _runs(bijectors):
             layer_context = context if bijector.context_dim else None
             own_parts = bijector.parts if bijector.couples else None
             if partition is not None and own_parts != parts:
                 x, partition = partition.merge(fixed, free), None
-            if own_parts is None:
+            if others:
+                x, log_det = bijector.map_stack(x, layer_context, [bijector, *others], inverse)
+            elif own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
             else:
@@ -147,6 +153,20 @@ class Chain(Bijector):
         return x
 
 
+def _runs(bijectors: Iterable[Any]) -> list[list[Any]]:
+    """Neighbours of one class and size that map as a stack, and every other one by itself."""
+    runs: list[list[Any]] = []
+    last: Any = None
+    for bijector in bijectors:
+        key = (type(bijector), bijector.stack_sizes) if bijector.stacks else None
+        if key and key == last:
+            runs[-1].append(bijector)
+        else:
+            runs.append([bijector])
+        last = key
+    return runs
+
+
 @register
 class Invert(Bijector):
     """Swaps the two directions of a bijector.
@@ -177,6 +197,9 @@ class Invert(Bijector):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         return self.bijector.is_bounded(not inverse)
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.bijector.intervals(not inverse)
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         return self.bijector.outside(x, context, not inverse)

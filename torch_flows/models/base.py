@@ -87,10 +87,15 @@ def normalization_layers(
     return [BatchNorm(dim) if isinstance(dim, int) and kind == "batch_norm" else ActNorm(dim)]
 
 
-def network_of(
-    owner: str, conditioner: Any, cls: type, hidden_dims: Any, activation: str
-) -> Network:
-    """The conditioner that is given, or a ``cls`` of the given widths."""
-    if conditioner is None:
-        return Network(cls, hidden_dims=hidden_dims, activation=activation)
-    return as_network(owner, conditioner, MLP)
+def network_of(model: Any, cls: type) -> Network:
+    """The conditioner that a model is given, or a ``cls`` of the sizes that it states."""
+    owner = type(model).__name__
+    checks.initial_scale(owner, model.initial_scale, model.conditioner)
+    if model.conditioner is not None:
+        return as_network(owner, model.conditioner, MLP)
+    return Network(
+        cls,
+        hidden_dims=model.hidden_dims,
+        activation=model.activation,
+        initial_scale=model.initial_scale,
+    )

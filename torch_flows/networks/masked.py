@@ -47,14 +47,21 @@ class MaskedNetwork(nn.Module):
     branches: Sequence[nn.Linear]
 
     def __init__(
-        self, plan: Autoregression, activation: str, num_gates: int = 0, num_branches: int = 0
+        self,
+        plan: Autoregression,
+        activation: str,
+        num_gates: int = 0,
+        num_branches: int = 0,
+        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.activation = activation
-        in_dim = plan.dim if num_branches else plan.dim + plan.context_dim
+        self.initial_scale = initial_scale
+        in_dim = plan.num_inputs + (0 if num_branches else plan.context_dim)
         widths = (in_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
-        self.layers = linear_layers(widths)  # type: ignore[assignment]
+        owner = type(self).__name__.removeprefix("Masked")
+        self.layers = linear_layers(owner, widths, initial_scale)  # type: ignore[assignment]
         apart = plan.context_dim, widths[1]
         self.gates = context_layers(num_gates, *apart)  # type: ignore[assignment]
         self.branches = context_layers(num_branches, *apart)  # type: ignore[assignment]
@@ -109,10 +116,10 @@ class MaskedNetwork(nn.Module):
             at = max(0, 2 * i - 1)
             sums[at] = sums[at] + term.T
         if context is not None and not terms:
-            sums[0] = torch.addmm(sums[0], weights[0][:, plan.dim :], context.T)
+            sums[0] = torch.addmm(sums[0], weights[0][:, plan.num_inputs :], context.T)
             for i, layer in enumerate(self.gates):
                 gates[2 * i + 2] = layer(context).sigmoid().T
-        weights[0] = weights[0][:, : plan.dim]
+        weights[0] = weights[0][:, : plan.num_inputs]
         for i, is_sorted in enumerate(self.is_sorted):
             if is_sorted:
                 continue
@@ -138,7 +145,9 @@ class MaskedMLP(MaskedNetwork):
         degrees: of the hidden units, see ``flow_bridge.masks.Autoregression``.
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
         context_dim: width of the context, which every hidden unit sees; 0 for none.
-        context: as in ``MLP``.
+        context, initial_scale: as in ``MLP``.
+        num_features: how many inputs there are for each dimension: the input is of width ``dim`` times
+            this, the first feature of all dimensions, then the second of all.
 
     Raises:
         ValueError: for an unknown order or name, degrees that do not fit, a width below 1 and a branch
@@ -157,11 +166,15 @@ class MaskedMLP(MaskedNetwork):
         order: Order = None,
         context_dim: int = 0,
         context: str = "concatenate",
+        initial_scale: float = 1.0,
+        num_features: int = 1,
     ) -> None:
         hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
-        plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, degrees)
-        super().__init__(plan, activation, 0, int(context == "branch" and context_dim > 0))
+        widths = dim, hidden_dims, num_parameters
+        plan = Autoregression(*widths, order, context_dim, degrees, num_features)
+        num_branches = int(context == "branch" and context_dim > 0)
+        super().__init__(plan, activation, 0, num_branches, initial_scale)
 
 
 @register_network
@@ -176,6 +189,8 @@ class MaskedResidualMLP(MaskedNetwork):
         order: which dimension is generated when, see ``flow_bridge.masks.autoregressive_order``.
         context_dim: width of the context, which every hidden unit sees; 0 for none.
         pre_activation: as in ``ResidualMLP``.
+        initial_scale: as in ``MLP``.
+        num_features: as in ``MaskedMLP``.
 
     Raises:
         ValueError: for an unknown name, degrees that do not fit or a number below 1.
@@ -195,6 +210,8 @@ class MaskedResidualMLP(MaskedNetwork):
         order: Order = None,
         context_dim: int = 0,
         pre_activation: bool = True,
+        initial_scale: float = 1.0,
+        num_features: int = 1,
     ) -> None:
         checks.residual_network(
             "ResidualMLP", hidden_dim, num_blocks, context, context_dim, pre_activation
@@ -203,8 +220,10 @@ class MaskedResidualMLP(MaskedNetwork):
         num_layers = 1 + 2 * num_blocks
         hidden_dims = (hidden_dim,) * num_layers
         listed = degrees if isinstance(degrees, str | None) else (degrees,) * num_layers
-        plan = Autoregression(dim, hidden_dims, num_parameters, order, context_dim, listed)
-        super().__init__(plan, activation, *context_counts(context, context_dim, num_blocks))
+        widths = dim, hidden_dims, num_parameters
+        plan = Autoregression(*widths, order, context_dim, listed, num_features)
+        counts = context_counts(context, context_dim, num_blocks)
+        super().__init__(plan, activation, *counts, initial_scale)
         self.pre_activation = pre_activation
         start_small(self.layers)
 

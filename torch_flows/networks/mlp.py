@@ -55,9 +55,14 @@ def branch_terms(
     return [ACTIVATIONS[activation](terms[0]), *terms[1:]] if terms else []
 
 
-def linear_layers(widths: Sequence[int]) -> nn.ModuleList:
-    """One linear layer from each width to the next."""
-    return nn.ModuleList(nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths))
+def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0) -> nn.ModuleList:
+    """One linear layer from each width to the next, the last one's weights times a factor."""
+    checks.non_negative_number(owner, initial_scale=initial_scale)
+    layers = nn.ModuleList(nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths))
+    if initial_scale != 1:
+        for parameter in layers[-1].parameters():
+            parameter.data.mul_(initial_scale)
+    return layers
 
 
 def layer_norms(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
@@ -87,6 +92,7 @@ class MLP(nn.Module):
             own, the first hidden layer being act(W x + b + act(V c + d)).
         context_dim: width of the context, 0 for none.
         normalization: ``"layer_norm"``, for layer normalisation in front of every activation, or ``None``.
+        initial_scale: factor of the last layer's first weights; with 0 most maps start as the identity.
 
     Raises:
         ValueError: for an unknown name, a width below 1, a branch without a hidden layer and the
@@ -107,6 +113,7 @@ class MLP(nn.Module):
         context: str = "concatenate",
         context_dim: int = 0,
         normalization: str | None = None,
+        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
@@ -118,9 +125,11 @@ class MLP(nn.Module):
         self.context = context
         self.context_dim = context_dim
         self.normalization = normalization
+        self.initial_scale = initial_scale
         branched = context == "branch" and context_dim > 0
         in_dim = in_dim if branched else in_dim + context_dim
-        self.layers = linear_layers((in_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
+        widths = (in_dim, *hidden_dims, out_dim)
+        self.layers = linear_layers("MLP", widths, initial_scale)  # type: ignore[assignment]
         self.branches = context_layers(int(branched), context_dim, (*hidden_dims, 0)[0])  # type: ignore[assignment]
         self.norms = layer_norms(normalization, hidden_dims)  # type: ignore[assignment]
 
@@ -158,6 +167,7 @@ class SeparateMLPs(nn.Module):
         num_parameters, mask, context_dim: of the coupling.
         hidden_dims: widths of the hidden layers of each network.
         activation: a name in ``ACTIVATIONS``.
+        initial_scale: as in ``MLP``.
 
     Reference: Dinh et al. (2017), RealNVP, arXiv:1605.08803.
     """
@@ -173,6 +183,7 @@ class SeparateMLPs(nn.Module):
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (64, 64),
         activation: str = "leaky_relu",
+        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         dim = in_dim + out_dim // num_parameters
@@ -185,7 +196,8 @@ class SeparateMLPs(nn.Module):
             else:
                 self.register_buffer(name, torch.as_tensor(index), persistent=False)
         self.networks = nn.ModuleList(
-            MLP(dim + context_dim, dim, hidden_dims, activation) for _ in range(num_parameters)
+            MLP(dim + context_dim, dim, hidden_dims, activation, initial_scale=initial_scale)
+            for _ in range(num_parameters)
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -82,6 +82,7 @@ class ResidualMLP(nn.Module):
         pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
         normalization: ``"layer_norm"``, for layer normalisation of what a block begins with and in front of
             its second activation, or ``None``.
+        initial_scale: as in ``MLP``.
 
     Raises:
         ValueError: for an unknown name, a number below 1 and the normalisation of a single unit.
@@ -106,6 +107,7 @@ class ResidualMLP(nn.Module):
         context_dim: int = 0,
         pre_activation: bool = True,
         normalization: str | None = None,
+        initial_scale: float = 1.0,
     ) -> None:
         super().__init__()
         checks.residual_network(
@@ -122,9 +124,11 @@ class ResidualMLP(nn.Module):
         self.context_dim = context_dim
         self.pre_activation = pre_activation
         self.normalization = normalization
+        self.initial_scale = initial_scale
         num_gates, num_branches = context_counts(context, context_dim, num_blocks)
         in_dim = in_dim if num_branches else in_dim + context_dim
-        self.layers = linear_layers((in_dim, *hidden_dims, out_dim))  # type: ignore[assignment]
+        widths = (in_dim, *hidden_dims, out_dim)
+        self.layers = linear_layers("ResidualMLP", widths, initial_scale)  # type: ignore[assignment]
         start_small(self.layers)
         self.gates = context_layers(num_gates, context_dim, hidden_dim)  # type: ignore[assignment]
         self.branches = context_layers(num_branches, context_dim, hidden_dim)  # type: ignore[assignment]

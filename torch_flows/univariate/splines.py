@@ -17,6 +17,7 @@ from flow_bridge.univariate import check_spline, raw_slope, slope_offset
 from torch_flows.numerics import check_constants, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
+from torch_flows.univariate.circular import circle_features, wrapped
 
 
 @register
@@ -94,29 +95,22 @@ class SplineMap(UnivariateMap):
     def features(self, x: Tensor, axis: int) -> Tensor:
         if self.boundary != "circular":
             return x
-        angle = (x - self.low) * (2 * math.pi / (self.high - self.low))
-        return torch.cat([angle.cos(), angle.sin()], axis)
+        return circle_features(x, self.low, self.high, axis)
 
     def forward(self, x: Tensor, parameters: Tensor) -> Output:
         if self.boundary != "circular":
             return self._map(x, parameters)
         z, log_slope = self._map(x, parameters[..., :-1])
-        return self._wrapped(z + parameters[..., -1]), log_slope
+        return wrapped(z + parameters[..., -1], self.low, self.high), log_slope
 
     def inverse(self, z: Tensor, parameters: Tensor) -> Output:
         if self.boundary != "circular":
             return self._map(z, parameters, inverse=True)
-        turned = self._wrapped(z - parameters[..., -1])
+        turned = wrapped(z - parameters[..., -1], self.low, self.high)
         x, log_slope = self._map(turned, parameters[..., :-1], inverse=True)
         outside = (z < self.low) | (z > self.high)
-        x = self._wrapped(x).masked_fill(outside, math.nan)
+        x = wrapped(x, self.low, self.high).masked_fill(outside, math.nan)
         return x, log_slope.masked_fill(outside, math.nan)
-
-    def _wrapped(self, x: Tensor) -> Tensor:
-        """x modulo the circle, in [low, high)."""
-        inside = (x - self.low).remainder(self.high - self.low) + self.low
-        wrapped = torch.where(inside >= self.high, inside - (self.high - self.low), inside)
-        return torch.where((x >= self.low) & (x < self.high), x, wrapped)
 
     def _map(self, x: Tensor, parameters: Tensor, inverse: bool = False) -> Output:
         low, high = self.low, self.high

@@ -1,4 +1,4 @@
-"""The command line: ``twinflows train | sample | log-prob | inspect | parity | convert | import``.
+"""The command line: ``twinflows train | sample | log-prob | quantiles | pairs | inspect | ...``.
 
 Exit codes: 0 for success, 1 where a parity check fails, training diverges or something is wrong inside,
 2 for bad input. Results go to stdout, progress, warnings and errors to stderr.
@@ -92,6 +92,12 @@ Half = Annotated[
 Result = Annotated[
     Path | None, typer.Option(help="Write to a .npy, .csv or .parquet file, not to stdout.")
 ]
+OneContext = Annotated[
+    str | None,
+    typer.Option(
+        "--context", help="One context for all, as numbers with commas or as NAME=NUMBER."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 
 
@@ -120,6 +126,15 @@ def train(
     ] = True,
     robust: Annotated[
         bool, typer.Option("--robust", help="Standardize by median and interquartile range.")
+    ] = False,
+    bounds: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bounds of a column, as COLUMN=LOW:HIGH or COLUMN=LOW:; may be repeated."
+        ),
+    ] = None,
+    heavy_tails: Annotated[
+        bool, typer.Option("--heavy-tails", help="The same as --base studentt --robust.")
     ] = False,
     validation: Annotated[float, typer.Option(help="The fraction of rows held out.")] = 0.1,
     epochs: Annotated[int, typer.Option(min=1)] = 100,
@@ -150,20 +165,26 @@ def train(
     from flow_bridge.architecture import architecture
     from flow_bridge.checkpoint import write_checkpoint
     from flow_bridge.standardization import location_and_scale
-    from twinflows.command.columns import choose, take
-    from twinflows.command.models import (
+    from twinflows.command.columns import choose, column_bounds, take
+    from twinflows.command.outputs import check_outputs
+    from twinflows.command.pictures import check_picture, draw_training
+    from twinflows.command.tables import read_table
+    from twinflows.sides.models import (
         check_storable,
         describe,
         draw,
         expected_shapes,
         new_model,
+        parse_options,
+        scaled,
     )
-    from twinflows.command.outputs import check_outputs
-    from twinflows.command.pictures import check_picture, draw_training
-    from twinflows.command.tables import read_table
 
     if no_picture and picture is not None:
         raise ValueError("--picture and --no-picture contradict each other: give one of them.")
+    if heavy_tails and base is not None:
+        raise ValueError("--heavy-tails and --base contradict each other: give one of them.")
+    robust = robust or heavy_tails
+    base = "studentt" if heavy_tails else base
     if robust and not standardize:
         raise ValueError("--robust and --no-standardize contradict each other: give one of them.")
     drawing = None if no_picture else picture or out.with_suffix(".png")
@@ -183,6 +204,9 @@ def train(
         None if table.names is None else [table.names[i] for i in part] for part in (chosen, given)
     )
     flat = x.ndim == 2
+    if bounds and not flat:
+        raise ValueError(f"--bounds are of columns, {data} holds events of {x.shape[1:]}.")
+    limits = column_bounds(bounds or [], names, x.shape[1])
     _warn([*table.warnings, *(table.few_values(chosen) if flat else ())])
     if x.ndim in (2, 4):
         location_and_scale(x, dtype.value, "data", names, robust)
@@ -193,15 +217,15 @@ def train(
         backend,
         x.shape[1:],
         len(given),
-        options or [],
+        parse_options(options or []),
         base,
         names,
         context_names if given else None,
     )
     built = new_model(described, backend, dtype.value, seed)
     _check_batches(built.arrays(), len(x), validation, batch_size)
-    if standardize and x.ndim in (2, 4):
-        built.standardize(x, contexts if given else None, robust)
+    scaling = standardize and x.ndim in (2, 4)
+    built = scaled(built, x, contexts if given else None, dtype.value, robust, limits, scaling)
     check_storable(architecture(built.flow), built.arrays())
     contexts_cast = contexts.astype(dtype.value, copy=False) if given else None
     history = built.fit(
@@ -258,10 +282,7 @@ def sample(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="The same samples in both halves.")
     ] = 0,
-    context: Annotated[
-        str | None,
-        typer.Option(help="One context for all, as numbers with commas or as NAME=NUMBER."),
-    ] = None,
+    context: OneContext = None,
     out: Result = None,
     backend: Half = None,
     force: Force = False,
@@ -269,8 +290,8 @@ def sample(
 ) -> None:
     """Draw samples from a checkpoint's model."""
     from twinflows.command.columns import one_context
-    from twinflows.command.models import draw, open_model
     from twinflows.command.outputs import check_outputs
+    from twinflows.sides.models import draw, open_model
 
     check_outputs([out], [file], force)
     model = open_model(file, backend)
@@ -287,15 +308,21 @@ def log_prob(
     file: File,
     data: Data,
     out: Result = None,
+    anomaly: Annotated[
+        bool,
+        typer.Option("--anomaly", help="Also the share of the density above that of each row."),
+    ] = False,
+    num: Annotated[int, typer.Option(min=1, help="Draws that --anomaly is counted of.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of these draws.")] = 0,
     backend: Half = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """The log-density of rows in nats. Columns are matched by name, or the context comes last."""
     from twinflows.command.columns import match, take
-    from twinflows.command.models import in_blocks, open_model
     from twinflows.command.outputs import check_outputs
     from twinflows.command.tables import read_table
+    from twinflows.sides.models import in_blocks, open_model
 
     check_outputs([out], [file, data], force)
     table = read_table(data)
@@ -304,9 +331,103 @@ def log_prob(
     columns, given, notes = match(table, flow.columns, flow.context_columns, flow.context_dim)
     _warn([*table.warnings, *notes])
     x, contexts = take(table, columns, given)
-    values = in_blocks(model.log_prob, x, contexts if given else None)
+    context = contexts if given else None
+    values = in_blocks(model.log_prob, x, context)
     summary = {"mean": float(values.mean()), "log_prob": values.tolist()}
-    _emit(values[:, None], ["log_prob"], out, summary if as_json else None, _digits(file))
+    written = {"log_prob": values}
+    if anomaly:
+        from twinflows.inference.predictive import model_anomaly_scores
+
+        generator = np.random.default_rng(seed)
+        written["anomaly"] = model_anomaly_scores(model, x, context, num, generator)
+        summary["anomaly"] = written["anomaly"].tolist()
+    rows = np.stack([*written.values()], 1)
+    _emit(rows, [*written], out, summary if as_json else None, _digits(file))
+
+
+@app.command()
+def quantiles(
+    file: File,
+    levels: Annotated[str, typer.Option(help="With commas, between 0 and 1.")] = "0.05,0.5,0.95",
+    num: Annotated[int, typer.Option(min=2, help="Draws that they are taken of.")] = 10_000,
+    context: OneContext = None,
+    out: Result = None,
+    backend: Half = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantiles of every column; exact for one column with a normal base, else of draws."""
+    from twinflows.command.columns import one_context
+    from twinflows.command.outputs import check_outputs
+    from twinflows.inference.predictive import model_quantiles
+    from twinflows.sides.models import open_model
+
+    check_outputs([out], [file], force)
+    try:
+        given = [float(level) for level in levels.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--levels expects numbers with commas, got {levels!r}.") from error
+    model = open_model(file, backend)
+    if len(model.flow.event_shape) != 1:
+        raise ValueError(
+            f"quantiles are of columns, {file} has events of {model.flow.event_shape}."
+        )
+    condition = one_context(context, model.flow.context_columns, model.flow.context_dim)
+    found = model_quantiles(model, given, None if condition is None else condition[None], num)[:, 0]
+    names = model.flow.columns or [f"x{i}" for i in range(found.shape[1])]
+    summary = {"levels": given, "columns": model.flow.columns, "quantiles": found.tolist()}
+    rows = np.column_stack([given, found])
+    _emit(rows, ["level", *names], out, summary if as_json else None, _digits(file))
+
+
+@app.command()
+def pairs(
+    file: File,
+    out: Annotated[Path, typer.Option(help="The picture: .png, .pdf, .svg or .jpg.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Rows to draw beside the samples: .npy, .csv or .parquet.")
+    ] = None,
+    context: OneContext = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the samples.")] = 0,
+    backend: Half = None,
+    force: Force = False,
+) -> None:
+    """Draw the marginals of a checkpoint's model, and its columns pair by pair.
+
+    Of a conditional model it takes one context, or the contexts of the rows of --data.
+    """
+    from twinflows.command.columns import match, one_context, take
+    from twinflows.command.outputs import check_outputs, replacing
+    from twinflows.command.pictures import check_picture
+    from twinflows.command.tables import read_table
+    from twinflows.inference.pictures import MAX_ROWS, draw_pairs
+    from twinflows.sides.models import draw, open_model
+
+    check_outputs([out], [file, data], force)
+    check_picture(out)
+    model = open_model(file, backend)
+    flow = model.flow
+    if len(flow.event_shape) != 1:
+        raise ValueError(f"pairs are of columns, {file} has events of {flow.event_shape}.")
+    rows = contexts = None
+    if data is not None:
+        if context is not None:
+            raise ValueError("--data and --context contradict each other: give one of them.")
+        table = read_table(data)
+        columns, given, notes = match(table, flow.columns, flow.context_columns, flow.context_dim)
+        _warn([*table.warnings, *notes])
+        rows, contexts = (part[:MAX_ROWS] for part in take(table, columns, given))
+    if data is None:
+        condition = one_context(context, flow.context_columns, flow.context_dim)
+        contexts = None if condition is None else np.tile(condition, (MAX_ROWS, 1))
+    elif not flow.context_dim:
+        contexts = None
+    num = MAX_ROWS if contexts is None else len(contexts)
+    samples = draw(model, num, np.random.default_rng(seed), contexts)
+    figure = draw_pairs(samples, rows, flow.columns)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=100)
+    print(f"{out}: {num} samples" + ("" if rows is None else f" beside {len(rows)} rows"))
 
 
 @app.command()
@@ -360,9 +481,9 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Compare everything that a checkpoint computes in both frameworks, or two checkpoints."""
-    from twinflows.command.models import draw, draw_context, noise_shape, open_model
     from twinflows.command.outputs import check_outputs, replacing
     from twinflows.parity.compare import check_parity
+    from twinflows.sides.models import draw, draw_context, noise_shape, open_model
 
     check_outputs([html], [file, second], force)
     model = open_model(file, "torch")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from twinflows.command.tables import Table
+from twinflows.sides.bounds import Bounds, check_bounds
 
 
 def choose(table: Table, context: str | None, context_columns: int) -> tuple[list[int], list[int]]:
@@ -120,3 +121,28 @@ def check_names(where: str | Path, wanted: Sequence[str], found: Sequence[str]) 
 def _list(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:20]))
     return shown if len(names) <= 20 else f"{shown} and {len(names) - 20} more"
+
+
+def column_bounds(
+    texts: Sequence[str], names: Sequence[str] | None, width: int
+) -> list[Bounds] | None:
+    """Bounds given as ``COLUMN=LOW:HIGH``, an end that is left out being none.
+
+    Raises:
+        ValueError: for other text, unknown columns, and ends out of order.
+    """
+    if not texts:
+        return None
+    found: dict[str | int, tuple[float, float]] = {}
+    for text in texts:
+        column, _, pair = text.rpartition("=")
+        low, colon, high = pair.partition(":")
+        try:
+            if not (column and colon):
+                raise ValueError
+            ends = float(low or -np.inf), float(high or np.inf)
+        except ValueError as error:
+            raise ValueError(f"--bounds expects COLUMN=LOW:HIGH, got {text!r}.") from error
+        named = names is not None and column in names
+        found[int(column) if not named and column.isdecimal() else column] = ends
+    return check_bounds(found, names, width)

@@ -12,8 +12,8 @@ from flow_bridge.architecture import Architecture
 from flow_bridge.checkpoint import read_checkpoint, read_header, write_checkpoint
 from flow_bridge.errors import ConversionError
 from flow_bridge.weights import jax_to_torch, torch_to_jax
-from twinflows.command.models import check_storable, expected_shapes
 from twinflows.command.outputs import replacing
+from twinflows.sides.models import check_storable, expected_shapes
 
 
 def convert_file(

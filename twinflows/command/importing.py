@@ -13,7 +13,7 @@ from flow_bridge.checkpoint import write_checkpoint
 from flow_bridge.errors import ConversionError
 from flow_bridge.importers import Imported, import_state
 from flow_bridge.weights import DTYPES
-from twinflows.command.models import check_storable, expected_shapes
+from twinflows.sides.models import check_storable, expected_shapes
 
 
 def import_file(

@@ -4,6 +4,9 @@ numpy in, numpy out; tensors of PyTorch and arrays of JAX are taken too, and nei
 scikit-learn and matplotlib are imported where they are used: ``pip install 'twinflows[inference]'``.
 """
 
+from typing import Any
+
+from flow_bridge import optional
 from twinflows.inference.calibration import (
     Bands,
     Coverage,
@@ -41,6 +44,7 @@ from twinflows.inference.pictures import (
     draw_evidence,
     draw_latent_pit,
     draw_local_c2st,
+    draw_pairs,
     draw_ranks,
     draw_weights,
 )
@@ -51,8 +55,10 @@ __all__ = [
     "Bands",
     "Chain",
     "Comparison",
+    "ConditionalFlowDensity",
     "Coverage",
     "Estimate",
+    "FlowDensity",
     "LatentPIT",
     "LocalC2ST",
     "Smoothed",
@@ -67,6 +73,7 @@ __all__ = [
     "draw_evidence",
     "draw_latent_pit",
     "draw_local_c2st",
+    "draw_pairs",
     "draw_ranks",
     "draw_weights",
     "ecdf_bands",
@@ -89,3 +96,12 @@ __all__ = [
     "tarp_ranks",
     "uniformity",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators derive from scikit-learn's, which nothing else here needs at import."""
+    if name not in ("ConditionalFlowDensity", "FlowDensity"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(
+        optional.host(name, "twinflows.inference.density", "scikit-learn", "inference"), name
+    )

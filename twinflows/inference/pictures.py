@@ -26,6 +26,7 @@ from twinflows.inference.pareto import pareto_smoothed
 from twinflows.inference.two_sample import C2ST, LocalC2ST
 
 MAX_POINTS = 100
+MAX_ROWS, MAX_COLUMNS = 2000, 8
 
 
 def draw_weights(log_weights: Any) -> Any:
@@ -224,6 +225,59 @@ def draw_comparison(log_prob_a: Any, log_prob_b: Any) -> Any:
         ylabel="rows",
         title=f"mean {mean:.4f} ± {error:.4f}, p = {pvalue:.3g}",
     )
+    return figure
+
+
+def draw_pairs(samples: Any, data: Any = None, names: Sequence[str] | None = None) -> Any:
+    """Marginals on the diagonal, pairs of columns below it: samples of a model, beside data if given.
+
+    Args:
+        samples, data: shape ``(rows, columns)``; the first 8 columns are drawn, of 2,000 rows.
+        names: of the columns.
+
+    Raises:
+        ValueError: for less than 2 rows, and for data of other columns than the samples.
+        ImportError: without matplotlib.
+    """
+    matplotlib = optional.host("draw_pairs", "matplotlib.figure", "matplotlib", "inference")
+    tables = {"samples": arrays.rows("draw_pairs", "samples", samples)}
+    if data is not None:
+        tables["data"] = arrays.rows("draw_pairs", "data", data)
+    shapes = {table.shape[1:] for table in tables.values()}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise ValueError("draw_pairs expects samples and data of shape (rows, columns), the same.")
+    tables = {label: table[:MAX_ROWS, :MAX_COLUMNS] for label, table in tables.items()}
+    size = next(iter(tables.values())).shape[1]
+    figure = matplotlib.Figure(figsize=(1 + 2 * size, 1 + 2 * size), layout="constrained")
+    grid = figure.subplots(size, size, squeeze=False)
+    ranges = [
+        np.quantile(tables.get("data", tables["samples"])[:, i], [0.005, 0.995])
+        for i in range(size)
+    ]
+    ends = [(low - 0.1 * (high - low), high + 0.1 * (high - low) + 1e-12) for low, high in ranges]
+    for row in range(size):
+        for column in range(size):
+            axes = grid[row, column]
+            if column > row:
+                axes.remove()
+                continue
+            for i, (label, table) in enumerate(reversed(tables.items())):
+                color = {"samples": "C0", "data": "0.5"}[label]
+                if row == column:
+                    style = {"histtype": "step", "density": True, "label": label, "color": color}
+                    axes.hist(table[:, row], 40, range=ends[row], **style)
+                else:
+                    axes.plot(
+                        table[:, column], table[:, row], ".", color=color, markersize=1.5, zorder=i
+                    )
+                    axes.set(ylim=ends[row])
+            axes.set(xlim=ends[column])
+            if names is not None and row == size - 1:
+                axes.set(xlabel=_plain(names[column]))
+            if names is not None and column == 0 and row:
+                axes.set(ylabel=_plain(names[row]))
+    if len(tables) > 1:
+        grid[0, 0].legend()
     return figure
 
 

@@ -13,6 +13,7 @@ from twinflows.parity.limits import (
     BY_CONDITIONING,
     BY_MOVING,
     BY_SOLVER,
+    DIFFERENCE_STEPS,
     DIFFERENCES,
     GATES,
     MAX_CONDITIONING,
@@ -440,13 +441,15 @@ def _try_derivatives(trial: Trial, runs: list[Results], report: ParityReport) ->
             parts = [float((run[name][key] * v).sum()) for key, v in way.items()]
             scale = float(np.linalg.norm(parts))
             error_, limit = math.inf, 0.0
-            for step in (2.0**-20, 2.0**-24):  # the second where the first crosses a kink
+            for step in DIFFERENCE_STEPS:
                 high, size = _linear_form(side, name, rows, trial.context, way, step)
                 low, _ = _linear_form(side, name, rows, trial.context, way, -step)
                 gap = abs((high - low) / (2 * step) - sum(parts))
                 rounding = MOVE * EPS["float64"] * size / step
                 if gap <= error_:
                     error_, limit = gap, DIFFERENCES * scale + rounding
+                if error_ <= limit:
+                    break
             if not (math.isfinite(scale) and math.isfinite(size)):
                 continue
             report.comparisons.append(

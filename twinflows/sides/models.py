@@ -1,4 +1,4 @@
-"""What the commands do with models: describe, open, draw."""
+"""What the command line and the estimators do with models: describe, open, draw."""
 
 import inspect
 import json
@@ -14,10 +14,21 @@ from flow_bridge.checkpoint import MODEL, Header, TensorInfo, check_model
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_shapes
 from twinflows.sides.base import Side, half
+from twinflows.sides.bounds import (
+    FREE,
+    Bounds,
+    bound_arrays,
+    check_inside,
+    held_inside,
+    stated_bounds,
+    to_line,
+    with_bounds,
+)
 
 BLOCK_ROWS = 4096
 MAX_LAYERS, MAX_ENTRIES = 10_000, 1 << 27
 """What a model may have of layers and of entries of masks, before its size is known."""
+ALIASES = {"nsf": "neuralsplineflow"}
 BASE_DEFAULTS: dict[str, Architecture] = {
     "GaussianMixture": {"num_components": 8},
     "StudentT": {"df": 4.0},
@@ -39,12 +50,28 @@ def open_model(path: str | os.PathLike[str], backend: str | None) -> Side:
     return model
 
 
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Arguments given as ``"NAME=JSON"``.
+
+    Raises:
+        ValueError: for options of another form.
+    """
+    result = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            result[name] = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"--set expects NAME=JSON, got {option[:40]!r}.") from error
+    return result
+
+
 def describe(
     model: str,
     backend: str | None,
     event_shape: tuple[int, ...],
     context_dim: int,
-    options: Sequence[str],
+    options: Mapping[str, Any],
     base: str | None = None,
     columns: Sequence[str] | None = None,
     context_columns: Sequence[str] | None = None,
@@ -52,13 +79,13 @@ def describe(
     """The architecture of a flow like a named model, for events of a shape.
 
     Args:
-        model: its name, in any case.
-        options: further arguments, each ``"NAME=JSON"``; those of the base are ``"base.NAME=JSON"``.
+        model: its name, in any case, or one of ``ALIASES``.
+        options: further arguments by name; those of the base are named ``"base.NAME"``.
         base: the name of another base distribution, in any case.
         columns, context_columns: the names of the entries.
 
     Raises:
-        ValueError: for an unknown name and for options of another form.
+        ValueError: for an unknown name, and for options that follow from the data.
     """
     package = _package(backend)
     types = package.registry.registry.types
@@ -66,17 +93,14 @@ def describe(
     cls = _named("model", model, flows)
     size = _size(cls, event_shape)
     described: Architecture = {"type": cls.__name__, **size}
+    if event_shape == (1,) and "autoregressive" in inspect.signature(cls).parameters:
+        described["autoregressive"] = True  # one number has nothing to couple with
     if context_dim:
         described["context_dim"] = context_dim
     base_options: Architecture = {}
-    for option in options:
-        name, _, text = option.partition("=")
-        try:
-            value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"--set expects NAME=JSON, got {option[:40]!r}.") from error
+    for name, value in options.items():
         if name in (*size, "type", "context_dim"):
-            raise ValueError(f"--set cannot set {name!r}: that follows from the data.")
+            raise ValueError(f"{name!r} cannot be set: that follows from the data.")
         if name.startswith("base."):
             base_options[name.removeprefix("base.")] = value
         else:
@@ -106,6 +130,50 @@ def new_model(architecture: Architecture, backend: str | None, dtype: str, seed:
     num_values = sum(math.prod(shape) for shape in expected_shapes(architecture).values())
     check_memory(f"training {num_values:,} weights", 4 * num_values * np.dtype(dtype).itemsize)
     return half(backend).build(architecture, dtype, seed)
+
+
+def weight_dtype(model: Side) -> str:
+    """Of the weights, and of what the model computes."""
+    return next(iter(model.arrays().values())).dtype.name
+
+
+def rebuild(
+    backend: str, described: Architecture, arrays: Mapping[str, np.ndarray], dtype: str
+) -> Side:
+    """A model of plain data, as files and pickles hold it."""
+    if backend == "jax" and dtype == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    return half(backend).holding(_package(backend).build(described), arrays, dtype)
+
+
+def scaled(
+    model: Side,
+    x: np.ndarray,
+    context: np.ndarray | None,
+    dtype: str,
+    robust: bool = False,
+    bounds: Sequence[Bounds] | None = None,
+    standardize: bool = True,
+) -> Side:
+    """A model of standardised data as one of a table as it is: columns with bounds, any units.
+
+    Args:
+        model: it is changed.
+        x, context: the table, shapes ``(rows, columns)``.
+        robust: scale by median and interquartile range.
+        bounds: of the columns of x, see ``check_bounds``.
+    """
+    if bounds is not None:
+        check_inside(x, bounds, dtype, model.flow.columns)
+        x = to_line(x, bounds)
+    if standardize:
+        model.standardize(x, context, robust)
+    if bounds is None or all(pair == FREE for pair in bounds):
+        return model
+    described = with_bounds(architecture(model.flow), bounds)
+    return rebuild(model.backend, described, bound_arrays(model.arrays(), bounds, dtype), dtype)
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -160,7 +228,17 @@ def draw(
     """
     base, shape = model.flow.base, noise_shape(model, num_samples)
     noise = generator.random(shape) if base.noise == "uniform" else generator.normal(size=shape)
-    return in_blocks(model.from_noise, noise, context)
+    return images(model, noise, context)
+
+
+def images(model: Side, noise: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+    """What the model makes of noise, inside the bounds of its columns."""
+    samples = in_blocks(model.from_noise, noise, context)
+    arrays = model.arrays()
+    bounds = stated_bounds(architecture(model.flow), arrays)
+    if bounds is None:
+        return samples
+    return held_inside(samples, bounds, weight_dtype(model))
 
 
 def draw_context(model: Side, rows: int, generator: np.random.Generator) -> np.ndarray | None:
@@ -217,6 +295,7 @@ def _is_a(cls: Any, base: type) -> bool:
 
 def _named(what: str, name: str, types: dict[str, type]) -> type:
     known = {n.lower(): cls for n, cls in types.items()}
+    name = ALIASES.get(name.lower(), name)
     if name.lower() not in known:
         raise ValueError(f"there is no {what} {name!r}; there are {', '.join(sorted(known))}.")
     return known[name.lower()]

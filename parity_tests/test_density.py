@@ -1,0 +1,199 @@
+"""The estimators of scikit-learn: its own checks, closed forms, bounds, pickles, both halves."""
+
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import kstest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+import torch_flows
+from twinflows.inference import ConditionalFlowDensity, FlowDensity
+from twinflows.sides.base import half
+from twinflows.sides.bounds import check_bounds, held_inside
+from twinflows.sides.models import draw
+
+TINY: dict[str, Any] = {"num_layers": 1, "hidden_dims": [4]}
+QUICK: dict[str, Any] = {"model_options": TINY, "num_epochs": 1, "random_state": 0}
+RNG = np.random.default_rng(0)
+BOUNDS = [(2.0, None), (None, -1.0), (0.0, 3.0), None]
+
+
+def table(rows: int = 60) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return np.column_stack(
+        [
+            2 + rng.exponential(5, rows),
+            -1 - rng.exponential(0.1, rows),
+            3 * rng.beta(2, 5, rows),
+            rng.normal(1e3, 50, rows),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(FlowDensity("maf", "torch", **QUICK), id="density"),
+        pytest.param(
+            ConditionalFlowDensity("maf", "torch", **QUICK),
+            id="conditional",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_scikit_learn_finds_nothing_wrong(estimator: Any) -> None:
+    results = check_estimator(estimator, on_skip=None)
+    assert {r["status"] for r in results} == {"passed", "skipped"}
+
+
+@pytest.mark.parametrize("bounds", [(2.0, None), (None, -1.0), (0.0, 3.0), None])
+def test_densities_of_bounded_columns_are_whole(bounds: Any) -> None:
+    """Integral 1 inside, nothing outside; draws stay inside."""
+    x = table()[:, [BOUNDS.index(bounds)]]
+    density = FlowDensity("maf", "torch", bounds=[bounds], dtype="float64", **QUICK).fit(x)
+    low, high = (-np.inf, np.inf) if bounds is None else bounds
+    low, high = -np.inf if low is None else low, np.inf if high is None else high
+    start = low if np.isfinite(low) else x.min() - 20 * np.ptp(x)
+    stop = high if np.isfinite(high) else x.max() + 20 * np.ptp(x)
+    width = (stop - start) / 20000
+    grid = start + width * (np.arange(20000) + 0.5)
+    assert np.exp(density.score_samples(grid[:, None])).sum() * width == pytest.approx(1, abs=2e-3)
+    drawn = density.sample(200)
+    assert ((drawn > low) & (drawn < high)).all()
+    for end in (end for end in (low, high) if np.isfinite(end)):
+        outside = np.array([[end], [end + np.sign(end - x.mean())]])
+        assert np.isneginf(density.score_samples(outside)).all()
+
+
+def test_samples_that_rounding_puts_on_a_bound_stay_inside() -> None:
+    bounds = check_bounds([(1e3, None), (None, 1e3), (-5.0, 1.0), (0, 1), None], None, 5)
+    held = held_inside(np.array([[1e3, 1e3, 1.0, 0.0, 0.0]]), bounds, "float32")
+    cast = held.astype(np.float32)
+    assert cast[0, 0] > 1e3 > cast[0, 1]
+    assert (cast[0, 2] + np.float32(5)) / np.float32(6) < 1
+    assert 0 < cast[0, 3] < 1e-30
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_both_halves_read_what_either_fitted(backend: str, tmp_path: Any) -> None:
+    x = pd.DataFrame(table(), columns=["income", "loss", "share", "age"])
+    bounds = {"income": (2, None), "loss": (None, -1), "share": (0, 3)}
+    density = FlowDensity("maf", backend, bounds=bounds, heavy_tails=True, **QUICK).fit(x)
+    density.save(tmp_path / "model.safetensors")
+    flow = torch_flows.load(tmp_path / "model.safetensors")
+    assert flow.columns == ("income", "loss", "share", "age")
+    for name in ("torch", "jax"):
+        side = half(name).load(tmp_path / "model.safetensors")
+        np.testing.assert_allclose(
+            side.log_prob(np.array(x), None), density.score_samples(x), rtol=1e-5, atol=1e-5
+        )
+        drawn = draw(side, 5, np.random.default_rng(3), None)
+        expected = draw(density.flow_, 5, np.random.default_rng(3), None)
+        np.testing.assert_allclose(drawn, expected, rtol=1e-4)
+    again = pickle.loads(pickle.dumps(density))
+    assert np.array_equal(again.score_samples(x), density.score_samples(x))
+    assert np.array_equal(again.sample(3), density.sample(3))
+
+
+def test_pickles_are_plain_data() -> None:
+    density = FlowDensity("maf", "torch", dtype="float64", **QUICK).fit(table())
+    data = pickle.dumps(density)
+    for module in (b"torch_flows", b"jax_flows", b"torch._utils", b"jax._src"):
+        assert module not in data
+    assert not hasattr(clone(density), "flow_")
+
+
+def test_pipelines_cross_validation_and_grid_search() -> None:
+    x = table()
+    density = FlowDensity("maf", "torch", **QUICK)
+    assert np.isfinite(cross_val_score(make_pipeline(StandardScaler(), density), x, cv=2)).all()
+    search = GridSearchCV(density, {"learning_rate": [1e-3, 1e-1]}, cv=2).fit(x)
+    assert search.best_estimator_.score(x) == pytest.approx(
+        search.best_estimator_.score_samples(x).mean(dtype=np.float64)
+    )
+
+
+def test_anomaly_scores() -> None:
+    density = FlowDensity("maf", "torch", **QUICK).fit(table())
+    own = density.anomaly_scores(density.sample(300, 1), 2000, 2)
+    assert kstest(own, "uniform").pvalue > 1e-3
+    far = np.array([[1e4, -9.0, 9.0, 0.0]])
+    assert density.anomaly_scores(far) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_quantiles_of_one_target_are_exact(sign: int) -> None:
+    """The mass below each is its level, by integration; for maps that rise and maps that fall."""
+    x = RNG.normal(size=(80, 2))
+    y = np.exp(x[:, 0] + 0.3 * RNG.normal(size=80))
+    density = ConditionalFlowDensity("maf", "torch", bounds=[(0, None)], dtype="float64", **QUICK)
+    density.fit(x, y)
+    if sign < 0:
+        mirror = torch_flows.Standardize(1).double()
+        mirror.scale.fill_(-1)
+        flow = density.flow_.flow
+        flow.bijector = torch_flows.Chain([flow.bijector, mirror])
+    levels = [0.9, 0.1, 0.5]
+    found = density.quantiles(x[:2], levels)
+    assert found.shape == (3, 2)
+    assert np.array_equal(density.quantiles(x[:1], [0.5])[0], density.predict(x[:1]))
+    for row in range(2):
+        for level, end in zip(levels, found[:, row], strict=True):
+            grid = end * (np.arange(4000) + 0.5) / 4000
+            repeated = np.repeat(x[row : row + 1], 4000, 0)
+            mass = np.exp(density.log_prob(repeated, grid)).sum() * end / 4000
+            assert mass == pytest.approx(level, abs=2e-3)
+
+
+@pytest.mark.parametrize("base", ["normal", "heavy"])
+def test_quantiles_of_several_targets_are_those_of_draws(base: str) -> None:
+    x = RNG.normal(size=(60, 1))
+    y = np.column_stack([x[:, 0] + RNG.normal(size=60), 50 * RNG.normal(size=60)])
+    density = ConditionalFlowDensity("maf", "torch", heavy_tails=base == "heavy", **QUICK)
+    density.fit(x, y)
+    found = density.quantiles(x[:3], [0.25, 0.5], num_draws=4000)
+    drawn = density.sample(x[:3], 4000)
+    assert found.shape == (2, 3, 2)
+    assert drawn.shape == (4000, 3, 2)
+    spread = np.ptp(np.quantile(drawn, [0.25, 0.75], 0), 0)
+    assert (abs(found - np.quantile(drawn, [0.25, 0.5], 0)) < 0.1 * spread).all()
+
+
+def holed(value: float) -> np.ndarray:
+    x = table()
+    x[3, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "sentence"),
+    [
+        (
+            holed(np.nan),
+            {},
+            "column 2 of the data holds a missing value (NaN): leave such rows out",
+        ),
+        (holed(np.inf), {}, "column 2 of the data holds an infinity (inf)"),
+        (table() * [1, 0, 1, 1], {}, "column 1 of the data is constant"),
+        (holed(3.0), {"bounds": BOUNDS}, "holds 3.0, which is not inside its bounds (0, 3)"),
+        (table(), {"bounds": {7: (0, 1)}}, "bounds are stated of column 7; there are 4 columns"),
+        (table(), {"bounds": [(0, 1)]}, "bounds are expected for 4 columns, got 1"),
+        (table(), {"bounds": {0: (1, 0)}}, "column 0 are expected as (low, high), got (1, 0)"),
+        (table(), {"model": "glow"}, "Glow"),
+        (table(), {"model": "none"}, "there is no model 'none'"),
+    ],
+)
+def test_refused(x: np.ndarray, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        FlowDensity(**({"model": "maf", "backend": "torch"} | QUICK | options)).fit(x)
+    if not options and "infinity" not in sentence:
+        with pytest.raises(ValueError, match=re.escape(sentence.partition("data")[2][:12])):
+            ConditionalFlowDensity("maf", "torch", **QUICK).fit(x, x[:, 0])
