@@ -32,6 +32,21 @@ LAYOUTS = (
 )
 """Every other array has the same name and layout in both frameworks."""
 
+MATRICES = tuple(layout for layout in LAYOUTS if layout.ndim > 1)
+
+
+def decays(name: str, ndim: int | None = None) -> bool:
+    """Whether weight decay is for an array of this name: the matrices and kernels of networks.
+
+    Args:
+        name: its own, in Flax or in torch.
+        ndim: of the torch array; in Flax the name says enough.
+    """
+    if ndim is None:
+        return any(name == layout.flax_name for layout in MATRICES)
+    return any((name, ndim) == (layout.torch_name, layout.ndim) for layout in MATRICES)
+
+
 _LIST_ITEM = re.compile(r"^(.+)_(\d+)$")
 _STACK = re.compile(r"^(.+)_(\d+):(\d+):(\d+)$")
 

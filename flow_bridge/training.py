@@ -42,7 +42,7 @@ class History:
         step_losses: loss of every step.
         best_epoch: the epoch (from 0) whose weights were kept, ``None`` without validation data and where
             none of its losses is a number.
-        stopped_early: whether ``patience`` ran out.
+        stopped_early: whether ``patience`` ran out, or ``callback`` stopped.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -58,16 +58,30 @@ class Engine(Protocol):
     Attributes:
         part: which part of every batch this process works on.
         is_main: whether this process writes the state and shows progress.
+        skips_non_finite: whether the optimiser leaves out steps whose gradients are not finite.
     """
 
     part: Part
     is_main: bool
+    skips_non_finite: bool
 
     def gather(self, values: Sequence[int]) -> np.ndarray:
         """The values of every process that trains along, ``(processes, values)``."""
 
-    def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Take one step per batch; return the losses, and whether the weights are all finite."""
+    def run(
+        self, chunk: Chunk, rates: np.ndarray, shares: np.ndarray | None
+    ) -> tuple[np.ndarray, bool]:
+        """Take one step per batch; return the losses, and whether the weights are all finite.
+
+        With ``shares`` the weights that every other method sees are the moving averages of the trained
+        ones, which come nearer to these by that share of their difference after each step.
+        """
+
+    def follow(self, history: "History") -> None:
+        """Take note of epochs that are over, for what changes the learning rate by their losses."""
+
+    def weights(self) -> Any:
+        """What a callback gets: the flow, or its variables."""
 
     def evaluate(self, block: Chunk, is_part: bool) -> float:
         """The sum of the loss over a block of validation rows, over those of all processes if it
@@ -132,6 +146,59 @@ def check_options(
     return [seed, *positive.values(), *counts.values()]
 
 
+def check_manners(
+    optimizer: object, ema: float | None, weight_decay: float | None, callback: object
+) -> tuple[float | None, float | None]:
+    """``ema`` and ``weight_decay`` as plain numbers.
+
+    Raises:
+        ValueError: for one out of range, and for weight decay beside an optimiser.
+        TypeError: for a callback that is no function.
+    """
+    if ema is not None:
+        ema = plain("fit", "ema", float, ema)
+        if not 0 < ema < 1:
+            raise ValueError(f"fit expects ema to be a number between 0 and 1, got {ema!r}.")
+    if weight_decay is not None:
+        if optimizer is not None:
+            raise ValueError(
+                "fit takes weight_decay or optimizer, not both: an optimizer has its own."
+            )
+        weight_decay = plain("fit", "weight_decay", float, weight_decay)
+        checks.positive_number("fit", weight_decay=weight_decay)
+    if callback is not None:
+        check_callable("fit", "callback", callback)
+    return ema, weight_decay
+
+
+def frozen_names(frozen: str | Sequence[str], names: Iterable[str]) -> set[str]:
+    """The names of weights that are frozen, themselves or in what holds them.
+
+    Raises:
+        TypeError: for what is no name.
+        ValueError: for one that no weight has.
+    """
+    held: set[str] = set()
+    names = list(names)
+    for start in [frozen] if isinstance(frozen, str) else list(frozen):
+        if not isinstance(start, str):
+            raise TypeError(f"fit expects frozen as names of weights, got {type(start).__name__}.")
+        found = {name for name in names if f"{name}.".startswith(f"{start}.")}
+        if not found:
+            raise ValueError(f"fit got frozen={start!r}, and no weight has this name or begins so.")
+        held |= found
+    return held
+
+
+def check_parts(num_rows: int, accumulate: int) -> None:
+    """Raise ``ValueError`` unless a batch splits evenly into the parts that it is evaluated in."""
+    if num_rows % accumulate:
+        raise ValueError(
+            f"fit with accumulate={accumulate} expects batches of a multiple of {accumulate} rows, got "
+            f"{num_rows}."
+        )
+
+
 def check_weights(owner: str, flow: str, num_weights: int) -> None:
     """Raise ``ValueError`` unless there is something to train."""
     if num_weights == 0:
@@ -191,6 +258,8 @@ def train(
     settings: Mapping[str, Any],
     event_shape: Sequence[int | None] = (),
     epoch_length: int | None = None,
+    ema: float | None = None,
+    callback: Callable[[History, Any], object] | None = None,
 ) -> History:
     """Run the epochs and leave the best weights in the engine (the last without validation data).
 
@@ -200,6 +269,8 @@ def train(
     Args:
         event_shape: of the data, to say when the first loss shows that they are far off.
         epoch_length: steps of every epoch but the last one, which may be a part; ``None`` if all are whole.
+        ema: the decay of the moving averages of the weights, ``None`` for none.
+        callback: gets the history and the weights after every epoch; what is true stops.
 
     Raises:
         NonFiniteError: naming the step.
@@ -217,6 +288,7 @@ def train(
         if epoch_length is not None:
             complete, skip = divmod(len(history.step_losses), epoch_length)
             del history.train_loss[complete:]
+        engine.follow(history)
     # values of an energy may differ in their last bits from device to device
     common = {name: value for name, value in settings.items() if name != "energy"}
     fingerprint = zlib.crc32(json.dumps(common, sort_keys=True).encode()) >> 1
@@ -247,7 +319,7 @@ def train(
                 unsaved = 0
                 for chunk in _in_step(engine, chunks(epoch, skip), lambda chunk: chunk):
                     stale = True
-                    losses = _run_call(engine, chunk, learning_rate, history)
+                    losses = _run_call(engine, chunk, learning_rate, ema, history)
                     if not history.step_losses:
                         _warn_of_far_data(losses[0], event_shape)
                     history.step_losses += losses
@@ -256,8 +328,7 @@ def train(
                         save(len(history.step_losses) - start)
                         unsaved = 0
                 skip = 0
-                epoch_losses = history.step_losses[start:]
-                history.train_loss.append(math.fsum(epoch_losses) / len(epoch_losses))
+                history.train_loss.append(_mean_of_finite(history.step_losses[start:], epoch))
                 status = {"loss": f"{history.train_loss[-1]:.4f}"}
                 if validation is not None:
                     settle()
@@ -269,6 +340,11 @@ def train(
                         history.best_epoch, best = epoch, engine.snapshot()
                     waited = epoch - (-1 if history.best_epoch is None else history.best_epoch)
                     history.stopped_early = patience is not None and waited >= patience
+                engine.follow(history)
+                if callback is not None:
+                    settle()
+                    stop = [int(bool(callback(history, engine.weights())))]
+                    history.stopped_early |= bool(engine.gather(stop).any())
                 save(0)
                 bar.set_postfix(status)
                 bar.update()
@@ -315,17 +391,19 @@ def _agree(engine: Engine, what: str, values: Sequence[int]) -> None:
 
 
 def _run_call(
-    engine: Engine, chunk: Chunk, learning_rate: LearningRate, history: History
+    engine: Engine, chunk: Chunk, learning_rate: LearningRate, ema: float | None, history: History
 ) -> list[float]:
     good, start = engine.snapshot(), len(history.step_losses)
-    rates = _rates(learning_rate, range(start, start + len(chunk.first)))
+    steps = range(start, start + len(chunk.first))
+    rates = _rates(learning_rate, steps)
+    shares = None if ema is None else np.array([1 - min(ema, (1 + t) / (10 + t)) for t in steps])
     try:
-        losses, weights_finite = engine.run(chunk, rates)
+        losses, weights_finite = engine.run(chunk, rates, shares)
     except BaseException:
         engine.restore(good)
         raise
     finite = np.isfinite(losses)
-    if not (finite.all() and weights_finite):
+    if not (weights_finite and (finite.all() or engine.skips_non_finite)):
         engine.restore(good)
         step = start + int(np.argmin(finite)) if not finite.all() else start + len(losses) - 1
         what = "loss" if not finite.all() else "gradient"
@@ -337,6 +415,17 @@ def _run_call(
             "A lower learning rate or max_grad_norm often helps."
         )
     return losses.tolist()
+
+
+def _mean_of_finite(losses: list[float], epoch: int) -> float:
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if len(finite) < len(losses):
+        warnings.warn(
+            f"{len(losses) - len(finite)} of {len(losses)} losses of epoch {epoch} are not finite: they "
+            "are left out of its mean.",
+            stacklevel=1,
+        )
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def _rates(learning_rate: LearningRate, steps: range) -> np.ndarray:

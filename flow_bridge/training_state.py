@@ -1,6 +1,7 @@
 """The state of a training run in a file: what it holds, and whether it is the state of this run.
 
-``weights.*`` and, as soon as there are any, ``best.*`` are arrays by torch name, ``optimizer.*`` the leaves
+``weights.*`` and, as soon as there are any, ``best.*`` are arrays by torch name, ``trained.*`` those that are
+trained where the others are moving averages, ``optimizer.*`` the leaves
 of the optimiser's state, ``step_losses``, ``train_loss`` and ``validation_loss`` what their names say. The
 description holds the settings of the run and how far it is. ``load`` of either half opens the file as a
 model.
@@ -9,7 +10,7 @@ model.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +41,11 @@ def group(arrays: Mapping[str, np.ndarray], optional: bool = False) -> Group:
     return Group({k: TensorInfo(a.dtype.name, a.shape) for k, a in arrays.items()}, optional)
 
 
-def weight_groups(weights: Mapping[str, TensorInfo]) -> list[Group]:
-    """The groups of the last and of the best weights."""
+def weight_groups(weights: Mapping[str, TensorInfo], averaged: Iterable[str] = ()) -> list[Group]:
+    """The groups of the last and of the best weights, and of those that are trained behind averages."""
     last, best = ({f"{g}.{k}": info for k, info in weights.items()} for g in ("weights", "best"))
-    return [Group(last), Group(best, optional=True)]
+    trained = {f"trained.{name}": weights[name] for name in averaged}
+    return [Group(last), Group(best, optional=True), Group(trained)]
 
 
 def run_settings(

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from flow_bridge import checks
 
 SCALES = ("exp", "tanh", "softclip", "arctan", "clamp", "softplus", "sigmoid")
@@ -70,17 +72,10 @@ def check_spline(
 ) -> None:
     """Raise ``ValueError`` for bins that do not fit, numbers out of range and unknown boundaries."""
     checks.positive_int(owner, num_bins=num_bins)
-    checks.interval(owner, low=low, high=high)
-    if not 1e-15 <= high - low <= 1e15:  # its derivatives square the widths of bins
-        raise ValueError(
-            f"{owner} expects low and high apart by 1e-15 to 1e15, got {low!r} and {high!r}."
-        )
+    check_box(owner, low, high)
     checks.one_of(owner, "boundary", boundary, BOUNDARIES)
-    checks.non_negative_number(owner, min_width=min_width, min_height=min_height)
     checks.positive_number(owner, min_slope=min_slope)
-    smallest = max(min_width, min_height)
-    if num_bins * smallest >= 1:
-        raise ValueError(f"{owner} expects num_bins below {1 / smallest:.0f}, got {num_bins}.")
+    check_bins(owner, num_bins, min_width, min_height)
     if min_slope >= 1:
         raise ValueError(f"{owner} expects min_slope below 1, got {min_slope!r}.")
     checks.positive_number(owner, edge_slope=edge_slope)
@@ -98,6 +93,76 @@ def check_spline(
         raise ValueError(
             f"{owner} expects edge_slope between {least:g} and {largest:g}, got {edge_slope!r}."
         )
+
+
+def check_bins(owner: str, num_bins: int, min_width: float, min_height: float) -> None:
+    """Raise ``ValueError`` for bins that do not fit."""
+    checks.non_negative_number(owner, min_width=min_width, min_height=min_height)
+    smallest = max(min_width, min_height)
+    if num_bins * smallest >= 1:
+        raise ValueError(f"{owner} expects num_bins below {1 / smallest:.0f}, got {num_bins}.")
+
+
+def check_box(owner: str, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless low and high bound an interval of a usable width."""
+    checks.interval(owner, low=low, high=high)
+    if not 1e-15 <= high - low <= 1e15:  # derivatives square the widths of bins
+        raise ValueError(
+            f"{owner} expects low and high apart by 1e-15 to 1e15, got {low!r} and {high!r}."
+        )
+
+
+def check_pieces(
+    owner: str,
+    num_bins: int,
+    low: float,
+    high: float,
+    boundary: str,
+    min_width: float,
+    min_height: float,
+) -> None:
+    """Raise ``ValueError`` for bins that do not fit, and for unknown boundaries."""
+    checks.positive_int(owner, num_bins=num_bins)
+    check_box(owner, low, high)
+    checks.one_of(owner, "boundary", boundary, ("identity", "bounded"))
+    check_bins(owner, num_bins, min_width, min_height)
+
+
+def check_share(owner: str, name: str, value: float, high: float = 1.0) -> None:
+    """Raise ``ValueError`` unless the value is a number that float32 holds, below ``high``."""
+    checks.positive_number(owner, **{name: value})
+    checks.open_interval(owner, name, value, 0, high)
+
+
+def check_polynomial(owner: str, degree: int, largest: int, min_slope: float) -> None:
+    """Raise ``ValueError`` for a degree beyond its largest, and for slopes that are no floor."""
+    checks.positive_int(owner, degree=degree)
+    if degree > largest:
+        raise ValueError(f"{owner} expects degree up to {largest}, got {degree}.")
+    checks.positive_number(owner, min_slope=min_slope)
+    if not 1e-6 <= min_slope < 1:
+        raise ValueError(f"{owner} expects min_slope from 1e-6 to below 1, got {min_slope!r}.")
+
+
+def check_squares(owner: str, num_squares: int, degree: int) -> None:
+    """Raise ``ValueError`` for more squares than polynomials of the degree have coefficients."""
+    checks.positive_int(owner, num_squares=num_squares)
+    if num_squares > degree + 1:
+        raise ValueError(
+            f"{owner} expects num_squares up to degree + 1 = {degree + 1}, got {num_squares}."
+        )
+
+
+def _gauss_legendre(num_nodes: int) -> tuple[tuple[float, float], ...]:
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    return tuple((float(1 + x) / 2, float(w) / 2) for x, w in zip(nodes, weights, strict=True))
+
+
+MAX_DEGREE = 15
+"""Of the polynomials that ``SumOfSquaresMap`` squares."""
+
+GAUSS_LEGENDRE = {n: _gauss_legendre(n) for n in range(2, MAX_DEGREE + 2)}
+"""Nodes and weights on [0, 1] by their number n, exact for polynomials of degree 2 n - 1."""
 
 
 def slope_offset(min_slope: float) -> float:

@@ -231,7 +231,7 @@ class Flow(HasVariables):
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
         x, condition, base_condition = self._condition(variables, "x", x, context)
-        outside = beyond(x, self.bijector.domain, len(self.event_shape))
+        outside = beyond(x, self.bijector.intervals(True), len(self.event_shape))
         x = self._inside(x, outside)
         z, log_det, batch_stats = self._forward_and_update(variables, x, condition)
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition) + log_det
@@ -288,6 +288,61 @@ class Flow(HasVariables):
         condition, base_condition = self._embed(variables, context, batch)
         z = self.base.from_noise(child(variables, "base"), noise, base_condition)
         return self._from_latent(variables, z, condition, base_condition)
+
+    @kept
+    def score(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Array:
+        """The gradient of ``log_prob`` in x, of x's shape. Arguments and errors as ``forward``."""
+        log_prob, pull = jax.vjp(lambda x: self.log_prob(variables, x, context), to_jax(x))
+        return pull(jnp.ones_like(log_prob))[0]
+
+    @kept
+    def forward_with_score(
+        self, variables: Variables, x: AnyArray, score: AnyArray, context: AnyArray | None = None
+    ) -> tuple[Array, Array, Array]:
+        """``forward``, and the score of a density of x as that of its latent: (z, log_det, score of z).
+
+        Where ``score``, of x's shape, is the gradient of log p(x) for any p, the third is that of the
+        density of z under p, of z's shape, differentiable: where the flow fits p, that of the base.
+
+        Reference: Vaitl et al. (2022), Gradients should stay on path, arXiv:2207.08219.
+        """
+        x, condition, _ = self._condition(variables, "x", x, context)
+        score = to_jax(score)
+        check_array(self, variables, "score", score, self.event_shape)
+        return self.bijector.map_score(child(variables, "bijector"), x, score, condition)
+
+    @kept
+    def base_score(
+        self, variables: Variables, z: AnyArray, context: AnyArray | None = None
+    ) -> Array:
+        """The gradient of the base's log-density in z, of z's shape. Context and errors as ``inverse``."""
+        z, _, base_condition = self._condition(variables, "z", z, context)
+        own = child(variables, "base")
+        density, pull = jax.vjp(lambda z: self.base.log_prob(own, z, base_condition), z)
+        return pull(jnp.ones_like(density))[0]
+
+    @kept
+    def from_noise_with_score(
+        self, variables: Variables, noise: AnyArray, context: AnyArray | None = None
+    ) -> tuple[Array, Array, Array]:
+        """``from_noise``, and the score of each sample: (x, log_prob, gradient of log_prob in x).
+
+        The score is carried from layer to layer, without a pass back through the flow, and has no gradients:
+        with s and that of a target p, the mean of (s - gradient of log p) * x has the path gradient of
+        KL(q || p).
+        """
+        noise_shape = self.base.noise_shape
+        noise, _ = check_input(self, variables, "noise", noise, context, noise_shape)
+        batch = noise.shape[: noise.ndim - len(noise_shape)]
+        condition, base_condition = self._embed(variables, context, batch)
+        base, own = child(variables, "base"), child(variables, "bijector")
+        z = self.base.from_noise(base, noise, base_condition)
+        fixed, point, given = jax.lax.stop_gradient((base, z, base_condition))
+        density, pull = jax.vjp(lambda z: self.base.log_prob(fixed, z, given), point)
+        score = pull(jnp.ones_like(density))[0]
+        x, log_det, score = self.bijector.map_score(own, z, score, condition, True, False)
+        x = held_inside(x, self.bijector.domain)
+        return x, self.base.log_prob(base, z, base_condition) - log_det, score
 
     def _from_latent(
         self,

@@ -42,6 +42,11 @@ def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
     return quotient, divide(da - quotient * db, b)
 
 
+def absolute(x: Array) -> Array:
+    """|x|, whose derivative at 0 is 0 in both frameworks (JAX's own is 1)."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
 def tanh(x: Array) -> Array:
     """tanh(x), 1 from 9.02 in float32 in both frameworks (XLA's own is 1 from 8.0 on a CPU)."""
     positive = x > 0
@@ -71,9 +76,12 @@ def log_sech2(x: Array) -> Array:
     return 2 * (math.log(2) - jnp.logaddexp(x, -x))
 
 
-def beyond(x: Array, interval: Interval, event_ndim: int) -> Array:
-    """Which events are free of NaN and have an entry outside an interval."""
-    axes = tuple(range(-event_ndim, 0))
+def beyond(x: Array, intervals: Sequence[Interval], event_ndim: int) -> Array:
+    """Which events are free of NaN and have an entry outside the interval, one or one of each entry."""
+    axes, interval = tuple(range(-event_ndim, 0)), intervals[0]
+    if any(other != interval for other in intervals):
+        found = [beyond(x[..., i : i + 1], [own], 1) for i, own in enumerate(intervals)]
+        return jnp.stack(found).any(0) & ~jnp.isnan(x).any(axes)
     if interval == REALS:
         return jnp.abs(x).max(axes) == math.inf
     if interval.closed:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from flow_bridge import checks, sources, training
+from flow_bridge import checks, layouts, sources, training
 from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import TensorInfo
 from flow_bridge.sources import Arrays, Chunk, Expected, Rows, Source
@@ -28,7 +28,7 @@ from flow_bridge.training_state import (
     run_settings,
     weight_groups,
 )
-from flow_bridge.weights import jax_to_torch, torch_to_jax
+from flow_bridge.weights import jax_to_torch, torch_shapes, torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from jax_flows.devices import Devices
 from jax_flows.flows import Flow
@@ -67,6 +67,11 @@ def fit(
     weights: Array | np.ndarray | None = None,
     validation_weights: Array | np.ndarray | None = None,
     num_steps: int | None = None,
+    ema: float | None = None,
+    weight_decay: float | None = None,
+    accumulate: int = 1,
+    callback: Callable[[History, dict[str, Any]], object] | None = None,
+    frozen: str | Sequence[str] = (),
 ) -> tuple[dict[str, Any], History]:
     """Fit a flow: minimise the mean of a loss, -log_prob unless another is given, over minibatches.
 
@@ -123,6 +128,18 @@ def fit(
             Those in an iterable count as they are. Batch statistics are of all rows alike.
         validation_weights: of the rows of validation data that are given as an array.
         num_steps: without data, the number of steps, which ``History`` counts in epochs of 200.
+        ema: keep moving averages of the weights with this decay d, 0.999 for one, and validate, keep and save
+            those: after step t (from 0) they come nearer to the trained weights by the share
+            1 - min(d, (1 + t) / (10 + t)) of the difference.
+        weight_decay: with each step of Adam the matrices and kernels of networks shrink by the learning
+            rate times this; biases, scales and what makes up linear maps do not (decoupled: Loshchilov and
+            Hutter, 2019, arXiv:1711.05101).
+        accumulate: evaluate each batch in this many equal parts, whose gradients are added up: the same
+            step with less memory. Batch statistics are of the parts.
+        callback: called after every epoch with the ``History`` so far and the variables;
+            training stops where it returns what is true.
+        frozen: names of weights, or of modules that hold them, as files have them
+            (``"bijector.bijectors.0"``): these stay as they are.
 
     Returns:
         The variables of the best validation loss (the last ones without validation), and the losses.
@@ -143,6 +160,7 @@ def fit(
         patience,
         state_every,
         num_steps,
+        accumulate,
     ) = training.check_options(
         "fit",
         optimizer,
@@ -155,7 +173,9 @@ def fit(
         patience=patience,
         state_every=state_every,
         num_steps=num_steps,
+        accumulate=accumulate,
     )
+    ema, weight_decay = training.check_manners(optimizer, ema, weight_decay, callback)
     variables = _trainable("fit", flow, variables, data, context, weights)
     devices = Devices(mesh)
     loss = as_loss(loss)
@@ -194,7 +214,18 @@ def fit(
             constant = sources.host_array("context", context, weight_dtype(variables).name)
     objective = _Objective(flow, Static(loss))
     engine = _Engine(
-        objective, variables, source, held_out, constant, optimizer, max_grad_norm, devices
+        objective,
+        variables,
+        source,
+        held_out,
+        constant,
+        adam(weight_decay) if optimizer is None else optimizer,
+        max_grad_norm,
+        devices,
+        sets_rate=optimizer is None,
+        accumulate=accumulate,
+        frozen=frozen,
+        averages=ema is not None,
     )
     num_epochs, chunks, blocks = sources.plan(
         source,
@@ -224,6 +255,10 @@ def fit(
             max_grad_norm,
             state_path,
             sources.sizes(source, batch_size),
+            ema=lambda: ema,
+            weight_decay=lambda: weight_decay,
+            accumulate=lambda: accumulate if accumulate > 1 else None,
+            frozen=lambda: sorted(engine.frozen) or None,
             loss=loss.describe,
             energy=lambda: _probe_energy(flow, variables, loss, batch_size),
             constant_context=lambda: None if constant is None else constant.tolist(),
@@ -233,6 +268,8 @@ def fit(
         ),
         event_shape=flow.event_shape if isinstance(loss, NegativeLogLikelihood) else (),
         epoch_length=sources.MAX_STEPS_PER_CALL if source is None else None,
+        ema=ema,
+        callback=callback,
     )
 
 
@@ -474,15 +511,28 @@ class _Engine:
         data: Source | None,
         validation: Source | None,
         context: np.ndarray | None,
-        optimizer: optax.GradientTransformation | None,
+        optimizer: optax.GradientTransformation,
         max_grad_norm: float | None,
         devices: Devices,
+        *,
+        sets_rate: bool,
+        accumulate: int,
+        frozen: str | Sequence[str],
+        averages: bool,
     ) -> None:
         self.flow, self.objective, self.source = objective.flow, objective, data
         self.max_grad_norm = max_grad_norm
         self.context = None if context is None else devices.replicate(context)
-        self.sets_rate = optimizer is None
-        self.optimizer = Static(_transformation(optimizer or adam()))
+        self.sets_rate, self.accumulate = sets_rate, accumulate
+        self.optimizer = Static(_transformation(optimizer))
+        shapes = torch_shapes({"params": variables["params"]})
+        self.frozen = training.frozen_names(frozen, shapes)
+        training.check_weights("fit", type(self.flow).__name__, len(shapes) - len(self.frozen))
+        self.trains = None
+        if self.frozen:
+            trains = {k: np.full(shape, k not in self.frozen, "f4") for k, shape in shapes.items()}
+            params = torch_to_jax(trains, {"params": variables["params"]})["params"]
+            self.trains = devices.replicate(jax.tree.map(lambda a: a > 0, params))
         self.devices, self.part, self.is_main = devices, devices.part, devices.is_main
         self.data, self.validation = (
             devices.replicate([_padded(a, _round_up(len(a))) for a in source.arrays])
@@ -494,6 +544,9 @@ class _Engine:
         self.variables, self.optimizer_state = self.devices.replicate(
             self.devices.of_first((variables, optimizer_state))
         )
+        self.trained = self.variables["params"] if averages else None  # the others are averages
+        names = _type_names(self.optimizer_state)
+        self.skips_non_finite = "ApplyIfFiniteState" in names
 
     def train(self, *args: Any, **options: Any) -> tuple[dict[str, Any], History]:
         start = self.variables
@@ -511,26 +564,39 @@ class _Engine:
     def gather(self, values: Sequence[int]) -> np.ndarray:
         return self.devices.gather(values)
 
-    def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
+    def run(
+        self, chunk: Chunk, rates: np.ndarray, shares: np.ndarray | None
+    ) -> tuple[np.ndarray, bool]:
         dtype = weight_dtype(self.variables)
         rates = rates if self.sets_rate else -np.ones_like(rates)
         num_steps, length = len(rates), min(_round_up(len(rates)), sources.MAX_STEPS_PER_CALL)
-        run_steps = _run_steps(self.objective, self.optimizer, self.max_grad_norm)
-        self.variables, self.optimizer_state, losses, finite = self.devices.keep_replicated(
+        training.check_parts(chunk.first.shape[1], self.accumulate)
+        run_steps = _run_steps(self.objective, self.optimizer, self.max_grad_norm, self.accumulate)
+        if shares is not None:
+            shares = self.devices.replicate(_padded(shares, length).astype(dtype))
+        state, losses, finite = self.devices.keep_replicated(
             run_steps(
-                self.variables,
-                self.optimizer_state,
+                (self.variables, self.trained, self.optimizer_state),
                 *(
                     [self.devices.shard(_padded(array, length), 1, dtype) for array in arrays]
                     for arrays in chunk
                 ),
                 self.devices.replicate(_padded(-rates, length).astype(dtype)),
+                shares,
                 self.data,
                 self.context,
+                self.trains,
                 num_steps,
             )
         )
+        self.variables, self.trained, self.optimizer_state = state
         return np.asarray(losses, np.float64)[:num_steps], bool(finite)
+
+    def follow(self, history: History) -> None:
+        pass
+
+    def weights(self) -> dict[str, Any]:
+        return self.devices.own(self.variables)
 
     def evaluate(self, block: Chunk, is_part: bool) -> float:
         batch, counts = self._block((*block.rows, *block.noise), is_part)
@@ -572,6 +638,7 @@ class _Engine:
         groups = {
             "weights": jax_to_torch(self.variables),
             "best": jax_to_torch(best or {}),
+            "trained": jax_to_torch({"params": self.trained or {}}),
             "optimizer": {
                 name: np.asarray(_key_data(leaf))
                 for name, leaf in _named_leaves(self.optimizer_state).items()
@@ -588,10 +655,13 @@ class _Engine:
             f"optimizer.{name}": TensorInfo(_key_data(leaf).dtype.name, _key_data(leaf).shape)
             for name, leaf in _named_leaves(self.optimizer_state).items()
         }
-        return [*weight_groups(weights), Group(leaves)]
+        averaged = torch_shapes({"params": self.trained or {}})
+        return [*weight_groups(weights, averaged), Group(leaves)]
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-        groups: dict[str, dict[str, np.ndarray]] = {"weights": {}, "best": {}, "optimizer": {}}
+        groups: dict[str, dict[str, np.ndarray]] = {
+            name: {} for name in ("weights", "best", "trained", "optimizer")
+        }
         for path, array in arrays.items():
             group, name = path.split(".", 1)
             groups[group][name] = array
@@ -602,6 +672,10 @@ class _Engine:
         ]
         self.optimizer_state = self.devices.replicate(jax.tree.unflatten(structure, slots))
         self.restore(self._weights(groups["weights"]))
+        if self.trained is not None:
+            like = {"params": self.trained}
+            trained = from_numpy(torch_to_jax(groups["trained"], like))
+            self.trained = self.devices.replicate(trained)["params"]
         return self._weights(groups["best"]) if groups["best"] else None
 
     def _weights(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -659,34 +733,60 @@ def _probe_optimizer(optimizer: optax.GradientTransformation) -> list[float] | N
 
 @lru_cache(NUM_PROGRAMS)
 def _run_steps(
-    objective: _Objective,
-    optimizer: Static,
-    max_grad_norm: float | None,
-) -> Callable[..., tuple[dict[str, Any], Any, Array, Array]]:
+    objective: _Objective, optimizer: Static, max_grad_norm: float | None, accumulate: int
+) -> Callable[..., tuple[Any, Array, Array]]:
     """A program of its own, freed with this function: JAX keeps those of static arguments for ever."""
     update = optimizer.value.update
 
     @jax.jit
     def run_steps(
-        variables: dict[str, Any],
-        optimizer_state: Any,
+        state: tuple[dict[str, Any], Any, Any],
         batches: list[Array],
         noise: list[Array],
         rates: Array,
+        shares: Array | None,
         data: list[Array],
         context: Array | None,
+        trains: Any,
         num_steps: Array,
-    ) -> tuple[dict[str, Any], Any, Array, Array]:
+    ) -> tuple[Any, Array, Array]:
         def step(i: Array, carry: Any) -> Any:
-            params, batch_stats, state, losses = carry
+            params, averages, batch_stats, state, losses = carry
             rows = _rows(data, [array[i] for array in batches])
             drawn, rate = [array[i] for array in noise], rates[i]
 
-            def loss(params: Variables) -> tuple[Array, Variables]:
-                own = {"params": params, "batch_stats": batch_stats}
+            def loss(
+                params: Variables, stats: Variables, rows: list[Array], drawn: list[Array]
+            ) -> tuple[Array, Variables]:
+                own = {"params": params, "batch_stats": stats}
                 return objective.mean_and_update(own, rows, drawn, context)
 
-            (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+            def over_parts(function: Callable[..., Any], start: Any) -> Any:
+                """The mean of a function of the parts of the batch, which pass their statistics on."""
+                if accumulate == 1:
+                    return function(batch_stats, rows, drawn)
+                parts = [
+                    [a.reshape(accumulate, -1, *a.shape[1:]) for a in arrays]
+                    for arrays in (rows, drawn)
+                ]
+
+                def part(carry: Any, arrays: Any) -> Any:
+                    sums, stats = carry
+                    values, stats = function(stats, *arrays)
+                    return (jax.tree.map(jnp.add, sums, values), stats), None
+
+                (sums, stats), _ = jax.lax.scan(part, (start, batch_stats), parts)
+                return jax.tree.map(lambda total: total / accumulate, sums), stats
+
+            def value_and_gradients(*part: Any) -> Any:
+                gradient = jax.value_and_grad(loss, has_aux=True)
+                (value, stats), gradients = gradient(params, *part)
+                return (value, gradients), stats
+
+            zero = jnp.zeros((), rates.dtype), jax.tree.map(jnp.zeros_like, params)
+            (value, gradients), stats = over_parts(value_and_gradients, zero)
+            if trains is not None:
+                gradients = jax.tree.map(lambda t, g: jnp.where(t, g, 0), trains, gradients)
             if max_grad_norm is not None:
                 gradients = clip_by_global_norm(gradients, max_grad_norm)
             updates, state = update(
@@ -695,20 +795,27 @@ def _run_steps(
                 params,
                 value=value,
                 grad=gradients,
-                value_fn=lambda params: loss(params)[0],
+                value_fn=lambda params: over_parts(partial(loss, params), zero[0])[0],
             )
-            params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
-            return params, stats, state, losses.at[i].set(value.astype(losses.dtype))
+            moved = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+            if trains is not None:
+                moved = jax.tree.map(jnp.where, trains, moved, params)
+            if shares is not None:
+                averages = move_averages(averages, moved, shares[i])
+            return moved, averages, stats, state, losses.at[i].set(value.astype(losses.dtype))
 
-        carry = (
-            variables["params"],
-            variables["batch_stats"],
-            optimizer_state,
-            jnp.zeros_like(rates),
-        )
-        params, stats, state, losses = jax.lax.fori_loop(0, num_steps, step, carry)
+        variables, trained, optimizer_state = state
+        params, averages = variables["params"], None
+        if shares is not None:
+            params, averages = trained, params
+        carry = params, averages, variables["batch_stats"], optimizer_state, jnp.zeros_like(rates)
+        carry = jax.lax.fori_loop(0, num_steps, step, carry)
+        params, averages, stats, optimizer_state, losses = carry
         finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(params)]).all()
-        return {"params": params, "batch_stats": stats}, state, losses, finite
+        if shares is not None:
+            params, averages = averages, params
+        variables = {"params": params, "batch_stats": stats}
+        return (variables, averages, optimizer_state), losses, finite
 
     return run_steps
 
@@ -724,9 +831,34 @@ def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
 
 
 @cache
-def adam() -> optax.GradientTransformation:
-    """Adam without its learning rate, which ``fit`` sets at every step."""
-    return optax.scale_by_adam()
+def adam(weight_decay: float | None = None) -> optax.GradientTransformation:
+    """Adam without its learning rate, which ``fit`` sets at every step.
+
+    Args:
+        weight_decay: ``None`` for none.
+    """
+    if weight_decay is None:
+        return optax.scale_by_adam()
+    return optax.chain(
+        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=_decaying)
+    )
+
+
+def _decaying(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: layouts.decays(path[-1].key), params)
+
+
+def move_averages(averages: Any, weights: Any, share: Array) -> Any:
+    """averages + share * (weights - averages), rounded after each operation as in PyTorch."""
+
+    def moved(average: Array, weight: Array) -> Array:
+        move = share.astype(average.dtype) * (weight - average)
+        # No compiler knows that these bits stay: it cannot join product and sum into one rounding.
+        bits = jax.lax.bitcast_convert_type(move, f"uint{8 * move.dtype.itemsize}")
+        bits = bits ^ (share < 0).astype(bits.dtype)
+        return average + jax.lax.bitcast_convert_type(bits, move.dtype)
+
+    return jax.tree.map(moved, averages, weights)
 
 
 def clip_by_global_norm(gradients: Any, max_norm: float) -> Any:

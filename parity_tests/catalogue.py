@@ -151,7 +151,15 @@ MAPS = {
     "ShiftMap": arch("ShiftMap"),
     "AffineMap": arch("AffineMap", scale="softplus", minimum=1e-2, order="shift_scale"),
     "CubicMap": arch("CubicMap"),
+    "CubicRationalMap": arch("CubicRationalMap"),
+    "SinhMap": arch("SinhMap"),
+    "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
+    "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
+    "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "CubicSplineMap": arch("CubicSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "LinearRationalSplineMap": arch("LinearRationalSplineMap", num_bins=3, low=-2.0, high=2.5),
     "SplineMap": arch(
         "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
     ),
@@ -161,6 +169,13 @@ MAPS = {
 """Every univariate map with one choice of its options: each is tested in every structure."""
 
 
+SHOWN = (
+    "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
+    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
+)  # fmt: skip
+"""Maps that `make test` shows by ``test_families.py``."""
+
+
 def tanh_network(**arguments: Any) -> dict[str, Any]:
     """A small smooth conditioner."""
     return arch("MLP", **({"hidden_dims": [6], "activation": "tanh"} | arguments))
@@ -168,11 +183,9 @@ def tanh_network(**arguments: Any) -> dict[str, Any]:
 
 def rows_of_map(name: str, map: dict[str, Any]) -> list[Case]:
     """The map in each structure."""
-    shown = name in ("ShiftMap", "AffineMap")  # by the rows of the couplings that have a name
-    searched = name in (
-        "LogisticMixtureMap",
-        "MoebiusMap",
-    )  # whose inverse PyTorch compiles step by step
+    shown = name in ("ShiftMap", "AffineMap", *SHOWN)  # the first two by couplings with a name
+    # PyTorch compiles the search for an inverse step by step
+    searched = name in ("LogisticMixtureMap", "MoebiusMap", *SHOWN)
     low, high = map.get("low", -1.0), map.get("high", 1.0)
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -407,9 +420,24 @@ CASES = [
     Case("InvertibleResidual-series", residual(dim=3, log_det="series", eval_terms=12)),
     # continuous, with fixed steps; test_continuous.py has the adaptive ones
     Case("Continuous", continuous(dim=2)),
+    Case("Mixed", flow(
+        arch("Chain", bijectors=[
+            arch("Coupling", dim=3, conditioner=tanh_network(), mask=mask, map=arch(
+                "MixedMap", columns=[[2], [0], [1]], maps=[
+                    arch("AffineMap"),
+                    arch("SplineMap", num_bins=2, low=-1.0, high=1.0, boundary="circular"),
+                    arch("SplineMap", num_bins=2, low=-1.0, high=1.0, boundary="bounded"),
+                ])) for mask in ("even", "odd")]),
+        arch("Product", columns=[[0, 1], [2]], distributions=[
+            arch("Uniform", dim=2, low=-1.0, high=1.0), arch("DiagonalNormal", dim=1)])),
+         draw=lambda generator, shape: generator.uniform(-1, 1, shape)),
     Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
+    Case("Continuous-conditioner", continuous(
+        dim=2, trace="hutchinson", kinetic_energy=0.3, jacobian_norm=0.2, context_dim=2,
+        time_features=1, conditioner=arch("ResidualMLP", hidden_dim=5, num_blocks=1,
+                                          activation="tanh", context="gate")), slow=True),
     Case("Continuous-estimate", continuous(dim=3, trace="hutchinson", probe="gaussian")),
     Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2)),
@@ -443,6 +471,8 @@ CASES = [
               autoregressive=True), scale=0.5, smooth=False),
     Case("MAF", arch("MAF", dim=3, hidden_dims=[8, 8], num_layers=4), smooth=False),
     Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
+    Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
+         slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2), slow=True),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),
@@ -461,13 +491,19 @@ CASES = [
 """Every row of the catalogue; adding one here is all that a new bijector needs."""
 
 
-def cases(condition: Callable[[Case], bool] = lambda case: True) -> Any:
-    """``pytest.mark.parametrize`` over the rows that meet a condition."""
+def cases(condition: Callable[[Case], bool] = lambda case: True, variants: bool = True) -> Any:
+    """``pytest.mark.parametrize`` over the rows that meet a condition.
+
+    Without ``variants`` ``make test`` runs the plain rows and every third of the others.
+    """
     import pytest
 
-    chosen = [case for case in CASES if condition(case)]
+    def is_slow(case: Case) -> bool:
+        return case.slow or not (variants or "-" not in case.name or CASES.index(case) % 3 == 0)
+
     rows = [
-        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.slow else ())
-        for case in chosen
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if is_slow(case) else ())
+        for case in CASES
+        if condition(case)
     ]
     return pytest.mark.parametrize("case", rows)

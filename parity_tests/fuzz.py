@@ -140,6 +140,22 @@ class Draw:
         deeper = replace(self, depth=self.depth + 1)
         return [draw_bijector(replace(deeper, shape=(len(own),))) for own in self.columns()]
 
+    def plain(self, kind: type, container: str) -> dict[str, Any]:
+        """The types of a kind, but for the one that holds several of them."""
+        return {name: cls for name, cls in types_of(kind).items() if name != container}
+
+    def maps(self) -> list[Architecture]:
+        """A univariate map for each of ``columns``."""
+        return [
+            self.part(self.plain(torch_flows.UnivariateMap, "MixedMap")) for _ in self.columns()
+        ]
+
+    def distributions(self) -> list[Architecture]:
+        """A base for each of ``columns``."""
+        kind = torch_flows.Distribution
+        chosen = self.plain(kind, "Product")
+        return [draw_type(replace(self, shape=(len(own),)), kind, chosen) for own in self.columns()]
+
     def part(self, types: dict[str, Any]) -> Architecture:
         """A map or a network."""
         return draw_arguments(self, self.one_of(*types.values()))
@@ -155,6 +171,10 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "base": lambda d: draw_type(d, torch_flows.Distribution),
     "bound": lambda d: d.one_of(1.0, 2.0),
     "boundary": lambda d: d.one_of("identity", "linear", "kinked", "bounded", "circular"),
+    "LinearSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
+    "QuadraticSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
+    "CubicSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
+    "LinearRationalSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
     "bias": lambda d: d.one_of(True, False),
     "bijector": Draw.inner,
     "bijectors": lambda d: draw_chain(d)["bijectors"],
@@ -167,10 +187,12 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "Blockwise.bijectors": Draw.blocks,
     "channels": lambda d: d.shape[0],
     "context_dim": lambda d: d.context_dim,
+    "degree": lambda d: d.one_of(1, 3),
     "degrees": lambda d: d.one_of(None, "cyclic"),
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
     "dim": Draw.event,
     "element_dim": lambda d: d.one_of(1, 2),
+    "edge_share": lambda d: d.one_of(0.25, 0.5),
     "eps": lambda d: d.one_of(1e-5, 1e-3, 0.1),
     "edge_slope": lambda d: d.one_of(1.0, 0.5, 3.0),
     "eval_terms": lambda d: None,
@@ -188,6 +210,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "log_det": lambda d: d.one_of("exact", "series"),
     "low": lambda d: d.one_of(0.0, -3.0),
     "map": lambda d: d.part(types_of(torch_flows.UnivariateMap)),
+    "distributions": Draw.distributions,
+    "maps": Draw.maps,
     "mask": Draw.mask,
     "min_height": lambda d: d.one_of(0.0, 1e-3, 0.1),
     "min_width": lambda d: d.one_of(0.0, 1e-3, 0.1),
@@ -201,6 +225,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
     "num_layers": lambda d: d.one_of(1, 2, 3),
+    "num_squares": lambda d: d.one_of(1, 2),
     "num_levels": lambda d: d.one_of(1, 2),
     "num_steps": lambda d: d.one_of(1, 2),
     "AffineMap.order": lambda d: d.one_of("scale_shift", "shift_scale", "shift_divide"),
@@ -223,6 +248,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "solver": lambda d: "rk4",
     "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
+    "width": lambda d: d.one_of(1, 3),
+    "time_features": lambda d: d.one_of(0, 2),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }
 """Legal values by the name of an argument, or of a type and its argument; others keep their default.

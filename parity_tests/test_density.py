@@ -127,6 +127,10 @@ def test_anomaly_scores() -> None:
     assert kstest(own, "uniform").pvalue > 1e-3
     far = np.array([[1e4, -9.0, 9.0, 0.0]])
     assert density.anomaly_scores(far) == 1
+    for number in (0, -1, 1.5):
+        for call in (density.sample, lambda n: density.anomaly_scores(far, n)):
+            with pytest.raises(ValueError, match="sampling expects the number of samples"):
+                call(number)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

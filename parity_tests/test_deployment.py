@@ -1,5 +1,6 @@
 """Flows as files: compiled, exported, and run by processes that have not this package."""
 
+import logging
 import os
 import pickle
 import subprocess
@@ -264,7 +265,13 @@ def deployed(tmp_path) -> tuple[Any, Any, Any, list[np.ndarray], Any]:
 
 def test_onnx_without_this_package_and_torch(deployed, tmp_path) -> None:
     model, *_, expected = deployed
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logging.getLogger("torch.onnx").addHandler(handler)
     torch_flows.export(model, tmp_path / "model.onnx")
+    logging.getLogger("torch.onnx").removeHandler(handler)
+    assert not said
     assert_equal(elsewhere(tmp_path, ("torch", "jax"), RUN_ONNX), expected)
 
 

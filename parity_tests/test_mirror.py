@@ -46,6 +46,8 @@ NAMES_ALONE = {
     "bijectors/planar.py:*.map_stack": "PyTorch's chains run equal layers as one, JAX scans over them",
     "interop.py:*": "their hosts are different libraries",
     "devices.py:*": "process groups, or meshes",
+    "bijectors/base.py:tracked": "PyTorch: graphs of arrays",
+    "bijectors/base.py:vjp": "PyTorch: graphs of arrays",
     "training.py:own_part": "process groups",
     "training.py:distributed": "process groups",
     "training.py:Static": "what jit compares by identity",

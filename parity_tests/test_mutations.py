@@ -4,8 +4,10 @@ A defect in one half is a difference between the halves. One in both is caught b
 outside: autodiff Jacobians, round trips, closed forms, figures of other libraries.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from parity_tests import (
     test_bases,
     test_continuous,
     test_dense,
+    test_families,
     test_grid,
     test_images,
     test_monotone,
@@ -301,6 +304,9 @@ S = "univariate.splines:"
 A = "univariate.affine:"
 M = "univariate.mixture:"
 R = "univariate.roots:"
+U = "univariate.smooth:"
+W = "univariate.piecewise:"
+Q = "univariate.polynomials:"
 D = "distributions:"
 ACTIVATION = "networks.activations:ACTIVATIONS."
 SPLINE = spline_coupling(dim=2, hidden_dims=[4], num_bins=3)
@@ -465,6 +471,26 @@ MUTANTS = [
     Mutant("mixture", "weights of two components exchanged", M + "_normalized",
            outputs(lambda r, total: (r[::-1] if isinstance(r, jax.Array) else r.flip(0), total)),
            consistent(MIXTURE, 2)),
+    Mutant("smooth", "a of the other branch", U + "_cubic_rational",
+           lambda original, half: lambda x, share, rest, k: original(x, share, share, k),
+           partial(test_families.test_values_and_slopes_against_mpmath, "CubicRationalMap"), BOTH),
+    Mutant("smooth", "t with the sign of x", U + "_sinh_map",
+           lambda original, half: lambda x, s, t, k: original(x, s, abs(t), k),
+           partial(test_families.test_values_and_slopes_against_mpmath, "SinhMap"), BOTH),
+    Mutant("polynomials", "binomials of another degree", Q + "math",
+           value(SimpleNamespace(comb=lambda n, i: math.comb(n, i) * (1 + 1e-9 * (i == 1)), sqrt=math.sqrt)),
+           partial(test_families.test_values_and_slopes_against_mpmath, "BernsteinMap"), BOTH),
+    Mutant("polynomials", "a quadrature that is not exact", Q + "GAUSS_LEGENDRE",
+           lambda rules, half: {n: rules[max(2, n - 1)] for n in rules},
+           partial(test_families.test_values_and_slopes_against_mpmath, "SumOfSquaresMap"), BOTH),
+    Mutant("polynomials", "a tangent off", Q + "_extended",
+           lambda original, half: lambda evaluate, low, high: original(evaluate, low, high * 0.999),
+           consistent(arch("Elementwise", dim=2, map=arch("BernsteinMap", degree=2, low=-1.0, high=1.0)), 2),
+           ONE_HALF),
+    *[Mutant("pieces", f"{name}: sizes off by 1e-9", W + "_Pieces._knots",
+             outputs(lambda knots, sizes: (knots, sizes ** (1 + 1e-9))),
+             partial(test_families.test_values_and_slopes_against_mpmath, name), BOTH)
+      for name in ("LinearSplineMap", "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap")],
     Mutant("mixture", "inverse off", R + "_find", result(lambda x: x + 1e-9), consistent(MIXTURE, 2)),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",

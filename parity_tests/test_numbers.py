@@ -1,6 +1,7 @@
 """Values at the far ends of inputs, weights and arguments, in both halves, against outside figures."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -422,6 +423,30 @@ def test_saturation_is_not_cancelled() -> None:
         z, log_det = both(architecture, {})(half, "forward", x)
         np.testing.assert_allclose(z.ravel(), [np.inf, -np.inf, 3.0], rtol=1e-6)
         np.testing.assert_allclose(log_det, [-np.inf, np.inf, 0.0], atol=1e-6)
+
+
+def test_derivatives_of_an_absolute_value_at_0() -> None:
+    """The log-slope of Softclip, and the curvature where softclipped scales and squashed slopes start."""
+    zero = torch.zeros((), dtype=torch.float64)
+    slope = torch.func.grad(lambda x: torch_flows.Softclip().forward(x[None])[1])(zero)
+    in_jax = jax.grad(lambda x: jax_flows.Softclip().forward({}, x[None])[1])(0.0)
+    assert float(slope) == float(in_jax) == 0
+
+    def curvature(half: Any, hessian: Any, array: Any, **options: Any) -> float:
+        name = "SplineMap" if "squash" in options else "AffineMap"
+        univariate = getattr(half, name)(**options)
+        x, raw = array(0.3), array(np.zeros(univariate.num_parameters))
+        return float(np.asarray(hessian(lambda p: univariate.forward(x, p)[1])(raw))[-1, -1])
+
+    for options in (
+        {"scale": "softclip"},
+        {"num_bins": 2, "low": -1.0, "high": 1.0, "squash": 0.1},
+    ):
+        found = curvature(
+            torch_flows, torch.func.hessian, partial(torch.tensor, dtype=torch.float64), **options
+        )
+        other = curvature(jax_flows, jax.hessian, jnp.asarray, **options)
+        assert found == pytest.approx(other, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize(

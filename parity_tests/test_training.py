@@ -374,26 +374,30 @@ class Scripted:
     """An engine whose weights are the number of steps taken, with validation losses as given."""
 
     def __init__(self, losses: list[float]) -> None:
-        self.losses, self.weights, self.part, self.is_main = losses, 0, Part(), True
+        self.losses, self.taken, self.part, self.is_main = losses, 0, Part(), True
+        self.skips_non_finite = False
 
     def gather(self, values: Any) -> np.ndarray:
         return np.array([values])
 
-    def run(self, chunk: Any, rates: np.ndarray) -> tuple[np.ndarray, bool]:
-        self.weights += len(rates)
+    def run(self, chunk: Any, rates: np.ndarray, shares: Any) -> tuple[np.ndarray, bool]:
+        self.taken += len(rates)
         return np.zeros(len(rates)), True
 
     def evaluate(self, block: Any, is_part: bool) -> float:
-        return self.losses[self.weights - 1]
+        return self.losses[self.taken - 1]
+
+    def follow(self, history: History) -> None:
+        pass
 
     def set_statistics(self) -> None:
         pass
 
     def snapshot(self) -> int:
-        return self.weights
+        return self.taken
 
     def restore(self, snapshot: int) -> None:
-        self.weights = snapshot
+        self.taken = snapshot
 
 
 @pytest.mark.parametrize(("losses", "best", "epochs"), [
@@ -419,7 +423,7 @@ def test_which_epoch_is_the_best(losses: list[float], best: int | None, epochs: 
         settings={},
     )
     assert history.best_epoch == best
-    assert engine.weights == (epochs if best is None else best + 1)
+    assert engine.taken == (epochs if best is None else best + 1)
     assert len(history.validation_loss) == epochs
 
 

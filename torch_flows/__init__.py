@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
 from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from flow_bridge.networks import Network
+from flow_bridge.schedules import exponential_decay, warmup_cosine, warmup_linear
 from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedAutoregressive,
@@ -55,6 +56,7 @@ from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -64,7 +66,15 @@ from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
-from torch_flows.losses import ImportanceWeighted, Loss, NegativeLogLikelihood, ReverseKL
+from torch_flows.losses import (
+    FisherDivergence,
+    FlowMatching,
+    ImportanceWeighted,
+    Loss,
+    NegativeLogLikelihood,
+    OptimalTransportFlowMatching,
+    ReverseKL,
+)
 from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
@@ -73,6 +83,7 @@ from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sy
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
+from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
@@ -82,8 +93,16 @@ from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
+from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
-from torch_flows.univariate.smooth import CubicMap
+from torch_flows.univariate.piecewise import (
+    CubicSplineMap,
+    LinearRationalSplineMap,
+    LinearSplineMap,
+    QuadraticSplineMap,
+)
+from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
+from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
 
 __all__ = [
@@ -100,6 +119,7 @@ __all__ = [
     "AffineCoupling",
     "AffineMap",
     "BatchNorm",
+    "BernsteinMap",
     "Bijector",
     "Blockwise",
     "Chain",
@@ -109,20 +129,27 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "CubicMap",
+    "CubicRationalMap",
+    "CubicSplineMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",
     "Exp",
+    "FisherDivergence",
     "Flow",
+    "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LinearRationalSplineMap",
+    "LinearSplineMap",
     "LogisticMixtureMap",
     "Logit",
     "Loss",
@@ -131,14 +158,18 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "OptimalTransportFlowMatching",
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
+    "QuadraticSplineMap",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
@@ -151,6 +182,7 @@ __all__ = [
     "SeparateMLPs",
     "ShiftMap",
     "Sigmoid",
+    "SinhMap",
     "Softclip",
     "Softplus",
     "SplineCoupling",
@@ -160,6 +192,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "StudentT",
+    "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
     "Tanh",
@@ -170,6 +203,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "exponential_decay",
     "export",
     "fit",
     "fit_to_energy",
@@ -182,4 +216,6 @@ __all__ = [
     "register_network",
     "save",
     "standardized",
+    "warmup_cosine",
+    "warmup_linear",
 ]

@@ -1,5 +1,6 @@
 """Flows as files that run without this package: ONNX and ``torch.export`` programs."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -90,14 +91,20 @@ def _write_onnx(
     except ImportError as error:
         raise ImportError(bridge.missing_onnx()) from error
     program = program.run_decompositions(_DECOMPOSITIONS)
-    converted = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=inputs,
-        output_names=outputs,
-        dynamic_shapes=[{0: "batch"}, *[None] * (len(inputs) - 1)],  # the others share its name
-        verbose=False,
-    )
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of operators of torchvision, which no flow has
+    try:
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=[{0: "batch"}, *[None] * (len(inputs) - 1)],  # the others share its name
+            verbose=False,
+        )
+    finally:
+        logger.setLevel(level)
     assert converted is not None
     converted.save(path)
 

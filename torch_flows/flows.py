@@ -16,7 +16,7 @@ from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize
+from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize, vjp
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
@@ -159,11 +159,16 @@ class Flow(HasVariables):
         domain, ndim = self.bijector.domain, len(self.event_shape)
         condition, base_condition = self._condition("x", x, context)
         # in training mode a second pass through the first members would count as another batch
-        outside = beyond(x, domain, ndim) if self.training else self.bijector.outside(x, condition)
+        outside = (
+            beyond(x, self.bijector.intervals(True), ndim)
+            if self.training
+            else self.bijector.outside(x, condition)
+        )
         if domain != REALS:  # so that such rows have the gradient 0, not NaN
             x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
         z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
-        return torch.where(outside, -math.inf, self.base.log_prob(z, base_condition) + log_det)
+        log_prob = self.base.log_prob(z, base_condition) + log_det
+        return log_prob.masked_fill(outside, -math.inf)
 
     def sample(
         self,
@@ -206,6 +211,56 @@ class Flow(HasVariables):
         condition, base_condition = self._embed(context, batch)
         z = self.base.from_noise(noise, base_condition)
         return self._from_latent(z, condition, base_condition)
+
+    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The gradient of ``log_prob`` in x, of x's shape. Arguments and errors as ``forward``."""
+        with torch.enable_grad():
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            log_prob = self.log_prob(x, context)
+            return vjp([log_prob], x, [torch.ones_like(log_prob)], differentiable=True)
+
+    def forward_with_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``forward``, and the score of a density of x as that of its latent: (z, log_det, score of z).
+
+        Where ``score``, of x's shape, is the gradient of log p(x) for any p, the third is that of the
+        density of z under p, of z's shape, differentiable: where the flow fits p, that of the base.
+
+        Reference: Vaitl et al. (2022), Gradients should stay on path, arXiv:2207.08219.
+        """
+        condition, _ = self._condition("x", x, context)
+        check_array(self, "score", score, self.event_shape)
+        return self.bijector.map_score(x, score, condition)
+
+    def base_score(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The gradient of the base's log-density in z, of z's shape. Context and errors as ``inverse``."""
+        _, base_condition = self._condition("z", z, context)
+        with torch.enable_grad():
+            z = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
+            density = self.base.log_prob(z, base_condition)
+            return vjp([density], z, [torch.ones_like(density)], differentiable=True)
+
+    def from_noise_with_score(
+        self, noise: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``from_noise``, and the score of each sample: (x, log_prob, gradient of log_prob in x).
+
+        The score is carried from layer to layer, without a pass back through the flow, and has no gradients:
+        with s and that of a target p, the mean of (s - gradient of log p) * x has the path gradient of
+        KL(q || p).
+        """
+        check_input(self, "noise", noise, context, self.base.noise_shape)
+        batch = noise.shape[: noise.ndim - len(self.base.noise_shape)]
+        condition, base_condition = self._embed(context, batch)
+        z = self.base.from_noise(noise, base_condition)
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            density = self.base.log_prob(point, base_condition)
+            score = vjp([density], point, [torch.ones_like(density)], differentiable=False)
+        x, log_det, score = self.bijector.map_score(z, score, condition, True, False)
+        x = held_inside(x, self.bijector.domain)
+        return x, self.base.log_prob(z, base_condition) - log_det, score
 
     def _from_latent(
         self, z: Tensor, condition: Tensor | None, base_condition: Tensor | None

@@ -2,18 +2,31 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flow_bridge import checks
+from flow_bridge.matching import (
+    check_matching,
+    draw_times,
+    matched,
+    needs_continuous,
+    needs_plain_space,
+)
 from flow_bridge.sources import Draw, Match, base_noise
 from flow_bridge.training import check_callable, check_energy, check_order
+from torch_flows.bijectors.base import Bijector, vjp
+from torch_flows.bijectors.continuous import ContinuousBijector
+from torch_flows.bijectors.structure import Chain
+from torch_flows.distributions import StandardNormal
 from torch_flows.flows import Flow
+from torch_flows.numerics import sum_event
 
 
 class Loss(ABC):
@@ -86,18 +99,26 @@ class ReverseKL(Loss):
     Args:
         energy: from x ``(rows, *event_shape)`` to ``(rows,)``, differentiable; one written for one
             event is mapped over them first (``vmap``).
+        path_gradient: leave out the part of the gradient that is 0 on average, that of log q with x held:
+            what remains is exactly 0 in every step where q = p. The score of q is carried from layer to
+            layer, see ``Flow.from_noise_with_score``.
 
     Raises:
         TypeError: for an energy that is no function.
         ValueError: in ``fit``, for an energy that is not one number for each row, and for a base whose
             samples have no gradients.
+
+    Reference: Roeder, Wu and Duvenaud (2017), Sticking the landing, arXiv:1703.09194; Vaitl et al. (2022),
+    Gradients should stay on path, arXiv:2207.08219.
     """
 
     needs_data = False
     energy: Callable[[Tensor], Tensor]
+    path_gradient: bool = False
 
     def __post_init__(self) -> None:
         check_callable("ReverseKL", "energy", self.energy)
+        checks.boolean("ReverseKL", path_gradient=self.path_gradient)
 
     def check(self, flow: Flow) -> None:
         checks.reparameterized("ReverseKL", type(flow.base).__name__, flow.base.reparameterized)
@@ -108,10 +129,51 @@ class ReverseKL(Loss):
         return (base_noise(generator, flow.base.noise, (num_rows, *flow.base.noise_shape)),)
 
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
-        return _log_ratio("ReverseKL", flow, self.energy, noise[0], context)
+        if not self.path_gradient:
+            return _log_ratio("ReverseKL", flow, self.energy, noise[0], context)
+        x, log_prob, score = flow.from_noise_with_score(noise[0], context)
+        along = sum_event(score * x, x.ndim - 1)  # whose gradient is that of log q at x along x
+        return (log_prob - along).detach() + along + _energies("ReverseKL", self.energy, x)
 
     def describe(self) -> Any:
-        return "reverse KL"
+        return ["reverse KL", "path gradient"] if self.path_gradient else "reverse KL"
+
+
+@dataclass(frozen=True)
+class FisherDivergence(Loss):
+    """|score of z under p - gradient of log p_base(z)|^2, z the latent of a row x: no normaliser, no samples.
+
+    It compares slopes, not densities: each row says as many things as it has entries, so that it takes
+    fewer rows than maximum likelihood. It is 0 where q = p; modes that are far apart do not feel each
+    other's weights.
+
+    Args:
+        energy: from x ``(rows, *event_shape)`` to ``(rows,)``, differentiable: p ~ exp(-energy).
+        latent: compare in latent space, where the flow makes scales alike; if not, scores of x.
+
+    Raises:
+        TypeError: for an energy that is no function.
+        ValueError: in ``fit``, for an energy that is not one number for each row.
+
+    Reference: Hyvarinen (2005), Estimation of Non-Normalized Statistical Models by Score Matching.
+    """
+
+    energy: Callable[[Tensor], Tensor]
+    latent: bool = True
+
+    def __post_init__(self) -> None:
+        check_callable("FisherDivergence", "energy", self.energy)
+        checks.boolean("FisherDivergence", latent=self.latent)
+
+    def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            values = _energies("FisherDivergence", self.energy, point)
+            target = -vjp([values], point, [torch.ones_like(values)], differentiable=False)
+        if not self.latent:
+            return sum_event((flow.score(x, context) - target).square(), x.ndim - 1)
+        z, _, score = flow.forward_with_score(x, target, context)
+        return sum_event((score - flow.base_score(z, context)).square(), z.ndim - 1)
 
 
 @dataclass(frozen=True)
@@ -167,6 +229,137 @@ class ImportanceWeighted(Loss):
 
 
 @dataclass(frozen=True)
+class FlowMatching(Loss):
+    """Flow matching: |f(x_t, t) - dx_t/dt|^2 for a ``ContinuousBijector`` f and paths from data to noise.
+
+    A step costs one evaluation of f and its gradient, where maximum likelihood integrates. The path goes
+    from x at t = 0 to z at t = 1, z from the base and independent of x; e is standard normal.
+
+    - ``"rectified"``: x_t = (1 - t) x + t z + sigma e, dx_t/dt = z - x;
+    - ``"lipman"``: x_t = (1 - t) x + (sigma + (1 - sigma) t) z, dx_t/dt = (1 - sigma) z - x;
+    - ``"schroedinger_bridge"``: x_t = (1 - t) x + t z + sigma r e, and
+      dx_t/dt = z - x + sigma (1 - 2 t) / (2 r) e, r^2 = t (1 - t);
+    - ``"variance_preserving"``: x_t = cos(pi t / 2) x + sin(pi t / 2) z and its derivative.
+
+    The bridge's loss is multiplied by 4 r^2: otherwise its variance is infinite. With a sigma above 0 the
+    flow's density is that of data blurred: in ``"rectified"`` and ``"lipman"`` by a normal of that
+    standard deviation.
+
+    The smallest loss is no bound of the likelihood: fit again without a loss to polish it. Members of a
+    chain before the ``ContinuousBijector`` (``Standardize``) and the base are not trained. The solver and
+    the trace play no part.
+
+    Args:
+        path: one of these.
+        sigma: at least 0.
+        times: of t, ``"uniform"``; or ``"logit_normal"``, the sigmoid of a standard normal.
+
+    Raises:
+        ValueError: for options out of range; in ``fit``, for a flow of another kind.
+
+    Reference: Lipman et al. (2023), arXiv:2210.02747; Liu et al. (2023), arXiv:2209.03003; Albergo and
+    Vanden-Eijnden (2023), arXiv:2209.15571; Tong et al. (2024), arXiv:2302.00482; Esser et al. (2024),
+    arXiv:2403.03206, for the times.
+    """
+
+    path: str = "rectified"
+    sigma: float = 0.0
+    times: str = "uniform"
+
+    def __post_init__(self) -> None:
+        check_matching(type(self).__name__, self.path, self.sigma, self.times)
+
+    def check(self, flow: Flow) -> None:
+        if not isinstance(_members(flow)[1], ContinuousBijector):
+            name = type(flow.bijector).__name__
+            raise ValueError(needs_continuous(type(self).__name__, name))
+
+    def draw(
+        self, flow: Flow, generator: np.random.Generator, num_rows: int
+    ) -> tuple[np.ndarray, ...]:
+        noise = base_noise(generator, flow.base.noise, (num_rows, *flow.base.noise_shape))
+        t = draw_times(generator, self.times, num_rows)
+        if self.path == "schroedinger_bridge" or (self.path == "rectified" and self.sigma):
+            return noise, t, generator.standard_normal((num_rows, _members(flow)[1].dim))
+        return noise, t
+
+    def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
+        condition = None if context is None else flow.embed(context)
+        before, field = _members(flow)
+        with torch.no_grad():
+            z = flow.base.from_noise(noise[0], condition if flow.base.context_dim else None)
+            for bijector in before:
+                x, _ = bijector.map_forward(x, condition if bijector.context_dim else None)
+        t = noise[1]
+        point, target, factor = self._path(x, z, t.unsqueeze(-1), noise[2:])
+        given = condition if field.context_dim else None
+        error = factor * field.velocity(point, t, given) - target
+        return error.square().sum(-1)
+
+    def _path(
+        self, x: Tensor, z: Tensor, t: Tensor, noise: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, dx_t/dt times a factor, and the factor."""
+        factor, sigma = torch.ones_like(t), self.sigma
+        if self.path == "lipman":
+            return (1 - t) * x + (sigma + (1 - sigma) * t) * z, (1 - sigma) * z - x, factor
+        if self.path == "variance_preserving":
+            cos, sin = (math.pi / 2 * t).cos(), (math.pi / 2 * t).sin()
+            return cos * x + sin * z, math.pi / 2 * (cos * z - sin * x), factor
+        point, target = (1 - t) * x + t * z, z - x
+        if self.path == "schroedinger_bridge":
+            factor = 2 * (t * (1 - t)).sqrt()
+            point = point + sigma / 2 * factor * noise[0]
+            target = factor * target + sigma * (1 - 2 * t) * noise[0]
+        elif noise:
+            point = point + sigma * noise[0]
+        return point, target, factor
+
+
+@dataclass(frozen=True)
+class OptimalTransportFlowMatching(FlowMatching):
+    """``FlowMatching`` with z matched to x: in each batch the pairs of the smallest summed squared distance.
+
+    The matching is exact (SciPy's ``linear_sum_assignment``), on the host and the same in both backends.
+    Paths cross less: the field is straighter, and its gradients have a smaller variance.
+
+    Matching rows of different contexts would make z depend on the context, and the conditional densities
+    wrong: rows are matched with those of an equal context and an equal weight only. So contexts of few
+    values (classes) gain, and for contexts that are all different this is ``FlowMatching``. Each of several
+    processes matches its own rows.
+
+    Args:
+        path, sigma, times: as in ``FlowMatching``.
+        max_rows: the most rows that are matched together; time grows with the cube.
+
+    Raises:
+        ValueError: for options out of range; in ``fit``, for a flow whose data and noise lie in different
+            spaces: another base than ``StandardNormal``, or a chain.
+        ImportError: in ``fit``, without SciPy.
+
+    Reference: Tong et al. (2024), arXiv:2302.00482; Pooladian et al. (2023), arXiv:2304.14772.
+    """
+
+    max_rows: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int(type(self).__name__, max_rows=self.max_rows)
+
+    def check(self, flow: Flow) -> None:
+        super().check(flow)
+        if _members(flow)[0] or not isinstance(flow.base, StandardNormal):
+            names = type(flow.bijector).__name__, type(flow.base).__name__
+            raise ValueError(needs_plain_space(type(self).__name__, *names))
+
+    def match(
+        self, rows: tuple[np.ndarray, ...], noise: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, ...]:
+        x, *keys = rows
+        return matched(x, noise[0], tuple(keys), self.max_rows), *noise[1:]
+
+
+@dataclass(frozen=True)
 class _Function(Loss):
     """A function of the user's: of the flow, x and its context."""
 
@@ -204,6 +397,16 @@ def _log_ratio(
     """log q(x) + energy(x), of x from the flow."""
     x, log_prob = flow.from_noise(noise, context)
     events = x.reshape(-1, *x.shape[log_prob.ndim :])
-    values = energy(events)
-    check_energy(owner, events.shape, getattr(values, "shape", None))
-    return log_prob + values.reshape(log_prob.shape)
+    return log_prob + _energies(owner, energy, events).reshape(log_prob.shape)
+
+
+def _energies(owner: str, energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    values = energy(x)
+    check_energy(owner, x.shape, getattr(values, "shape", None))
+    return values
+
+
+def _members(flow: Flow) -> tuple[list[Bijector], Any]:
+    """The members of a flow's chain before the last, and that; or its one bijector."""
+    *before, last = flow.bijector if isinstance(flow.bijector, Chain) else [flow.bijector]
+    return before, last

@@ -5,6 +5,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flow_bridge import checks, sources, training
+from flow_bridge import checks, layouts, sources, training
 from flow_bridge.architecture import architecture
 from flow_bridge.checkpoint import TensorInfo
 from flow_bridge.errors import CheckpointError
@@ -40,7 +41,8 @@ from torch_flows.flows import Flow
 from torch_flows.inputs import dtype_name
 from torch_flows.losses import Loss, NegativeLogLikelihood, ReverseKL, as_loss, draws
 
-MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[Tensor]], Any]
+"""From the parameters, or groups of them, to an optimiser, or to a pair of one and its scheduler."""
 Data = Tensor | np.ndarray | Iterable[Any] | Callable[[int], Iterable[Any]]
 LossFunction = Callable[..., Tensor]
 """From the flow, x and its context to one number for each row; a ``Loss`` may also draw noise."""
@@ -69,6 +71,11 @@ def fit(
     weights: Tensor | np.ndarray | None = None,
     validation_weights: Tensor | np.ndarray | None = None,
     num_steps: int | None = None,
+    ema: float | None = None,
+    weight_decay: float | None = None,
+    accumulate: int = 1,
+    callback: Callable[[History, Flow], object] | None = None,
+    frozen: str | Sequence[str] = (),
 ) -> History:
     """Fit a flow: minimise the mean of a loss, -log_prob unless another is given, over minibatches.
 
@@ -101,8 +108,10 @@ def fit(
         num_epochs: passes over the data.
         batch_size: rows per step, of all ranks together; at most all of them. An iterable has its own.
         learning_rate: of Adam, 1e-3 if not given; a number, or a function from the step (from 0) to one.
-        optimizer: makes another optimiser from the parameters, in place of Adam and its rate. One that
-            evaluates the loss itself (``LBFGS``) gets a closure.
+        optimizer: makes another optimiser from the parameters, in place of Adam and its rate, or a pair of
+            one and its scheduler, which takes a step with it; ``ReduceLROnPlateau`` takes one after every
+            epoch, with the validation loss. An optimiser that evaluates the loss itself (``LBFGS``) gets
+            a closure.
         max_grad_norm: gradients of a larger global norm are scaled down to it.
         patience: stop after this many epochs without a better validation loss.
         seed: decides the split and the batches of an array, which are the same in both backends.
@@ -117,6 +126,18 @@ def fit(
             Those in an iterable count as they are. Batch statistics are of all rows alike.
         validation_weights: of the rows of validation data that are given as an array.
         num_steps: without data, the number of steps, which ``History`` counts in epochs of 200.
+        ema: keep moving averages of the weights with this decay d, 0.999 for one, and validate, keep and save
+            those: after step t (from 0) they come nearer to the trained weights by the share
+            1 - min(d, (1 + t) / (10 + t)) of the difference.
+        weight_decay: with each step of Adam the matrices and kernels of networks shrink by the learning
+            rate times this; biases, scales and what makes up linear maps do not (decoupled: Loshchilov and
+            Hutter, 2019, arXiv:1711.05101).
+        accumulate: evaluate each batch in this many equal parts, whose gradients are added up: the same
+            step with less memory. Batch statistics are of the parts.
+        callback: called after every epoch with the ``History`` so far and the flow, in evaluation mode;
+            training stops where it returns what is true.
+        frozen: names of weights, or of modules that hold them, as files have them
+            (``"bijector.bijectors.0"``): these stay as they are.
 
     Returns:
         The losses.
@@ -137,6 +158,7 @@ def fit(
         patience,
         state_every,
         num_steps,
+        accumulate,
     ) = training.check_options(
         "fit",
         optimizer,
@@ -149,7 +171,9 @@ def fit(
         patience=patience,
         state_every=state_every,
         num_steps=num_steps,
+        accumulate=accumulate,
     )
+    ema, weight_decay = training.check_manners(optimizer, ema, weight_decay, callback)
     flow = _trainable("fit", flow)
     loss = as_loss(loss)
     loss.check(flow)
@@ -179,7 +203,19 @@ def fit(
         )
         constant = _context(flow, context)
     objective = _Objective(flow, loss, constant)
-    engine = _Engine(flow, objective, source, held_out, optimizer, max_grad_norm)
+    engine = _Engine(
+        flow,
+        objective,
+        source,
+        held_out,
+        optimizer or partial(adam, weight_decay=weight_decay),
+        max_grad_norm,
+        sets_rate=optimizer is None,
+        weight_decay=weight_decay,
+        accumulate=accumulate,
+        frozen=frozen,
+        averages=ema is not None,
+    )
     num_epochs, chunks, blocks = sources.plan(
         source,
         held_out,
@@ -192,8 +228,7 @@ def fit(
         part=engine.part,
         max_steps=sources.steps_per_call(state_every),
     )
-    return training.train(
-        engine,
+    return engine.train(
         chunks,
         num_epochs,
         blocks,
@@ -209,6 +244,10 @@ def fit(
             max_grad_norm,
             state_path,
             sources.sizes(source, batch_size),
+            ema=lambda: ema,
+            weight_decay=lambda: weight_decay,
+            accumulate=lambda: accumulate if accumulate > 1 else None,
+            frozen=lambda: sorted(engine.frozen) or None,
             loss=loss.describe,
             energy=lambda: _probe_energy(flow, loss, batch_size),
             constant_context=lambda: None if constant is None else _host(constant).tolist(),
@@ -218,6 +257,8 @@ def fit(
         ),
         event_shape=flow.event_shape if isinstance(loss, NegativeLogLikelihood) else (),
         epoch_length=sources.MAX_STEPS_PER_CALL if source is None else None,
+        ema=ema,
+        callback=callback,
     )
 
 
@@ -365,6 +406,11 @@ class _Objective(nn.Module):
         return values if weights is None else weights * values
 
 
+def _group_of(trained: tuple[str, Tensor]) -> tuple[bool, bool]:
+    name, parameter = trained
+    return is_sharded(parameter), not layouts.decays(name.rsplit(".", 1)[-1], parameter.ndim)
+
+
 class _Engine:
     """Steps of an optimiser on a flow's parameters; the flow trains in place."""
 
@@ -374,73 +420,151 @@ class _Engine:
         objective: _Objective,
         data: Source | None,
         validation: Source | None,
-        optimizer: MakeOptimizer | None,
+        optimizer: MakeOptimizer,
         max_grad_norm: float | None,
+        *,
+        sets_rate: bool,
+        weight_decay: float | None,
+        accumulate: int,
+        frozen: str | Sequence[str],
+        averages: bool,
     ) -> None:
         self.flow, self.max_grad_norm = flow.eval(), max_grad_norm
         self.objective, self.data, self.validation = objective, data, validation
         trained = [(name, p) for name, p in flow.named_parameters() if p.requires_grad]
-        # Sharded ones last, in a group of their own: no kernel takes both kinds at once.
-        trained.sort(key=lambda item: is_sharded(item[1]))
+        self.frozen = training.frozen_names(frozen, [name for name, _ in trained])
+        self.held = [p for name, p in trained if name in self.frozen]
+        trained = [(name, p) for name, p in trained if name not in self.frozen]
+        training.check_weights("fit", type(flow).__name__, len(trained))
+        # Sharded ones last, in groups of their own: no kernel takes both kinds at once.
+        trained.sort(
+            key=_group_of if weight_decay is not None else lambda item: is_sharded(item[1])
+        )
         self.names, self.parameters = [name for name, _ in trained], [p for _, p in trained]
         self.sharded = any(map(is_sharded, self.parameters))
-        self.sets_rate = optimizer is None
-        training.check_callable("fit", "optimizer", optimizer or adam)
-        self.optimizer = (optimizer or adam)(self._groups())
+        self.sets_rate, self.accumulate, self.weight_decay = sets_rate, accumulate, weight_decay
+        self.others = [p.detach().clone() for p in self.parameters] if averages else []
+        training.check_callable("fit", "optimizer", optimizer)
+        made = optimizer(self._groups(trained))
+        self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
+        self.num_followed = [0, 0]  # steps and epochs
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self.needs_closure = closure is not None and closure.default is closure.empty
         self.part = own_part()
         self.is_main = self.part.index == 0
-        alone = self.part.count == 1
-        self.loss = objective if alone else distributed(objective, self.sharded)
+        self.skips_non_finite = False
 
-    def _groups(self) -> Any:
-        if not self.sharded:
-            return self.parameters
-        kinds = [[p for p in self.parameters if is_sharded(p) == kind] for kind in (False, True)]
-        return [{"params": parameters} for parameters in kinds if parameters]
+    def train(self, *args: Any, **options: Any) -> History:
+        for p in self.held:
+            p.requires_grad_(False)
+        try:
+            alone = self.part.count == 1
+            self.loss = self.objective if alone else distributed(self.objective, self.sharded)
+            return training.train(self, *args, **options)
+        finally:
+            for p in self.held:
+                p.requires_grad_(True)
+
+    def _groups(self, trained: list[tuple[str, nn.Parameter]]) -> Any:
+        """The parameters; for Adam with weight decay, and where some are sharded, in groups."""
+        decays = self.sets_rate and self.weight_decay is not None
+        groups: dict[tuple[bool, ...], Any] = {}
+        for name, p in trained:
+            kind = _group_of((name, p))[: 1 + decays]
+            groups.setdefault(kind, {"params": []})["params"].append(p)
+            if decays:
+                groups[kind]["weight_decay"] = 0.0 if kind[1] else self.weight_decay
+        return list(groups.values()) if self.sharded or decays else self.parameters
 
     def gather(self, values: Sequence[int]) -> np.ndarray:
         return gather(values, self.parameters[0].device).cpu().numpy()
 
-    def run(self, chunk: Chunk, rates: np.ndarray) -> tuple[np.ndarray, bool]:
+    def run(
+        self, chunk: Chunk, rates: np.ndarray, shares: np.ndarray | None
+    ) -> tuple[np.ndarray, bool]:
         self.flow.train()
+        self._swap()
+        losses = []
         try:
             rows, noise = map(self._to_device, chunk)
-            losses = [
-                self._step([a[i] for a in rows], [a[i] for a in noise], float(rate))
-                for i, rate in enumerate(rates)
-            ]
+            for i, rate in enumerate(rates):
+                losses.append(self._step([a[i] for a in rows], [a[i] for a in noise], float(rate)))
+                if shares is not None:
+                    move_averages(self.others, self.parameters, float(shares[i]))
         finally:
             self.flow.eval()
+            self._swap()
         finite = torch.stack([local(p).isfinite().all() for p in self.parameters]).all()
         finite = mean_over_ranks(finite.double()) == 1
         return mean_over_ranks(torch.stack(losses).double()).cpu().numpy(), bool(finite)
+
+    def _swap(self) -> None:
+        """Exchange trained weights and their averages; the flow has the averages but within ``run``."""
+        for p, other in zip(self.parameters, self.others, strict=False):
+            kept = p.detach().clone()
+            p.data.copy_(other)
+            other.copy_(kept)
+
+    def follow(self, history: History) -> None:
+        losses = history.validation_loss or history.train_loss
+        steps, epochs = self.num_followed
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            if self._follows_losses():
+                for loss in losses[epochs:]:
+                    self.scheduler.step(loss)
+            elif self.scheduler is not None:
+                for _ in history.step_losses[steps:]:  # of the run that is taken up
+                    self.scheduler.step()
+        self.num_followed = [len(history.step_losses), len(losses)]
+
+    def _follows_losses(self) -> bool:
+        return isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+    def weights(self) -> Flow:
+        return self.flow
 
     def _step(self, batch: list[Tensor], noise: list[Tensor], rate: float) -> Tensor:
         if self.sets_rate:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-        rows, losses = self._rows(self.data, batch), []
+        parts, losses = self._parts(self._rows(self.data, batch), noise), []
 
         def evaluate() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(rows, noise)
-            loss.backward()
+            values = []
+            for part in parts:
+                value = self.loss(*part)
+                value = value if len(parts) == 1 else value / len(parts)
+                value.backward()
+                values.append(value.detach())
             if self.sharded:
                 self._average_gradients()
             if self.max_grad_norm is not None:
                 clip_by_global_norm([p.grad for p in self.parameters], self.max_grad_norm)
-            losses.append(loss.detach())
-            return loss
+            losses.append(sum(values[1:], values[0]))
+            return losses[-1]
 
         if self.needs_closure:
-            self.optimizer.step(evaluate)  # type: ignore[arg-type]
+            self.optimizer.step(evaluate)
         else:
             evaluate()
             self.optimizer.step()
+        if self.scheduler is not None and not self._follows_losses():
+            self.scheduler.step()
+            self.num_followed[0] += 1
         torch.clear_autocast_cache()  # fit under torch.autocast would keep the old weights
         return losses[0]
+
+    def _parts(
+        self, rows: list[Tensor], noise: list[Tensor]
+    ) -> list[tuple[list[Tensor], list[Tensor]]]:
+        count = self.accumulate
+        if count == 1:
+            return [(rows, noise)]
+        training.check_parts(len((rows or noise)[0]), count)
+        parts = [[a.chunk(count) for a in arrays] for arrays in (rows, noise)]
+        return [([a[i] for a in parts[0]], [a[i] for a in parts[1]]) for i in range(count)]
 
     def _average_gradients(self) -> None:
         """Of the weights that are not sharded, whose own hooks do it."""
@@ -496,7 +620,11 @@ class _Engine:
         return [type(self.optimizer).__name__, *groups]
 
     def state_arrays(self, best: dict[str, Tensor] | None) -> dict[str, np.ndarray]:
-        groups = {"weights": self.flow.state_dict(), "best": best or {}}
+        groups: dict[str, dict[str, Any]] = {
+            "weights": self.flow.state_dict(),
+            "best": best or {},
+            "trained": dict(zip(self.names, self.others, strict=False)),
+        }
         slots = {}
         for i, group in self.optimizer.state_dict()["state"].items():
             for name, value in group.items():
@@ -517,7 +645,7 @@ class _Engine:
             name: TensorInfo(dtype_name(array.dtype), tuple(array.shape))
             for name, array in self.flow.state_dict().items()
         }
-        groups = weight_groups(weights)
+        groups = weight_groups(weights, [n for n, _ in zip(self.names, self.others, strict=False)])
         try:
             slots = self._expected_slots()
         except Exception:  # an optimiser of the user's own, run where it may not run
@@ -540,6 +668,7 @@ class _Engine:
             stand_ins[id(p)] = nn.Parameter(stand_in)
             stand_ins[id(p)].grad = torch.empty_like(stand_in)
         optimizer = copy.deepcopy(self.optimizer, stand_ins)
+        vars(optimizer).pop("step", None)  # what a scheduler puts there steps the original
         for group in optimizer.param_groups:
             group.update({name: False for name in ("fused", "foreach") if name in group})
         optimizer.step()
@@ -549,7 +678,7 @@ class _Engine:
         }
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
-        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}}
+        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "trained": {}}
         slots: dict[int, dict[str, Tensor]] = {}
         for path, array in arrays.items():
             group, name = path.split(".", 1)
@@ -564,6 +693,8 @@ class _Engine:
         for i, slot in slots.items():
             slot.update({name: sharded_like(a, self.parameters[i]) for name, a in slot.items()})
         self.restore(groups["weights"])
+        for name, other in zip(self.names, self.others, strict=False):
+            other.copy_(groups["trained"][name])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
         return groups["best"] or None
 
@@ -591,9 +722,25 @@ def distributed(loss: nn.Module, sharded: bool) -> nn.Module:
         return DistributedDataParallel(loss, broadcast_buffers=False, static_graph=True)
 
 
-def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """PyTorch's Adam in one fused kernel; ``fit`` sets its learning rate at every step."""
-    return torch.optim.Adam(parameters, fused=True)
+def adam(parameters: Any, weight_decay: float | None = None) -> torch.optim.Optimizer:
+    """PyTorch's Adam in one fused kernel; ``fit`` sets its learning rate at every step.
+
+    Args:
+        parameters: or groups of them, with the weight decay of each.
+        weight_decay: ``None`` for none.
+    """
+    if weight_decay is None:
+        return torch.optim.Adam(parameters, fused=True)
+    return torch.optim.AdamW(parameters, fused=True)
+
+
+@torch.no_grad()
+def move_averages(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+    """averages + share * (weights - averages), in place, rounded after each operation as in JAX."""
+    own = [local(average) for average in averages]
+    moves = torch._foreach_sub([local(weight) for weight in weights], own)
+    torch._foreach_mul_(moves, share)
+    torch._foreach_add_(own, moves)
 
 
 def clip_by_global_norm(gradients: Iterable[Tensor | None], max_norm: float) -> None:

@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, Interval, check_inside
 from jax_flows.inputs import check_input
 from jax_flows.numerics import beyond
 from jax_flows.variables import AnyArray, HasVariables, Output, Variables, freeze_lists, kept
@@ -171,11 +171,11 @@ class Bijector(HasVariables):
 
     def check_domain(self, x: AnyArray) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
-        self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
+        check_inside(self.intervals(True), type(self).__name__, "x", np.asarray(x, np.float64))
 
     def check_codomain(self, z: AnyArray) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
-        self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
+        check_inside(self.intervals(), type(self).__name__, "z", np.asarray(z, np.float64))
 
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
@@ -183,10 +183,10 @@ class Bijector(HasVariables):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
-        return (self.codomain if inverse else self.domain) != REALS
+        return any(interval != REALS for interval in self.intervals(not inverse))
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
-        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each block."""
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each entry."""
         return [self.domain if inverse else self.codomain]
 
     def outside(
@@ -198,7 +198,7 @@ class Bijector(HasVariables):
         what each of its members gets.
         """
         ndim = len(self.latent_shape if inverse else self.event_shape)
-        return beyond(x, self.codomain if inverse else self.domain, ndim)
+        return beyond(x, self.intervals(not inverse), ndim)
 
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...
@@ -217,6 +217,37 @@ class Bijector(HasVariables):
         """``steps`` of what has been checked."""
         return [(self.map_inverse if inverse else self.map_forward)(variables, x, context)]
 
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        """The map, and with it the score of a density: (z, log_det, the score of the density of z).
+
+        Where ``score`` is the gradient of log p(x), the third is that of log p(z), J^-T (score - gradient
+        of log|det J|). Without a closed form it is one vector-Jacobian product through the other
+        direction.
+
+        Args:
+            x: what has been checked, a z if ``inverse``.
+            score: of x's shape.
+            inverse: map z to x.
+            differentiable: whether the new score is to have gradients.
+        """
+        directions: list[Any] = [self.map_forward, self.map_inverse]
+        step, back = directions[::-1] if inverse else directions
+        z, log_det = step(variables, x, context)
+        point, own, given = z, variables, context
+        if not differentiable:
+            point, own, given = jax.lax.stop_gradient((z, variables, context))
+        _, pull = jax.vjp(lambda point: back(own, point, given), point)
+        (new,) = pull((score, jnp.ones_like(log_det)))
+        return z, log_det, new
+
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
@@ -230,6 +261,22 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Variables]:
         """The statistics of evaluation as those of x on its way forward; returns what comes out, too."""
         return self.map_forward(variables, x, context)[0], variables.get("batch_stats", {})
+
+
+def score_of_entries(
+    step: Callable[[Array], Output], x: Array, score: Array, differentiable: bool
+) -> tuple[Array, Array, Array]:
+    """``map_score`` of a map of each entry: z, the logs of its slopes, and (score - (log f')') / f'."""
+    (z, log_slope), pull = jax.vjp(step, x)
+    (change,) = pull((jnp.zeros_like(z), jnp.ones_like(log_slope)))
+    new = (score - change) * jnp.exp(-log_slope)
+    return z, log_slope, new if differentiable else jax.lax.stop_gradient(new)
+
+
+def overrides(bijector: Bijector, cls: type) -> bool:
+    """Whether a subclass maps in another way than a class, whose formulas then do not hold."""
+    names = ("map_forward", "map_inverse")
+    return any(getattr(type(bijector), name) is not getattr(cls, name) for name in names)
 
 
 def initialize(

@@ -13,6 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
+from flow_bridge.networks import Network, as_network
 from flow_bridge.ode import (
     NO_FORWARD_MODE,
     REFINEMENT,
@@ -24,6 +25,7 @@ from flow_bridge.ode import (
 from jax_flows.bijectors.base import Bijector
 from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input, check_probe
+from jax_flows.networks.conditioner import build_conditioner, conditioner_shapes
 from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import (
     at_least_float32,
@@ -36,7 +38,7 @@ from jax_flows.numerics import (
     rademacher,
 )
 from jax_flows.registry import register
-from jax_flows.variables import AnyArray, Output, Variables, gather
+from jax_flows.variables import AnyArray, Output, Variables, child, gather
 
 Weights = tuple[Any, ...]
 
@@ -46,7 +48,8 @@ Weights = tuple[Any, ...]
 class ContinuousBijector(Bijector):
     """z = x(1), where dx/dt = f(x, t, context) from x(0) = x; log|det| is the integral of tr(df/dx).
 
-    f is a network of (x, t, context). The inverse integrates from t = 1 to 0.
+    f is a network of (x, t, context). The inverse integrates from t = 1 to 0. It is fitted by maximum
+    likelihood, which integrates for every step, or by the loss ``FlowMatching``, which does not.
 
     - ``solver="dopri5"``: adaptive steps (diffrax), bounded by ``max_steps``. The error of every
       row is controlled by itself, and its log|det| apart from x: the norm is the largest over them,
@@ -55,7 +58,8 @@ class ContinuousBijector(Bijector):
       unless the dynamics themselves multiply errors.
     - ``solver="rk4"``: ``num_steps`` equal steps of the classical method, the same in both backends.
     - ``trace="exact"``: in closed form; for one or two hidden layers at the cost of one more product,
-      for others of ``dim`` network passes.
+      for others of ``dim`` network passes, as for a ``conditioner``, whose products are batched; for
+      ``HollowMLP`` of one pass.
     - ``trace="hutchinson"``: e^T (df/dx) e in training mode, with one random probe e for every row
       and solve, which follows from the counter ``noise_step`` in the weights' state and so is the same
       in both backends; evaluation and the inverse take the exact trace. ``forward_with_noise`` and
@@ -80,8 +84,12 @@ class ContinuousBijector(Bijector):
         max_steps: the most steps of ``"dopri5"``.
         kinetic_energy, jacobian_norm: weights of the penalties.
         context_dim: width of the context, 0 for none.
+        conditioner: another network f, ``Network(CLASS, ...)`` or a class, in place of the one that
+            ``hidden_dims`` and ``activation`` say. It gets x and, as its context, t and the context: if
+            its class names ``context_dim`` the two apart.
+        time_features: beside t the network sees cos(pi j t) and sin(pi j t) for j = 1 to this number.
 
-    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+    Shapes: x and z ``(*batch, dim), context ``(*batch, context_dim)``.
 
     Raises:
         ConvergenceError: if the solver fails, outside compiled code; the message names the tolerance.
@@ -113,13 +121,16 @@ class ContinuousBijector(Bijector):
     kinetic_energy: float = 0.0
     jacobian_norm: float = 0.0
     context_dim: int = 0
+    conditioner: Network | type | None = None
+    time_features: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name = "ContinuousBijector"
         sizes = {"dim": self.dim, "num_steps": self.num_steps, "max_steps": self.max_steps}
         checks.positive_int(name, **sizes)
-        checks.non_negative_int(name, context_dim=self.context_dim)
+        sizes = {"context_dim": self.context_dim, "time_features": self.time_features}
+        checks.non_negative_int(name, **sizes)
         checks.one_of(name, "trace", self.trace, ("exact", "hutchinson"))
         checks.one_of(name, "solver", self.solver, ("dopri5", "rk4"))
         checks.one_of(name, "probe", self.probe, ("rademacher", "gaussian"))
@@ -128,28 +139,44 @@ class ContinuousBijector(Bijector):
         checks.boolean(name, adjoint=self.adjoint)
         penalties = {"kinetic_energy": self.kinetic_energy, "jacobian_norm": self.jacobian_norm}
         checks.non_negative_number(name, **penalties)
+        if self.conditioner is not None:
+            object.__setattr__(self, "conditioner", as_network(name, self.conditioner, MLP))
         _ = self.network
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
+    @property
+    def context_apart(self) -> bool:
+        """Whether f is called with x and (t, context) apart."""
+        return isinstance(self.conditioner, Network) and self.conditioner.takes("context_dim")
+
     @cached_property
-    def network(self) -> MLP:
+    def network(self) -> Any:
         """The network f of (x, t, context)."""
-        widths = (self.dim + 1 + self.context_dim, self.dim)
-        return MLP(*widths, tuple(self.hidden_dims), self.activation, parent=None)
+        dim, given = self.dim, 1 + 2 * self.time_features + self.context_dim
+        if self.conditioner is None:
+            hidden_dims = tuple(self.hidden_dims)
+            return MLP(dim + given, dim, hidden_dims, self.activation, parent=None)
+        conditioner = as_network("ContinuousBijector", self.conditioner, MLP)
+        return build_conditioner("ContinuousBijector", conditioner, dim, dim, 1, given)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)
-        point = jnp.zeros(self.dim + 1 + self.context_dim, dtype)
-        variables = gather({"network": self.network.init(network_key, point)})
+        given = jnp.zeros(1 + 2 * self.time_features + self.context_dim, dtype)
+        inputs = _arguments(self.context_apart, jnp.zeros(self.dim, dtype), given)
+        network = self.network.init(network_key, *inputs)
+        variables = gather({"network": jax.tree.map(lambda array: array.astype(dtype), network)})
         if self.trace == "hutchinson":
             variables["batch_stats"]["noise_step"] = first_step(step_key, dtype)
         return variables
 
     def variable_shapes(self, dtype: Any) -> Variables:
-        variables = gather({"network": self.network.variable_shapes(dtype)})
+        known = conditioner_shapes(self, dtype)
+        if known is None:
+            return super().variable_shapes(dtype)
+        variables = dict(known)
         if self.trace == "hutchinson":
             variables["batch_stats"]["noise_step"] = jax.ShapeDtypeStruct((), dtype)
         return variables
@@ -165,7 +192,7 @@ class ContinuousBijector(Bijector):
             draw = rademacher if self.probe == "rademacher" else gaussian
             step = batch_stats["noise_step"]
             noise, batch_stats = draw(step, 0, x.shape), {"noise_step": next_step(step)}
-        field = _Field(self.activation, self.kinetic_energy, self.jacobian_norm)
+        field = self._field(self.kinetic_energy, self.jacobian_norm)
         return *self._run(variables, x, context, (0.0, 1.0), noise, field), batch_stats
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
@@ -204,6 +231,26 @@ class ContinuousBijector(Bijector):
         noise = check_probe(self, variables, noise, z)
         return self._run(variables, z, context, (1.0, 0.0), noise)
 
+    def velocity(
+        self, variables: Variables, x: AnyArray, t: Array | float, context: AnyArray | None = None
+    ) -> Array:
+        """f(x, t, context), of x's shape.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            x: shape ``(*batch, dim)``.
+            t: the times, a number or of shape ``(*batch,)``.
+            context: as for ``forward``.
+        """
+        x, context = check_input(self, variables, "x", x, context)
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:-1])
+        return self._network_at(variables, x, t, context)
+
+    def _network_at(self, variables: Variables, x: Array, t: Array, context: Array | None) -> Array:
+        given = [time_inputs(t, self.time_features), *([] if context is None else [context])]
+        inputs = _arguments(self.context_apart, x, jnp.concatenate(given, -1))
+        return jnp.asarray(self.network.apply(child(variables, "network"), *inputs))
+
     def trajectory(
         self,
         variables: Variables,
@@ -229,7 +276,7 @@ class ContinuousBijector(Bijector):
         if self.solver == "rk4":
             return 4 * self.num_steps
         state, weights, _ = self._start(variables, at_least_float32(x), context, None)
-        solver, field = _Dopri5(self.rtol, self.atol, self.max_steps), _Field(self.activation)
+        solver, field = _Dopri5(self.rtol, self.atol, self.max_steps), self._field()
         num_steps = solver.solve(field, state, weights, (0.0, 1.0), _row_norm).stats["num_steps"]
         return 3 + 6 * num_steps  # two to choose the first step, one to start, six a step
 
@@ -241,10 +288,10 @@ class ContinuousBijector(Bijector):
         context: Array | None,
         times: tuple[float, float],
         noise: Array | None = None,
-        field: "_Field | None" = None,
+        field: "Field | None" = None,
     ) -> Output:
         state, weights, given = self._start(variables, x, context, noise)
-        field = field or _Field(self.activation)
+        field = field or self._field()
         if self.solver == "rk4" or state.shape[0]:  # the first does not ask, so that it exports
             state = self._integrate(field, state, weights, times)
         state = jnp.where(given, state, math.nan)
@@ -265,22 +312,33 @@ class ContinuousBijector(Bijector):
         state = jnp.concatenate([jnp.where(given, rows, 0), jnp.zeros_like(rows[:, :1])], -1)
         return state, self._weights(variables, context, noise), given
 
+    def _field(self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0) -> "Field":
+        if self.conditioner is not None:
+            return _NetworkField(self, kinetic_energy, jacobian_norm)
+        return _Field(self.activation, kinetic_energy, jacobian_norm)
+
     def _weights(self, variables: Variables, context: Array | None, noise: Array | None) -> Weights:
-        """What the field needs: the row of t, what the trace needs, the probe, the layers."""
+        """What the field needs: the rows of t, what the trace needs, the probe, the layers; of a
+        conditioner the context, the probe, and all of its weights."""
+        if self.conditioner is not None:
+            network = {"params": {"network": variables["params"]["network"]}}
+            return context, noise, jax.tree.map(at_least_float32, network)
         network = variables["params"]["network"]
         names = [f"layers_{i}" for i in range(len(self.hidden_dims) + 1)]
         network = jax.tree.map(at_least_float32, network)
         layers = [(network[name]["kernel"], network[name]["bias"]) for name in names]
         first, bias = layers[0]
+        end = self.dim + 1 + 2 * self.time_features
         if context is not None:
-            weight = first[self.dim + 1 :]
+            weight = first[end:]
             bias = jnp.matmul(context, weight, precision=matmul_precision()) + bias
         layers[0] = first[: self.dim], bias
         for_trace = trace_weight(layers) if noise is None else None
-        return first[self.dim], for_trace, noise, *(array for layer in layers for array in layer)
+        arrays = (array for layer in layers for array in layer)
+        return first[self.dim : end], for_trace, noise, *arrays
 
     def _integrate(
-        self, field: "_Field", state: Array, weights: Weights, times: tuple[float, float]
+        self, field: "Field", state: Array, weights: Weights, times: tuple[float, float]
     ) -> Array:
         if self.solver == "rk4":
             return _rk4(field, state, weights, times, self.num_steps)
@@ -305,7 +363,7 @@ class _Field:
     def __call__(self, t: Array | float, state: Array, weights: Weights) -> Array:
         time, for_trace, noise, *arrays = weights
         layers: list[Any] = list(zip(arrays[::2], arrays[1::2], strict=True))
-        layers[0] = layers[0][0], layers[0][1] + t * time
+        layers[0] = layers[0][0], layers[0][1] + _time_term(t, time)
         dx, slopes = evaluate(layers, self.activation, state[:, :-1])
         if noise is None:
             rate = trace(layers, slopes, for_trace)
@@ -320,8 +378,74 @@ class _Field:
         return jnp.concatenate([dx, jnp.broadcast_to(rate, dx.shape[:-1])[..., None]], -1)
 
 
+@dataclass(frozen=True)
+class _NetworkField:
+    """The rates of ``_Field`` for any network, by batched products with its Jacobian."""
+
+    bijector: Any
+    kinetic_energy: float = 0.0
+    jacobian_norm: float = 0.0
+
+    def __call__(self, t: Array | float, state: Array, weights: Weights) -> Array:
+        context, noise, variables = weights
+        owner, x = self.bijector, state[:, :-1]
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:-1])
+        given = time_inputs(t, owner.time_features)
+        given = given if context is None else jnp.concatenate([given, context], -1)
+
+        def velocity(x: Array) -> Array:
+            inputs = _arguments(owner.context_apart, x, given)
+            return jnp.asarray(owner.network.apply(child(variables, "network"), *inputs))
+
+        def product(v: Array) -> Array:
+            return jax.jvp(velocity, (x,), (jnp.broadcast_to(v, x.shape),))[1]
+
+        if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:
+
+            def alone(y: Array) -> Array:
+                return jnp.asarray(owner.network.apply(child(variables, "network"), y, given, x))
+
+            dx, diagonal = jax.jvp(alone, (x,), (jnp.ones_like(x),))
+            rate = diagonal.sum(-1)
+        elif noise is not None:
+            dx, pushed = jax.jvp(velocity, (x,), (noise,))
+            rate, matrix = (pushed * noise).sum(-1), pushed[..., None]
+        else:
+            eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+            dx, matrix = velocity(x), jnp.moveaxis(jax.vmap(product)(eye), 0, -1)
+            rate = jnp.trace(matrix, axis1=-2, axis2=-1)
+        if self.kinetic_energy:
+            rate = rate - self.kinetic_energy * jnp.square(dx).sum(-1)
+        if self.jacobian_norm:
+            rate = rate - self.jacobian_norm * jnp.square(matrix).sum((-2, -1))
+        return jnp.concatenate([dx, rate[..., None]], -1)
+
+
+Field = _Field | _NetworkField
+
+
+def time_inputs(t: Array, count: int) -> Array:
+    """t, and cos(pi j t) and sin(pi j t) for j from 1 to ``count``: ``(*batch, 1 + 2 count)``."""
+    if not count:
+        return t[..., None]
+    angle = t[..., None] * (math.pi * jnp.arange(1, count + 1, dtype=t.dtype))
+    return jnp.concatenate([t[..., None], jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def _time_term(t: Array | float, weight: Array) -> Array:
+    """What t adds to the first layer, by its rows ``(1 + 2 count, out)``."""
+    if len(weight) == 1:
+        return t * weight[0]
+    given = time_inputs(jnp.asarray(t, weight.dtype), len(weight) // 2)
+    return jnp.matmul(given, weight, precision=matmul_precision())
+
+
+def _arguments(apart: bool, x: Array, given: Array) -> tuple[Array, ...]:
+    return (x, given) if apart else (jnp.concatenate([x, given], -1),)
+
+
 def _rk4(
-    field: _Field, state: Array, weights: Weights, times: tuple[float, float], num_steps: int
+    field: Field, state: Array, weights: Weights, times: tuple[float, float], num_steps: int
 ) -> Array:
     step = (times[1] - times[0]) / num_steps
 
@@ -409,7 +533,7 @@ def _differentiable(*args: Any) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _adjoint(
-    solver: _Dopri5, field: _Field, times: tuple[float, float], state: Array, weights: Weights
+    solver: _Dopri5, field: Field, times: tuple[float, float], state: Array, weights: Weights
 ) -> Array:
     """The solution with gradients from the adjoint equation, integrated back along the path.
 
@@ -419,7 +543,7 @@ def _adjoint(
 
 
 def _adjoint_forward(
-    solver: _Dopri5, field: _Field, times: tuple[float, float], state: Array, weights: Weights
+    solver: _Dopri5, field: Field, times: tuple[float, float], state: Array, weights: Weights
 ) -> tuple[Array, Any]:
     final = solver(field, state, weights, times, _row_norm)
     return final, (final, weights)
@@ -429,7 +553,7 @@ def _adjoint_forward(
 class _Augmented:
     """The rates of the state, of its adjoint and of the gradients of the weights."""
 
-    field: _Field
+    field: Field
 
     def __call__(self, t: Array, augmented: tuple[Any, ...], weights: Weights) -> tuple[Any, ...]:
         state, adjoint, _ = augmented
@@ -438,7 +562,7 @@ class _Augmented:
 
 
 def _adjoint_backward(
-    solver: _Dopri5, field: _Field, times: tuple[float, float], saved: Any, gradient: Array
+    solver: _Dopri5, field: Field, times: tuple[float, float], saved: Any, gradient: Array
 ) -> tuple[Array, Weights]:
     final, weights = saved
     scale = jnp.abs(gradient).max()

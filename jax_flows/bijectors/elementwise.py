@@ -15,7 +15,7 @@ from jax import Array
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
-from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.base import Bijector, overrides, score_of_entries
 from jax_flows.networks.conditioner import (
     build_conditioner,
     conditioner_shapes,
@@ -23,7 +23,15 @@ from jax_flows.networks.conditioner import (
     run_conditioner,
 )
 from jax_flows.networks.mlp import MLP
-from jax_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
+from jax_flows.numerics import (
+    absolute,
+    check_constants,
+    log1p,
+    log_sech2,
+    softplus,
+    sum_event,
+    tanh,
+)
 from jax_flows.registry import register
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.variables import Output, Variables, gather
@@ -52,6 +60,21 @@ class Pointwise(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x, log_slope = self.map_entries_inverse(z)
         return x, sum_event(log_slope, self.event_ndim)
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        if overrides(self, Pointwise):
+            return super().map_score(variables, x, score, context, inverse, differentiable)
+        step = self.map_entries_inverse if inverse else self.map_entries
+        z, log_slope, score = score_of_entries(step, x, score, differentiable)
+        return z, sum_event(log_slope, self.event_ndim), score
 
     @abstractmethod
     def map_entries(self, x: Array) -> Output: ...
@@ -257,16 +280,16 @@ class Softclip(Pointwise):
 
     def map_entries(self, x: Array) -> Output:
         check_constants(self, x, bound=self.bound)
-        share = jnp.abs(x) / self.bound
+        share = absolute(x) / self.bound
         # a large x over a small bound overflows
         far = jnp.isinf(share)
         log_far = jnp.log(jnp.where(far, jnp.abs(x), 1)) - math.log(self.bound)
         log_slope = -2 * jnp.where(far, log_far, jnp.log1p(share))
-        return self.bound * (x / (self.bound + jnp.abs(x))), log_slope
+        return self.bound * (x / (self.bound + absolute(x))), log_slope
 
     def map_entries_inverse(self, z: Array) -> Output:
         check_constants(self, z, bound=self.bound)
-        rest = (self.bound - jnp.abs(z)) / self.bound
+        rest = (self.bound - absolute(z)) / self.bound
         rest = jnp.where(rest < 0, math.nan, rest)
         return z / rest, -2 * jnp.log(rest)
 
@@ -416,8 +439,8 @@ class Elementwise(Bijector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.event_shape
         checks.instances("Elementwise", "map", [self.map], UnivariateMap)
+        checks.map_of("Elementwise", self.map, self.event_shape)
         checks.non_negative_int("Elementwise", context_dim=self.context_dim)
         checks.no_conditioner("Elementwise", self.conditioner, self.context_dim)
         if self.context_dim:
@@ -448,6 +471,9 @@ class Elementwise(Bijector):
             num_parameters=num_parameters,
         )  # fmt: skip
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         if not self.context_dim:
             zeros = jnp.zeros((*self.event_shape, self.map.num_parameters), dtype)
@@ -466,6 +492,24 @@ class Elementwise(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x, log_slope = self.map.inverse(z, self._parameters_for(variables, z, context))
         return x, sum_event(log_slope, len(self.event_shape))
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        if overrides(self, Elementwise):
+            return super().map_score(variables, x, score, context, inverse, differentiable)
+        step = self.map.inverse if inverse else self.map.forward
+        parameters = self._parameters_for(variables, x, context)
+        z, log_slope, score = score_of_entries(
+            lambda x: step(x, parameters), x, score, differentiable
+        )
+        return z, sum_event(log_slope, len(self.event_shape)), score
 
     def _parameters_for(self, variables: Variables, x: Array, context: Array | None) -> Array:
         shape = *x.shape, self.map.num_parameters

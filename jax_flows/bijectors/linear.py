@@ -40,6 +40,21 @@ class _Reordering(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return self._reorder(z, np.argsort(self.order))
 
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        step = self.map_inverse if inverse else self.map_forward  # orthogonal: J^-T = J
+        score = step(variables, score, context)[0]
+        return *step(variables, x, context), score if differentiable else jax.lax.stop_gradient(
+            score
+        )
+
     def _reorder(self, x: Array, order: np.ndarray) -> Output:
         others = (slice(None),) * (self.event_ndim - 1)
         return x[(..., as_int32(order), *others)], jnp.zeros(
@@ -162,6 +177,21 @@ class Rotation(Bijector):
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         x = jnp.matmul(z, self.matrix(variables), precision=matmul_precision())
         return x, jnp.zeros(z.shape[:-1], z.dtype)
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        step = self.map_inverse if inverse else self.map_forward  # orthogonal: J^-T = J
+        score = step(variables, score, context)[0]
+        return *step(variables, x, context), score if differentiable else jax.lax.stop_gradient(
+            score
+        )
 
 
 def lu_matrix(lu: Array) -> Array:

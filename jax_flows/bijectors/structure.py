@@ -250,6 +250,42 @@ class Chain(Bijector):
             steps.append((x, log_det))
         return steps
 
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        log_det: Any = 0
+        for segment in self.segments[:: -1 if inverse else 1]:
+            block = [(name, self.bijectors[i[0]]) for name, i in segment.names()]
+            block = block[:: -1 if inverse else 1]
+
+            def run_block(carry: Any, layers: Any, block: Any = block) -> Any:
+                x, score = carry
+                total = 0
+                for name, bijector in block:
+                    own = context if bijector.context_dim else None
+                    x, term, score = bijector.map_score(
+                        layers[name], x, score, own, inverse, differentiable
+                    )
+                    total = total + term
+                return (x, score), total
+
+            layers = {name: child(variables, name) for name, _ in block}
+            if segment.repeats == 1:
+                (x, score), term = run_block((x, score), layers)
+            else:
+                (x, score), terms = jax.lax.scan(
+                    run_block, (x, score), layers, segment.repeats, inverse
+                )
+                term = terms.sum(0)
+            log_det = log_det + term
+        return x, log_det, score
+
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> tuple[Array, Variables]:
@@ -376,6 +412,18 @@ class Invert(Bijector):
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return self.bijector.map_forward(child(variables, "bijector"), z, context)
+
+    def map_score(
+        self,
+        variables: Variables,
+        x: Array,
+        score: Array,
+        context: Array | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        own = child(variables, "bijector")
+        return self.bijector.map_score(own, x, score, context, not inverse, differentiable)
 
     def map_and_initialize(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False

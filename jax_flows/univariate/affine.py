@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge.univariate import check_affine
-from jax_flows.numerics import log_softplus, softplus
+from jax_flows.numerics import absolute, log_softplus, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap, unstack
 
@@ -106,7 +106,7 @@ class AffineMap(UnivariateMap):
         if self.scale == "tanh":
             return jnp.tanh(raw) if bound == 1 else bound * jnp.tanh(raw / bound)
         if self.scale == "softclip":
-            return raw / (1 + jnp.abs(raw) / bound)
+            return raw / (1 + absolute(raw) / bound)
         if self.scale == "arctan":
             steepness = math.pi / (2 * bound)
             return jnp.arctan(steepness * raw) / steepness

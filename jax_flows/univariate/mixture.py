@@ -10,10 +10,7 @@ from flow_bridge import checks
 from jax_flows.numerics import at_least_float32, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
-from jax_flows.univariate.roots import invert
-
-FAR = 1e30
-"""Beyond it the map is linear to within rounding, and c may overflow."""
+from jax_flows.univariate.roots import FARTHEST, invert
 
 
 @register
@@ -67,7 +64,7 @@ class LogisticMixtureMap(UnivariateMap):
     def inverse(self, z: Array, parameters: Array) -> Output:
         log_w, log_a, center = self._constrained(parameters)
         wide = at_least_float32(z)
-        near = jnp.clip(wide, -FAR, FAR)
+        near = jnp.clip(wide, -FARTHEST, FARTHEST)
         ends = near * jnp.exp(-log_a) + center
         given = log_w, log_a, center
         x, log_slope = invert(_evaluate, near, given, ends.min(0), ends.max(0))
@@ -86,7 +83,7 @@ class LogisticMixtureMap(UnivariateMap):
 
 
 def _evaluate(x: Array, log_w: Array, log_a: Array, center: Array) -> Output:
-    near = jnp.clip(x, -FAR, FAR)
+    near = jnp.clip(x, -FARTHEST, FARTHEST)
     c = jnp.exp(log_a) * (near - center)
     below, above = -softplus(-c), -softplus(c)  # log sigmoid(c), log sigmoid(-c)
     log_r, log_cdf = _normalized(log_w + below)

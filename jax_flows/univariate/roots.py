@@ -11,6 +11,10 @@ from flow_bridge.univariate import ROOT_STEPS
 from jax_flows.numerics import DIFFERENTIABLE_STEPS
 from jax_flows.univariate.base import Output
 
+FARTHEST = 1e30
+"""Inverses are searched up to here; beyond it maps are linear to within rounding, and their terms may
+overflow."""
+
 _Search = tuple[Array, Array, Array, Array, Array, Array]
 
 

@@ -15,7 +15,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.univariate import check_spline, raw_slope, slope_offset
-from jax_flows.numerics import check_constants, softplus
+from jax_flows.numerics import absolute, check_constants, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 from jax_flows.univariate.circular import circle_features, wrapped
@@ -145,7 +145,7 @@ class SplineMap(UnivariateMap):
         logits, raw = jnp.split(rows, [2 * num_bins])
         ones = [1] * (raw.ndim - 1)
         if self.squash is not None:
-            logits = logits / (1 - 2 * jnp.abs(logits) / math.log(self.squash))
+            logits = logits / (1 - 2 * absolute(logits) / math.log(self.squash))
         logits = logits.reshape(2, num_bins, *raw.shape[1:])
         shares = jnp.cumsum(jax.nn.softmax(logits, 1), 1)[:, :-1]
         least = jnp.arange(1, num_bins, dtype=raw.dtype).reshape(-1, *ones)
@@ -181,7 +181,7 @@ def spline_within(tail_bound: float, num_bins: int) -> SplineMap:
 def slope_of(raw: Array, min_slope: float, squash: float | None = None) -> Array:
     """The slope that a raw number stands for, 1 at 0."""
     if squash is not None:
-        return jnp.exp(raw / (1 - jnp.abs(raw) / math.log(squash)))
+        return jnp.exp(raw / (1 - absolute(raw) / math.log(squash)))
     return min_slope + softplus(raw + slope_offset(min_slope))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, Interval, check_inside
 from torch_flows.inputs import check_input, check_output
 from torch_flows.numerics import beyond
 from torch_flows.variables import HasVariables
@@ -152,11 +152,13 @@ class Bijector(HasVariables):
 
     def check_domain(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
-        self.domain.check(type(self).__name__, "x", x.detach().double().cpu().numpy())
+        check_inside(
+            self.intervals(True), type(self).__name__, "x", x.detach().double().cpu().numpy()
+        )
 
     def check_codomain(self, z: Tensor) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
-        self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
+        check_inside(self.intervals(), type(self).__name__, "z", z.detach().double().cpu().numpy())
 
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
@@ -164,10 +166,10 @@ class Bijector(HasVariables):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
-        return (self.codomain if inverse else self.domain) != REALS
+        return any(interval != REALS for interval in self.intervals(not inverse))
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
-        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each block."""
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each entry."""
         return [self.domain if inverse else self.codomain]
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
@@ -177,7 +179,7 @@ class Bijector(HasVariables):
         what each of its members gets.
         """
         ndim = len(self.latent_shape if inverse else self.event_shape)
-        return beyond(x, self.codomain if inverse else self.domain, ndim)
+        return beyond(x, self.intervals(not inverse), ndim)
 
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...
@@ -188,6 +190,36 @@ class Bijector(HasVariables):
     def map_steps(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> list[Output]:
         """``steps`` of what has been checked."""
         return [(self.map_inverse if inverse else self.map_forward)(x, context)]
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The map, and with it the score of a density: (z, log_det, the score of the density of z).
+
+        Where ``score`` is the gradient of log p(x), the third is that of log p(z), J^-T (score - gradient
+        of log|det J|). Without a closed form it is one vector-Jacobian product through the other
+        direction.
+
+        Args:
+            x: what has been checked, a z if ``inverse``.
+            score: of x's shape.
+            inverse: map z to x.
+            differentiable: whether the new score is to have gradients.
+        """
+        directions: list[Any] = [self.map_forward, self.map_inverse]
+        step, back = directions[::-1] if inverse else directions
+        z, log_det = step(x, context)
+        with torch.enable_grad():
+            point = tracked(z, differentiable)
+            outputs = back(point, context)
+            weights = score, torch.ones_like(outputs[1])
+            new = vjp(outputs, point, weights, differentiable)
+        return z, log_det, new
 
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False
@@ -200,6 +232,48 @@ class Bijector(HasVariables):
     ) -> Tensor:
         """Set the statistics of evaluation to those of x on its way forward; returns what comes out."""
         return self.map_forward(x, context)[0]
+
+
+def tracked(x: Tensor, keep_graph: bool) -> Tensor:
+    """x as something to differentiate by; with its graph if it is to be kept and there is one."""
+    return x.view_as(x) if keep_graph and x.requires_grad else x.detach().requires_grad_()
+
+
+def vjp(
+    outputs: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], differentiable: bool
+) -> Tensor:
+    """The gradient by x of the sum of outputs times weights; the graph of the outputs stays."""
+    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not pairs:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(
+        [o for o, _ in pairs],
+        x,
+        [w for _, w in pairs],
+        retain_graph=True,
+        create_graph=differentiable,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return gradient
+
+
+def score_of_entries(
+    step: Callable[[Tensor], Output], x: Tensor, score: Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``map_score`` of a map of each entry: z, the logs of its slopes, and (score - (log f')') / f'."""
+    with torch.enable_grad():
+        x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        z, log_slope = step(x)
+        change = vjp([log_slope], x, [torch.ones_like(log_slope)], differentiable)
+    new = (score - change) * (-log_slope).exp()
+    return z, log_slope, new if differentiable else new.detach()
+
+
+def overrides(bijector: Bijector, cls: type) -> bool:
+    """Whether a subclass maps in another way than a class, whose formulas then do not hold."""
+    names = ("map_forward", "map_inverse")
+    return any(getattr(type(bijector), name) is not getattr(cls, name) for name in names)
 
 
 def maps_by(cls: type, method: str) -> bool:

@@ -10,10 +10,18 @@ from torch import Tensor, nn
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
-from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
-from torch_flows.numerics import check_constants, log1p, log_sech2, softplus, sum_event, tanh
+from torch_flows.numerics import (
+    absolute,
+    check_constants,
+    log1p,
+    log_sech2,
+    softplus,
+    sum_event,
+    tanh,
+)
 from torch_flows.registry import register
 from torch_flows.univariate.base import UnivariateMap
 
@@ -34,6 +42,20 @@ class Pointwise(Bijector):
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x, log_slope = self.map_entries_inverse(z)
         return x, sum_event(log_slope, self.event_ndim)
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if overrides(self, Pointwise):
+            return super().map_score(x, score, context, inverse, differentiable)
+        step = self.map_entries_inverse if inverse else self.map_entries
+        z, log_slope, score = score_of_entries(step, x, score, differentiable)
+        return z, sum_event(log_slope, self.event_ndim), score
 
     @abstractmethod
     def map_entries(self, x: Tensor) -> Output: ...
@@ -214,16 +236,16 @@ class Softclip(Pointwise):
 
     def map_entries(self, x: Tensor) -> Output:
         check_constants(self, x, bound=self.bound)
-        share = x.abs() / self.bound
+        share = absolute(x) / self.bound
         # a large x over a small bound overflows
         far = share.isinf()
         log_far = torch.where(far, x.abs(), 1).log() - math.log(self.bound)
         log_slope = -2 * torch.where(far, log_far, share.log1p())
-        return self.bound * (x / (self.bound + x.abs())), log_slope
+        return self.bound * (x / (self.bound + absolute(x))), log_slope
 
     def map_entries_inverse(self, z: Tensor) -> Output:
         check_constants(self, z, bound=self.bound)
-        rest = (self.bound - z.abs()) / self.bound
+        rest = (self.bound - absolute(z)) / self.bound
         rest = torch.where(rest < 0, math.nan, rest)
         return z / rest, -2 * rest.log()
 
@@ -346,6 +368,7 @@ class Elementwise(Bijector):
         super().__init__()
         shape = checks.event_shape_of("Elementwise", dim)
         checks.instances("Elementwise", "map", [map], UnivariateMap)
+        checks.map_of("Elementwise", map, shape)
         checks.non_negative_int("Elementwise", context_dim=context_dim)
         checks.no_conditioner("Elementwise", conditioner, context_dim)
         self.dim = dim if isinstance(dim, int) else tuple(dim)
@@ -364,6 +387,9 @@ class Elementwise(Bijector):
                 num_parameters=num_parameters,
             )  # fmt: skip
 
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
+
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         z, log_slope = self.map.forward(x, self._parameters_for(x, context))
         return z, sum_event(log_slope, len(self.event_shape))
@@ -371,6 +397,23 @@ class Elementwise(Bijector):
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         x, log_slope = self.map.inverse(z, self._parameters_for(z, context))
         return x, sum_event(log_slope, len(self.event_shape))
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if overrides(self, Elementwise):
+            return super().map_score(x, score, context, inverse, differentiable)
+        step = self.map.inverse if inverse else self.map.forward
+        parameters = self._parameters_for(x, context)
+        z, log_slope, score = score_of_entries(
+            lambda x: step(x, parameters), x, score, differentiable
+        )
+        return z, sum_event(log_slope, len(self.event_shape)), score
 
     def _parameters_for(self, x: Tensor, context: Tensor | None) -> Tensor:
         shape = *x.shape, self.map.num_parameters

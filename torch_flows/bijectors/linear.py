@@ -36,6 +36,18 @@ class _Reordering(Bijector):
         axis = -self.event_ndim
         return z.index_select(axis, self.inverse_order), z.new_zeros(z.shape[:axis])
 
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.map_inverse if inverse else self.map_forward  # orthogonal: J^-T = J
+        score = step(score, context)[0]
+        return *step(x, context), score if differentiable else score.detach()
+
 
 @register
 class Permutation(_Reordering):
@@ -129,6 +141,18 @@ class Rotation(Bijector):
     @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return z @ self.matrix(), z.new_zeros(z.shape[:-1])
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.map_inverse if inverse else self.map_forward  # orthogonal: J^-T = J
+        score = step(score, context)[0]
+        return *step(x, context), score if differentiable else score.detach()
 
 
 def lu_matrix(lu: Tensor) -> Tensor:

@@ -107,13 +107,14 @@ class Chain(Bijector):
         parts: Any = None
         partition: Any = None
         fixed = free = x
-        for bijector, *others in _runs(bijectors):
+        for run in _runs(bijectors):
+            bijector = run[0]
             layer_context = context if bijector.context_dim else None
             own_parts = bijector.parts if bijector.couples else None
             if partition is not None and own_parts != parts:
                 x, partition = partition.merge(fixed, free), None
-            if others:
-                x, log_det = bijector.map_stack(x, layer_context, [bijector, *others], inverse)
+            if len(run) > 1:
+                x, log_det = bijector.map_stack(x, layer_context, run, inverse)
             elif own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
@@ -136,6 +137,21 @@ class Chain(Bijector):
             x, log_det = step(x, context if bijector.context_dim else None)
             steps.append((x, log_det))
         return steps
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_dets = []
+        for bijector in self.bijectors[:: -1 if inverse else 1]:
+            layer_context = context if bijector.context_dim else None
+            x, log_det, score = bijector.map_score(x, score, layer_context, inverse, differentiable)
+            log_dets.append(log_det)
+        return x, torch.stack(log_dets).sum(0), score
 
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False
@@ -209,6 +225,16 @@ class Invert(Bijector):
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self.bijector.map_forward(z, context)
+
+    def map_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None,
+        inverse: bool = False,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.bijector.map_score(x, score, context, not inverse, differentiable)
 
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flow_bridge.networks import Network
 from torch_flows.bijectors.base import Bijector
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.models.base import Model
@@ -25,6 +26,8 @@ class NeuralODE(Model):
         kinetic_energy, jacobian_norm: weights of the penalties in training, see
             ``ContinuousBijector``.
         context_dim: width of the context, 0 for none.
+        conditioner, time_features: another network in place of the one of those widths, and what it sees
+            of the time, see ``ContinuousBijector``.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Chen et al. (2018), arXiv:1806.07366.
@@ -43,6 +46,8 @@ class NeuralODE(Model):
     kinetic_energy: float = 0.0
     jacobian_norm: float = 0.0
     context_dim: int = 0
+    conditioner: Network | type | None = None
+    time_features: int = 0
 
     def build_bijector(self) -> Bijector:
         bijector = ContinuousBijector(
@@ -58,6 +63,8 @@ class NeuralODE(Model):
             kinetic_energy=self.kinetic_energy,
             jacobian_norm=self.jacobian_norm,
             context_dim=self.context_dim,
+            conditioner=self.conditioner,
+            time_features=self.time_features,
         )
         return bijector
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flow_bridge.univariate import check_affine
-from torch_flows.numerics import log_softplus, softplus
+from torch_flows.numerics import absolute, log_softplus, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap, unstack
 
@@ -105,7 +105,7 @@ class AffineMap(UnivariateMap):
         if self.scale == "tanh":
             return raw.tanh() if bound == 1 else bound * (raw / bound).tanh()
         if self.scale == "softclip":
-            return raw / (1 + raw.abs() / bound)
+            return raw / (1 + absolute(raw) / bound)
         if self.scale == "arctan":
             steepness = math.pi / (2 * bound)
             return (steepness * raw).arctan() / steepness

@@ -9,10 +9,7 @@ from flow_bridge import checks
 from torch_flows.numerics import at_least_float32, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
-from torch_flows.univariate.roots import invert
-
-FAR = 1e30
-"""Beyond it the map is linear to within rounding, and c may overflow."""
+from torch_flows.univariate.roots import FARTHEST, invert
 
 
 @register
@@ -66,7 +63,7 @@ class LogisticMixtureMap(UnivariateMap):
     def inverse(self, z: Tensor, parameters: Tensor) -> Output:
         log_w, log_a, center = self._constrained(parameters)
         wide = at_least_float32(z)
-        near = wide.clamp(-FAR, FAR)
+        near = wide.clamp(-FARTHEST, FARTHEST)
         ends = near * (-log_a).exp() + center
         given = log_w, log_a, center
         x, log_slope = invert(_evaluate, near, given, ends.amin(0), ends.amax(0))
@@ -85,7 +82,7 @@ class LogisticMixtureMap(UnivariateMap):
 
 
 def _evaluate(x: Tensor, log_w: Tensor, log_a: Tensor, center: Tensor) -> Output:
-    near = x.clamp(-FAR, FAR)
+    near = x.clamp(-FARTHEST, FARTHEST)
     c = log_a.exp() * (near - center)
     below, above = -softplus(-c), -softplus(c)  # log sigmoid(c), log sigmoid(-c)
     log_r, log_cdf = _normalized(log_w + below)

@@ -10,6 +10,10 @@ from flow_bridge.univariate import COMPILED_STEPS, ROOT_STEPS
 from torch_flows.numerics import DIFFERENTIABLE_STEPS, is_eager
 from torch_flows.univariate.base import Output
 
+FARTHEST = 1e30
+"""Inverses are searched up to here; beyond it maps are linear to within rounding, and their terms may
+overflow."""
+
 
 def invert(
     evaluate: Callable[..., Output],

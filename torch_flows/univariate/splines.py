@@ -14,7 +14,7 @@ from torch import Tensor
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.univariate import check_spline, raw_slope, slope_offset
-from torch_flows.numerics import check_constants, softplus
+from torch_flows.numerics import absolute, check_constants, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
 from torch_flows.univariate.circular import circle_features, wrapped
@@ -142,7 +142,7 @@ class SplineMap(UnivariateMap):
         logits, raw = rows.split([2 * num_bins, rows.shape[0] - 2 * num_bins])
         ones = [1] * (raw.ndim - 1)
         if self.squash is not None:
-            logits = logits / (1 - 2 * logits.abs() / math.log(self.squash))
+            logits = logits / (1 - 2 * absolute(logits) / math.log(self.squash))
         shares = logits.unflatten(0, (2, num_bins)).softmax(1).cumsum(1)[:, :-1]
         least = torch.arange(1, num_bins, dtype=raw.dtype, device=raw.device).view(-1, *ones)
         if self.min_width == self.min_height:
@@ -177,7 +177,7 @@ def spline_within(tail_bound: float, num_bins: int) -> SplineMap:
 def slope_of(raw: Tensor, min_slope: float, squash: float | None = None) -> Tensor:
     """The slope that a raw number stands for, 1 at 0."""
     if squash is not None:
-        return (raw / (1 - raw.abs() / math.log(squash))).exp()
+        return (raw / (1 - absolute(raw) / math.log(squash))).exp()
     return min_slope + softplus(raw + slope_offset(min_slope))
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from flow_bridge.architecture import Architecture, architecture, construction_budget
+from flow_bridge.arguments import plain
 from flow_bridge.checkpoint import MODEL, Header, TensorInfo, check_model
+from flow_bridge.checks import positive_int
 from flow_bridge.errors import ArchitectureError
 from flow_bridge.weights import torch_shapes
 from twinflows.sides.base import Side, half
@@ -257,8 +259,10 @@ def noise_shape(model: Side, num_samples: int) -> tuple[int, ...]:
     """The shape of the noise for samples, where the machine's memory can hold them.
 
     Raises:
-        ValueError: where it cannot.
+        ValueError: where it cannot, and for a number below 1.
     """
+    num_samples = plain("sampling", "the number of samples", int, num_samples)
+    positive_int("sampling", **{"the number of samples": num_samples})
     shape = num_samples, *(1 if size is None else size for size in model.flow.base.noise_shape)
     check_memory(f"drawing {num_samples:,} samples", 16 * math.prod(shape))
     return shape

@@ -1,0 +1,308 @@
+"""Univariate families against mpmath: slopes at the corners of their boxes, far points, gradients."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+import jax_flows
+import torch_flows
+from parity_tests.catalogue import arch
+from parity_tests.test_monotone import on
+
+HALVES = {"torch": torch_flows, "jax": jax_flows}
+mpf = mpmath.mpf
+
+
+@dataclass(frozen=True)
+class Family:
+    """A map, z of x and its parameters in mpmath, and how large raw parameters are tested."""
+
+    architecture: dict[str, Any]
+    exact: Callable[[Any, list[Any]], Any]
+    corner: float = 30.0
+    size: float = 2.0
+
+
+def cubic_rational(x: Any, p: list[Any]) -> Any:
+    a = 9 / (1 + 8 * mpmath.exp(-5 * mpmath.tanh(p[0] / 5))) - 1
+    u = x - p[2]
+    return x + a * u / (1 + (mpmath.exp(2 * mpmath.tanh(p[1] / 2)) * u) ** 2)
+
+
+def sinh(x: Any, p: list[Any]) -> Any:
+    factor, shift = mpmath.exp(3 * mpmath.tanh(p[0] / 3)), 10 * mpmath.tanh(p[1] / 10)
+    k = mpmath.exp(2 * mpmath.tanh(p[2] / 2))
+    if abs(k * x) < 5000:
+        return mpmath.asinh(factor * mpmath.sinh(k * x) + shift) / k
+    return x + mpmath.sign(x) * mpmath.log(factor) / k
+
+
+def extended(inside: Callable[..., Any], low: Any, high: Any) -> Callable[..., Any]:
+    """A polynomial of [low, high] and its tangents."""
+
+    def exact(x: Any, p: list[Any]) -> Any:
+        end = min(max(x, mpf(low)), mpf(high))
+        slope = mpmath.diff(lambda u: inside(u, p), end) if end != x else 0
+        return inside(end, p) + (x - end) * slope
+
+    return exact
+
+
+def bernstein(x: Any, p: list[Any]) -> Any:
+    n, low, high = len(p) - 1, mpf(-3), mpf(2)
+    floor = mpf(1e-3)
+    heights = [low + p[0]]
+    for raw in p[1:]:
+        slope = floor + mpmath.log(1 + mpmath.exp(raw) * mpmath.expm1(1 - floor))
+        heights.append(heights[-1] + slope * (high - low) / n)
+    y = (x - low) / (high - low)
+    return sum(h * mpmath.binomial(n, i) * y**i * (1 - y) ** (n - i) for i, h in enumerate(heights))
+
+
+def squares(x: Any, p: list[Any]) -> Any:
+    """The squares multiplied out and integrated power by power."""
+    floor, bound, total = mpf(1e-3), mpf(3), p[0] + mpf(1e-3) * x
+    rows = [[mpmath.sqrt(1 - floor) + p[1], *p[2:4]], [p[4], mpf(0.1) + p[5], p[6]]]
+    for row in rows:
+        for (i, a), (j, b) in product(enumerate(row), enumerate(row)):
+            total += a * b * x ** (i + j + 1) / (bound ** (i + j) * (i + j + 1))
+    return total
+
+
+LOW, HIGH, FLOOR = mpf(-2), mpf(3), mpf(1e-3)
+
+
+def knots(logits: list[Any], floor: Any = FLOOR) -> list[Any]:
+    total, ends = sum(mpmath.exp(logit) for logit in logits), [LOW]
+    for logit in logits:
+        share = floor + (1 - len(logits) * floor) * mpmath.exp(logit) / total
+        ends.append(ends[-1] + (HIGH - LOW) * share)
+    return ends
+
+
+def pieces(
+    build: Callable[[list[Any]], tuple[list[Any], Callable[..., Any]]],
+) -> Callable[..., Any]:
+    """The identity outside; in bin i the function that ``build`` gives beside the knots."""
+
+    def exact(x: Any, p: list[Any]) -> Any:
+        if not LOW <= x <= HIGH:
+            return x
+        ends, inside = build(p)
+        return inside(max(i for i in range(len(ends) - 1) if i == 0 or x >= ends[i]), x)
+
+    return exact
+
+
+def linear_spline(p: list[Any]) -> Any:
+    x, y = knots([mpf(0)] * 2, mpf(0)), knots(p)
+    return x, lambda i, u: y[i] + (y[i + 1] - y[i]) * (u - x[i]) / (x[i + 1] - x[i])
+
+
+def quadratic_spline(p: list[Any]) -> Any:
+    """The integral of the piecewise linear slope, whose ends are the area."""
+    x = knots(p[:3])
+    w = [(b - a) / 5 for a, b in pairwise(x)]
+    v = [mpmath.log(1 + mpmath.exp(u)) + FLOOR for u in p[3:]]
+    end = (w[0] * v[0] + w[2] * v[1] + w[1] * (v[0] + v[1])) / (2 - w[0] - w[2])
+    v = [end, *v, end]
+    area = sum(w[i] * (v[i] + v[i + 1]) for i in range(3)) / 2
+    v = [FLOOR + (1 - FLOOR) * u / area for u in v]
+
+    def inside(i: int, u: Any) -> Any:
+        y = LOW + sum(5 * w[j] * (v[j] + v[j + 1]) for j in range(i)) / 2
+        return y + v[i] * (u - x[i]) + (v[i + 1] - v[i]) * (u - x[i]) ** 2 / (10 * w[i])
+
+    return x, inside
+
+
+def cubic_spline(p: list[Any]) -> Any:
+    """In the powers of the paper, with Steffen's slopes."""
+    x, y = knots(p[:2]), knots(p[2:4])
+    w = [x[1] - x[0], x[2] - x[1]]
+    s = [(y[1] - y[0]) / w[0], (y[2] - y[1]) / w[1]]
+    ends = [3 * rate / (1 + 2 * mpmath.exp(-u)) for rate, u in zip(s, p[4:], strict=True)]
+    middle = 2 * min(s[0], s[1], (w[1] * s[0] + w[0] * s[1]) / (2 * (w[0] + w[1])))
+    d = [ends[0], middle, ends[1]]
+
+    def inside(i: int, u: Any) -> Any:
+        a = (d[i] + d[i + 1] - 2 * s[i]) / w[i] ** 2
+        b = (3 * s[i] - 2 * d[i] - d[i + 1]) / w[i]
+        return y[i] + (u - x[i]) * (d[i] + (u - x[i]) * (b + (u - x[i]) * a))
+
+    return x, inside
+
+
+def linear_rational_spline(p: list[Any]) -> Any:
+    """As the paper writes it, with the heights themselves."""
+    x, y = knots(p[:2]), knots(p[2:4])
+    slope = FLOOR + mpmath.log(1 + mpmath.exp(p[4]) * mpmath.expm1(1 - FLOOR))
+    d = [mpf(1), slope, mpf(1)]
+
+    def inside(i: int, u: Any) -> Any:
+        share = mpf(0.025) + (1 - 2 * mpf(0.025)) / (1 + mpmath.exp(-p[5 + i]))
+        w, b = x[i + 1] - x[i], mpmath.sqrt(d[i] / d[i + 1])
+        c = (share * d[i] + (1 - share) * b * d[i + 1]) * w / (y[i + 1] - y[i])
+        m = ((1 - share) * y[i] + share * b * y[i + 1]) / (1 - share + share * b)
+        t = (u - x[i]) / w
+        if t <= share:
+            return (y[i] * (share - t) + c * m * t) / (share - t + c * t)
+        return (c * m * (1 - t) + b * y[i + 1] * (t - share)) / (c * (1 - t) + b * (t - share))
+
+    return x, inside
+
+
+BOX = {"num_bins": 2, "low": -2.0, "high": 3.0}
+FAMILIES = {
+    "LinearSplineMap": Family(arch("LinearSplineMap", **BOX), pieces(linear_spline), 5.0),
+    "QuadraticSplineMap": Family(
+        arch("QuadraticSplineMap", **BOX | {"num_bins": 3}), pieces(quadratic_spline), 5.0
+    ),
+    "CubicSplineMap": Family(arch("CubicSplineMap", **BOX), pieces(cubic_spline), 2.0, 1.0),
+    "LinearRationalSplineMap": Family(
+        arch("LinearRationalSplineMap", **BOX), pieces(linear_rational_spline), 5.0
+    ),
+    "CubicRationalMap": Family(arch("CubicRationalMap"), cubic_rational, 12.0),
+    "SinhMap": Family(arch("SinhMap"), sinh),
+    "BernsteinMap": Family(
+        arch("BernsteinMap", degree=4, low=-3.0, high=2.0), extended(bernstein, -3, 2), 9.0
+    ),
+    "SumOfSquaresMap": Family(
+        arch("SumOfSquaresMap", degree=2, bound=3.0), extended(squares, -3, 3), 2.0, 1.0
+    ),
+}
+"""Every family with one choice of its options."""
+
+
+def points(name: str, farthest: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Points from 0 to 1e6, each with parameters at corners of their box and inside it."""
+    family = FAMILIES[name]
+    count = torch_flows.build(family.architecture).num_parameters
+    generator = np.random.default_rng(0)
+    rows = [family.corner * generator.choice([-1.0, 1.0], count) for _ in range(8)]
+    rows += [family.size * generator.standard_normal(count) for _ in range(8)]
+    x = np.concatenate([[0.0, 0.3, 1.0, 2.6], 10.0 ** np.arange(1, farthest + 1)])
+    x = np.concatenate([x, -x[1:]])
+    return np.tile(x, (16, 1)), np.repeat(np.reshape(rows, (16, 1, count)), len(x), 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_values_and_slopes_against_mpmath(name: str) -> None:
+    """Slopes to 1e-14 of max(1, |log-slope|) in both halves, z to 1e-14 of what it is a sum of."""
+    x, parameters = points(name)
+    family = FAMILIES[name]
+    results = [
+        on(h, h.build(family.architecture), "forward", x, parameters) for h in HALVES.values()
+    ]
+    with mpmath.workdps(50):
+        for index in np.ndindex(x.shape):
+            raw = [mpf(float(p)) for p in parameters[index]]
+            point = mpf(float(x[index]))
+            z = family.exact(point, raw)
+            slope = mpmath.log(mpmath.diff(lambda u, raw=raw: family.exact(u, raw), point))
+            # a sum of terms of both signs knows z to the rounding of the largest
+            scale = 1 + abs(z) + abs(point) * mpmath.exp(slope) + abs(family.exact(mpf(0), raw))
+            for own_z, own_slope in results:
+                assert abs(mpf(float(own_z[index])) - z) < 1e-14 * scale, (index, own_z[index], z)
+                error = abs(mpf(float(own_slope[index])) - slope)
+                assert error < 1e-14 * max(1, abs(slope)), (index, own_slope[index], slope)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_return(name: str, half: str) -> None:
+    """x comes back from 1e6 at 1e-12, and the slopes with it."""
+    x, parameters = points(name)
+    map = HALVES[half].build(FAMILIES[name].architecture)
+    z, log_slope = on(HALVES[half], map, "forward", x, parameters)
+    back, log_back = on(HALVES[half], map, "inverse", z, parameters)
+    # what rounding of z, and of the terms that z is a sum of, does to x
+    lost = np.exp(-log_slope) * (1 + np.abs(z) + np.abs(z[:, :1]))
+    assert (np.abs(back - x) <= 1e-12 * (1 + np.abs(x)) + 32 * 2.3e-16 * lost).all()
+    assert (np.abs(log_back + log_slope) <= 1e-11 + 1e-12 * lost).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_of_families_far_out(name: str) -> None:
+    """Finite in float32 to 1e4, in both directions and both halves, at every corner."""
+    x, parameters = (a.astype(np.float32) for a in points(name, 4))
+    map, twin = (h.build(FAMILIES[name].architecture) for h in HALVES.values())
+    for step in ("forward", "inverse"):
+        inputs = [torch.from_numpy(a).requires_grad_() for a in (x, parameters)]
+        outputs = getattr(map, step)(*inputs)
+
+        def total(x: Any, p: Any, step: str = step) -> Any:
+            z, log_slope = getattr(twin, step)(x, p)
+            return z.sum() + log_slope.sum()
+
+        ours = torch.autograd.grad(outputs[0].sum() + outputs[1].sum(), inputs)
+        for result in (*outputs, *ours, *jax.grad(total, (0, 1))(jnp.asarray(x), parameters)):
+            assert np.isfinite(
+                np.asarray(result.detach() if hasattr(result, "detach") else result)
+            ).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_densities_integrate_to_one(name: str) -> None:
+    """The density of a standard normal z, by the trapezoidal rule in x, which a jump misleads."""
+    map = torch_flows.build(FAMILIES[name].architecture)
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.randn(map.num_parameters, generator=generator).double()
+    ends = torch.tensor([-9.0, 9.0]).double()
+    low, high = map.inverse(ends, parameters.expand(2, -1))[0]
+    x = torch.linspace(low, high, 200_001, dtype=torch.float64)
+    z, log_slope = map.forward(x, parameters.expand(len(x), -1))
+    density = (log_slope - z.square() / 2).exp() / np.sqrt(2 * np.pi)
+    jump = density.diff().abs().max() * (x[1] - x[0])
+    assert abs(torch.trapezoid(density, x) - 1) < 1e-9 + 4 * jump
+
+
+def test_splines_of_nflows() -> None:
+    """Of the same raw numbers, where the two start elsewhere after a shift."""
+    splines = pytest.importorskip("nflows.transforms.splines")
+    torch.manual_seed(0)
+    x = torch.linspace(-1.9, 1.9, 40).double()
+    widths, heights, ends = (torch.randn(40, n).double() for n in (4, 4, 2))
+    box = {"num_bins": 4, "low": -2.0, "high": 2.0}
+    linear = splines.unconstrained_linear_spline(x, heights, tail_bound=2.0)
+    quadratic = splines.unconstrained_quadratic_spline(x, widths, heights[:, :3], tail_bound=2.0)
+    cubic = splines.unconstrained_cubic_spline(
+        x, widths, heights, ends[:, :1], ends[:, 1:], tail_bound=2.0
+    )
+    ours = [
+        (torch_flows.LinearSplineMap(**box, min_height=0.0), [heights], linear),
+        (
+            torch_flows.QuadraticSplineMap(**box, edge_share=0.25),
+            [widths, heights[:, :3]],
+            quadratic,
+        ),
+        (torch_flows.CubicSplineMap(**box), [widths, heights, ends + np.log(2)], cubic),
+    ]
+    for map, parameters, theirs in ours:
+        for own, other in zip(map.forward(x, torch.cat(parameters, -1)), theirs, strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
+
+
+def test_the_spline_of_pyro() -> None:
+    """Its inner slopes have no offset, and those at the ends are 1 - 1e-3."""
+    spline = pytest.importorskip("pyro.distributions.transforms.spline")
+    torch.manual_seed(0)
+    x = torch.linspace(-2.9, 2.9, 40).double()
+    widths, heights, slopes, shares = (torch.randn(40, n).double() for n in (4, 4, 3, 4))
+    given = widths.softmax(-1), heights.softmax(-1), torch.nn.functional.softplus(slopes)
+    theirs = spline._monotonic_rational_spline(x, *given, shares.sigmoid(), bound=3.0)
+    offset = np.log(np.expm1(1 - 1e-3))
+    parameters = torch.cat([widths, heights, slopes - offset, shares], -1)
+    ours = torch_flows.LinearRationalSplineMap(4, -3.0, 3.0, edge_slope=0.999).forward(
+        x, parameters
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-12)

@@ -1,0 +1,175 @@
+"""Flow matching: closed forms, the same training in both halves, and what a matched batch must not change."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen as nn
+
+import jax_flows
+import torch_flows
+from flow_bridge.matching import matched
+from parity_tests.catalogue import Case, arch, continuous, flow
+from parity_tests.test_training import data, distance, run_both
+from twinflows.parity.limits import TRAJECTORY
+
+PACKAGES: dict[str, Any] = {"torch": torch_flows, "jax": jax_flows}
+QUIET = {"progress": False, "validation": 0}
+NORMAL = arch("StandardNormal", dim=2)
+MEAN, SCALE = 0.7, 0.5
+
+
+class GaussianVelocity(torch.nn.Module):
+    """The field of data N(MEAN, SCALE^2) under the rectified path, closed."""
+
+    def __init__(self, in_dim: int, out_dim: int, context_dim: int = 0) -> None:
+        super().__init__()
+        self.zero = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Any, t: Any) -> Any:
+        variance = (1 - t) ** 2 * SCALE**2 + t**2
+        slope = (t - (1 - t) * SCALE**2) / variance
+        return slope * (x - (1 - t) * MEAN) - MEAN + self.zero
+
+
+class GaussianVelocityTwin(nn.Module):
+    in_dim: int
+    out_dim: int
+    context_dim: int = 0
+
+    @nn.compact
+    def __call__(self, x: Any, t: Any) -> Any:
+        zero = self.param("zero", nn.initializers.zeros, ())
+        variance = (1 - t) ** 2 * SCALE**2 + t**2
+        slope = (t - (1 - t) * SCALE**2) / variance
+        return slope * (x - (1 - t) * MEAN) - MEAN + zero
+
+
+def of_field(half: str, **options: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A flow of the exact field, and its variables."""
+    package = PACKAGES[half]
+    field = GaussianVelocity if half == "torch" else GaussianVelocityTwin
+    model = package.NeuralODE(2, conditioner=field, solver="rk4", **options)
+    return (model.double(), ()) if half == "torch" else (model, (model.init(jax.random.key(0)),))
+
+
+def array(half: str, x: np.ndarray) -> Any:
+    return torch.from_numpy(x) if half == "torch" else jnp.asarray(x)
+
+
+@pytest.mark.parametrize("half", PACKAGES)
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_a_constant_velocity_moves_the_normal(half: str, solver: str) -> None:
+    """z = x - c, so that log q(x) = log N(x - c; 0, I); flowMC's own flow matching is 2 nats off."""
+    model = PACKAGES[half].NeuralODE(2, (), solver=solver, num_steps=3)
+    c, x = np.array([2.0, -1.0]), np.random.default_rng(0).normal(size=(5, 2))
+    if half == "torch":
+        model = model.double()
+        state = {name: torch.zeros_like(w) for name, w in model.state_dict().items()}
+        state["bijector.network.layers.0.bias"] = torch.from_numpy(-c)
+        model.load_state_dict(state)
+        log_prob = model.log_prob(torch.from_numpy(x)).detach()
+    else:
+        variables = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), "float64"))
+        variables["params"]["bijector"]["network"]["layers_0"]["bias"] = jnp.asarray(-c)
+        log_prob = model.log_prob(variables, x)
+    exact = -np.square(x - c).sum(1) / 2 - math.log(2 * math.pi)
+    np.testing.assert_allclose(np.asarray(log_prob), exact, rtol=1e-13)
+
+
+@pytest.mark.parametrize("half", PACKAGES)
+def test_gaussian_data(half: str) -> None:
+    """A field of the user's own: the exact one gives the exact density, and the analytic minimum."""
+    model, options = of_field(half, num_steps=40)
+    x = MEAN + SCALE * np.random.default_rng(0).normal(size=(4, 2))
+    log_prob = np.asarray(_detached(model.log_prob(*options, array(half, x))))
+    exact = -np.square((x - MEAN) / SCALE).sum(1) / 2 - math.log(2 * math.pi * SCALE**2)
+    np.testing.assert_allclose(log_prob, exact, rtol=1e-6)
+    loss = PACKAGES[half].FlowMatching()
+    rows = 40_000
+    x = MEAN + SCALE * np.random.default_rng(1).normal(size=(rows, 2))
+    drawn = loss.draw(model, np.random.default_rng(2), rows)
+    values = loss(model, *options, array(half, x), None, *(array(half, a) for a in drawn))
+    values = np.asarray(_detached(values))
+    error = values.std() / rows**0.5
+    assert abs(values.mean() - 2 * SCALE * math.pi / 2) < 4 * error < 0.05
+
+
+def _detached(values: Any) -> Any:
+    return values.detach() if isinstance(values, torch.Tensor) else values
+
+
+FIELD = Case("field", flow(continuous(dim=2, time_features=2), NORMAL))
+RESIDUAL = Case("residual", flow(
+    continuous(dim=2, context_dim=1, time_features=1, conditioner=arch(
+        "ResidualMLP", hidden_dim=5, num_blocks=1, activation="tanh", context="gate")), NORMAL,
+))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "options", "steps"),
+    [
+        (FIELD, "FlowMatching", {"times": "logit_normal", "sigma": 0.1}, 200),
+        (FIELD, "FlowMatching", {"path": "lipman", "sigma": 0.1}, 1),
+        (FIELD, "FlowMatching", {"path": "variance_preserving"}, 1),
+        (FIELD, "OptimalTransportFlowMatching", {"path": "schroedinger_bridge", "sigma": 0.2}, 20),
+        (RESIDUAL, "OptimalTransportFlowMatching", {"max_rows": 9}, 20),
+    ],
+)
+def test_the_same_training(case: Case, name: str, options: dict[str, Any], steps: int) -> None:
+    x, epochs = data(40), -(-steps // 2)
+    given = QUIET | {"num_epochs": epochs, "batch_size": 20, "learning_rate": 3e-3}
+    if case is RESIDUAL:
+        given["context"] = np.arange(40.0)[:, None] % 3
+    losses = {half: getattr(package, name)(**options) for half, package in PACKAGES.items()}
+    in_torch, in_jax, history, twin = run_both(
+        case,
+        lambda m: torch_flows.fit(m, x, loss=losses["torch"], **given),
+        lambda m, v: jax_flows.fit(m, v, x, loss=losses["jax"], **given),
+    )
+    assert distance(in_torch, in_jax) < TRAJECTORY
+    np.testing.assert_allclose(history.train_loss, twin.train_loss, rtol=1e-11)
+    assert distance(in_torch, case.weights()) > 1e-4
+
+
+def test_matching_stays_among_equal_keys() -> None:
+    """The least cost of all pairs; never across contexts or weights, nor across blocks."""
+    generator = np.random.default_rng(0)
+    x, z = generator.normal(size=(2, 6, 2))
+    found = matched(x, z, (), 6)
+    from itertools import permutations
+
+    costs = [np.square(x - z[list(order)]).sum() for order in permutations(range(6))]
+    assert np.square(x - found).sum() == pytest.approx(min(costs))
+    keys = np.array([0.0, 1, 0, 1, 2, 0])[:, None], np.array([1.0, 1, 1, 1, 1, 3])
+    found = matched(x, z, keys, 6)
+    groups = [[0, 2], [1, 3], [4], [5]]
+    for rows in groups:
+        assert sorted(found[rows].tolist()) == sorted(z[rows].tolist())
+    assert sorted(matched(x, z, (), 2)[:2].tolist()) == sorted(z[:2].tolist())
+
+
+@pytest.mark.parametrize("half", PACKAGES)
+def test_what_is_refused(half: str) -> None:
+    package = PACKAGES[half]
+    with pytest.raises(ValueError, match="sigma with the other paths only, not 'variance_pre"):
+        package.FlowMatching("variance_preserving", sigma=0.1)
+    with pytest.raises(ValueError, match="path to be one of lipman"):
+        package.FlowMatching("straight")
+    with pytest.raises(ValueError, match="this flow's bijector is Affine"):
+        package.FlowMatching().check(package.Flow(package.Affine(2), package.StandardNormal(2)))
+    field = package.ContinuousBijector(2)
+    loss = package.OptimalTransportFlowMatching()
+    for model in (
+        package.Flow(package.Chain([package.Affine(2), field]), package.StandardNormal(2)),
+        package.Flow(package.ContinuousBijector(2), package.StudentT(2, 3.0)),
+    ):
+        package.FlowMatching().check(model)
+        with pytest.raises(
+            ValueError, match="standardise the data beforehand, or take FlowMatching"
+        ):
+            loss.check(model)
