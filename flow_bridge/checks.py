@@ -225,12 +225,14 @@ def block_order(
     owner: str,
     columns: Sequence[Sequence[int]],
     shapes: Sequence[tuple[tuple[int | None, ...], tuple[int | None, ...]]],
+    parts: str = "bijectors",
 ) -> np.ndarray:
     """Where each position stands when the blocks of columns come one after the other.
 
     Args:
         columns: the positions of each block.
         shapes: the event shape and the latent shape that go with each.
+        parts: what the owner calls them.
     """
     positions = [position for block in columns for position in block]
     if not all(columns) or sorted(positions) != list(range(len(positions))) or not positions:
@@ -239,13 +241,13 @@ def block_order(
         )
     if len(columns) != len(shapes):
         raise ValueError(
-            f"{owner} expects columns for each of its {len(shapes)} bijectors, got {len(columns)}."
+            f"{owner} expects columns for each of its {len(shapes)} {parts}, got {len(columns)}."
         )
     for i, (block, pair) in enumerate(zip(columns, shapes, strict=True)):
         for shape in pair:
             if len(shape) != 1 or shape[0] not in (None, len(block)):
                 raise ValueError(
-                    f"{owner} expects bijectors[{i}] of shape {describe((len(block),))} for "
+                    f"{owner} expects {parts}[{i}] of shape {describe((len(block),))} for "
                     f"{len(block)} columns, got {describe(shape)}."
                 )
     return np.argsort(positions)
@@ -418,8 +420,9 @@ def batch_of(
     """Check that a shape ends in the event shape, and return what is before it."""
     event_ndim = len(event_shape)
     event = shape[len(shape) - event_ndim :] if len(shape) >= event_ndim else None
-    if event is None or any(
-        e is not None and e != s for e, s in zip(event_shape, event, strict=True)
+    if event != event_shape and (
+        event is None
+        or any(e is not None and e != s for e, s in zip(event_shape, event, strict=True))
     ):
         raise ValueError(
             f"{owner} expects {name} of shape {describe(event_shape)}, got {tuple(shape)}."
@@ -542,8 +545,12 @@ def initial_scale(owner: str, value: float, conditioner: Any) -> None:
 
 def onto_base(owner: str, bijector: Any, base: Any) -> None:
     """Raise ``ValueError`` where some z of the base has no x: the density would not integrate to 1."""
-    support = base.support
-    for interval in bijector.intervals():
+    made_by, expected_by = bijector.intervals(), base.intervals()
+    count = max(len(made_by), len(expected_by))
+    pairs = zip(
+        made_by * (count // len(made_by)), expected_by * (count // len(expected_by)), strict=True
+    )
+    for interval, support in pairs:
         if interval.low > support.low or interval.high < support.high:
             made, expected = ("({:g}, {:g})".format(*ends) for ends in (interval, support))
             name, base_name = type(bijector).__name__, type(base).__name__
@@ -552,6 +559,22 @@ def onto_base(owner: str, bijector: Any, base: Any) -> None:
                 f"{made} only, {name}: its density would not integrate to 1. Take a base on {made}, as "
                 f"Uniform may be, or a last bijector that makes every z."
             )
+
+
+def map_of(owner: str, map: Any, shape: Sequence[int | None]) -> None:
+    """Raise ``ValueError`` for a map of columns that are not those of the event."""
+    if map.dim is not None and tuple(shape) != (map.dim,):
+        raise ValueError(
+            f"{owner} has events of shape {describe(shape)}, but a MixedMap of {map.dim} columns."
+        )
+
+
+def one_map(owner: str, map: Any) -> None:
+    """Raise ``ValueError`` for a map of columns where one map serves all dimensions."""
+    if map.dim is not None:
+        raise ValueError(
+            f"{owner} has one map for all dimensions: a MixedMap belongs in a Coupling."
+        )
 
 
 def vector_widths(owner: str, bijector: Any) -> tuple[int | None, int | None]:

@@ -1,6 +1,7 @@
 """Where a bijector's inputs and outputs lie."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,26 @@ class ClosedInterval(Interval):
     @property
     def closed(self) -> bool:
         return True
+
+
+def placed(
+    columns: Sequence[Sequence[int]], blocks: Sequence[Sequence[Interval]]
+) -> list[Interval]:
+    """The interval of every column, from one of each block or one of each of its columns."""
+    found: dict[int, Interval] = {}
+    for block, intervals in zip(columns, blocks, strict=True):
+        every = list(intervals) if len(intervals) == len(block) else list(intervals) * len(block)
+        found.update(zip(block, every, strict=True))
+    return [found[column] for column in range(len(found))]
+
+
+def check_inside(intervals: Sequence[Interval], owner: str, name: str, values: np.ndarray) -> None:
+    """``Interval.check`` of all values, or where there are several intervals of each of the last axis."""
+    if len(set(intervals)) == 1:
+        intervals[0].check(owner, name, values)
+    else:
+        for i, interval in enumerate(intervals):
+            interval.check(owner, name, values[..., i])
 
 
 REALS = Interval(-math.inf, math.inf)

@@ -110,9 +110,9 @@ def random_permutation(dim: int, seed: int) -> np.ndarray:
 
 
 def as_index(positions: np.ndarray) -> Index:
-    """Increasing positions as a slice where they are evenly spaced (a view, not a gather)."""
+    """Positions as a slice where they ascend evenly spaced (a view, not a gather)."""
     steps = np.diff(positions)
-    if len(positions) == 1 or (steps == steps[0]).all():
+    if len(positions) == 1 or (steps[0] > 0 and (steps == steps[0]).all()):
         step = int(steps[0]) if len(positions) > 1 else 1
         return slice(int(positions[0]), int(positions[-1]) + 1, step)
     return positions
@@ -167,6 +167,14 @@ class Partition:
         if self.dim % 2 == 0 and (self.order == position // 2 + position % 2 * self.dim // 2).all():
             return "alternating"
         return "mixed"
+
+
+def halves(mask: Mask, dim: int, columns: int | None) -> tuple[list[int], list[int]]:
+    """Positions of the fixed and of the free dimensions; of nothing where no map asks for columns."""
+    if columns is None:
+        return [], []
+    partition = Partition(mask, dim)
+    return partition.fixed.tolist(), partition.free.tolist()
 
 
 def autoregressive_order(order: Order, dim: int) -> np.ndarray:

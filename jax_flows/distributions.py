@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS, ClosedInterval, Interval
+from flow_bridge.domains import REALS, ClosedInterval, Interval, placed
 from flow_bridge.networks import Network, as_network
 from flow_bridge.series import student_t_constant, von_mises_series
 from jax_flows.inputs import check_input, context_batch, to_jax
@@ -32,6 +33,7 @@ from jax_flows.variables import (
     AnyArray,
     HasVariables,
     Variables,
+    child,
     freeze_lists,
     gather,
     kept,
@@ -122,6 +124,10 @@ class Distribution(HasVariables):
         if context is not None:
             context = jnp.broadcast_to(to_jax(context), (*batch, self.context_dim))
         return self.map_noise(variables, noise, context)
+
+    def intervals(self) -> list[Interval]:
+        """Where the entries of z lie: one interval, or one of each entry."""
+        return [self.support]
 
     @abstractmethod
     def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
@@ -510,6 +516,113 @@ class VonMises(Distribution):
         log_slope = math.log(2 * math.pi) - constant
         falloff = 2 * self.concentration * jnp.square(jnp.sin(angle / 2))
         return angle + 2 * (waves * (ratios / index)).sum(-1), log_slope - falloff
+
+
+@register
+@dataclass(frozen=True)
+class Product(Distribution):
+    """One distribution for these entries of a vector, another for those, independent of each other.
+
+    The base of a flow of mixed spaces: normal, uniform on an interval, von Mises on a circle. Where some
+    take normal noise and others uniform noise, it takes normal noise, whose distribution function the
+    latter get.
+
+    Args:
+        distributions: of vectors; those with a ``context_dim`` share it.
+        columns: for each the positions of its entries; every position once.
+
+    Raises:
+        ValueError: for columns that do not hold every position once, and for a distribution of another
+            shape.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> parts = [jax_flows.StandardNormal(2), jax_flows.VonMises(1)]
+        >>> base = jax_flows.Product(parts, [[0, 2], [1]])
+        >>> base.sample({}, jax.random.key(0), 5).shape
+        (5, 3)
+    """
+
+    distributions: Sequence[Distribution]
+    columns: Sequence[Sequence[int]]
+
+    def __post_init__(self) -> None:
+        checks.instances("Product", "distributions", self.distributions, Distribution)
+        object.__setattr__(self, "distributions", tuple(self.distributions))
+        object.__setattr__(self, "columns", tuple(tuple(block) for block in self.columns))
+        super().__post_init__()
+        _ = self.context_dim
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Where each entry stands when the blocks come one after the other."""
+        shapes = [(d.event_shape, d.event_shape) for d in self.distributions]
+        return checks.block_order("Product", self.columns, shapes, "distributions")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (len(self.order),)
+
+    @property
+    def noise(self) -> str:  # type: ignore[override]
+        kinds = {d.noise for d in self.distributions}
+        return kinds.pop() if len(kinds) == 1 else "normal"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many entries of noise each takes."""
+        return tuple(math.prod(d.noise_shape) for d in self.distributions)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return (sum(self.sizes),)
+
+    @property
+    def reparameterized(self) -> bool:  # type: ignore[override]
+        return all(d.reparameterized for d in self.distributions)
+
+    @cached_property
+    def context_dim(self) -> int:  # type: ignore[override]
+        return checks.common_context_dim("Product", [d.context_dim for d in self.distributions])
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        keys = jax.random.split(key, len(self.distributions))
+        pairs = enumerate(zip(self.distributions, keys, strict=True))
+        return gather(
+            {f"distributions_{i}": d.init_variables(k, dtype) for i, (d, k) in pairs}, lists=True
+        )
+
+    def intervals(self) -> list[Interval]:
+        return placed(self.columns, [d.intervals() for d in self.distributions])
+
+    def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
+        parts = [
+            d.log_density(
+                child(variables, f"distributions_{i}"),
+                z[..., np.array(self.columns[i])],
+                context if d.context_dim else None,
+            )
+            for i, d in enumerate(self.distributions)
+        ]
+        return jnp.stack(parts).sum(0)
+
+    def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
+        parts, ends = [], np.cumsum(self.sizes)[:-1]
+        for i, (d, part) in enumerate(
+            zip(self.distributions, jnp.split(noise, ends, -1), strict=True)
+        ):
+            part = part.reshape(*noise.shape[:-1], *d.noise_shape)
+            part = part if d.noise == self.noise else uniform_of(part)
+            own = child(variables, f"distributions_{i}")
+            parts.append(d.map_noise(own, part, context if d.context_dim else None))
+        return jnp.concatenate(parts, -1)[..., self.order]
+
+
+def uniform_of(normal: Array) -> Array:
+    """Uniform noise in [0, 1) from normal noise."""
+    largest = 1 - float(jnp.finfo(normal.dtype).eps) / 2
+    share = jax.scipy.special.ndtr(at_least_float32(normal)).astype(normal.dtype)
+    return jnp.clip(share, 0, largest)
 
 
 def _ratio(function: Callable[[Array], Array], x: Array) -> Array:

@@ -231,7 +231,7 @@ class Flow(HasVariables):
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
         x, condition, base_condition = self._condition(variables, "x", x, context)
-        outside = beyond(x, self.bijector.domain, len(self.event_shape))
+        outside = beyond(x, self.bijector.intervals(True), len(self.event_shape))
         x = self._inside(x, outside)
         z, log_det, batch_stats = self._forward_and_update(variables, x, condition)
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition) + log_det

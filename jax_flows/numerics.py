@@ -69,9 +69,12 @@ def log_sech2(x: Array) -> Array:
     return 2 * (math.log(2) - jnp.logaddexp(x, -x))
 
 
-def beyond(x: Array, interval: Interval, event_ndim: int) -> Array:
-    """Which events are free of NaN and have an entry outside an interval."""
-    axes = tuple(range(-event_ndim, 0))
+def beyond(x: Array, intervals: Sequence[Interval], event_ndim: int) -> Array:
+    """Which events are free of NaN and have an entry outside the interval, one or one of each entry."""
+    axes, interval = tuple(range(-event_ndim, 0)), intervals[0]
+    if any(other != interval for other in intervals):
+        found = [beyond(x[..., i : i + 1], [own], 1) for i, own in enumerate(intervals)]
+        return jnp.stack(found).any(0) & ~jnp.isnan(x).any(axes)
     if interval == REALS:
         return jnp.abs(x).max(axes) == math.inf
     if interval.closed:

@@ -413,6 +413,17 @@ CASES = [
     Case("InvertibleResidual-series", residual(dim=3, log_det="series", eval_terms=12)),
     # continuous, with fixed steps; test_continuous.py has the adaptive ones
     Case("Continuous", continuous(dim=2)),
+    Case("Mixed", flow(
+        arch("Chain", bijectors=[
+            arch("Coupling", dim=3, conditioner=tanh_network(), mask=mask, map=arch(
+                "MixedMap", columns=[[2], [0], [1]], maps=[
+                    arch("AffineMap"),
+                    arch("SplineMap", num_bins=2, low=-1.0, high=1.0, boundary="circular"),
+                    arch("SplineMap", num_bins=2, low=-1.0, high=1.0, boundary="bounded"),
+                ])) for mask in ("even", "odd")]),
+        arch("Product", columns=[[0, 1], [2]], distributions=[
+            arch("Uniform", dim=2, low=-1.0, high=1.0), arch("DiagonalNormal", dim=1)])),
+         draw=lambda generator, shape: generator.uniform(-1, 1, shape)),
     Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
@@ -473,13 +484,19 @@ CASES = [
 """Every row of the catalogue; adding one here is all that a new bijector needs."""
 
 
-def cases(condition: Callable[[Case], bool] = lambda case: True) -> Any:
-    """``pytest.mark.parametrize`` over the rows that meet a condition."""
+def cases(condition: Callable[[Case], bool] = lambda case: True, variants: bool = True) -> Any:
+    """``pytest.mark.parametrize`` over the rows that meet a condition.
+
+    Without ``variants`` ``make test`` runs the plain rows and every third of the others.
+    """
     import pytest
 
-    chosen = [case for case in CASES if condition(case)]
+    def is_slow(case: Case) -> bool:
+        return case.slow or not (variants or "-" not in case.name or CASES.index(case) % 3 == 0)
+
     rows = [
-        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.slow else ())
-        for case in chosen
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if is_slow(case) else ())
+        for case in CASES
+        if condition(case)
     ]
     return pytest.mark.parametrize("case", rows)

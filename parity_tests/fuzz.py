@@ -140,6 +140,22 @@ class Draw:
         deeper = replace(self, depth=self.depth + 1)
         return [draw_bijector(replace(deeper, shape=(len(own),))) for own in self.columns()]
 
+    def plain(self, kind: type, container: str) -> dict[str, Any]:
+        """The types of a kind, but for the one that holds several of them."""
+        return {name: cls for name, cls in types_of(kind).items() if name != container}
+
+    def maps(self) -> list[Architecture]:
+        """A univariate map for each of ``columns``."""
+        return [
+            self.part(self.plain(torch_flows.UnivariateMap, "MixedMap")) for _ in self.columns()
+        ]
+
+    def distributions(self) -> list[Architecture]:
+        """A base for each of ``columns``."""
+        kind = torch_flows.Distribution
+        chosen = self.plain(kind, "Product")
+        return [draw_type(replace(self, shape=(len(own),)), kind, chosen) for own in self.columns()]
+
     def part(self, types: dict[str, Any]) -> Architecture:
         """A map or a network."""
         return draw_arguments(self, self.one_of(*types.values()))
@@ -189,6 +205,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "log_det": lambda d: d.one_of("exact", "series"),
     "low": lambda d: d.one_of(0.0, -3.0),
     "map": lambda d: d.part(types_of(torch_flows.UnivariateMap)),
+    "distributions": Draw.distributions,
+    "maps": Draw.maps,
     "mask": Draw.mask,
     "min_height": lambda d: d.one_of(0.0, 1e-3, 0.1),
     "min_width": lambda d: d.one_of(0.0, 1e-3, 0.1),

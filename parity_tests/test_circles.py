@@ -16,6 +16,7 @@ from parity_tests.catalogue import arch, flow
 
 HALVES = (torch_flows, jax_flows)
 CIRCLE = math.pi
+NORMAL = arch("StandardNormal", dim=1)
 
 
 def on_both(architecture: dict[str, Any], x: np.ndarray, scale: float = 1.0) -> list[np.ndarray]:
@@ -50,6 +51,44 @@ def test_a_torus_has_mass_one_and_no_seam() -> None:
         mass = np.exp(log_prob[:-4]).mean() * (2 * CIRCLE) ** 2
         assert mass == pytest.approx(1, abs=1e-10)
         assert log_prob[-4::2] == pytest.approx(log_prob[-3::2], abs=1e-12)
+
+
+def test_a_line_times_a_circle() -> None:
+    """Coordinates of two kinds condition each other: mass 1, no seam, and outside of it nothing."""
+    network = arch("MLP", hidden_dims=[4], activation="tanh")
+    map = arch("MixedMap", maps=[arch("AffineMap"), arch("MoebiusMap", num_components=2, bound=1.0)],
+               columns=[[1], [0]])  # fmt: skip
+    layers = [
+        arch("Coupling", dim=2, map=map, conditioner=network, mask=mask) for mask in ("even", "odd")
+    ]
+    base = arch("Product", distributions=[NORMAL, arch("VonMises", dim=1)], columns=[[1], [0]])
+    mixed = flow(arch("Chain", bijectors=[arch("Elementwise", dim=2, map=map), *layers]), base)
+    angles, line = np.linspace(-CIRCLE, CIRCLE, 193)[:-1], np.linspace(-30, 30, 401)
+    seam = np.array([[-CIRCLE, 0.4], [CIRCLE, 0.4]])
+    outside = np.array([[CIRCLE + 0.1, 0.0]])
+    for log_prob in on_both(mixed, np.concatenate([grid(angles, line), seam, outside]), 0.3):
+        mass = np.exp(log_prob[:-3]).sum() * (2 * CIRCLE / 192) * (line[1] - line[0])
+        assert mass == pytest.approx(1, abs=1e-10)
+        assert log_prob[-3] == pytest.approx(log_prob[-2], abs=1e-12)
+        assert log_prob[-1] == -np.inf
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_columns_of_several_kinds(half: Any) -> None:
+    parts = [half.StandardNormal(2), half.Uniform(1, -1.0, 2.0)]
+    base = half.Product(parts, [[0, 2], [1]])
+    map = half.MixedMap([half.AffineMap(), half.SplineMap(2, -1.0, 2.0, "circular")], [[0, 2], [1]])
+    assert map.part([1]) == half.MixedMap([map.maps[1]], [[0]])
+    flow = half.Flow(half.Coupling(3, map), base)
+    assert [interval.low for interval in flow.bijector.intervals()] == [-np.inf, -1, -np.inf]
+    with pytest.raises(ValueError, match="its density would not integrate to 1"):
+        half.Flow(half.Coupling(3, map), half.StandardNormal(3))
+    with pytest.raises(ValueError, match=r"shape .*4.*, but a MixedMap of 3 columns"):
+        half.Coupling(4, map)
+    with pytest.raises(ValueError, match="one map for all dimensions: a MixedMap belongs"):
+        half.MaskedAutoregressive(3, map)
+    with pytest.raises(ValueError, match=r"distributions\[1\] of shape .* for 2 columns"):
+        half.Product(parts, [[0, 2], [1, 3]])
 
 
 @pytest.mark.parametrize("concentration", [0.5, 200.0])

@@ -401,8 +401,8 @@ def test_a_part_whose_name_ends_in_a_digit_is_converted() -> None:
     x = np.ones((3, 2), np.float32)
     z, log_det = chain(torch.from_numpy(x))
     twin_z, twin_log_det = twin.forward(variables, x)
-    np.testing.assert_allclose(twin_z, z.detach(), rtol=1e-5)
-    np.testing.assert_allclose(twin_log_det, log_det.detach(), rtol=1e-5)
+    np.testing.assert_allclose(twin_z, z.detach(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(twin_log_det, log_det.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_flow_shows_what_it_is() -> None:

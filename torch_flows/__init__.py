@@ -56,6 +56,7 @@ from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
     GaussianMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
@@ -91,6 +92,7 @@ from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
+from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
 from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
@@ -145,6 +147,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "MaskedSplineAutoregressive",
+    "MixedMap",
     "MoebiusMap",
     "NegativeLogLikelihood",
     "Network",
@@ -154,6 +157,7 @@ __all__ = [
     "Permutation",
     "Planar",
     "PlanarFlow",
+    "Product",
     "Radial",
     "RadialFlow",
     "RandomPermutation",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from flow_bridge.domains import REALS, ClosedInterval, Interval
+from flow_bridge.domains import REALS, ClosedInterval, Interval, placed
 from flow_bridge.networks import Network, as_network
 from flow_bridge.series import student_t_constant, von_mises_series
 from torch_flows.inputs import check_input, context_batch
@@ -84,6 +84,10 @@ class Distribution(HasVariables):
             (*batch, *self.noise_shape), generator=generator, dtype=like.dtype, device=like.device
         )
         return self.map_noise(noise, None if context is None else context.expand(*batch, -1))
+
+    def intervals(self) -> list[Interval]:
+        """Where the entries of z lie: one interval, or one of each entry."""
+        return [self.support]
 
     @abstractmethod
     def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -415,6 +419,83 @@ class VonMises(Distribution):
         log_slope = math.log(2 * math.pi) - self._constant
         falloff = 2 * self.concentration * (angle / 2).sin().square()
         return angle + 2 * (waves * (ratios / index)).sum(-1), log_slope - falloff
+
+
+@register
+class Product(Distribution):
+    """One distribution for these entries of a vector, another for those, independent of each other.
+
+    The base of a flow of mixed spaces: normal, uniform on an interval, von Mises on a circle. Where some
+    take normal noise and others uniform noise, it takes normal noise, whose distribution function the
+    latter get.
+
+    Args:
+        distributions: of vectors; those with a ``context_dim`` share it.
+        columns: for each the positions of its entries; every position once.
+
+    Raises:
+        ValueError: for columns that do not hold every position once, and for a distribution of another
+            shape.
+
+    Examples:
+        >>> import torch_flows
+        >>> parts = [torch_flows.StandardNormal(2), torch_flows.VonMises(1)]
+        >>> base = torch_flows.Product(parts, [[0, 2], [1]])
+        >>> tuple(base.sample(5).shape)
+        (5, 3)
+    """
+
+    distributions: Sequence[Distribution]
+    order: Tensor
+
+    def __init__(
+        self, distributions: Sequence[Distribution], columns: Sequence[Sequence[int]]
+    ) -> None:
+        checks.instances("Product", "distributions", distributions, Distribution)
+        shapes = [(d.event_shape, d.event_shape) for d in distributions]
+        order = checks.block_order("Product", columns, shapes, "distributions")
+        super().__init__(len(order))
+        self.distributions = nn.ModuleList(distributions)  # type: ignore[assignment]
+        self.columns = tuple(tuple(block) for block in columns)
+        kinds = {d.noise for d in distributions}
+        self.noise = kinds.pop() if len(kinds) == 1 else "normal"
+        self.sizes = tuple(math.prod(d.noise_shape) for d in distributions)
+        self.noise_shape = (sum(self.sizes),)
+        self.reparameterized = all(d.reparameterized for d in distributions)
+        self.context_dim = checks.common_context_dim(
+            "Product", [d.context_dim for d in distributions]
+        )
+        for i, block in enumerate(self.columns):
+            self.register_buffer(f"columns_{i}", torch.as_tensor(block), persistent=False)
+        self.register_buffer("order", torch.as_tensor(order), persistent=False)
+
+    def intervals(self) -> list[Interval]:
+        return placed(self.columns, [d.intervals() for d in self.distributions])
+
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
+        parts = [
+            d.log_density(
+                z.index_select(-1, self.get_buffer(f"columns_{i}")),
+                context if d.context_dim else None,
+            )
+            for i, d in enumerate(self.distributions)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
+        parts = []
+        for d, part in zip(self.distributions, noise.split(self.sizes, -1), strict=True):
+            part = part.unflatten(-1, d.noise_shape)
+            part = part if d.noise == self.noise else uniform_of(part)
+            parts.append(d.map_noise(part, context if d.context_dim else None))
+        return torch.cat(parts, -1).index_select(-1, self.order)
+
+
+def uniform_of(normal: Tensor) -> Tensor:
+    """Uniform noise in [0, 1) from normal noise."""
+    largest = 1 - torch.finfo(normal.dtype).eps / 2
+    share = torch.special.ndtr(at_least_float32(normal)).to(normal.dtype)
+    return share.clamp(0, largest)
 
 
 def _ratio(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -159,11 +159,16 @@ class Flow(HasVariables):
         domain, ndim = self.bijector.domain, len(self.event_shape)
         condition, base_condition = self._condition("x", x, context)
         # in training mode a second pass through the first members would count as another batch
-        outside = beyond(x, domain, ndim) if self.training else self.bijector.outside(x, condition)
+        outside = (
+            beyond(x, self.bijector.intervals(True), ndim)
+            if self.training
+            else self.bijector.outside(x, condition)
+        )
         if domain != REALS:  # so that such rows have the gradient 0, not NaN
             x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
         z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
-        return torch.where(outside, -math.inf, self.base.log_prob(z, base_condition) + log_det)
+        log_prob = self.base.log_prob(z, base_condition) + log_det
+        return log_prob.masked_fill(outside, -math.inf)
 
     def sample(
         self,

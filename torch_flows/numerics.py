@@ -55,9 +55,12 @@ def log_sech2(x: Tensor) -> Tensor:
     return 2 * (math.log(2) - torch.logaddexp(x, -x))
 
 
-def beyond(x: Tensor, interval: Interval, event_ndim: int) -> Tensor:
-    """Which events are free of NaN and have an entry outside an interval."""
-    axes = tuple(range(-event_ndim, 0))
+def beyond(x: Tensor, intervals: Sequence[Interval], event_ndim: int) -> Tensor:
+    """Which events are free of NaN and have an entry outside the interval, one or one of each entry."""
+    axes, interval = tuple(range(-event_ndim, 0)), intervals[0]
+    if any(other != interval for other in intervals):
+        found = [beyond(x[..., i : i + 1], [own], 1) for i, own in enumerate(intervals)]
+        return torch.stack(found).any(0) & ~x.isnan().any(axes)
     if interval == REALS:
         return x.abs().amax(axes) == math.inf
     if interval.closed:

@@ -56,7 +56,7 @@ class MaskedAutoregressive(Bijector):
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
     Raises:
-        ValueError: for an order that is not one, and a network without masks.
+        ValueError: for an order that is not one, a network without masks, and a ``MixedMap``.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
 
@@ -80,6 +80,7 @@ class MaskedAutoregressive(Bijector):
         super().__post_init__()
         checks.positive_int("MaskedAutoregressive", dim=self.dim)
         checks.instances("MaskedAutoregressive", "map", [self.map], UnivariateMap)
+        checks.one_map("MaskedAutoregressive", self.map)
         checks.non_negative_int("MaskedAutoregressive", context_dim=self.context_dim)
         conditioner = as_network("MaskedAutoregressive", self.conditioner, MLP)
         object.__setattr__(self, "conditioner", conditioner)

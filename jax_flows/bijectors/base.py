@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, Interval, check_inside
 from jax_flows.inputs import check_input
 from jax_flows.numerics import beyond
 from jax_flows.variables import AnyArray, HasVariables, Output, Variables, freeze_lists, kept
@@ -171,11 +171,11 @@ class Bijector(HasVariables):
 
     def check_domain(self, x: AnyArray) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
-        self.domain.check(type(self).__name__, "x", np.asarray(x, np.float64))
+        check_inside(self.intervals(True), type(self).__name__, "x", np.asarray(x, np.float64))
 
     def check_codomain(self, z: AnyArray) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
-        self.codomain.check(type(self).__name__, "z", np.asarray(z, np.float64))
+        check_inside(self.intervals(), type(self).__name__, "z", np.asarray(z, np.float64))
 
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
@@ -183,10 +183,10 @@ class Bijector(HasVariables):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
-        return (self.codomain if inverse else self.domain) != REALS
+        return any(interval != REALS for interval in self.intervals(not inverse))
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
-        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each block."""
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each entry."""
         return [self.domain if inverse else self.codomain]
 
     def outside(
@@ -198,7 +198,7 @@ class Bijector(HasVariables):
         what each of its members gets.
         """
         ndim = len(self.latent_shape if inverse else self.event_shape)
-        return beyond(x, self.codomain if inverse else self.domain, ndim)
+        return beyond(x, self.intervals(not inverse), ndim)
 
     @abstractmethod
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output: ...

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from flow_bridge import checks
-from flow_bridge.domains import Interval
+from flow_bridge.domains import Interval, placed
 from jax_flows.bijectors.base import Bijector
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables, child, gather
@@ -76,7 +76,7 @@ class Blockwise(Bijector):
         return any(b.is_bounded(inverse) for b in self.bijectors)
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
-        return [interval for b in self.bijectors for interval in b.intervals(inverse)]
+        return placed(self.columns, [b.intervals(inverse) for b in self.bijectors])
 
     def outside(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False

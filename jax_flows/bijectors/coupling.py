@@ -136,6 +136,7 @@ class Coupling(Bijector):
         super().__post_init__()
         shape = self.event_shape
         checks.instances("Coupling", "map", [self.map], UnivariateMap)
+        checks.map_of("Coupling", self.map, shape)
         checks.non_negative_int("Coupling", context_dim=self.context_dim)
         default = ConvNet if len(shape) == 3 else MLP
         conditioner = as_network("Coupling", self.conditioner, default)
@@ -164,23 +165,34 @@ class Coupling(Bijector):
         return Partition(self.mask, num_channels, -len(shape))
 
     @cached_property
+    def maps(self) -> tuple[UnivariateMap, UnivariateMap]:
+        """The map of the fixed entries, by which the network sees them, and that of the free ones."""
+        dim = self.map.dim
+        halves = masks.halves(self.mask, checks.known(self.event_shape[0]), dim)
+        fixed, free = (self.map if dim is None else self.map.part(half) for half in halves)
+        return fixed, free
+
+    @cached_property
     def network(self) -> nn.Module:
         """The conditioner."""
         return build_conditioner(
             "Coupling",
             as_network("Coupling", self.conditioner, MLP),
-            self.partition.num_fixed * self.map.num_features,
-            self.partition.num_free * self.map.num_parameters,
+            self.maps[0].num_inputs(self.partition.num_fixed),
+            self.partition.num_free * self.maps[1].num_parameters,
             len(self.event_shape),
             self.context_dim,
-            num_parameters=self.map.num_parameters,
+            num_parameters=self.maps[1].num_parameters,
             mask=self.mask,
         )
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         ones = (1,) * (len(self.event_shape) - 1)
         fixed = jnp.zeros((self.partition.num_fixed, *ones), dtype)
-        inputs = self.map.features(fixed, -len(self.event_shape))
+        inputs = self.maps[0].features(fixed, -len(self.event_shape))
         return gather({"network": init_conditioner(self, key, inputs, self.context_dim, dtype)})
 
     def variable_shapes(self, dtype: Any) -> Variables:
@@ -233,7 +245,7 @@ class Coupling(Bijector):
         inverse: bool = False,
     ) -> Output:
         """The free part mapped given the fixed one, and log|det| of that."""
-        step = self.map.inverse if inverse else self.map.forward
+        step = self.maps[1].inverse if inverse else self.maps[1].forward
         free, log_slope = step(free, self.parameters_of(variables, fixed, context))
         if isinstance(self.partition, Checkerboard):
             log_slope = jnp.where(self.partition.fixed_pixels(free), 0, log_slope)
@@ -241,8 +253,8 @@ class Coupling(Bijector):
 
     def parameters_of(self, variables: Variables, fixed: Array, context: Array | None) -> Any:
         """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
-        axis, map = -len(self.event_shape), self.map
-        out = run_conditioner(self, variables, map.features(fixed, axis), context)
+        axis, map = -len(self.event_shape), self.maps[1]
+        out = run_conditioner(self, variables, self.maps[0].features(fixed, axis), context)
         if isinstance(out, tuple):
             return out if map.separable else jnp.stack(out, -1)
         if map.separable:

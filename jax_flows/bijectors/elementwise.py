@@ -439,8 +439,8 @@ class Elementwise(Bijector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.event_shape
         checks.instances("Elementwise", "map", [self.map], UnivariateMap)
+        checks.map_of("Elementwise", self.map, self.event_shape)
         checks.non_negative_int("Elementwise", context_dim=self.context_dim)
         checks.no_conditioner("Elementwise", self.conditioner, self.context_dim)
         if self.context_dim:
@@ -470,6 +470,9 @@ class Elementwise(Bijector):
             "Elementwise", conditioner, self.context_dim, out_dim, 1, 0,
             num_parameters=num_parameters,
         )  # fmt: skip
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         if not self.context_dim:

@@ -1,6 +1,7 @@
 """What every univariate map is."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class UnivariateMap(metaclass=PlainArguments):
         separable: whether parameters may also come as a tuple, one array of x's shape for each; where
             they do, nothing is copied to put them side by side. See ``unstack``.
         num_features: how many numbers a network sees of one entry, see ``features``.
+        dim: for how many entries it is, ``None`` for any.
     """
 
     is_architecture = True
@@ -33,6 +35,7 @@ class UnivariateMap(metaclass=PlainArguments):
     codomain: Interval = REALS
     separable = False
     num_features = 1
+    dim: int | None = None
 
     @property
     @abstractmethod
@@ -53,6 +56,18 @@ class UnivariateMap(metaclass=PlainArguments):
     @abstractmethod
     def inverse(self, z: Array, parameters: Any) -> Output:
         """Latent to data: x and log(dx/dz) for z. Shapes as ``forward``."""
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each entry."""
+        return [self.domain if inverse else self.codomain]
+
+    def part(self, positions: Sequence[int]) -> "UnivariateMap":
+        """The map of the entries of a vector that stand in these positions: itself."""
+        return self
+
+    def num_inputs(self, dim: int) -> int:
+        """How many numbers a network sees of so many entries."""
+        return dim * self.num_features
 
     def features(self, x: Array, axis: int) -> Array:
         """What a network sees of entries that this map has transformed or will: x itself.

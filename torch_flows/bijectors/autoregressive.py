@@ -47,7 +47,7 @@ class MaskedAutoregressive(Bijector):
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
     Raises:
-        ValueError: for an order that is not one, and a network without masks.
+        ValueError: for an order that is not one, a network without masks, and a ``MixedMap``.
 
     Reference: Papamakarios et al. (2017), MAF, arXiv:1705.07057.
 
@@ -74,6 +74,7 @@ class MaskedAutoregressive(Bijector):
         super().__init__()
         checks.positive_int("MaskedAutoregressive", dim=dim)
         checks.instances("MaskedAutoregressive", "map", [map], UnivariateMap)
+        checks.one_map("MaskedAutoregressive", map)
         checks.non_negative_int("MaskedAutoregressive", context_dim=context_dim)
         self.dim = dim
         self.map = map

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
-from flow_bridge.domains import REALS, Interval
+from flow_bridge.domains import REALS, Interval, check_inside
 from torch_flows.inputs import check_input, check_output
 from torch_flows.numerics import beyond
 from torch_flows.variables import HasVariables
@@ -152,11 +152,13 @@ class Bijector(HasVariables):
 
     def check_domain(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless x lies in ``domain``; reads the values, so not for compiled code."""
-        self.domain.check(type(self).__name__, "x", x.detach().double().cpu().numpy())
+        check_inside(
+            self.intervals(True), type(self).__name__, "x", x.detach().double().cpu().numpy()
+        )
 
     def check_codomain(self, z: Tensor) -> None:
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
-        self.codomain.check(type(self).__name__, "z", z.detach().double().cpu().numpy())
+        check_inside(self.intervals(), type(self).__name__, "z", z.detach().double().cpu().numpy())
 
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
@@ -164,10 +166,10 @@ class Bijector(HasVariables):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
-        return (self.codomain if inverse else self.domain) != REALS
+        return any(interval != REALS for interval in self.intervals(not inverse))
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
-        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each block."""
+        """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each entry."""
         return [self.domain if inverse else self.codomain]
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
@@ -177,7 +179,7 @@ class Bijector(HasVariables):
         what each of its members gets.
         """
         ndim = len(self.latent_shape if inverse else self.event_shape)
-        return beyond(x, self.codomain if inverse else self.domain, ndim)
+        return beyond(x, self.intervals(not inverse), ndim)
 
     @abstractmethod
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output: ...

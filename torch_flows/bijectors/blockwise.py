@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from flow_bridge.domains import Interval
+from flow_bridge.domains import Interval, placed
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.registry import register
 
@@ -64,7 +64,7 @@ class Blockwise(Bijector):
         return any(b.is_bounded(inverse) for b in self.bijectors)
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
-        return [interval for b in self.bijectors for interval in b.intervals(inverse)]
+        return placed(self.columns, [b.intervals(inverse) for b in self.bijectors])
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         found = self._each(x, context, lambda b, part, c: b.outside(part, c, inverse))

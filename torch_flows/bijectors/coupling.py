@@ -1,12 +1,14 @@
 """Couplings: some dimensions stay fixed and condition an invertible map of the free ones."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks, masks
+from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Mask
 from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries, vjp
@@ -134,6 +136,7 @@ class Coupling(Bijector):
         super().__init__()
         shape = checks.coupling_shape("Coupling", dim)
         checks.instances("Coupling", "map", [map], UnivariateMap)
+        checks.map_of("Coupling", map, shape)
         checks.non_negative_int("Coupling", context_dim=context_dim)
         self.dim = dim if isinstance(dim, int) else tuple(dim)
         self.map = map
@@ -154,13 +157,24 @@ class Coupling(Bijector):
         self.network = build_conditioner(
             "Coupling",
             self.conditioner,
-            self.partition.num_fixed * map.num_features,
-            self.partition.num_free * map.num_parameters,
+            self.maps[0].num_inputs(self.partition.num_fixed),
+            self.partition.num_free * self.maps[1].num_parameters,
             len(shape),
             context_dim,
-            num_parameters=map.num_parameters,
+            num_parameters=self.maps[1].num_parameters,
             mask=self.mask,
         )
+
+    @cached_property
+    def maps(self) -> tuple[UnivariateMap, UnivariateMap]:
+        """The map of the fixed entries, by which the network sees them, and that of the free ones."""
+        dim = self.map.dim
+        halves = masks.halves(self.mask, checks.known(self.event_shape[0]), dim)
+        fixed, free = (self.map if dim is None else self.map.part(half) for half in halves)
+        return fixed, free
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         fixed, free = self.partition.split(x)
@@ -203,7 +217,7 @@ class Coupling(Bijector):
         self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Output:
         """The free part mapped given the fixed one, and log|det| of that."""
-        step = self.map.inverse if inverse else self.map.forward
+        step = self.maps[1].inverse if inverse else self.maps[1].forward
         free, log_slope = step(free, self.parameters_of(fixed, context))
         if self.parts is None:
             pixels: Any = self.partition
@@ -212,10 +226,11 @@ class Coupling(Bijector):
 
     def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Any:
         """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
-        axis, map = -len(self.event_shape), self.map
-        out = run_conditioner(self, map.features(fixed, axis), context)
+        axis, map = -len(self.event_shape), self.maps[1]
+        out = run_conditioner(self, self.maps[0].features(fixed, axis), context)
         if isinstance(out, tuple):
-            out = tuple([part.to(fixed.dtype) for part in out])
+            if any(part.dtype != fixed.dtype for part in out):
+                out = tuple([part.to(fixed.dtype) for part in out])
             return out if map.separable else torch.stack(out, -1)
         if map.separable:
             return out.to(fixed.dtype).chunk(map.num_parameters, axis)

@@ -368,6 +368,7 @@ class Elementwise(Bijector):
         super().__init__()
         shape = checks.event_shape_of("Elementwise", dim)
         checks.instances("Elementwise", "map", [map], UnivariateMap)
+        checks.map_of("Elementwise", map, shape)
         checks.non_negative_int("Elementwise", context_dim=context_dim)
         checks.no_conditioner("Elementwise", conditioner, context_dim)
         self.dim = dim if isinstance(dim, int) else tuple(dim)
@@ -385,6 +386,9 @@ class Elementwise(Bijector):
                 "Elementwise", self.conditioner, context_dim, out_dim, 1, 0,
                 num_parameters=num_parameters,
             )  # fmt: skip
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        return self.map.intervals(inverse)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
         z, log_slope = self.map.forward(x, self._parameters_for(x, context))

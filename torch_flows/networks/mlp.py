@@ -148,10 +148,12 @@ class MLP(nn.Module):
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        terms = branch_terms(self.activation, self.branches, context)
+        branched = self.context == "branch"
+        terms = branch_terms(self.activation, self.branches, context) if branched else ()
         h = x if context is None or terms else torch.cat([x, context], -1)
-        norms = pairs_of(self.norms)
-        return apply_layers(self.activation, h, weights, terms, norms).to(x.dtype)
+        norms = pairs_of(self.norms) if self.normalization else ()
+        out = apply_layers(self.activation, h, weights, terms, norms)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 @register_network
