@@ -561,6 +561,13 @@ def onto_base(owner: str, bijector: Any, base: Any) -> None:
             )
 
 
+def square(owner: str, in_dim: int, out_dim: int) -> None:
+    """Raise ``ValueError`` unless a network has as many outputs as inputs."""
+    positive_int(owner, in_dim=in_dim)
+    if in_dim != out_dim:
+        raise ValueError(f"{owner} has as many outputs as inputs, got {in_dim} and {out_dim}.")
+
+
 def map_of(owner: str, map: Any, shape: Sequence[int | None]) -> None:
     """Raise ``ValueError`` for a map of columns that are not those of the event."""
     if map.dim is not None and tuple(shape) != (map.dim,):

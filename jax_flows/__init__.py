@@ -83,6 +83,7 @@ from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sylv
 from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
+from jax_flows.networks.hollow import HollowMLP
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
@@ -94,6 +95,12 @@ from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
+from jax_flows.univariate.piecewise import (
+    CubicSplineMap,
+    LinearRationalSplineMap,
+    LinearSplineMap,
+    QuadraticSplineMap,
+)
 from jax_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from jax_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from jax_flows.univariate.splines import SplineMap
@@ -123,6 +130,7 @@ __all__ = [
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
+    "CubicSplineMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -133,12 +141,15 @@ __all__ = [
     "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LinearRationalSplineMap",
+    "LinearSplineMap",
     "LogisticMixtureMap",
     "Logit",
     "Loss",
@@ -158,6 +169,7 @@ __all__ = [
     "Planar",
     "PlanarFlow",
     "Product",
+    "QuadraticSplineMap",
     "Radial",
     "RadialFlow",
     "RandomPermutation",

@@ -156,6 +156,10 @@ MAPS = {
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
+    "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "CubicSplineMap": arch("CubicSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "LinearRationalSplineMap": arch("LinearRationalSplineMap", num_bins=3, low=-2.0, high=2.5),
     "SplineMap": arch(
         "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
     ),
@@ -165,7 +169,10 @@ MAPS = {
 """Every univariate map with one choice of its options: each is tested in every structure."""
 
 
-SHOWN = ("CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap")
+SHOWN = (
+    "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
+    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
+)  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
 

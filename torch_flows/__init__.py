@@ -83,6 +83,7 @@ from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, Sy
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
+from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
@@ -94,6 +95,12 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.piecewise import (
+    CubicSplineMap,
+    LinearRationalSplineMap,
+    LinearSplineMap,
+    QuadraticSplineMap,
+)
 from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
@@ -123,6 +130,7 @@ __all__ = [
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
+    "CubicSplineMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -133,12 +141,15 @@ __all__ = [
     "FlowMatching",
     "GaussianMixture",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LinearRationalSplineMap",
+    "LinearSplineMap",
     "LogisticMixtureMap",
     "Logit",
     "Loss",
@@ -158,6 +169,7 @@ __all__ = [
     "Planar",
     "PlanarFlow",
     "Product",
+    "QuadraticSplineMap",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
