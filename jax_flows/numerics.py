@@ -89,6 +89,15 @@ def beyond(x: Array, intervals: Sequence[Interval], event_ndim: int) -> Array:
     return (x.min(axes) <= interval.low) | (x.max(axes) >= interval.high)
 
 
+def moved_inside(x: Array, rows: Array, intervals: Sequence[Interval], event_ndim: int) -> Array:
+    """x, in these rows a point inside the intervals: they then have the gradient 0, not NaN."""
+    if all(interval == REALS for interval in intervals):
+        return x
+    middle = [interval.middle for interval in intervals]
+    inside = middle[0] if len(middle) == 1 else jnp.array(middle, x.dtype)
+    return jnp.where(rows.reshape(*rows.shape, *[1] * event_ndim), inside, x)
+
+
 def at_least_float32(x: Array) -> Array:
     """x, in float32 if its dtype has fewer bits: for what has no kernel or no digits there."""
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

@@ -85,7 +85,7 @@ class Blockwise(Bijector):
         found = self._each(
             variables, x, context, lambda b, v, part, c: b.outside(v, part, c, inverse)
         )
-        return jnp.stack(found).any(0)
+        return jnp.stack(found).any(0) & ~jnp.isnan(x).any(-1)
 
     def check_domain(self, x: Any) -> None:
         self._each({}, x, None, lambda b, v, part, c: b.check_domain(part))
