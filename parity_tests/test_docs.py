@@ -58,6 +58,7 @@ MODULES = [
 RUN_ELSEWHERE = {
     "command-line.md": "test_cli.py",
     "distributions.md": "test_interop.py",
+    "hierarchical.md": "test_hierarchical.py",
     "sbi.md": "test_sbi.py",
 }
 """Pages whose own tests run them, with shell commands in between or to judge their numbers."""
