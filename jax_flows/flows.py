@@ -23,7 +23,7 @@ from jax_flows.bijectors.normalization import Standardize
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
 from jax_flows.inputs import check_array, check_input, context_batch, to_jax
-from jax_flows.numerics import beyond
+from jax_flows.numerics import beyond, moved_inside
 from jax_flows.registry import register
 from jax_flows.variables import (
     AnyArray,
@@ -345,7 +345,7 @@ class Flow(HasVariables):
         density, pull = jax.vjp(lambda z: self.base.log_prob(fixed, z, given), point)
         score = pull(jnp.ones_like(density))[0]
         x, log_det, score = self.bijector.map_score(own, z, score, condition, True, False)
-        x = held_inside(x, self.bijector.domain)
+        x = held_inside(x, self.bijector.intervals(True))
         return x, self.base.log_prob(base, z, base_condition) - log_det, score
 
     def _from_latent(
@@ -358,7 +358,7 @@ class Flow(HasVariables):
         check_array(self, variables, "z", z, self.latent_shape)
         x, log_det = self.bijector.map_inverse(child(variables, "bijector"), z, condition)
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition)
-        return held_inside(x, self.bijector.domain), log_prob - log_det
+        return held_inside(x, self.bijector.intervals(True)), log_prob - log_det
 
     def distribution(
         self,
@@ -371,10 +371,7 @@ class Flow(HasVariables):
 
     def _inside(self, x: Array, outside: Array) -> Array:
         """x, with another point in rows outside: such rows then have the gradient 0, not NaN."""
-        if self.bijector.domain == REALS:
-            return x
-        rows = outside.reshape(*outside.shape, *[1] * len(self.event_shape))
-        return jnp.where(rows, self.bijector.domain.middle, x)
+        return moved_inside(x, outside, self.bijector.intervals(True), len(self.event_shape))
 
     def _forward_and_update(
         self, variables: Variables, x: Array, condition: Array | None
@@ -531,10 +528,9 @@ def pullback(
         if expanded is not None and bijector.context_dim:
             condition = flow.embed(variables, expanded)
         outside = bijector.outside(child(variables, "bijector"), z, condition, inverse=True)
-        if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
-            z = jnp.where(outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z)
+        z = moved_inside(z, outside, bijector.intervals(), ndim)
         x, log_det = flow.inverse(variables, z, context)
-        value = log_density(held_inside(x, bijector.domain))
+        value = log_density(held_inside(x, bijector.intervals(True)))
         shape = getattr(value, "shape", None)
         checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
         return jnp.where(outside, -math.inf, value + log_det)
@@ -542,12 +538,16 @@ def pullback(
     return pulled_back
 
 
-def held_inside(x: Array, domain: Interval) -> Array:
-    """x, where rounding puts it on an open end of a domain the last number before it."""
-    if domain == REALS:
+def held_inside(x: Array, intervals: Sequence[Interval]) -> Array:
+    """x, where rounding puts it on an open end of its interval the last number before it."""
+    if all(interval == REALS for interval in intervals):
         return x
-    low, high = domain.ends(x.dtype.name)
-    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+    ends = [i if i == REALS else i.ends(x.dtype.name) for i in intervals]
+    if len(ends) == 1:
+        low, high = ends[0]
+        return jnp.where(x < low, low, jnp.where(x > high, high, x))
+    lows, highs = jnp.array(ends, x.dtype).T
+    return jnp.where(x < lows, lows, jnp.where(x > highs, highs, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:
