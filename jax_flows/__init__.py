@@ -78,6 +78,7 @@ from jax_flows.losses import (
 from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
+from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
@@ -104,6 +105,7 @@ from jax_flows.univariate.piecewise import (
 from jax_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from jax_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from jax_flows.univariate.splines import SplineMap
+from jax_flows.univariate.tails import TailMap
 
 __all__ = [
     "ELU",
@@ -140,6 +142,7 @@ __all__ = [
     "Flow",
     "FlowMatching",
     "GaussianMixture",
+    "GaussianizationFlow",
     "Glow",
     "HollowMLP",
     "ImportanceWeighted",
@@ -195,6 +198,7 @@ __all__ = [
     "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
+    "TailMap",
     "Tanh",
     "Uniform",
     "UnivariateMap",

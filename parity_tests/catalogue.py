@@ -153,6 +153,7 @@ MAPS = {
     "CubicMap": arch("CubicMap"),
     "CubicRationalMap": arch("CubicRationalMap"),
     "SinhMap": arch("SinhMap"),
+    "TailMap": arch("TailMap"),
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
@@ -170,7 +171,7 @@ MAPS = {
 
 
 SHOWN = (
-    "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
+    "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
     "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
@@ -471,6 +472,8 @@ CASES = [
               autoregressive=True), scale=0.5, smooth=False),
     Case("MAF", arch("MAF", dim=3, hidden_dims=[8, 8], num_layers=4), smooth=False),
     Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
+    Case("GaussianizationFlow", arch("GaussianizationFlow", dim=2, num_layers=2, num_components=2),
+         slow=True),
     Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
          slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),

@@ -28,7 +28,7 @@ from torch_flows.networks.mlp import normalize
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
+STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01, "TailMap": 2.3}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -173,6 +173,7 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.SplineMap(edge_slope=1e-3), "edge_slope between 0.001 and inf"),
         (lambda h: h.SplineMap(boundary="linear", edge_slope=0.9), "with the boundary identity only"),
         (lambda h: h.LogisticMixtureMap(0), "num_components to be an integer of at least 1"),
+        (lambda h: h.LogisticMixtureMap(output="probit"), "output to be one of logistic, normal"),
         (lambda h: h.LogisticMixtureMap(bound=10.0), "bound between 0 and 10"),
         (lambda h: h.CubicRationalMap(bound=10.0), "bound between 0 and 10"),
         (lambda h: h.SinhMap(bound=0), "bound between 0 and 1000"),

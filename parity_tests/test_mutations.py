@@ -305,6 +305,7 @@ A = "univariate.affine:"
 M = "univariate.mixture:"
 R = "univariate.roots:"
 U = "univariate.smooth:"
+T = "univariate.tails:"
 W = "univariate.piecewise:"
 Q = "univariate.polynomials:"
 D = "distributions:"
@@ -491,6 +492,8 @@ MUTANTS = [
              outputs(lambda knots, sizes: (knots, sizes ** (1 + 1e-9))),
              partial(test_families.test_values_and_slopes_against_mpmath, name), BOTH)
       for name in ("LinearSplineMap", "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap")],
+    Mutant("tails", "a shorter continued fraction", T + "DEPTH", value(8),
+           partial(test_families.test_tails_of_the_normal, "torch"), BOTH),
     Mutant("mixture", "inverse off", R + "_find", result(lambda x: x + 1e-9), consistent(MIXTURE, 2)),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",

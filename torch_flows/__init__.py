@@ -78,6 +78,7 @@ from torch_flows.losses import (
 from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
+from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
@@ -104,6 +105,7 @@ from torch_flows.univariate.piecewise import (
 from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
+from torch_flows.univariate.tails import TailMap
 
 __all__ = [
     "ELU",
@@ -140,6 +142,7 @@ __all__ = [
     "Flow",
     "FlowMatching",
     "GaussianMixture",
+    "GaussianizationFlow",
     "Glow",
     "HollowMLP",
     "ImportanceWeighted",
@@ -195,6 +198,7 @@ __all__ = [
     "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
+    "TailMap",
     "Tanh",
     "Uniform",
     "UnivariateMap",
