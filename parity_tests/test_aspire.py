@@ -63,8 +63,8 @@ def test_evidence_by_aspire(backend: str, tmp_path: Path) -> None:
         again = wrapper.load(file)
     x = draws[:20]
     expected = np.asarray(run.flow.log_prob(x))
-    for name, array in run.flow._model.arrays().items():
-        assert np.array_equal(again._model.arrays()[name], array)
+    for name, array in run.flow.model.arrays().items():
+        assert np.array_equal(again.model.arrays()[name], array)
     np.testing.assert_allclose(np.asarray(again.log_prob(x)), expected, rtol=1e-4, atol=1e-5)
     assert again.sample(3, xp=np).shape == (3, 2)
 

@@ -67,12 +67,12 @@ class TwinFlow(flows.Flow):
         self._generator = np.random.default_rng(seed)
         self._seed = seed
         described = describe(model, self.backend, (dims,), 0, options)
-        self._model: Side = new_model(described, self.backend, _name(resolved), seed)
+        self.model: Side = new_model(described, self.backend, _name(resolved), seed)
 
     @property
     def flow(self) -> Any:
         """The flow of ``torch_flows`` or ``jax_flows``, of transformed parameters."""
-        return self._model.flow
+        return self.model.flow
 
     def fit(self, x: Any, **options: Any) -> Any:
         """Fit to samples by maximum likelihood.
@@ -87,7 +87,7 @@ class TwinFlow(flows.Flow):
         if "n_epochs" in options:
             options["num_epochs"] = options.pop("n_epochs")
         rows = _numpy(self.fit_data_transform(self._own(x)), self.dtype)
-        found = self._model.fit(rows, None, **({"seed": self._seed, "progress": False} | options))
+        found = self.model.fit(rows, None, **({"seed": self._seed, "progress": False} | options))
         return history.FlowHistory(list(found.train_loss), list(found.validation_loss))
 
     def log_prob(self, x: Any, xp: Any = None) -> Any:
@@ -101,7 +101,7 @@ class TwinFlow(flows.Flow):
 
     def sample_and_log_prob(self, n_samples: int, xp: Any = None) -> tuple[Any, Any]:
         """Parameters drawn from the flow, and their log-densities."""
-        rows = self._own(draw(self._model, n_samples, self._generator, None))
+        rows = self._own(draw(self.model, n_samples, self._generator, None))
         x, log_det = self.inverse_rescale(rows)
         return self._given(x, xp), self._given(self.density(rows) - log_det, xp)
 
@@ -139,7 +139,7 @@ class TwinFlow(flows.Flow):
         group.attrs["config"] = json.dumps(config)
         self.data_transform.save(group, "data_transform")
         weights = group.create_group("weights")
-        for name, array in self._model.arrays().items():
+        for name, array in self.model.arrays().items():
             weights.create_dataset(name, data=np.asarray(array))
 
     @classmethod
@@ -149,13 +149,13 @@ class TwinFlow(flows.Flow):
         transform = transforms.BaseTransform.load(group, "data_transform", strict=False)
         loaded = cls(data_transform=transform, **json.loads(group.attrs["config"]))
         arrays = {name: np.asarray(data[()]) for name, data in group["weights"].items()}
-        described, dtype = architecture(loaded.flow), weight_dtype(loaded._model)
-        loaded._model = rebuild(cls.backend, described, arrays, dtype)
+        described, dtype = architecture(loaded.flow), weight_dtype(loaded.model)
+        loaded.model = rebuild(cls.backend, described, arrays, dtype)
         return loaded
 
     def save_checkpoint(self, path: Any) -> None:
         """Write the flow of transformed parameters as a file of twinflows."""
-        write_checkpoint(path, architecture(self.flow), self._model.arrays(), expected_shapes)
+        write_checkpoint(path, architecture(self.flow), self.model.arrays(), expected_shapes)
 
     def _own(self, array: Any) -> Any:
         return self.xp.asarray(array, dtype=self.dtype)

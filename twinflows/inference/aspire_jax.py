@@ -25,5 +25,5 @@ class JaxTwinFlow(TwinFlow):
 
     @property
     def _variables(self) -> Any:
-        model: Any = self._model
+        model: Any = self.model
         return model.variables
