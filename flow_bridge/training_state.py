@@ -207,6 +207,11 @@ def _check(header: Header, settings: Mapping[str, Any], groups: list[Group]) -> 
                 f"this is the state of another run: its {name.replace('_', ' ')} is "
                 f"{found!r:.200}, here it is {value!r:.200}."
             )
+    unknown = stored.keys() - settings.keys()
+    if unknown:
+        raise CheckpointError(
+            f"the training state has a setting that no run has: {min(unknown)!r}."
+        )
     for name in LOSSES:
         found = tensors.pop(name, None)
         if found is None or found.dtype != "float64" or len(found.shape) != 1:

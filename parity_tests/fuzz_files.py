@@ -10,6 +10,7 @@ they accept must hold the bytes and arguments that the file states. All of it ha
 
 import argparse
 import copy
+import inspect
 import io
 import json
 import multiprocessing
@@ -40,6 +41,7 @@ from flow_bridge.training_state import Group, load_state, weight_groups
 from parity_tests.files import packed
 from parity_tests.golden.make_files import MODELS, arch
 from torch_flows.checkpoint import to_numpy
+from torch_flows.models.base import Model
 
 MAX_SECONDS, MAX_MIB = 2.0, 200.0
 MAX_BYTES = 1 << 20
@@ -423,6 +425,11 @@ def _says(said: Any, found: Any) -> bool:
         build = torch_flows.registry.registry.types.get(said.get("type"))
         if build is not None and not isinstance(build, type):  # another name for some arguments
             said = architecture(build(**{k: v for k, v in said.items() if k != "type"}))
+        if isinstance(build, type):  # None where that is the default leaves the argument out
+            parameters = inspect.signature(build).parameters.items()
+            empty = {name for name, parameter in parameters if parameter.default is None}
+            empty |= {"base"} if issubclass(build, Model) else set()
+            said = {k: v for k, v in said.items() if v is not None or k not in empty}
         return all(key in found and _says(value, found[key]) for key, value in said.items())
     if said == [] and found is None:  # no parts
         return True

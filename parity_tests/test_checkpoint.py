@@ -663,3 +663,18 @@ def test_both_halves_ask_for_as_much() -> None:
         assert layers == other_layers, case.name
         assert other_entries <= 3 * entries, case.name
         assert entries <= 3 * other_entries, case.name
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    """Python's JSON takes it, that of safetensors does not."""
+    stream = io.BytesIO()
+    torch_flows.save(torch_flows.Planar(2), stream)
+    data = stream.getvalue()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"]["note"] = "\ud800"
+    text = json.dumps(header).encode()
+    changed = len(text).to_bytes(8, "little") + text + data[8 + length :]
+    for half in (torch_flows, jax_flows):
+        with pytest.raises(CheckpointError, match="the header is not valid JSON"):
+            half.load(changed)
