@@ -195,6 +195,12 @@ class Twinflows(Contender):
         ]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
 
+    def maf_of_flowjax(self, row: Row) -> None:
+        from jax_flows import import_flow
+
+        self.flow, variables = import_flow(Flowjax.build_maf(row))
+        self.params, self.batch_stats = variables["params"], variables["batch_stats"]
+
     def glow(self, row: Row) -> None:
         from jax_flows import Glow
 
@@ -258,19 +264,23 @@ class Flowjax(Contender):
             )
         )
 
-    def maf(self, row: Row) -> None:
+    @staticmethod
+    def build_maf(row: Row) -> Any:
         from flowjax.distributions import StandardNormal
         from flowjax.flows import masked_autoregressive_flow
 
-        self.partition(
-            masked_autoregressive_flow(
-                jax.random.key(0),
-                base_dist=StandardNormal(row.event_shape),
-                flow_layers=row.layers,
-                nn_width=row.hidden_dims[0],
-                nn_depth=len(row.hidden_dims),
-            )
+        return masked_autoregressive_flow(
+            jax.random.key(0),
+            base_dist=StandardNormal(row.event_shape),
+            flow_layers=row.layers,
+            nn_width=row.hidden_dims[0],
+            nn_depth=len(row.hidden_dims),
         )
+
+    def maf(self, row: Row) -> None:
+        self.partition(self.build_maf(row))
+
+    maf_of_flowjax = maf
 
     def partition(self, flow: Any) -> None:
         """Trainable arrays apart from everything else, as flowjax's own training loop does."""

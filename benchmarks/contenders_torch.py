@@ -202,6 +202,16 @@ class Twinflows(Contender):
         ]
         return Flow(Chain(layers), StandardNormal(row.dim))
 
+    def maf_of_zuko(self, row: Row) -> nn.Module:
+        from torch_flows import import_flow
+
+        return import_flow(Zuko.maf(self, row))
+
+    def maf_of_nflows(self, row: Row) -> nn.Module:
+        from torch_flows import import_flow
+
+        return import_flow(Nflows.maf(self, row))
+
     def glow(self, row: Row) -> nn.Module:
         from torch_flows import Glow
 
@@ -260,10 +270,12 @@ class Zuko(Contender):
 
         return next(module for module in self.flow.modules() if isinstance(module, MLP))
 
-    def maf(self, row: Row) -> nn.Module:
+    def maf(self: Any, row: Row) -> nn.Module:
         from zuko.flows import MAF
 
         return MAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    maf_of_zuko = maf
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.flow().log_prob(x)
@@ -324,7 +336,7 @@ class Nflows(Contender):
         ]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
 
-    def maf(self, row: Row) -> nn.Module:
+    def maf(self: Any, row: Row) -> nn.Module:
         from nflows.distributions.normal import StandardNormal
         from nflows.flows import Flow
         from nflows.transforms import CompositeTransform, ReversePermutation
@@ -340,6 +352,8 @@ class Nflows(Contender):
             )
             layers += [ReversePermutation(row.dim), layer]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
+
+    maf_of_nflows = maf
 
     def glow(self, row: Row) -> nn.Module:
         from nflows import transforms

@@ -76,6 +76,13 @@ def maf(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: i
     return Row(name, "maf", dim, hidden_dims, layers, batch, conditioner, num_samples=1000)
 
 
+def imported(library: str, width: int, layers: int, num_samples: int) -> Row:
+    """A masked flow of another library at dim 64, sampled there and, imported, here."""
+    name = f"imported-{library}-{width}-{num_samples}"
+    widths = (width,) if library == "flowjax" and width < 256 else (width, width)
+    return Row(name, f"maf_of_{library}", 64, widths, layers, 512, num_samples=num_samples)
+
+
 def glow(
     name: str, shape: tuple[int, int, int], hidden: int, levels: int, steps: int, batch: int
 ) -> Row:
@@ -122,5 +129,13 @@ ROWS = {
         residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
+        *(
+            imported(library, width, layers, num_samples)
+            # the sizes of the other rows, and what zuko and flowjax build by default
+            for width, layers in ((256, 5), (64, 3), (50, 8))
+            for library in ("zuko", "nflows", "flowjax")
+            if (width, library) not in ((64, "flowjax"), (50, "zuko"), (50, "nflows"))
+            for num_samples in (1000, 10000)
+        ),
     )
 }

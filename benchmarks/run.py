@@ -208,6 +208,9 @@ def main() -> None:
     for name in args.rows or ROWS:
         row = ROWS[name]
         for framework in args.frameworks:
+            module = importlib.import_module(f"benchmarks.contenders_{framework}")
+            if not any(hasattr(contender, row.model) for contender in module.CONTENDERS):
+                continue
             parameters, times = isolated(
                 measure, row, framework, ops, args.contenders, args.rounds, args.seconds
             )

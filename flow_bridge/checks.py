@@ -340,6 +340,16 @@ def no_variables(owner: str, kind: str) -> str:
     )
 
 
+def no_key(owner: str, kind: str) -> str:
+    """What JAX's half says to something else in place of a key."""
+    return f"{owner} expects key as the source of randomness, jax.random.key(0), got {kind}."
+
+
+def parts_of(owner: str, given: Any, expected: Any) -> str:
+    """What JAX's half says to the variables of other parts than there are."""
+    return f"{owner} is joined of the variables of {expected}, got {given}."
+
+
 def no_float64(owner: str, name: str) -> str:
     """What JAX's half says to float64 while JAX would round it."""
     return (
@@ -420,8 +430,9 @@ def batch_of(
     """Check that a shape ends in the event shape, and return what is before it."""
     event_ndim = len(event_shape)
     event = shape[len(shape) - event_ndim :] if len(shape) >= event_ndim else None
-    if event is None or any(
-        e is not None and e != s for e, s in zip(event_shape, event, strict=True)
+    if event != event_shape and (
+        event is None
+        or any(e is not None and e != s for e, s in zip(event_shape, event, strict=True))
     ):
         raise ValueError(
             f"{owner} expects {name} of shape {describe(event_shape)}, got {tuple(shape)}."
@@ -532,10 +543,10 @@ def context_of_base(owner: str, context_dim: int, base: Any) -> None:
         )
 
 
-def initial_scale(owner: str, value: float, conditioner: Any) -> None:
+def initial_scale(owner: str, value: float, conditioner: Any, default: float = 1.0) -> None:
     """Raise ``ValueError`` for a scale of the first weights that the given conditioner does not take."""
     non_negative_number(owner, initial_scale=value)
-    if conditioner is not None and value != 1:
+    if conditioner is not None and value != default:
         raise ValueError(
             f"{owner} got an initial_scale and a conditioner: give it to that, as in "
             "Network(MLP, initial_scale=0.1)."
@@ -558,6 +569,13 @@ def onto_base(owner: str, bijector: Any, base: Any) -> None:
                 f"{made} only, {name}: its density would not integrate to 1. Take a base on {made}, as "
                 f"Uniform may be, or a last bijector that makes every z."
             )
+
+
+def square(owner: str, in_dim: int, out_dim: int) -> None:
+    """Raise ``ValueError`` unless a network has as many outputs as inputs."""
+    positive_int(owner, in_dim=in_dim)
+    if in_dim != out_dim:
+        raise ValueError(f"{owner} has as many outputs as inputs, got {in_dim} and {out_dim}.")
 
 
 def map_of(owner: str, map: Any, shape: Sequence[int | None]) -> None:

@@ -74,11 +74,8 @@ def check_spline(
     checks.positive_int(owner, num_bins=num_bins)
     check_box(owner, low, high)
     checks.one_of(owner, "boundary", boundary, BOUNDARIES)
-    checks.non_negative_number(owner, min_width=min_width, min_height=min_height)
     checks.positive_number(owner, min_slope=min_slope)
-    smallest = max(min_width, min_height)
-    if num_bins * smallest >= 1:
-        raise ValueError(f"{owner} expects num_bins below {1 / smallest:.0f}, got {num_bins}.")
+    check_bins(owner, num_bins, min_width, min_height)
     if min_slope >= 1:
         raise ValueError(f"{owner} expects min_slope below 1, got {min_slope!r}.")
     checks.positive_number(owner, edge_slope=edge_slope)
@@ -98,6 +95,14 @@ def check_spline(
         )
 
 
+def check_bins(owner: str, num_bins: int, min_width: float, min_height: float) -> None:
+    """Raise ``ValueError`` for bins that do not fit."""
+    checks.non_negative_number(owner, min_width=min_width, min_height=min_height)
+    smallest = max(min_width, min_height)
+    if num_bins * smallest >= 1:
+        raise ValueError(f"{owner} expects num_bins below {1 / smallest:.0f}, got {num_bins}.")
+
+
 def check_box(owner: str, low: float, high: float) -> None:
     """Raise ``ValueError`` unless low and high bound an interval of a usable width."""
     checks.interval(owner, low=low, high=high)
@@ -105,6 +110,28 @@ def check_box(owner: str, low: float, high: float) -> None:
         raise ValueError(
             f"{owner} expects low and high apart by 1e-15 to 1e15, got {low!r} and {high!r}."
         )
+
+
+def check_pieces(
+    owner: str,
+    num_bins: int,
+    low: float,
+    high: float,
+    boundary: str,
+    min_width: float,
+    min_height: float,
+) -> None:
+    """Raise ``ValueError`` for bins that do not fit, and for unknown boundaries."""
+    checks.positive_int(owner, num_bins=num_bins)
+    check_box(owner, low, high)
+    checks.one_of(owner, "boundary", boundary, ("identity", "bounded"))
+    check_bins(owner, num_bins, min_width, min_height)
+
+
+def check_share(owner: str, name: str, value: float, high: float = 1.0) -> None:
+    """Raise ``ValueError`` unless the value is a number that float32 holds, below ``high``."""
+    checks.positive_number(owner, **{name: value})
+    checks.open_interval(owner, name, value, 0, high)
 
 
 def check_polynomial(owner: str, degree: int, largest: int, min_slope: float) -> None:

@@ -78,11 +78,13 @@ from jax_flows.losses import (
 from jax_flows.models.autoregressive import IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
+from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
+from jax_flows.networks.hollow import HollowMLP
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
@@ -94,9 +96,16 @@ from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
+from jax_flows.univariate.piecewise import (
+    CubicSplineMap,
+    LinearRationalSplineMap,
+    LinearSplineMap,
+    QuadraticSplineMap,
+)
 from jax_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from jax_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from jax_flows.univariate.splines import SplineMap
+from jax_flows.univariate.tails import TailMap
 
 __all__ = [
     "ELU",
@@ -123,6 +132,7 @@ __all__ = [
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
+    "CubicSplineMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -132,13 +142,17 @@ __all__ = [
     "Flow",
     "FlowMatching",
     "GaussianMixture",
+    "GaussianizationFlow",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LinearRationalSplineMap",
+    "LinearSplineMap",
     "LogisticMixtureMap",
     "Logit",
     "Loss",
@@ -158,6 +172,7 @@ __all__ = [
     "Planar",
     "PlanarFlow",
     "Product",
+    "QuadraticSplineMap",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
@@ -183,6 +198,7 @@ __all__ = [
     "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
+    "TailMap",
     "Tanh",
     "Uniform",
     "UnivariateMap",

@@ -33,6 +33,7 @@ from jax_flows.variables import (
     AnyArray,
     HasVariables,
     Variables,
+    check_key,
     child,
     freeze_lists,
     gather,
@@ -116,6 +117,7 @@ class Distribution(HasVariables):
     ) -> Array:
         """Samples of shape ``(*shape, *context_batch, *event_shape)``, in the weights' dtype unless one
         is given; ``context`` is of shape ``(*context_batch, context_dim)``."""
+        check_key(self, key)
         shape = checks.sample_shape(type(self).__name__, "shape", shape)
         batch = *shape, *context_batch(self, variables, context)
         draw = jax.random.normal if self.noise == "normal" else jax.random.uniform

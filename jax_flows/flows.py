@@ -13,6 +13,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
+from flow_bridge.errors import ConversionError
 from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
@@ -22,13 +23,15 @@ from jax_flows.bijectors.normalization import Standardize
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
 from jax_flows.inputs import check_array, check_input, context_batch, to_jax
-from jax_flows.numerics import beyond
+from jax_flows.numerics import beyond, moved_inside
 from jax_flows.registry import register
 from jax_flows.variables import (
     AnyArray,
     HasVariables,
     Output,
     Variables,
+    check_key,
+    check_variables,
     child,
     freeze_lists,
     gather,
@@ -117,7 +120,7 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else net.init(net_key, jnp.zeros(net.in_dim, dtype))
             )
-        return self.join(parts)
+        return gather(parts, lists=True)
 
     def variable_shapes(self, dtype: Any) -> Variables:
         parts = {
@@ -130,7 +133,7 @@ class Flow(HasVariables):
                 if isinstance(net, Bijector)
                 else network_shapes(net, (net.in_dim,), dtype)
             )
-        return self.join(parts)
+        return gather(parts, lists=True)
 
     @kept
     def forward(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Output:
@@ -183,7 +186,7 @@ class Flow(HasVariables):
         """New variables, with what is initialised from data set, see ``Bijector.initialize``."""
         own = child(variables, "bijector")
         own = initialize(self, self.bijector, variables, own, x, context, self.embed)
-        return {**variables, **self.join(self.split(variables) | {"bijector": own})}
+        return {**variables, **gather(self._parts(variables) | {"bijector": own}, lists=True)}
 
     @kept
     def embed(self, variables: Variables, context: AnyArray) -> Array:
@@ -208,8 +211,8 @@ class Flow(HasVariables):
         x, condition, _ = self._condition(variables, "x", x, context)
         own = child(variables, "bijector")
         _, batch_stats = self.bijector.map_and_set_statistics(own, x, condition, weights)
-        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return {**variables, "batch_stats": self.join(parts)["batch_stats"]}
+        parts = self._parts(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return {**variables, "batch_stats": gather(parts, lists=True)["batch_stats"]}
 
     @kept
     def log_prob(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Array:
@@ -266,6 +269,7 @@ class Flow(HasVariables):
         context: AnyArray | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
+        check_key(self, key)
         shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
         batch = *shape, *context_batch(self, variables, context)
         condition, base_condition = self._embed(variables, context, batch)
@@ -341,7 +345,7 @@ class Flow(HasVariables):
         density, pull = jax.vjp(lambda z: self.base.log_prob(fixed, z, given), point)
         score = pull(jnp.ones_like(density))[0]
         x, log_det, score = self.bijector.map_score(own, z, score, condition, True, False)
-        x = held_inside(x, self.bijector.domain)
+        x = held_inside(x, self.bijector.intervals(True))
         return x, self.base.log_prob(base, z, base_condition) - log_det, score
 
     def _from_latent(
@@ -354,7 +358,7 @@ class Flow(HasVariables):
         check_array(self, variables, "z", z, self.latent_shape)
         x, log_det = self.bijector.map_inverse(child(variables, "bijector"), z, condition)
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition)
-        return held_inside(x, self.bijector.domain), log_prob - log_det
+        return held_inside(x, self.bijector.intervals(True)), log_prob - log_det
 
     def distribution(
         self,
@@ -367,10 +371,7 @@ class Flow(HasVariables):
 
     def _inside(self, x: Array, outside: Array) -> Array:
         """x, with another point in rows outside: such rows then have the gradient 0, not NaN."""
-        if self.bijector.domain == REALS:
-            return x
-        rows = outside.reshape(*outside.shape, *[1] * len(self.event_shape))
-        return jnp.where(rows, self.bijector.domain.middle, x)
+        return moved_inside(x, outside, self.bijector.intervals(True), len(self.event_shape))
 
     def _forward_and_update(
         self, variables: Variables, x: Array, condition: Array | None
@@ -378,8 +379,8 @@ class Flow(HasVariables):
         z, log_det, batch_stats = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, condition
         )
-        parts = self.split(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return z, log_det, self.join(parts)["batch_stats"]
+        parts = self._parts(variables) | {"bijector": {"batch_stats": batch_stats}}
+        return z, log_det, gather(parts, lists=True)["batch_stats"]
 
     def _condition(
         self, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
@@ -403,12 +404,21 @@ class Flow(HasVariables):
 
     def split(self, variables: Variables) -> dict[str, Variables]:
         """The variables of each part, by its name: ``"bijector"``, ``"base"``, ``"context_net_0"``, ..."""
+        check_variables(self, variables)
+        return self._parts(variables)
+
+    def _parts(self, variables: Variables) -> dict[str, Variables]:
         nets = [f"context_net_{i}" for i in range(len(self.context_net or ()))]
         return {name: child(variables, name) for name in ("bijector", "base", *nets)}
 
     def join(self, parts: Mapping[str, Variables]) -> dict[str, Any]:
         """The flow's variables from those of its parts, as ``split`` returns them."""
-        return gather(parts, lists=True)
+        name, expected = type(self).__name__, list(self._parts({}))
+        if set(parts) != set(expected):
+            raise ConversionError(checks.parts_of(name, list(parts), expected))
+        variables = gather(parts, lists=True)
+        check_variables(self, variables)
+        return variables
 
 
 def standardized(
@@ -518,10 +528,9 @@ def pullback(
         if expanded is not None and bijector.context_dim:
             condition = flow.embed(variables, expanded)
         outside = bijector.outside(child(variables, "bijector"), z, condition, inverse=True)
-        if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
-            z = jnp.where(outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z)
+        z = moved_inside(z, outside, bijector.intervals(), ndim)
         x, log_det = flow.inverse(variables, z, context)
-        value = log_density(held_inside(x, bijector.domain))
+        value = log_density(held_inside(x, bijector.intervals(True)))
         shape = getattr(value, "shape", None)
         checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
         return jnp.where(outside, -math.inf, value + log_det)
@@ -529,12 +538,16 @@ def pullback(
     return pulled_back
 
 
-def held_inside(x: Array, domain: Interval) -> Array:
-    """x, where rounding puts it on an open end of a domain the last number before it."""
-    if domain == REALS:
+def held_inside(x: Array, intervals: Sequence[Interval]) -> Array:
+    """x, where rounding puts it on an open end of its interval the last number before it."""
+    if all(interval == REALS for interval in intervals):
         return x
-    low, high = domain.ends(x.dtype.name)
-    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+    ends = [i if i == REALS else i.ends(x.dtype.name) for i in intervals]
+    if len(ends) == 1:
+        low, high = ends[0]
+        return jnp.where(x < low, low, jnp.where(x > high, high, x))
+    lows, highs = jnp.array(ends, x.dtype).T
+    return jnp.where(x < lows, lows, jnp.where(x > highs, highs, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:

@@ -7,12 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
 
 DETACHED_STEPS, DIFFERENTIABLE_STEPS = 4, 2
+
+
+def as_int32(index: np.ndarray) -> np.ndarray:
+    """Positions as JAX can have them in both of its modes: it takes an array that it met in 64-bit mode
+    for one of 64 bits ever after."""
+    return index.astype(np.int32)
 
 
 def log1p(x: Array) -> Array:
@@ -80,6 +87,15 @@ def beyond(x: Array, intervals: Sequence[Interval], event_ndim: int) -> Array:
     if interval.closed:
         return (x.min(axes) < interval.low) | (x.max(axes) > interval.high)
     return (x.min(axes) <= interval.low) | (x.max(axes) >= interval.high)
+
+
+def moved_inside(x: Array, rows: Array, intervals: Sequence[Interval], event_ndim: int) -> Array:
+    """x, in these rows a point inside the intervals: they then have the gradient 0, not NaN."""
+    if all(interval == REALS for interval in intervals):
+        return x
+    middle = [interval.middle for interval in intervals]
+    inside = middle[0] if len(middle) == 1 else jnp.array(middle, x.dtype)
+    return jnp.where(rows.reshape(*rows.shape, *[1] * event_ndim), inside, x)
 
 
 def at_least_float32(x: Array) -> Array:

@@ -60,8 +60,9 @@ class HasVariables(metaclass=PlainArguments):
 
         Raises:
             ValueError: for a dtype that is not floating point.
-            TypeError: for float64 while JAX would round it.
+            TypeError: for float64 while JAX would round it, and for a key that is none.
         """
+        check_key(self, key)
         dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
         checks.one_of(type(self).__name__, "dtype", dtype.name, checks.FLOAT_DTYPES)
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -114,6 +115,13 @@ def _check_variables(owner: HasVariables, tree: Any, described: Any) -> None:
     if not isinstance(variables, Mapping):
         raise ConversionError(checks.no_variables(label, type(variables).__name__))
     check_found(label, variables, owner.shapes())
+
+
+def check_key(owner: HasVariables, key: Any) -> None:
+    """Raise ``TypeError`` for what is no key of ``jax.random``, a raw one included."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        raise TypeError(checks.no_key(type(owner).__name__, type(key).__name__))
 
 
 def own_variables(owner: HasVariables, variables: Variables) -> dict[str, Any]:

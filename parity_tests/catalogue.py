@@ -153,9 +153,14 @@ MAPS = {
     "CubicMap": arch("CubicMap"),
     "CubicRationalMap": arch("CubicRationalMap"),
     "SinhMap": arch("SinhMap"),
+    "TailMap": arch("TailMap"),
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
+    "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "CubicSplineMap": arch("CubicSplineMap", num_bins=3, low=-2.0, high=2.5),
+    "LinearRationalSplineMap": arch("LinearRationalSplineMap", num_bins=3, low=-2.0, high=2.5),
     "SplineMap": arch(
         "SplineMap", num_bins=3, low=-2.0, high=2.5, boundary="linear", min_width=1e-2
     ),
@@ -165,7 +170,10 @@ MAPS = {
 """Every univariate map with one choice of its options: each is tested in every structure."""
 
 
-SHOWN = ("CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap")
+SHOWN = (
+    "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
+    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
+)  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
 
@@ -464,6 +472,8 @@ CASES = [
               autoregressive=True), scale=0.5, smooth=False),
     Case("MAF", arch("MAF", dim=3, hidden_dims=[8, 8], num_layers=4), smooth=False),
     Case("IAF", arch("IAF", dim=3, hidden_dims=[8], num_layers=2), smooth=False),
+    Case("GaussianizationFlow", arch("GaussianizationFlow", dim=2, num_layers=2, num_components=2),
+         slow=True),
     Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
          slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
@@ -484,13 +494,19 @@ CASES = [
 """Every row of the catalogue; adding one here is all that a new bijector needs."""
 
 
-def cases(condition: Callable[[Case], bool] = lambda case: True) -> Any:
-    """``pytest.mark.parametrize`` over the rows that meet a condition."""
+def cases(condition: Callable[[Case], bool] = lambda case: True, variants: bool = True) -> Any:
+    """``pytest.mark.parametrize`` over the rows that meet a condition.
+
+    Without ``variants`` ``make test`` runs the plain rows and every third of the others.
+    """
     import pytest
 
-    chosen = [case for case in CASES if condition(case)]
+    def is_slow(case: Case) -> bool:
+        return case.slow or not (variants or "-" not in case.name or CASES.index(case) % 3 == 0)
+
     rows = [
-        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.slow else ())
-        for case in chosen
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if is_slow(case) else ())
+        for case in CASES
+        if condition(case)
     ]
     return pytest.mark.parametrize("case", rows)

@@ -75,6 +75,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def same_weights_in_any_order() -> None:
+    """What PyTorch draws in a test does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def quick_jax(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile by ``QUICK``, unless the test is marked ``optimized``."""
     global _quick

@@ -21,7 +21,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,10 +39,11 @@ from flow_bridge.errors import ArchitectureError, ConvergenceError
 from flow_bridge.networks import GIVEN
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
-from parity_tests import conftest  # noqa: F401, float64, one thread, quick compilation
+from parity_tests import conftest, primitives  # noqa: F401, float64, one thread, quick compilation
 from parity_tests.catalogue import Case
 from torch_flows.checkpoint import to_numpy
 from torch_flows.networks.activations import ACTIVATIONS
+from twinflows.sides.torch_side import TorchSide
 
 Architecture = dict[str, Any]
 Results = dict[str, np.ndarray]
@@ -171,6 +171,10 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "base": lambda d: draw_type(d, torch_flows.Distribution),
     "bound": lambda d: d.one_of(1.0, 2.0),
     "boundary": lambda d: d.one_of("identity", "linear", "kinked", "bounded", "circular"),
+    "LinearSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
+    "QuadraticSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
+    "CubicSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
+    "LinearRationalSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
     "bias": lambda d: d.one_of(True, False),
     "bijector": Draw.inner,
     "bijectors": lambda d: draw_chain(d)["bijectors"],
@@ -188,6 +192,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "df": lambda d: d.one_of(0.5, 1, 2.5, 30.0, 1e6),
     "dim": Draw.event,
     "element_dim": lambda d: d.one_of(1, 2),
+    "edge_share": lambda d: d.one_of(0.25, 0.5),
     "eps": lambda d: d.one_of(1e-5, 1e-3, 0.1),
     "edge_slope": lambda d: d.one_of(1.0, 0.5, 3.0),
     "eval_terms": lambda d: None,
@@ -243,6 +248,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "solver": lambda d: "rk4",
     "squash": lambda d: d.one_of(None, 1e-3, 0.1),
     "tail_bound": lambda d: d.one_of(0.5, 3.0, 5.0, 30.0),
+    "width": lambda d: d.one_of(1, 3),
     "time_features": lambda d: d.one_of(0, 2),
     "trace": lambda d: d.one_of("exact", "hutchinson"),
 }
@@ -254,7 +260,8 @@ SIZES = ("hidden_channels", "hidden_dim", "hidden_dims", "num_bins", "num_blocks
 STRETCH, FREE_SIZES = 64 * len(EVENTS), 1 / 16
 """Indices in a stretch, and the share of architectures whose sizes are drawn one by one."""
 
-ALWAYS = ("dim", "event_ndim", "solver", "num_steps", "num_layers", "num_levels", "num_blocks")
+NUMBERS = ("num_steps", "num_layers", "num_levels", "num_blocks", "num_components")
+ALWAYS = ("dim", "event_ndim", "solver", *NUMBERS)
 
 
 def types_of(*kinds: type) -> dict[str, Any]:
@@ -439,10 +446,9 @@ class Halves:
         self, quantity: str, rows: np.ndarray, context: np.ndarray | None, compiled: bool
     ) -> tuple[np.ndarray, ...]:
         method = getattr(self.jax, quantity)
-        with nullcontext() if compiled else jax.disable_jit():
-            outputs = (jax.jit(method) if compiled else method)(
-                self.variables, jnp.asarray(rows), None if context is None else jnp.asarray(context)
-            )
+        given = None if context is None else jnp.asarray(context)
+        arguments = self.variables, jnp.asarray(rows), given
+        outputs = jax.jit(method)(*arguments) if compiled else primitives.run(method, *arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return tuple(np.asarray(o) for o in outputs)
 
@@ -477,25 +483,15 @@ class Halves:
             return (z * _cotangent(z.shape)).sum() + log_det.sum()
 
         function = jax.grad(total, argnums=(0, 1))
-        with nullcontext() if compiled else jax.disable_jit():
-            weights, point = (jax.jit(function) if compiled else function)(
-                self.variables["params"], jnp.asarray(rows)
-            )
+        arguments = self.variables.get("params", {}), jnp.asarray(rows)
+        run = jax.jit(function) if compiled else partial(primitives.run, function)
+        weights, point = run(*arguments)
         arrays = jax_to_torch({"params": weights})
         return {"input": np.asarray(point)} | {n: arrays[n] for n in sorted(self.trainable)}
 
     def jacobian(self, rows: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        """Of forward, row by row."""
-        result = []
-        for i, row in enumerate(rows):
-            given = None if context is None else torch.from_numpy(context[i])
-
-            def flat(x: torch.Tensor, given: Any = given, shape: Any = row.shape) -> torch.Tensor:
-                return self.torch.forward(x.reshape(shape), given)[0].flatten()
-
-            point = torch.from_numpy(row.copy()).flatten()
-            result.append(torch.autograd.functional.jacobian(flat, point).numpy())
-        return np.stack(result)
+        """Of forward, of every row."""
+        return TorchSide(self.torch).jacobian(rows, context)
 
 
 def _noisy(model: torch.nn.Module) -> torch.nn.Module:
@@ -648,7 +644,7 @@ def check(
         description: the architecture.
         shape: of its events.
         seed: of weights and inputs.
-        compiled: whether JAX compiles the whole, or runs operation by operation.
+        compiled: whether JAX compiles the whole, or each operation (``primitives``).
         gradients: whether they are compared; for a share of the seeds by default.
         scale: of the weights, drawn by default.
 

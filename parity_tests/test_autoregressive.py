@@ -16,6 +16,7 @@ from flow_bridge.architecture import architecture
 from flow_bridge.errors import CheckpointError
 from flow_bridge.masks import Autoregression, autoregressive_order
 from flow_bridge.weights import torch_to_jax
+from jax_flows.bijectors import autoregressive
 from parity_tests.catalogue import Case, arch, masked
 from parity_tests.files import packed
 
@@ -274,6 +275,22 @@ def test_compiles_without_a_graph_break_and_maps() -> None:
     assert torch.allclose(log_dets, log_det, rtol=0, atol=1e-13)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda z: model.inverse(z)[0]))(z)
     assert torch.allclose(torch.linalg.slogdet(jacobian)[1], log_det, atol=1e-12)
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_many_rows_in_jax_are_solved_in_turns(
+    context_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bijector = jax_flows.MaskedAffineAutoregressive(3, (4,), context_dim=context_dim)
+    variables = bijector.init(jax.random.key(0), jnp.float64)
+    z, context = np.random.default_rng(0).normal(size=(2, 7, 3))
+    given = jnp.asarray(z), jnp.asarray(context[:, :context_dim]) if context_dim else None
+    expected = bijector.explicit_inverse(variables, *given)
+    monkeypatch.setattr(autoregressive, "ROWS", 2)
+    inverse = jax.jit(lambda z, context: bijector.explicit_inverse(variables, z, context))
+    assert "platform_index" in str(jax.make_jaxpr(inverse)(*given))
+    for a, b in zip(inverse(*given), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
 def test_what_is_compiled_in_jax_does_not_grow_with_the_dimension() -> None:

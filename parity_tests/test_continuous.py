@@ -113,6 +113,38 @@ def test_any_network_is_a_field(half) -> None:
             np.testing.assert_allclose(to_array(a), to_array(b), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_a_hollow_field_has_its_trace_in_one_pass(solver: str, monkeypatch) -> None:
+    """Equal to the trace of the whole Jacobian, and its gradients to those of that, in both halves."""
+    network = torch_flows.Network(torch_flows.HollowMLP, hidden_dims=(6,), width=2)
+    given = {"solver": solver, "num_steps": 2, "context_dim": 1, "time_features": 1}
+    model = continuous(dim=4, conditioner=network, **given)
+    weights = list(model.parameters())
+    for i, weight in enumerate(weights):
+        weight.data = 0.5 * normal(*weight.shape, seed=i)
+    x, context = normal(5, 4), normal(5, 1, seed=1)
+    other, variables = twin(model)
+    found, calls = [], []
+    hook = model.network.register_forward_hook(lambda *args: calls.append(1))
+    for hollow in (True, False):
+        monkeypatch.setattr(torch_flows.HollowMLP, "hollow", hollow)
+        monkeypatch.setattr(jax_flows.HollowMLP, "hollow", hollow)
+        calls.clear()
+        log_det = model.forward(x, context)[1]
+        if hollow:
+            assert len(calls) == model.count_evaluations(x, context) or solver == "dopri5"
+        found.append((log_det, *torch.autograd.grad(log_det.sum(), weights)))
+    hook.remove()
+    for one, another in zip(*found, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-7, atol=1e-9)
+    monkeypatch.setattr(jax_flows.HollowMLP, "hollow", True)
+    log_det = other.forward(variables, x.numpy(), context.numpy())[1]
+    tolerance = 1e-12 if solver == "rk4" else 1e-3
+    np.testing.assert_allclose(log_det, found[0][0].detach(), rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match="HollowMLP has as many outputs as inputs, got 2 and 3"):
+        torch_flows.HollowMLP(2, 3)
+
+
 def to_array(values) -> np.ndarray:
     return np.asarray(values.detach() if isinstance(values, torch.Tensor) else values)
 

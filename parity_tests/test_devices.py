@@ -395,6 +395,7 @@ done("killed", fit(learning_rate=rate, state_path=folder + "/state", state_every
 """
 
 
+@pytest.mark.slow
 def test_torch_with_a_killed_rank(tmp_path: Path) -> None:
     """torchrun starts both ranks again, and only the steps since the last state are done twice."""
     x = prepare(PLAIN, tmp_path)

@@ -55,7 +55,12 @@ MODULES = [
     for path in sorted((ROOT / package).rglob("*.py"))
     if "    >>> " in path.read_text(encoding="utf-8")
 ]
-RUN_ELSEWHERE = {"command-line.md": "test_cli.py", "distributions.md": "test_interop.py"}
+RUN_ELSEWHERE = {
+    "command-line.md": "test_cli.py",
+    "distributions.md": "test_interop.py",
+    "hierarchical.md": "test_hierarchical.py",
+    "sbi.md": "test_sbi.py",
+}
 """Pages whose own tests run them, with shell commands in between or to judge their numbers."""
 PAGES = [
     path

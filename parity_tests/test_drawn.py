@@ -2,11 +2,13 @@
 
 import inspect
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import torch_flows
-from parity_tests import fuzz
+from parity_tests import fuzz, primitives
 from torch_flows.bijectors import linear
 
 EVERY, QUICK = len(fuzz.EVENTS), (1, 10, 13)
@@ -53,3 +55,27 @@ def test_the_same_seed_draws_the_same() -> None:
     )
     assert first == second
     assert first[1] == (5,)
+
+
+def test_operation_by_operation_is_what_jax_computes() -> None:
+    """Loops, branches, reductions, moves and gradients in them, on shapes that are padded."""
+
+    def function(x):
+        def step(carry, row):
+            carry = jax.lax.cond(row.sum() > 0, jnp.tanh, lambda c: c - 1, carry + row)
+            return carry, jnp.cumsum(carry)[::-1].max()
+
+        carry, found = jax.lax.scan(step, x[0], x, reverse=True)
+        count, _ = jax.lax.while_loop(
+            lambda c: c[1] < 9, lambda c: (c[0] + 1, c[1] * 2 + 1), (0, carry.sum() ** 2)
+        )
+        padded = jnp.pad(x.T @ x, ((1, 0), (0, 2)), constant_values=0.5)
+        return found, count, jnp.linalg.slogdet(padded[1:, :3])[1], jnp.split(padded, 2)[1]
+
+    x = np.random.default_rng(0).standard_normal((5, 3))
+    for run in (function, jax.grad(lambda x: sum(jnp.sum(o[:3]) for o in function(x)[::3]))):
+        for found, expected in zip(
+            jax.tree.leaves(primitives.run(run, x)), jax.tree.leaves(jax.jit(run)(x)), strict=True
+        ):
+            assert found.dtype == expected.dtype
+            np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)

@@ -28,7 +28,7 @@ from torch_flows.networks.mlp import normalize
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
+STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01, "TailMap": 2.3}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -173,6 +173,7 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.SplineMap(edge_slope=1e-3), "edge_slope between 0.001 and inf"),
         (lambda h: h.SplineMap(boundary="linear", edge_slope=0.9), "with the boundary identity only"),
         (lambda h: h.LogisticMixtureMap(0), "num_components to be an integer of at least 1"),
+        (lambda h: h.LogisticMixtureMap(output="probit"), "output to be one of logistic, normal"),
         (lambda h: h.LogisticMixtureMap(bound=10.0), "bound between 0 and 10"),
         (lambda h: h.CubicRationalMap(bound=10.0), "bound between 0 and 10"),
         (lambda h: h.SinhMap(bound=0), "bound between 0 and 1000"),
@@ -180,6 +181,10 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.BernsteinMap(low=1.0, high=1.0), "low < high"),
         (lambda h: h.BernsteinMap(min_slope=1e-7), "min_slope from 1e-6 to below 1"),
         (lambda h: h.SumOfSquaresMap(2, 4), r"num_squares up to degree \+ 1 = 3, got 4"),
+        (lambda h: h.CubicSplineMap(boundary="linear"), "boundary"),
+        (lambda h: h.LinearSplineMap(10, min_height=0.1), "num_bins below 10, got 10"),
+        (lambda h: h.QuadraticSplineMap(min_slope=1.0), "min_slope between 0 and 1"),
+        (lambda h: h.LinearRationalSplineMap(min_share=0.5), "min_share between 0 and 0.5"),
         (lambda h: h.AffineMap("clamp", low=1.0, high=-1.0), "low < high"),
         (lambda h: h.Blockwise([h.Exp(), h.Exp()], [[0], [0]]), "once each"),
         (lambda h: h.Blockwise([h.Affine(2)], [[0]]), "for 1 columns"),

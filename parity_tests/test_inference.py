@@ -1,5 +1,6 @@
 """twinflows.inference against closed forms, and against posteriors that are wrong by a known amount."""
 
+import importlib
 import re
 import sys
 from typing import Any
@@ -620,12 +621,16 @@ def test_every_diagnostic_has_a_picture() -> None:
             "scikit-learn",
             lambda: inference.c2st(np.zeros(10), np.zeros(10)),
         ),
+        (
+            "sbi.neural_nets.estimators.base",
+            "sbi",
+            lambda: importlib.import_module("twinflows.inference.sbi"),
+        ),
         ("matplotlib.figure", "matplotlib", lambda: inference.draw_weights(np.zeros(30))),
     ],
 )
 def test_what_is_missing_is_named(monkeypatch, module: str, package: str, call: Any) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        ImportError, match=rf"needs {package}: pip install 'twinflows\[inference\]'"
-    ):
+    extra = "sbi" if package == "sbi" else "inference"
+    with pytest.raises(ImportError, match=rf"needs {package}: pip install 'twinflows\[{extra}\]'"):
         call()

@@ -56,6 +56,7 @@ NAMES_ALONE = {
     "inputs.py:is_array": "JAX takes numpy's arrays too",
     "inputs.py:to_jax": "JAX takes numpy's arrays too",
     "checkpoint.py:to_numpy": "numpy takes JAX's arrays as they are",
+    "numerics.py:as_int32": "JAX has a mode without 64-bit integers",
     "numerics.py:full_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:matmul_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:conditioner_operands": "products: a mode in PyTorch, an argument in JAX",

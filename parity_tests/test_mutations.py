@@ -305,6 +305,8 @@ A = "univariate.affine:"
 M = "univariate.mixture:"
 R = "univariate.roots:"
 U = "univariate.smooth:"
+T = "univariate.tails:"
+W = "univariate.piecewise:"
 Q = "univariate.polynomials:"
 D = "distributions:"
 ACTIVATION = "networks.activations:ACTIVATIONS."
@@ -486,6 +488,12 @@ MUTANTS = [
            lambda original, half: lambda evaluate, low, high: original(evaluate, low, high * 0.999),
            consistent(arch("Elementwise", dim=2, map=arch("BernsteinMap", degree=2, low=-1.0, high=1.0)), 2),
            ONE_HALF),
+    *[Mutant("pieces", f"{name}: sizes off by 1e-9", W + "_Pieces._knots",
+             outputs(lambda knots, sizes: (knots, sizes ** (1 + 1e-9))),
+             partial(test_families.test_values_and_slopes_against_mpmath, name), BOTH)
+      for name in ("LinearSplineMap", "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap")],
+    Mutant("tails", "a shorter continued fraction", T + "DEPTH", value(8),
+           partial(test_families.test_tails_of_the_normal, "torch"), BOTH),
     Mutant("mixture", "inverse off", R + "_find", result(lambda x: x + 1e-9), consistent(MIXTURE, 2)),
     # autoregressive
     Mutant("autoregressive", "degrees off by one", "flow_bridge.masks:Autoregression.degrees",

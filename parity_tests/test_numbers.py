@@ -277,6 +277,42 @@ def test_log_prob_outside_the_domain() -> None:
         assert np.isfinite(found[3])
 
 
+def blocks(half: Any) -> Any:
+    """Entries in (0, inf) and in (-1, 1), through float32 noise that reaches the ends of the second."""
+    members = [half.Invert(half.Exp()), half.Chain([half.Invert(half.Tanh()), half.Affine(1)])]
+    bijector = half.Chain([half.Blockwise(members, [[1], [0]]), half.Affine(2)])
+    return half.Flow(bijector, half.StandardNormal(2))
+
+
+def test_blocks_outside_of_their_intervals() -> None:
+    """-inf with the gradient 0, a NaN in any column NaN, and samples inside."""
+    flow, twin = blocks(torch_flows), blocks(jax_flows)
+    flow.bijector.bijectors[0].bijectors[1].bijectors[1].log_scale.data.fill_(-np.log(10.0))
+    variables = torch_to_jax(
+        {name: value.numpy() for name, value in flow.state_dict().items()}, twin.shapes()
+    )
+    rows = np.array(
+        [[0.5, 2.0], [0.5, -1.0], [1.0, 1.0], [-3.0, 0.0], [np.nan, -1.0], [3.0, np.nan]],
+        np.float32,
+    )
+    x = torch.tensor(rows[:4], requires_grad=True)
+    gradients = torch.autograd.grad(flow.log_prob(x).sum(), [x, *flow.parameters()])
+    in_jax = jax.grad(lambda v, x: twin.log_prob(v, x).sum(), (0, 1))(variables, rows[:4])
+    log_prob = flow.log_prob(torch.tensor(rows)).detach().numpy()
+    for found in (log_prob, np.array(twin.log_prob(variables, rows))):
+        assert np.isfinite(found[0])
+        assert found[1:4].tolist() == [-np.inf] * 3
+        assert np.isnan(found[4:]).all()
+    for gradient in (gradients[0], in_jax[1]):
+        assert not np.asarray(gradient)[1:4].any()
+    assert all(bool(g.isfinite().all()) for g in gradients[1:])
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(in_jax[0]))
+    samples = flow.sample(5_000, generator=torch.Generator().manual_seed(0))
+    twin_samples = twin.sample(variables, jax.random.key(0), 5_000)
+    assert bool(flow.log_prob(samples).isfinite().all())
+    assert np.isfinite(twin.log_prob(variables, twin_samples)).all()
+
+
 @pytest.mark.parametrize("log_scale", [-np.log(3.0), -np.log(10.0)])
 def test_own_samples_have_a_density(log_scale: float) -> None:
     """0.3 % and 0.8 % of the float32 samples rounded to the ends of (-1, 1), and were scored NaN."""
@@ -543,3 +579,23 @@ def test_bounded_flows_compile() -> None:
     sample = torch.compile(lambda: flow.sample_and_log_prob(5), fullgraph=True, backend="eager")
     x, log_prob = sample()
     torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jax_flows.AffineCoupling(5, (4,), [1, 0, 0, 1, 1]),
+        lambda: jax_flows.Permutation([2, 0, 1, 4, 3]),
+        lambda: jax_flows.LULinear(5, permutation=[2, 0, 1, 4, 3]),
+    ],
+)
+def test_what_ran_in_64_bit_mode_runs_in_32(make: Any) -> None:
+    """JAX keeps what it took an array for."""
+    bijector = make()
+    x = np.ones((1, 5))
+    variables = bijector.init(jax.random.key(0), np.float64)
+    jax.jit(bijector.forward)(variables, x)
+    with jax.enable_x64(False):
+        narrow = jax.tree.map(lambda a: jnp.asarray(a, "float32"), variables)
+        z, _ = bijector.forward(narrow, jnp.asarray(x, "float32"))
+        assert bijector.inverse(narrow, z)[0].dtype == jnp.float32

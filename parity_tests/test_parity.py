@@ -83,7 +83,7 @@ def test_all_backends_agree_as_users_compile(case: Case) -> None:
     assert_one_model(case)
 
 
-@cases()
+@cases(variants=False)
 def test_batch_shapes_and_ensembles(case: Case) -> None:
     """JAX computes one of the two shapes, one row this and the next row that."""
     assert_batch_shapes(case, BATCHES_IN_JAX[CASES.index(case) % 2 :][:1])
@@ -238,7 +238,7 @@ class _Direction(torch.nn.Module):
         return getattr(self.model, self.direction)(x, context)
 
 
-@cases()
+@cases(variants=False)
 def test_compiles_and_maps(case: Case) -> None:
     """fullgraph compilation and torch.func.vmap give the eager results."""
     model = case.torch_model()

@@ -118,7 +118,8 @@ def test_sylvester_inverse_at_large_weights(dtype: torch.dtype) -> None:
     """The residual is rounding at the size of the factors, at every weight and input."""
     for seed in range(6):
         model = randomised(torch_flows.Sylvester(4, 4), 10.0, seed).to(dtype)
-        outer, inner, *_ = model._constrained(None)
+        outer, inner, *_ = planar._sylvester_parameters([model], None)
+        outer, inner = outer[0], inner[0]
         size = 1 + torch.linalg.matrix_norm(outer) * torch.linalg.matrix_norm(inner)
         for scale in (1.0, 1e3):
             z = torch.tensor(scale * np.random.default_rng(seed).normal(size=(200, 4)), dtype=dtype)

@@ -78,11 +78,13 @@ from torch_flows.losses import (
 from torch_flows.models.autoregressive import IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
+from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
+from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
 from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
@@ -94,9 +96,16 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.piecewise import (
+    CubicSplineMap,
+    LinearRationalSplineMap,
+    LinearSplineMap,
+    QuadraticSplineMap,
+)
 from torch_flows.univariate.polynomials import BernsteinMap, SumOfSquaresMap
 from torch_flows.univariate.smooth import CubicMap, CubicRationalMap, SinhMap
 from torch_flows.univariate.splines import SplineMap
+from torch_flows.univariate.tails import TailMap
 
 __all__ = [
     "ELU",
@@ -123,6 +132,7 @@ __all__ = [
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
+    "CubicSplineMap",
     "DeepSet",
     "DiagonalNormal",
     "Distribution",
@@ -132,13 +142,17 @@ __all__ = [
     "Flow",
     "FlowMatching",
     "GaussianMixture",
+    "GaussianizationFlow",
     "Glow",
+    "HollowMLP",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
     "LULinear",
     "LeakyReLU",
+    "LinearRationalSplineMap",
+    "LinearSplineMap",
     "LogisticMixtureMap",
     "Logit",
     "Loss",
@@ -158,6 +172,7 @@ __all__ = [
     "Planar",
     "PlanarFlow",
     "Product",
+    "QuadraticSplineMap",
     "Radial",
     "RadialFlow",
     "RandomPermutation",
@@ -183,6 +198,7 @@ __all__ = [
     "SumOfSquaresMap",
     "Sylvester",
     "SylvesterFlow",
+    "TailMap",
     "Tanh",
     "Uniform",
     "UnivariateMap",

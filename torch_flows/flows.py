@@ -27,7 +27,7 @@ from torch_flows.inputs import (
     context_batch,
     dtype_name,
 )
-from torch_flows.numerics import beyond
+from torch_flows.numerics import beyond, moved_inside
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
 
@@ -156,18 +156,16 @@ class Flow(HasVariables):
         Outside the domain of the bijector and at its open ends (at infinity too) it is -inf; a row of
         x with a NaN gives NaN in that row only.
         """
-        domain, ndim = self.bijector.domain, len(self.event_shape)
+        intervals, ndim = self.bijector.intervals(True), len(self.event_shape)
         condition, base_condition = self._condition("x", x, context)
         # in training mode a second pass through the first members would count as another batch
         outside = (
-            beyond(x, self.bijector.intervals(True), ndim)
-            if self.training
-            else self.bijector.outside(x, condition)
+            beyond(x, intervals, ndim) if self.training else self.bijector.outside(x, condition)
         )
-        if domain != REALS:  # so that such rows have the gradient 0, not NaN
-            x = torch.where(outside.reshape(*outside.shape, *[1] * ndim), domain.middle, x)
+        x = moved_inside(x, outside, intervals, ndim)
         z, log_det = check_output(self, x, self.bijector.map_forward(x, condition))
-        return torch.where(outside, -math.inf, self.base.log_prob(z, base_condition) + log_det)
+        log_prob = self.base.log_prob(z, base_condition) + log_det
+        return log_prob.masked_fill(outside, -math.inf)
 
     def sample(
         self,
@@ -263,7 +261,7 @@ class Flow(HasVariables):
             density = self.base.log_prob(point, base_condition)
             score = vjp([density], point, [torch.ones_like(density)], differentiable=False)
         x, log_det, score = self.bijector.map_score(z, score, condition, True, False)
-        x = held_inside(x, self.bijector.domain)
+        x = held_inside(x, self.bijector.intervals(True))
         log_prob = self.base.log_prob(z, base_condition) - log_det
         if not torch.is_grad_enabled():
             x, log_prob = x.detach(), log_prob.detach()
@@ -274,7 +272,9 @@ class Flow(HasVariables):
     ) -> Output:
         check_array(self, "z", z, self.latent_shape)
         x, log_det = check_output(self, z, self.bijector.map_inverse(z, condition))
-        return held_inside(x, self.bijector.domain), self.base.log_prob(z, base_condition) - log_det
+        return held_inside(x, self.bijector.intervals(True)), self.base.log_prob(
+            z, base_condition
+        ) - log_det
 
     def distribution(
         self, context: Tensor | None = None, validate_args: bool | None = None
@@ -393,12 +393,9 @@ def pullback(
         if expanded is not None and bijector.context_dim:
             condition = inner.embed(expanded)
         outside = bijector.outside(z, condition, inverse=True)
-        if bijector.codomain != REALS:  # so that such rows have the gradient 0, not NaN
-            z = torch.where(
-                outside.reshape(*outside.shape, *[1] * ndim), bijector.codomain.middle, z
-            )
+        z = moved_inside(z, outside, bijector.intervals(), ndim)
         x, log_det = flow.inverse(z, context)
-        value = log_density(held_inside(x, bijector.domain))
+        value = log_density(held_inside(x, bijector.intervals(True)))
         shape = getattr(value, "shape", None)
         checks.one_per_event("pullback", "log_density", x.shape, log_det.shape, shape)
         return torch.where(outside, -math.inf, value + log_det)
@@ -406,12 +403,16 @@ def pullback(
     return pulled_back
 
 
-def held_inside(x: Tensor, domain: Interval) -> Tensor:
-    """x, where rounding puts it on an open end of a domain the last number before it."""
-    if domain == REALS:
+def held_inside(x: Tensor, intervals: Sequence[Interval]) -> Tensor:
+    """x, where rounding puts it on an open end of its interval the last number before it."""
+    if all(interval == REALS for interval in intervals):
         return x
-    low, high = domain.ends(dtype_name(x.dtype))
-    return torch.where(x < low, low, torch.where(x > high, high, x))
+    ends = [i if i == REALS else i.ends(dtype_name(x.dtype)) for i in intervals]
+    if len(ends) == 1:
+        low, high = ends[0]
+        return torch.where(x < low, low, torch.where(x > high, high, x))
+    lows, highs = x.new_tensor(ends).unbind(-1)
+    return torch.where(x < lows, lows, torch.where(x > highs, highs, x))
 
 
 def list_of_nets(context_net: Any) -> list[Any]:

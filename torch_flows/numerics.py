@@ -68,6 +68,15 @@ def beyond(x: Tensor, intervals: Sequence[Interval], event_ndim: int) -> Tensor:
     return (x.amin(axes) <= interval.low) | (x.amax(axes) >= interval.high)
 
 
+def moved_inside(x: Tensor, rows: Tensor, intervals: Sequence[Interval], event_ndim: int) -> Tensor:
+    """x, in these rows a point inside the intervals: they then have the gradient 0, not NaN."""
+    if all(interval == REALS for interval in intervals):
+        return x
+    middle = [interval.middle for interval in intervals]
+    inside = middle[0] if len(middle) == 1 else x.new_tensor(middle)
+    return torch.where(rows.reshape(*rows.shape, *[1] * event_ndim), inside, x)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """x, in float32 if its dtype has fewer bits: for what has no kernel or no digits there."""
     return x.float() if x.dtype.itemsize < 4 else x
@@ -82,7 +91,7 @@ def check_constants(owner: Any, like: Tensor, **values: float) -> None:
 
 def sum_event(x: Tensor, event_ndim: int) -> Tensor:
     """Sum over the last ``event_ndim`` axes."""
-    return x.sum(tuple(range(-event_ndim, 0)))
+    return x.sum(-1) if event_ndim == 1 else x.sum(tuple(range(-event_ndim, 0)))
 
 
 def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,9 @@ BLOCK_SIZE = 0.5
 """Length of the inverse's smallest blocks in roots of the dimension: what was fastest. In a block the
 units are computed anew for each of its dimensions, so blocks are shorter than in PyTorch."""
 
+ROWS = 1024
+"""How many rows a CPU's inverse solves at a time: what it computes with then stays in the cache."""
+
 
 @register
 @dataclass(frozen=True)
@@ -135,16 +138,21 @@ class MaskedAutoregressive(Bijector):
         return _implicit_inverse(self, variables, z, context)
 
     def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        generated = self.network.plan.generated
-        rows = z.reshape(-1, self.dim).T[generated]
+        rows = z.reshape(-1, self.dim)
         flat = None if context is None else context.reshape(-1, self.context_dim)
+        x, log_det = _in_turns(partial(self._invert_rows, variables), rows, flat)
+        return x.reshape(z.shape), log_det.reshape(z.shape[:-1])
+
+    def _invert_rows(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        """The inverse for z of shape ``(batch, dim)``."""
+        generated = self.network.plan.generated
+        rows = z.T[generated]
         params = variables["params"]["network"]
-        weights, sums, gates = self.network.unrolled(params, flat)
+        weights, sums, gates = self.network.unrolled(params, context)
         sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
         parts = self.network.plan.parts(BLOCK_SIZE)
         _, x, log_slope = self._solve(parts, rows, weights, sums, gates)
-        x = x[np.argsort(generated)].T.reshape(z.shape)
-        return x, log_slope.sum(0).reshape(z.shape[:-1])
+        return x[np.argsort(generated)].T, log_slope.sum(0)
 
     def _solve(
         self,
@@ -293,6 +301,28 @@ class MaskedAutoregressive(Bijector):
             return solved, x[None], log_det[None]
         solved, (x, log_det) = jax.lax.scan(step, nothing, rows)
         return solved, x, log_det
+
+
+def _in_turns(solve: Any, z: Array, context: Array | None) -> Output:
+    """``solve`` for rows and their contexts, on a CPU for some ``ROWS`` of them after the others."""
+    batch = z.shape[0]
+    count = batch // ROWS if isinstance(batch, int) else 0
+    if count < 2:
+        return solve(z, context)
+
+    def in_turns(z: Array, context: Array | None) -> Output:
+        parts = [
+            None
+            if rows is None
+            else jnp.pad(rows, ((0, -batch % count), (0, 0)), "edge").reshape(
+                count, -1, rows.shape[1]
+            )
+            for rows in (z, context)
+        ]
+        x, log_det = jax.lax.map(lambda part: solve(*part), parts)
+        return x.reshape(-1, z.shape[1])[:batch], log_det.ravel()[:batch]
+
+    return jax.lax.platform_dependent(z, context, cpu=in_turns, default=solve)
 
 
 def _take(array: Array, index: np.ndarray) -> Array:

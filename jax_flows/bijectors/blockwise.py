@@ -13,6 +13,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.domains import Interval, placed
 from jax_flows.bijectors.base import Bijector
+from jax_flows.numerics import as_int32
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables, child, gather
 
@@ -84,7 +85,7 @@ class Blockwise(Bijector):
         found = self._each(
             variables, x, context, lambda b, v, part, c: b.outside(v, part, c, inverse)
         )
-        return jnp.stack(found).any(0)
+        return jnp.stack(found).any(0) & ~jnp.isnan(x).any(-1)
 
     def check_domain(self, x: Any) -> None:
         self._each({}, x, None, lambda b, v, part, c: b.check_domain(part))
@@ -155,4 +156,4 @@ class Blockwise(Bijector):
         ]
 
     def _joined(self, parts: Sequence[Array]) -> Array:
-        return jnp.concatenate([*parts], -1)[..., self.order]
+        return jnp.concatenate([*parts], -1)[..., as_int32(self.order)]

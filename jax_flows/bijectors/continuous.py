@@ -58,7 +58,8 @@ class ContinuousBijector(Bijector):
       unless the dynamics themselves multiply errors.
     - ``solver="rk4"``: ``num_steps`` equal steps of the classical method, the same in both backends.
     - ``trace="exact"``: in closed form; for one or two hidden layers at the cost of one more product,
-      for others of ``dim`` network passes, as for a ``conditioner``, whose products are batched.
+      for others of ``dim`` network passes, as for a ``conditioner``, whose products are batched; for
+      ``HollowMLP`` of one pass.
     - ``trace="hutchinson"``: e^T (df/dx) e in training mode, with one random probe e for every row
       and solve, which follows from the counter ``noise_step`` in the weights' state and so is the same
       in both backends; evaluation and the inverse take the exact trace. ``forward_with_noise`` and
@@ -399,7 +400,14 @@ class _NetworkField:
         def product(v: Array) -> Array:
             return jax.jvp(velocity, (x,), (jnp.broadcast_to(v, x.shape),))[1]
 
-        if noise is not None:
+        if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:
+
+            def alone(y: Array) -> Array:
+                return jnp.asarray(owner.network.apply(child(variables, "network"), y, given, x))
+
+            dx, diagonal = jax.jvp(alone, (x,), (jnp.ones_like(x),))
+            rate = diagonal.sum(-1)
+        elif noise is not None:
             dx, pushed = jax.jvp(velocity, (x,), (noise,))
             rate, matrix = (pushed * noise).sum(-1), pushed[..., None]
         else:

@@ -23,7 +23,7 @@ from jax_flows.networks.conditioner import (
 )
 from jax_flows.networks.convolutional import ConvNet
 from jax_flows.networks.mlp import MLP, SeparateMLPs
-from jax_flows.numerics import sum_event
+from jax_flows.numerics import as_int32, sum_event
 from jax_flows.registry import register
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
@@ -41,9 +41,9 @@ class Partition:
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
         self._indices = {
-            name: masks.as_index(getattr(partition, name)) for name in ("fixed", "free")
+            name: masks.as_index(as_int32(getattr(partition, name))) for name in ("fixed", "free")
         }
-        self.order = partition.order
+        self.order = as_int32(partition.order)
 
     def index(self, name: str) -> Index:
         """Positions of the ``"fixed"`` or the ``"free"`` dimensions."""

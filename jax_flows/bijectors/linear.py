@@ -13,7 +13,7 @@ from jax import Array
 
 from flow_bridge import checks, masks
 from jax_flows.bijectors.base import Bijector, Shape
-from jax_flows.numerics import at_least_float32, matmul_precision
+from jax_flows.numerics import as_int32, at_least_float32, matmul_precision
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables
 
@@ -57,7 +57,9 @@ class _Reordering(Bijector):
 
     def _reorder(self, x: Array, order: np.ndarray) -> Output:
         others = (slice(None),) * (self.event_ndim - 1)
-        return x[(..., order, *others)], jnp.zeros(x.shape[: x.ndim - self.event_ndim], x.dtype)
+        return x[(..., as_int32(order), *others)], jnp.zeros(
+            x.shape[: x.ndim - self.event_ndim], x.dtype
+        )
 
 
 @register
@@ -235,7 +237,7 @@ class _Factored(Bijector):
         if self.rows is None:
             return rows
         order, signs = self.rows
-        return rows[order] * signs.astype(rows.dtype)[:, None]
+        return rows[as_int32(order)] * signs.astype(rows.dtype)[:, None]
 
     def solve(self, variables: Variables, z: Array) -> Array:
         """The x with z = P S L U x, along the last axis."""

@@ -379,7 +379,8 @@ def _newton_step(a: Array, t: Array, s: Array) -> Array:
 def _convex_start(t: Array, s: Array) -> Array:
     """Near the root for s < 1: off by at most 0.41 of it."""
     cube = (3 * t) ** (1 / 3)
-    ratio = jnp.clip(s / jnp.square(cube), 1e-4, 1e6)
+    # beyond these it is near one of the bounds, and float16 holds no more
+    ratio = jnp.clip(s / jnp.square(cube), 1e-3, 1e4)
     cubic = 2 * cube * jnp.sqrt(ratio) * jnp.sinh(jnp.arcsinh(0.5 / (ratio * jnp.sqrt(ratio))) / 3)
     low = jnp.minimum(t / s, cubic)
     return jnp.where(low < 1, low, jnp.minimum(t / s, t + 1))

@@ -12,10 +12,18 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import Interval
+from flow_bridge.errors import ConversionError
 from flow_bridge.layouts import stack_name
 from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables, child, gather, stacked_shapes
+from jax_flows.variables import (
+    Output,
+    Variables,
+    check_variables,
+    child,
+    gather,
+    stacked_shapes,
+)
 
 MAX_PERIOD = 64
 """The longest block of bijectors that a chain looks for repetitions of."""
@@ -160,6 +168,7 @@ class Chain(Bijector):
 
     def split(self, variables: Variables) -> list[Variables]:
         """The variables of each member, taken out of the stacks."""
+        check_variables(self, variables)
         layers: dict[int, Variables] = {}
         for segment in self.segments:
             for name, indices in segment.names():
@@ -172,6 +181,11 @@ class Chain(Bijector):
 
     def join(self, layers: Sequence[Variables]) -> dict[str, Any]:
         """The chain's variables from those of its members, as ``split`` returns them."""
+        if len(layers) != len(self):
+            expected = f"{len(self)} bijectors"
+            raise ConversionError(checks.parts_of("Chain", len(layers), expected))
+        for bijector, layer in zip(self, layers, strict=True):
+            check_variables(bijector, layer)
         children = {}
         for segment in self.segments:
             for name, indices in segment.names():

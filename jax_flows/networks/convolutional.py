@@ -71,21 +71,21 @@ def _conv_net(activation: str, x: Array, weights: Weights, norms: Weights) -> Ar
 
 
 class Conv(nn.Module):
-    """The weights of a convolution, initialised as PyTorch's Conv2d (or at zero)."""
+    """The weights of a convolution, initialised as PyTorch's Conv2d times a factor."""
 
     in_dim: int
     out_dim: int
     size: int
-    zero: bool = False
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """The kernel and the bias, in the dtype of x."""
         shape = (self.size, self.size, self.in_dim, self.out_dim)
-        bound = (self.in_dim * self.size**2) ** -0.5
+        bound = self.initial_scale * (self.in_dim * self.size**2) ** -0.5
 
         def start(key: Array, shape: tuple[int, ...]) -> Array:
-            if self.zero:
+            if not bound:
                 return jnp.zeros(shape, x.dtype)
             return jax.random.uniform(key, shape, x.dtype, -bound, bound)
 
@@ -97,8 +97,8 @@ class ConvNet(nn.Module):
     """Convolutions 3x3, 1x1, 3x3 with an activation between them, padded with zeros.
 
     Maps ``(*batch, in_channels, height, width)`` to ``(*batch, out_channels, height, width)``. The
-    last convolution starts at zero, so that a coupling starts as the identity; the others start as
-    PyTorch's Conv2d does, uniform within 1 / sqrt(fan_in), in both halves.
+    last convolution starts at zero, so that a coupling starts as the identity, unless ``initial_scale`` is
+    given; the others start as PyTorch's Conv2d does, uniform within 1 / sqrt(fan_in), in both halves.
 
     On a GPU, PyTorch's half computes float32 convolutions in TF32 unless
     ``torch.backends.cudnn.allow_tf32`` is ``False`` (PyTorch's default is ``True``, this half uses
@@ -110,6 +110,7 @@ class ConvNet(nn.Module):
         activation: a name in ``ACTIVATIONS``.
         normalization: ``"layer_norm"``, for layer normalisation of the channels of each pixel in front of
             every activation, or ``None``.
+        initial_scale: factor of the last convolution's first weights.
 
     Raises:
         ValueError: for an unknown name, a width below 1 and the normalisation of a single channel.
@@ -122,6 +123,7 @@ class ConvNet(nn.Module):
     hidden_channels: int = 64
     activation: str = "relu"
     normalization: str | None = None
+    initial_scale: float = 0.0
 
     def __post_init__(self) -> None:
         checks.positive_int(
@@ -132,6 +134,7 @@ class ConvNet(nn.Module):
         )
         checks.one_of("ConvNet", "activation", self.activation, ACTIVATIONS)
         checks.layer_normalization("ConvNet", self.normalization, [self.hidden_channels])
+        checks.non_negative_number("ConvNet", initial_scale=self.initial_scale)
         count_construction(3)
         super().__post_init__()
 
@@ -158,7 +161,7 @@ class ConvNet(nn.Module):
         weights = [
             Conv(self.in_channels, hidden, 3, name="layers_0")(x),
             Conv(hidden, hidden, 1, name="layers_1")(x),
-            Conv(hidden, self.out_channels, 3, zero=True, name="layers_2")(x),
+            Conv(hidden, self.out_channels, 3, self.initial_scale, name="layers_2")(x),
         ]
         norms = layer_norms(self.normalization, (hidden, hidden), x)
         x = jnp.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0)

@@ -113,7 +113,8 @@ class AffineMap(UnivariateMap):
         if self.scale == "clamp":  # jnp.clip halves the gradient at its ends
             below, above = raw < self.low, raw > self.high
             return jnp.where(below, self.low, jnp.where(above, self.high, raw))
-        raw = raw + (self.offset or 0.0)
+        if self.offset:
+            raw = raw + self.offset
         if self.scale == "softplus":
             return jnp.log(softplus(raw) + minimum) if minimum else log_softplus(raw)
         if minimum:

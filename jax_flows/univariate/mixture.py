@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
-from jax_flows.numerics import at_least_float32, softplus
+from jax_flows.numerics import at_least_float32, log1p, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 from jax_flows.univariate.roots import FARTHEST, invert
+from jax_flows.univariate.tails import log_mills, log_tail, tail_quantile
 
 
 @register
@@ -36,22 +37,30 @@ class LogisticMixtureMap(UnivariateMap):
     In a ``MaskedAutoregressive`` it is the deep sigmoidal flow of neural autoregressive flows; in a
     ``Coupling``, followed by an ``AffineMap`` coupling of the same mask, that of Flow++.
 
+    With ``output="normal"`` z is the normal quantile of D in place of its logit, the map of trainable
+    Gaussianization: onto the reals too, but far out |z| grows as the root of 2 a |x|. Its slope is that
+    of the logit times sigmoid(|logit|) Phi(-|z|) / phi(z); zeros have slopes of about 0.63 at 0.
+
     Args:
         num_components: number of logistics.
         bound: of |log a_j|, between 0 and 10.
+        output: ``"logistic"`` or ``"normal"``, see above.
 
     Raises:
         ValueError: for numbers out of range.
 
-    Reference: Huang et al. (2018), arXiv:1804.00779; Ho et al. (2019), Flow++, arXiv:1902.00275.
+    Reference: Huang et al. (2018), arXiv:1804.00779; Ho et al. (2019), Flow++, arXiv:1902.00275;
+    Meng et al. (2020), Gaussianization flows, arXiv:2003.01941.
     """
 
     num_components: int = 8
     bound: float = 5.0
+    output: str = "logistic"
 
     def __post_init__(self) -> None:
         checks.positive_int("LogisticMixtureMap", num_components=self.num_components)
         checks.open_interval("LogisticMixtureMap", "bound", self.bound, 0, 10)
+        checks.one_of("LogisticMixtureMap", "output", self.output, ("logistic", "normal"))
 
     @property
     def num_parameters(self) -> int:
@@ -59,17 +68,23 @@ class LogisticMixtureMap(UnivariateMap):
 
     def forward(self, x: Array, parameters: Array) -> Output:
         z, log_slope = _evaluate(at_least_float32(x), *self._constrained(parameters))
+        if self.output == "normal":
+            z, log_ratio = _to_normal(z)
+            log_slope = log_slope + log_ratio
         return z.astype(x.dtype), log_slope.astype(x.dtype)
 
     def inverse(self, z: Array, parameters: Array) -> Output:
         log_w, log_a, center = self._constrained(parameters)
         wide = at_least_float32(z)
+        log_ratio: Array | float = 0.0
+        if self.output == "normal":
+            wide, log_ratio = _from_normal(wide)
         near = jnp.clip(wide, -FARTHEST, FARTHEST)
         ends = near * jnp.exp(-log_a) + center
         given = log_w, log_a, center
         x, log_slope = invert(_evaluate, near, given, ends.min(0), ends.max(0))
         x = x + (wide - near) * jnp.exp(jnp.minimum(log_slope, 10))  # not 0 times an infinity
-        return x.astype(z.dtype), log_slope.astype(z.dtype)
+        return x.astype(z.dtype), (log_slope + log_ratio).astype(z.dtype)
 
     def _constrained(self, parameters: Array) -> tuple[Array, Array, Array]:
         """log w, log a and m, each ``(num_components, *batch)``."""
@@ -90,6 +105,23 @@ def _evaluate(x: Array, log_w: Array, log_a: Array, center: Array) -> Output:
     log_q, log_rest = _normalized(log_w + above)
     log_slope = jax.nn.logsumexp(jnp.concatenate([log_r + log_a + above, log_q + log_a + below]), 0)
     return log_cdf - log_rest + (x - near) * jnp.exp(log_slope), log_slope
+
+
+def _to_normal(logit: Array) -> Output:
+    """The normal quantile of sigmoid(logit), and the log of its slope; from the smaller tail."""
+    negative = logit < 0
+    size = jnp.where(negative, -logit, logit)
+    t = tail_quantile(-softplus(size))
+    return jnp.where(negative, -t, t), log_mills(t) - softplus(-size)
+
+
+def _from_normal(z: Array) -> Output:
+    """The logit of Phi(z), and the log of its slope."""
+    negative = z < 0
+    t = jnp.where(negative, -z, z)
+    log_share = log_tail(t)
+    size = log1p(-jnp.exp(log_share)) - log_share
+    return jnp.where(negative, -size, size), softplus(-size) - log_mills(t)
 
 
 def _normalized(logits: Array) -> Output:

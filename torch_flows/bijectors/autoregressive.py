@@ -158,8 +158,10 @@ class MaskedAutoregressive(Bijector):
         for k, z_part in enumerate(z.split(math.prod(parts[1:]))):
             totals = [total[k] for total in sum_parts]
             for i, values in enumerate(solved):
-                for j, value in enumerate(values):
-                    totals[i] = torch.addmm(totals[i], weight_parts[i][k][j], value)
+                # the last one depends on whatever the others do: vmap needs it first
+                for j in reversed(range(k)):
+                    add = Tensor.addmm_ if j < k - 1 else torch.addmm
+                    totals[i] = add(totals[i], weight_parts[i][k][j], values[j])
             own = [weight[k][k] for weight in weight_parts]
             pieces, x, log_det = self._solve(parts[1:], start, z_part, own, totals, gate_parts[k])
             for values, layer in zip(solved, pieces, strict=True):

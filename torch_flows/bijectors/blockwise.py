@@ -68,7 +68,7 @@ class Blockwise(Bijector):
 
     def outside(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
         found = self._each(x, context, lambda b, part, c: b.outside(part, c, inverse))
-        return torch.stack(found).any(0)
+        return torch.stack(found).any(0) & ~x.isnan().any(-1)
 
     def check_domain(self, x: Tensor) -> None:
         self._each(x, None, lambda b, part, c: b.check_domain(part))

@@ -229,11 +229,13 @@ class Coupling(Bijector):
         axis, map = -len(self.event_shape), self.maps[1]
         out = run_conditioner(self, self.maps[0].features(fixed, axis), context)
         if isinstance(out, tuple):
-            out = tuple([part.to(fixed.dtype) for part in out])
+            if any(part.dtype != fixed.dtype for part in out):
+                out = tuple([part.to(fixed.dtype) for part in out])
             return out if map.separable else torch.stack(out, -1)
+        out = out if out.dtype == fixed.dtype else out.to(fixed.dtype)
         if map.separable:
-            return out.to(fixed.dtype).chunk(map.num_parameters, axis)
-        out = out.to(fixed.dtype).unflatten(axis, (map.num_parameters, -1))
+            return out.chunk(map.num_parameters, axis)
+        out = out.unflatten(axis, (map.num_parameters, -1))
         return out.movedim(axis - 1, -1)
 
 

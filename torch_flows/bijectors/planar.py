@@ -403,7 +403,8 @@ def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
 def _convex_start(t: Tensor, s: Tensor) -> Tensor:
     """Near the root for s < 1: off by at most 0.41 of it."""
     cube = (3 * t).pow(1 / 3)
-    ratio = (s / cube.square()).clamp(1e-4, 1e6)
+    # beyond these it is near one of the bounds, and float16 holds no more
+    ratio = (s / cube.square()).clamp(1e-3, 1e4)
     cubic = 2 * cube * ratio.sqrt() * ((0.5 / (ratio * ratio.sqrt())).asinh() / 3).sinh()
     low = torch.minimum(t / s, cubic)
     return torch.where(low < 1, low, torch.minimum(t / s, t + 1))

@@ -107,13 +107,14 @@ class Chain(Bijector):
         parts: Any = None
         partition: Any = None
         fixed = free = x
-        for bijector, *others in _runs(bijectors):
+        for run in _runs(bijectors):
+            bijector = run[0]
             layer_context = context if bijector.context_dim else None
             own_parts = bijector.parts if bijector.couples else None
             if partition is not None and own_parts != parts:
                 x, partition = partition.merge(fixed, free), None
-            if others:
-                x, log_det = bijector.map_stack(x, layer_context, [bijector, *others], inverse)
+            if len(run) > 1:
+                x, log_det = bijector.map_stack(x, layer_context, run, inverse)
             elif own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)

@@ -39,6 +39,7 @@ class Glow(Model):
         normalization: what each step begins with, ``"act_norm"`` or ``None``.
         permutation: what mixes the channels: ``"lu"`` (``Invertible1x1Conv``), ``"reverse"``,
             ``"random"`` or ``None``.
+        initial_scale: factor of the first weights of each network's last layer, see ``ConvNet``.
         base: the distribution of the latent, a standard normal if not given.
 
     Raises:
@@ -67,6 +68,7 @@ class Glow(Model):
     offset: float | None = None
     normalization: str | None = "act_norm"
     permutation: str | None = "lu"
+    initial_scale: float = 0.0
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
@@ -74,10 +76,15 @@ class Glow(Model):
         map: UnivariateMap = ShiftMap()
         if self.scale is not None:
             map = AffineMap(self.scale, self.bound, self.offset)
+        checks.initial_scale("Glow", self.initial_scale, self.conditioner, default=0)
         conditioner: Any = self.conditioner
         if conditioner is None:
-            options = {"hidden_channels": self.hidden_channels, "activation": self.activation}
-            conditioner = Network(ConvNet, **options)
+            conditioner = Network(
+                ConvNet,
+                hidden_channels=self.hidden_channels,
+                activation=self.activation,
+                initial_scale=self.initial_scale,
+            )
         return self._level(shape, 0, map, as_network("Glow", conditioner, ConvNet))
 
     def default_base(self) -> Distribution:

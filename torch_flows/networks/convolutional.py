@@ -9,7 +9,7 @@ from torch.nn import functional
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from torch_flows.networks.activations import ACTIVATIONS, in_place
-from torch_flows.networks.mlp import layer_norms, normalize, pairs_of
+from torch_flows.networks.mlp import layer_norms, normalize, pairs_of, scale_weights
 from torch_flows.registry import register_network
 
 
@@ -18,8 +18,8 @@ class ConvNet(nn.Module):
     """Convolutions 3x3, 1x1, 3x3 with an activation between them, padded with zeros.
 
     Maps ``(*batch, in_channels, height, width)`` to ``(*batch, out_channels, height, width)``. The
-    last convolution starts at zero, so that a coupling starts as the identity; the others start as
-    PyTorch's Conv2d does, uniform within 1 / sqrt(fan_in), in both halves.
+    last convolution starts at zero, so that a coupling starts as the identity, unless ``initial_scale`` is
+    given; the others start as PyTorch's Conv2d does, uniform within 1 / sqrt(fan_in), in both halves.
 
     On a GPU, cuDNN computes float32 convolutions in TF32 unless
     ``torch.backends.cudnn.allow_tf32`` is ``False`` (PyTorch's default is ``True``, JAX's half uses
@@ -31,6 +31,7 @@ class ConvNet(nn.Module):
         activation: a name in ``ACTIVATIONS``.
         normalization: ``"layer_norm"``, for layer normalisation of the channels of each pixel in front of
             every activation, or ``None``.
+        initial_scale: factor of the last convolution's first weights.
 
     Raises:
         ValueError: for an unknown name, a width below 1 and the normalisation of a single channel.
@@ -47,6 +48,7 @@ class ConvNet(nn.Module):
         hidden_channels: int = 64,
         activation: str = "relu",
         normalization: str | None = None,
+        initial_scale: float = 0.0,
     ) -> None:
         super().__init__()
         checks.positive_int(
@@ -57,6 +59,7 @@ class ConvNet(nn.Module):
         )
         checks.one_of("ConvNet", "activation", activation, ACTIVATIONS)
         checks.layer_normalization("ConvNet", normalization, [hidden_channels])
+        checks.non_negative_number("ConvNet", initial_scale=initial_scale)
         count_construction(3)
         self.activation = activation
         self.layers = nn.ModuleList(  # type: ignore[assignment]
@@ -68,8 +71,7 @@ class ConvNet(nn.Module):
         )
         widths = (hidden_channels, hidden_channels)
         self.norms = layer_norms(normalization, widths)  # type: ignore[assignment]
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+        scale_weights(self.layers[-1], initial_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x. Channels come last in memory inside, which is what convolutions are fast at."""

@@ -58,6 +58,7 @@ class MaskedNetwork(nn.Module):
         self.plan = plan
         self.activation = activation
         self.initial_scale = initial_scale
+        self.num_gates, self.num_branches = num_gates, num_branches
         in_dim = plan.num_inputs + (0 if num_branches else plan.context_dim)
         widths = (in_dim, *plan.hidden_dims, plan.dim * plan.num_parameters)
         owner = type(self).__name__.removeprefix("Masked")
@@ -80,8 +81,8 @@ class MaskedNetwork(nn.Module):
             (torch.where(getattr(self, f"mask_{i}"), layer.weight, 0), layer.bias)
             for i, layer in enumerate(self.layers)
         ]
-        gates = [gate(context).sigmoid() for gate in self.gates]
-        terms = branch_terms(self.activation, self.branches, context)
+        gates = [gate(context).sigmoid() for gate in self.gates] if self.num_gates else ()
+        terms = branch_terms(self.activation, self.branches, context) if self.num_branches else ()
         h = x if context is None or terms else torch.cat([x, context], -1)
         out = self.evaluate(h, weights, gates, terms)
         return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))

@@ -60,9 +60,14 @@ def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0)
     checks.non_negative_number(owner, initial_scale=initial_scale)
     layers = nn.ModuleList(nn.Linear(in_dim, out_dim) for in_dim, out_dim in pairwise(widths))
     if initial_scale != 1:
-        for parameter in layers[-1].parameters():
-            parameter.data.mul_(initial_scale)
+        scale_weights(layers[-1], initial_scale)
     return layers
+
+
+def scale_weights(layer: nn.Module, factor: float) -> None:
+    """Multiply the first weights of a layer, in place."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data * factor if factor else torch.zeros_like(parameter.data)
 
 
 def layer_norms(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
@@ -148,10 +153,12 @@ class MLP(nn.Module):
             weights[0] = weights[0][0][:, inputs], weights[0][1]
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
-        terms = branch_terms(self.activation, self.branches, context)
+        branched = self.context == "branch"
+        terms = branch_terms(self.activation, self.branches, context) if branched else ()
         h = x if context is None or terms else torch.cat([x, context], -1)
-        norms = pairs_of(self.norms)
-        return apply_layers(self.activation, h, weights, terms, norms).to(x.dtype)
+        norms = pairs_of(self.norms) if self.normalization else ()
+        out = apply_layers(self.activation, h, weights, terms, norms)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 @register_network

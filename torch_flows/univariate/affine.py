@@ -111,7 +111,8 @@ class AffineMap(UnivariateMap):
             return (steepness * raw).arctan() / steepness
         if self.scale == "clamp":
             return raw.clamp(self.low, self.high)
-        raw = raw + (self.offset or 0.0)
+        if self.offset:
+            raw = raw + self.offset
         if self.scale == "softplus":
             return (softplus(raw) + minimum).log() if minimum else log_softplus(raw)
         if minimum:
