@@ -27,6 +27,7 @@ PARTS = [
     arch("AdditiveCoupling", dim=3, hidden_dims=[5], activation="tanh", mask="odd"),
     arch("Elementwise", dim=3, map=arch("CubicMap")), arch("Affine", dim=3),
     arch("Sigmoid"), arch("Invert", bijector=arch("Sigmoid")), arch("Planar", dim=3),
+    arch("BatchNorm", dim=3),
 ]  # fmt: skip
 ALL = Case("all", flow(arch("Chain", bijectors=PARTS), arch("DiagonalNormal", dim=3)))
 SMALL = Case("small", flow(arch("Chain", bijectors=[
@@ -94,6 +95,12 @@ def test_samples_and_their_scores() -> None:
     )
     assert x.requires_grad
     assert not score.requires_grad
+    trained = model.train().from_noise_with_score(noise, context)[2]
+    torch.testing.assert_close(trained, score, rtol=0, atol=0)
+    with torch.no_grad():
+        results = model.from_noise_with_score(noise, context)
+        results += model.forward_with_score(x, score, context)
+    assert not any(array.requires_grad for array in results)
     in_jax = jax.jit(twin.from_noise_with_score)(variables, X, CONTEXT)
     for one, other in zip((x, log_prob, score), in_jax, strict=True):
         np.testing.assert_allclose(other, one.detach(), rtol=1e-9, atol=1e-10)

@@ -211,10 +211,11 @@ class Flow(HasVariables):
 
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The gradient of ``log_prob`` in x, of x's shape. Arguments and errors as ``forward``."""
-        with torch.enable_grad():
-            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            log_prob = self.log_prob(x, context)
-            return vjp([log_prob], x, [torch.ones_like(log_prob)], differentiable=True)
+        with torch.enable_grad(), evaluation(self):
+            point = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            log_prob = self.log_prob(point, context)
+            score = vjp([log_prob], point, [torch.ones_like(log_prob)], differentiable=True)
+        return score if torch.is_grad_enabled() else score.detach()
 
     def forward_with_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
@@ -228,7 +229,10 @@ class Flow(HasVariables):
         """
         condition, _ = self._condition("x", x, context)
         check_array(self, "score", score, self.event_shape)
-        return self.bijector.map_score(x, score, condition)
+        z, log_det, score = self.bijector.map_score(x, score, condition)
+        if torch.is_grad_enabled():
+            return z, log_det, score
+        return z.detach(), log_det.detach(), score.detach()
 
     def base_score(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The gradient of the base's log-density in z, of z's shape. Context and errors as ``inverse``."""
@@ -236,7 +240,8 @@ class Flow(HasVariables):
         with torch.enable_grad():
             z = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
             density = self.base.log_prob(z, base_condition)
-            return vjp([density], z, [torch.ones_like(density)], differentiable=True)
+            score = vjp([density], z, [torch.ones_like(density)], differentiable=True)
+        return score if torch.is_grad_enabled() else score.detach()
 
     def from_noise_with_score(
         self, noise: Tensor, context: Tensor | None = None
@@ -257,7 +262,10 @@ class Flow(HasVariables):
             score = vjp([density], point, [torch.ones_like(density)], differentiable=False)
         x, log_det, score = self.bijector.map_score(z, score, condition, True, False)
         x = held_inside(x, self.bijector.intervals(True))
-        return x, self.base.log_prob(z, base_condition) - log_det, score
+        log_prob = self.base.log_prob(z, base_condition) - log_det
+        if not torch.is_grad_enabled():
+            x, log_prob = x.detach(), log_prob.detach()
+        return x, log_prob, score
 
     def _from_latent(
         self, z: Tensor, condition: Tensor | None, base_condition: Tensor | None

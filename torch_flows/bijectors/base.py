@@ -213,12 +213,13 @@ class Bijector(HasVariables):
         """
         directions: list[Any] = [self.map_forward, self.map_inverse]
         step, back = directions[::-1] if inverse else directions
-        z, log_det = step(x, context)
-        with torch.enable_grad():
-            point = tracked(z, differentiable)
-            outputs = back(point, context)
-            weights = score, torch.ones_like(outputs[1])
-            new = vjp(outputs, point, weights, differentiable)
+        with evaluation(self):  # with batch statistics one direction is not the other's inverse
+            z, log_det = step(x, context)
+            with torch.enable_grad():
+                point = tracked(z, differentiable)
+                outputs = back(point, context)
+                weights = score, torch.ones_like(outputs[1])
+                new = vjp(outputs, point, weights, differentiable)
         return z, log_det, new
 
     def map_and_initialize(
