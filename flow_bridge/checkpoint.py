@@ -514,7 +514,8 @@ def _load_json(text: bytes | str, what: str) -> dict[str, Any]:
             parse_constant=no_constants,
             parse_float=finite,
         )
-        if ("\\u" if isinstance(text, str) else b"\\u") in text:  # half a pair is no text
+        escapes = "\\u" in text if isinstance(text, str) else b"\\u" in text
+        if escapes:  # half a surrogate pair is no text
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
