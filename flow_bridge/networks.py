@@ -36,7 +36,7 @@ class Network:
     Examples:
         >>> import torch_flows
         >>> torch_flows.Network(torch_flows.ConvNet, hidden_channels=8)
-        Network(ConvNet, hidden_channels=8, activation='relu', normalization=None)
+        Network(ConvNet, hidden_channels=8, activation='relu', normalization=None, initial_scale=0.0)
     """
 
     cls: type

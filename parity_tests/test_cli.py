@@ -247,7 +247,10 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--model", "nothing"), "there is no model 'nothing'; there are ffjord, glow,"),
+        (
+            ("--model", "nothing"),
+            "there is no model 'nothing'; there are ffjord, gaussianizationflow, glow,",
+        ),
         (("--set", "num_layers"), "--set expects NAME=JSON, got 'num_layers'."),
         (("--set", "depth=2"), "MAF has no argument 'depth'"),
         (("--context-columns", 3), "more than 3 columns"),

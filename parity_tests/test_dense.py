@@ -723,7 +723,7 @@ def test_student_t_far_out() -> None:
 
 
 def test_energies_need_a_differentiable_base() -> None:
-    message = "fit_to_energy cannot differentiate through the samples of a GaussianMixture base"
+    message = "ReverseKL cannot differentiate through the samples of a GaussianMixture base"
     for half in (torch_flows, jax_flows):
         flow = half.Flow(half.Affine(2), half.GaussianMixture(2, 3))
         state = () if half is torch_flows else (flow.init(jax.random.key(0)),)

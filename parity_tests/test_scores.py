@@ -13,7 +13,7 @@ import jax_flows
 import torch_flows
 from flow_bridge.weights import torch_to_jax
 from jax_flows.checkpoint import from_numpy
-from parity_tests.catalogue import Case, arch, flow
+from parity_tests.catalogue import Case, arch, flow, tanh_network
 from parity_tests.test_losses import PACKAGES, run_losses
 from parity_tests.test_training import HALVES, data, distance, fit_half
 from twinflows.parity.limits import TRAJECTORY
@@ -28,6 +28,9 @@ PARTS = [
     arch("Elementwise", dim=3, map=arch("CubicMap")), arch("Affine", dim=3),
     arch("Sigmoid"), arch("Invert", bijector=arch("Sigmoid")), arch("Planar", dim=3),
     arch("BatchNorm", dim=3),
+    arch("Coupling", dim=3, conditioner=tanh_network(), map=arch(
+        "MixedMap", columns=[[2], [0], [1]],
+        maps=[arch("AffineMap"), arch("SplineMap", num_bins=2), arch("CubicMap")])),
 ]  # fmt: skip
 ALL = Case("all", flow(arch("Chain", bijectors=PARTS), arch("DiagonalNormal", dim=3)))
 SMALL = Case("small", flow(arch("Chain", bijectors=[

@@ -219,7 +219,7 @@ class Coupling(Bijector):
     ) -> tuple[Array, Array, Array]:
         if isinstance(self.partition, Checkerboard) or overrides(self, Coupling):
             return super().map_score(variables, x, score, context, inverse, differentiable)
-        step = self.map.inverse if inverse else self.map.forward
+        step = self.maps[1].inverse if inverse else self.maps[1].forward
         fixed, free = self.partition.split(x)
         score_fixed, score_free = self.partition.split(score)
         parameters, pull_network = jax.vjp(

@@ -14,7 +14,7 @@ from flow_bridge.networks import Network, as_network
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.networks.masked import MASKED, MaskedNetwork
 from torch_flows.networks.mlp import MLP
-from torch_flows.numerics import full_precision
+from torch_flows.numerics import full_precision, is_eager
 from torch_flows.registry import register
 from torch_flows.univariate.affine import AffineMap
 from torch_flows.univariate.base import UnivariateMap
@@ -155,12 +155,12 @@ class MaskedAutoregressive(Bijector):
         ]
         solved: list[list[Tensor]] = [[] for _ in weights]
         found, log_dets = [], []
+        eager = is_eager()  # vmap has no rule for sums in place
         for k, z_part in enumerate(z.split(math.prod(parts[1:]))):
             totals = [total[k] for total in sum_parts]
             for i, values in enumerate(solved):
-                # the last one depends on whatever the others do: vmap needs it first
-                for j in reversed(range(k)):
-                    add = Tensor.addmm_ if j < k - 1 else torch.addmm
+                for j in range(k):
+                    add = Tensor.addmm_ if eager and j else torch.addmm
                     totals[i] = add(totals[i], weight_parts[i][k][j], values[j])
             own = [weight[k][k] for weight in weight_parts]
             pieces, x, log_det = self._solve(parts[1:], start, z_part, own, totals, gate_parts[k])

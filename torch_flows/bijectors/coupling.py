@@ -1,7 +1,6 @@
 """Couplings: some dimensions stay fixed and condition an invertible map of the free ones."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -154,6 +153,7 @@ class Coupling(Bijector):
             self.partition = Partition(self.mask, num_channels, -len(shape))
         self.parts = self.partition.parts
         self.context_apart = self.conditioner.takes("context_dim")
+        self._halves = map, self._halves_of(map)
         self.network = build_conditioner(
             "Coupling",
             self.conditioner,
@@ -165,13 +165,17 @@ class Coupling(Bijector):
             mask=self.mask,
         )
 
-    @cached_property
+    @property
     def maps(self) -> tuple[UnivariateMap, UnivariateMap]:
         """The map of the fixed entries, by which the network sees them, and that of the free ones."""
-        dim = self.map.dim
-        halves = masks.halves(self.mask, checks.known(self.event_shape[0]), dim)
-        fixed, free = (self.map if dim is None else self.map.part(half) for half in halves)
-        return fixed, free
+        map, halves = self._halves
+        return halves if map is self.map else self._halves_of(self.map)
+
+    def _halves_of(self, map: UnivariateMap) -> tuple[UnivariateMap, UnivariateMap]:
+        if map.dim is None:
+            return map, map
+        fixed, free = masks.halves(self.mask, checks.known(self.event_shape[0]), map.dim)
+        return map.part(fixed), map.part(free)
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
         return self.map.intervals(inverse)
@@ -196,7 +200,7 @@ class Coupling(Bijector):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.parts is None or overrides(self, Coupling):
             return super().map_score(x, score, context, inverse, differentiable)
-        step = self.map.inverse if inverse else self.map.forward
+        step = self.maps[1].inverse if inverse else self.maps[1].forward
         with torch.enable_grad():
             fixed, free = self.partition.split(x)
             fixed = fixed if fixed.requires_grad else fixed.detach().requires_grad_()
