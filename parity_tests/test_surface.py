@@ -464,6 +464,7 @@ def test_models_start_as_the_identity_where_asked(name: str) -> None:
                 z, log_det = (np.asarray(output) for output in flow.forward(*given))
             np.testing.assert_allclose(z, x, atol=1e-6)
             np.testing.assert_allclose(log_det, 0, atol=1e-5)
+        getattr(half, name)(3, num_layers=1, initial_scale=10**30)  # beyond PyTorch's integers
         with pytest.raises(ValueError, match=f"{name} got an initial_scale and a conditioner"):
             getattr(half, name)(3, initial_scale=2, conditioner=half.MLP)
 

@@ -67,7 +67,9 @@ def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0)
 def scale_weights(layer: nn.Module, factor: float) -> None:
     """Multiply the first weights of a layer, in place."""
     for parameter in layer.parameters():
-        parameter.data = parameter.data * factor if factor else torch.zeros_like(parameter.data)
+        parameter.data = (
+            parameter.data * float(factor) if factor else torch.zeros_like(parameter.data)
+        )
 
 
 def layer_norms(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
