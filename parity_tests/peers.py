@@ -235,6 +235,17 @@ def nflows() -> dict[str, Peer]:
             lambda: flow(t.PiecewiseRationalQuadraticCDF([4], **box), t.RandomPermutation(4))
         ),
         "one_dimension": Peer(lambda: flow(affine(1, 5, context_features=2, **plain), dim=1), 2),
+        "splines": Peer(
+            lambda: flow(
+                t.PiecewiseQuadraticCouplingTransform(
+                    mask, residual, apply_unconditional_transform=True, **box
+                ),
+                t.PiecewiseCubicCouplingTransform(1 - mask, residual, **box),
+                t.RandomPermutation(4),
+                t.PiecewiseLinearCDF([4], **box),
+                t.MaskedPiecewiseQuadraticAutoregressiveTransform(4, 5, num_blocks=1, **box),
+            )
+        ),
     }
 
 
@@ -481,8 +492,19 @@ def pyro() -> dict[str, Peer]:
             conditional=True,
         )
 
+    def linear_splines() -> Any:
+        net = ConditionalAutoRegressiveNN(3, 2, [5], [*sizes, num_bins])
+        return model(
+            transforms.spline_coupling(3, split_dim=1, hidden_dims=[5], count_bins=num_bins),
+            transforms.conditional_spline(3, 2, hidden_dims=[5], count_bins=num_bins),
+            transforms.permute(3),
+            transforms.ConditionalSplineAutoregressive(3, net, count_bins=num_bins),
+            conditional=True,
+        )
+
     return {
         "couplings": Peer(couplings),
+        "linear_splines": Peer(linear_splines, 2),
         "autoregressive": Peer(autoregressive),
         "spline": Peer(lambda: model(transforms.spline(3, **quadratic), transforms.permute(3))),
         "conditional": Peer(conditional, 2),

@@ -84,8 +84,8 @@ def turned() -> Any:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (from_zuko("NCSF"), "zuko's base BoxUniform has no counterpart"),
     (circular, "its network sees angles as they are"),
-    (from_zuko("BPF"), "no Bernstein polynomials"),
-    (from_zuko("SOSPF"), "no sums of squares of polynomials"),
+    (from_zuko("BPF"), "Bernstein polynomials of twinflows have no bounds"),
+    (from_zuko("SOSPF"), "sums of squares of twinflows are straight lines"),
     (from_zuko("NAF"), "no monotonic networks"),
     (from_zuko("MAF", residual=True), "hidden layers of different widths"),
     (from_zuko("NICE", normalize=True), "has LayerNorm in its network"),
@@ -98,7 +98,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         from_nflows(lambda t: t.MaskedPiecewiseCubicAutoregressiveTransform(4, 3, 4)),
-        "Transform has no counterpart",
+        "with tails=None has no counterpart",
     ),
     (
         from_nflows(lambda t: t.AffineCouplingTransform(torch.tensor([1, 0, 1]), residual)),
@@ -192,13 +192,13 @@ def unscaled(rows: np.ndarray, factor: Any = 1.0, offset: Any = 0.0) -> networks
 
 
 def without_offset(*given: Any) -> Any:
-    map, factor, offset = spline_map(*given)
-    return map, factor, 0 * offset
+    spline = spline_map(*given)
+    return spline._replace(offset=0 * spline.offset)
 
 
 def with_edge(*given: Any) -> Any:
-    map, factor, offset = spline_map(*given)
-    return map | {"edge_slope": 0.999}, factor, offset
+    spline = spline_map(*given)
+    return spline._replace(map=spline.map | {"edge_slope": 0.999})
 
 
 def natural(*given: Any) -> None:
@@ -211,6 +211,7 @@ MUTANTS = {
     "square root forgotten": (networks.Outputs, "of", staticmethod(unscaled), "sbi_nsf"),
     "offset of slopes dropped": (nflows, "spline_map", without_offset, "sbi_maf_rqs"),
     "edge slope 0.999": (nflows, "spline_map", with_edge, "sbi_nsf"),
+    "offset of cubic splines dropped": (nflows, "spline_map", without_offset, "nflows_splines"),
     "the 2 of the sigmoid dropped": (
         nflows,
         "SIGMOID",

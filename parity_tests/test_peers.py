@@ -174,14 +174,13 @@ def refused() -> Iterator[tuple[str, Any, str]]:
         return model
 
     for make, sentence in (
-        (lambda t, n: t.spline_coupling(3), "only 'quadratic', which is not pyro's default"),
         (lambda t, n: t.affine_autoregressive(3, stable=True), "stable=True"),
         (
             lambda t, n: t.AffineAutoregressive(n.AutoRegressiveNN(3, [4], skip_connections=True)),
             "skip_connections=True",
         ),
         (lambda t, n: t.sylvester(3), "is not that of its map"),
-        (lambda t, n: t.neural_autoregressive(3), "no neural autoregressive flows yet"),
+        (lambda t, n: t.neural_autoregressive(3), "no networks of monotonic units"),
         (lambda t, n: t.AffineTransform(0.0, -1.0), "a scale that is not above 0"),
     ):
         yield "pyro", pyro_(make), sentence
@@ -208,7 +207,7 @@ def refused() -> Iterator[tuple[str, Any, str]]:
         ),
         (
             lambda f, k, b: f.triangular_spline_flow(k, base_dist=b, flow_layers=1),
-            "no tanh with linear tails yet",
+            "no tanh with linear tails",
         ),
         (
             lambda f, k, b: f.block_neural_autoregressive_flow(k, base_dist=b, flow_layers=1),

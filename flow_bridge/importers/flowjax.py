@@ -311,8 +311,8 @@ BIJECTIONS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {
 """How each bijection is read, and what is known of its attributes."""
 
 REASONS = {
-    "LeakyTanh": ": twinflows has no tanh with linear tails yet",
-    "Sandwich": ": twinflows has no tanh with linear tails yet",
+    "LeakyTanh": ": twinflows has no tanh with linear tails",
+    "Sandwich": ": twinflows has no tanh with linear tails",
     "NumericalInverse": ": twinflows has no block neural autoregressive flows",
     "BlockAutoregressiveNetwork": ": twinflows has no block neural autoregressive flows",
 }

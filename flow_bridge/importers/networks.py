@@ -397,3 +397,10 @@ def coupling(
         },
         conditioner.arrays,
     )
+
+
+def constant_coupling(map: Architecture, raw: np.ndarray, fixed: np.ndarray) -> Part:
+    """A ``Coupling`` whose free entries have the parameters ``raw``, whatever the fixed ones are."""
+    own = raw.T.ravel()
+    weights = arrays_of([Linear(np.zeros((len(own), int(fixed.sum()))), own)])
+    return coupling(map, Conditioner({"type": "MLP", "hidden_dims": []}, weights), fixed, 0)

@@ -5,7 +5,7 @@ Reference: Durkan et al. (2020), nflows: normalizing flows in PyTorch, doi:10.52
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,10 +35,6 @@ BLIND = (
 )
 FOLDED = "batch normalisation inside networks is folded into their weights, and trains no more."
 
-SOFTPLUS = 1e-8
-"""PyTorch's softplus leaves out e^-x beyond 20, which is 2e-9 there, and layers follow: of 12 flows with
-weights of spread 0.7 the strict comparison refuses 10, and none when their softplus is exact."""
-
 
 def read(flow: Any, embedding: str = "native") -> Reading:
     """An nflows ``Flow``.
@@ -67,7 +63,6 @@ def read_copy(flow: Any, embedding: str, where: str, live: bool = True) -> Readi
     def run(x: Any, context: Any) -> Any:
         return transform(x, context=context if outside or net is None else net(context))
 
-    maps = [parts.innermost(item).get("map", {}) for each in layers for item in each.parts]
     return Reading(
         layers,
         base,
@@ -75,7 +70,6 @@ def read_copy(flow: Any, embedding: str, where: str, live: bool = True) -> Readi
         nets,
         embed_with(net) if nets else None,
         notes,
-        coarse=SOFTPLUS if any(map.get("scale") == "softplus" for map in maps) else 0.0,
     )
 
 
@@ -268,36 +262,61 @@ def _autoregressive_spline(t: Any, dim: int, notes: list[str], where: str) -> li
     return [_autoregressive(t, map, outputs, dim, notes, where)]
 
 
+class Spline(NamedTuple):
+    """A spline, as parameters of it are read from nflows' raw numbers.
+
+    Attributes:
+        map: its architecture.
+        offset: what is added to each number; there are as many.
+        sizes: how many of the first numbers nflows divides by the root of the width of a coupling's network.
+    """
+
+    map: Architecture
+    offset: np.ndarray
+    sizes: int
+
+
 def spline_outputs(
     t: Any, count: int, hidden: int | None, where: str
 ) -> tuple[Architecture, Outputs]:
     """The spline of a transform, and its parameters among the outputs of a network."""
-    size = 3 * t.num_bins - 1
-    map, factor, offset = spline_map(t, where)
+    spline = spline_map(t, kind(t), where)
+    size = len(spline.offset)
+    factor = np.ones(size)
     if hidden is not None:
-        factor[: 2 * t.num_bins] = 1 / math.sqrt(hidden)
-    return map, Outputs.of(np.arange(count)[:, None] * size + np.arange(size), factor, offset)
+        factor[: spline.sizes] = 1 / math.sqrt(hidden)
+    rows = np.arange(count)[:, None] * size + np.arange(size)
+    return spline.map, Outputs.of(rows, factor, spline.offset)
 
 
-def spline_map(t: Any, where: str) -> tuple[Architecture, np.ndarray, np.ndarray]:
-    """The spline of what has nflows' options, and factors and offsets of its parameters."""
-    if t.tails != "linear":
+def spline_map(t: Any, name: str, where: str) -> Spline:
+    """The spline of what has nflows' options, and a name that says which one it is."""
+    tails = getattr(t, "tails", None)
+    if tails != "linear":
         raise UnsupportedModel(
-            f"{where} with tails={t.tails!r} has no counterpart: only tails='linear' has."
+            f"{where} with tails={tails!r} has no counterpart: only tails='linear' has."
         )
     num_bins, bound = int(t.num_bins), float(t.tail_bound)
+    box = {"num_bins": num_bins, "low": -bound, "high": bound}
+    if "Linear" in name:
+        return Spline({"type": "LinearSplineMap", **box, "min_height": 0.0}, np.zeros(num_bins), 0)
+    if "Cubic" in name:
+        offset = np.zeros(2 * num_bins + 2)
+        offset[2 * num_bins :] = math.log(2)
+        least = {"min_width": float(t.min_bin_width), "min_height": float(t.min_bin_height)}
+        return Spline({"type": "CubicSplineMap", **box, **least}, offset, 2 * num_bins)
+    if "PiecewiseQuadratic" in name:
+        least = {"min_width": float(t.min_bin_width), "min_slope": float(t.min_bin_height)}
+        map = {"type": "QuadraticSplineMap", **box, **least, "edge_share": 0.25}
+        return Spline(map, np.zeros(2 * num_bins - 1), 2 * num_bins - 1)
     offset = np.zeros(3 * num_bins - 1)
     offset[2 * num_bins :] = -slope_offset(t.min_derivative)
-    map = {
-        "type": "SplineMap",
-        "num_bins": num_bins,
-        "low": -bound,
-        "high": bound,
+    least = {
         "min_width": float(t.min_bin_width),
         "min_height": float(t.min_bin_height),
         "min_slope": float(t.min_derivative),
     }
-    return map, np.ones(3 * num_bins - 1), offset
+    return Spline({"type": "SplineMap", **box, **least}, offset, 2 * num_bins)
 
 
 def _autoregressive(
@@ -393,7 +412,7 @@ def _coupling(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     fixed, free = as_array(t.identity_features), as_array(t.transform_features)
     count = len(free)
     net = t.transform_net
-    if name == "PiecewiseRationalQuadraticCouplingTransform":
+    if name.startswith("Piecewise"):
         expect(t, where, f"{_COUPLING} {_SPLINE}")
         map, outputs = spline_outputs(t, count, getattr(net, "hidden_features", None), where)
     elif name == "AdditiveCouplingTransform":
@@ -512,21 +531,36 @@ SIGMOID = {"scale": "sigmoid", "bound": 1.0, "offset": 2.0}
 def _unconditional(u: Any, fixed: np.ndarray, dim: int, where: str) -> Part:
     """Splines of the fixed dimensions, the identity of the others."""
     where = f"{where}, {kind(u)}"
-    if kind(u) != "PiecewiseRationalQuadraticCDF":
+    if kind(u) not in CDF_ARRAYS:
         raise UnsupportedModel(f"{where} has no counterpart.")
     return own_spline(u, fixed, dim, where)
 
 
+CDF_ARRAYS = {
+    "PiecewiseLinearCDF": "unnormalized_pdf",
+    "PiecewiseQuadraticCDF": "unnormalized_widths unnormalized_heights",
+    "PiecewiseCubicCDF": (
+        "unnormalized_widths unnormalized_heights unnorm_derivatives_left unnorm_derivatives_right"
+    ),
+    "PiecewiseRationalQuadraticCDF": (
+        "unnormalized_widths unnormalized_heights unnormalized_derivatives"
+    ),
+}
+"""The raw numbers of splines that have no network."""
+
+
 def own_spline(u: Any, entries: np.ndarray, dim: int, where: str) -> Part:
     """Splines with parameters of their own for some entries, the identity for the others."""
-    own = "unnormalized_widths unnormalized_heights unnormalized_derivatives"
-    options = "min_bin_width min_bin_height min_derivative tails tail_bound"
-    expect(u, where, f"{own} {options}")
-    raw = np.concatenate([as_array(field(u, name, where)) for name in own.split()], -1)
-    map, _, offset = spline_map(_Options(u, (raw.shape[-1] + 1) // 3), where)
-    parameters = np.zeros((dim, raw.shape[-1]))
-    parameters[entries] = raw + offset
-    return parts.part("Elementwise", {"raw_parameters": parameters}, dim=dim, map=map)
+    own = CDF_ARRAYS[kind(u)]
+    expect(u, where, f"{own} min_bin_width min_bin_height min_derivative tails tail_bound")
+    raw = [as_array(field(u, name, where)) for name in own.split()]
+    spline = spline_map(_Options(u, raw[0].shape[-1]), kind(u), where)
+    own_raw = np.concatenate(raw, -1) + spline.offset
+    if "edge_share" in spline.map and len(entries) < dim:  # no parameters make it the identity
+        return networks.constant_coupling(spline.map, own_raw, ~np.isin(np.arange(dim), entries))
+    parameters = np.zeros((dim, len(spline.offset)))
+    parameters[entries] = own_raw
+    return parts.part("Elementwise", {"raw_parameters": parameters}, dim=dim, map=spline.map)
 
 
 class _Options:
@@ -559,9 +593,15 @@ _READERS = {
     "ActNorm": _act_norm,
     "BatchNorm": _batch_norm,
     "MaskedAffineAutoregressiveTransform": _autoregressive_affine,
+    "MaskedPiecewiseLinearAutoregressiveTransform": _autoregressive_spline,
+    "MaskedPiecewiseQuadraticAutoregressiveTransform": _autoregressive_spline,
+    "MaskedPiecewiseCubicAutoregressiveTransform": _autoregressive_spline,
     "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": _autoregressive_spline,
     "AffineCouplingTransform": _coupling,
     "AdditiveCouplingTransform": _coupling,
+    "PiecewiseLinearCouplingTransform": _coupling,
+    "PiecewiseQuadraticCouplingTransform": _coupling,
+    "PiecewiseCubicCouplingTransform": _coupling,
     "PiecewiseRationalQuadraticCouplingTransform": _coupling,
-    "PiecewiseRationalQuadraticCDF": _elementwise_spline,
+    **dict.fromkeys(CDF_ARRAYS, _elementwise_spline),
 }

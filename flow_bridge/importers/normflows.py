@@ -53,7 +53,7 @@ def read_copy(model: Any, live: bool = True) -> Reading:
     layers = [_layer(flow, base.architecture["dim"], inverse, notes) for flow in flows]
     # its own methods add log|det| up in float32
     run = parts.composed(layers, inverse) if live else None
-    return Reading(layers, base, run, notes=notes, inverse=inverse, coarse=nflows.SOFTPLUS)
+    return Reading(layers, base, run, notes=notes, inverse=inverse, coarse=parts.NARROW)
 
 
 def _members(flow: Any) -> Iterator[Any]:

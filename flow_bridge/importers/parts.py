@@ -54,7 +54,7 @@ class Reading:
         embed: the same in the peer, ``None`` for nothing.
         notes: sentences about what does not come with it.
         inverse: whether the peer has only the way from latent to data.
-        coarse: the error that functions of its framework have far out; few rows may show it.
+        coarse: the error that some of its functions have at few rows.
         dtype: of the peer, where its parameters do not tell.
     """
 

@@ -6,15 +6,15 @@ Reference: Bingham et al. (2019), arXiv:1810.09538.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import networks, nflows, parts
-from flow_bridge.importers.networks import Conditioner, Linear, Outputs
+from flow_bridge.importers import networks, parts
+from flow_bridge.importers.networks import Linear, Outputs
 from flow_bridge.importers.parts import Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
@@ -61,7 +61,7 @@ def read(distribution: Any) -> Reading:
         parts.composed(layers, inverse),
         notes=notes,
         inverse=inverse,
-        coarse=nflows.SOFTPLUS,
+        coarse=parts.NARROW,
         dtype=dtype,
     )
 
@@ -219,42 +219,47 @@ def spline_map(
     num_bins: int, bound: float, order: str, where: str
 ) -> tuple[Architecture, np.ndarray]:
     """The map, and what is added to each raw parameter."""
-    if order != "quadratic":
-        raise UnsupportedModel(
-            f"{where} has no counterpart with order={order!r}: only 'quadratic', which is not pyro's default."
-        )
+    if order not in ("linear", "quadratic"):
+        raise UnsupportedModel(f"{where} has no counterpart with order={order!r}.")
     map = {
-        "type": "SplineMap",
+        "type": "SplineMap" if order == "quadratic" else "LinearRationalSplineMap",
         "num_bins": num_bins,
         "low": -float(bound),
         "high": float(bound),
         "edge_slope": 1 - MIN_SLOPE,
     }
-    offset = np.where(
-        np.arange(3 * num_bins - 1) < 2 * num_bins, 0, -np.log(np.expm1(1 - MIN_SLOPE))
-    )
+    size = sum(_sizes(num_bins, order))
+    offset = np.zeros(size)
+    offset[2 * num_bins : 3 * num_bins - 1] = -np.log(np.expm1(1 - MIN_SLOPE))
     return map, offset
 
 
-def _spline_rows(num_bins: int, count: int) -> np.ndarray:
-    """Of each entry the positions in all widths, all heights, all slopes."""
+def _sizes(num_bins: int, order: str) -> list[int]:
+    """How many widths, heights, slopes and, of linear order, shares a spline has."""
+    return [num_bins, num_bins, num_bins - 1] + ([num_bins] if order == "linear" else [])
+
+
+def _spline_rows(sizes: Sequence[int], count: int) -> np.ndarray:
+    """Of each entry the positions in all widths, all heights, all slopes, all shares."""
     entries = np.arange(count)[:, None]
-    sizes = entries * num_bins + np.arange(num_bins)
-    slopes = entries * (num_bins - 1) + np.arange(num_bins - 1)
-    return np.concatenate([sizes, count * num_bins + sizes, 2 * count * num_bins + slopes], 1)
+    starts = count * np.cumsum([0, *sizes[:-1]])
+    return np.concatenate(
+        [start + entries * n + np.arange(n) for start, n in zip(starts, sizes, strict=True)], 1
+    )
 
 
 def _spline(spline: Any, dim: int, where: str) -> list[Part]:
     map, offset = spline_map(spline.count_bins, spline.bound, spline.order, where)
-    own = "unnormalized_widths unnormalized_heights unnormalized_derivatives"
-    raw = np.concatenate([as_array(getattr(spline, name)) for name in own.split()], -1)
+    own = ["unnormalized_widths", "unnormalized_heights", "unnormalized_derivatives"]
+    own += ["unnormalized_lambdas"] if spline.order == "linear" else []
+    raw = np.concatenate([as_array(getattr(spline, name)) for name in own], -1)
     return [parts.part("Elementwise", {"raw_parameters": raw + offset}, dim=dim, map=map)]
 
 
 def _conditional_spline(spline: Any, dim: int, where: str) -> list[Part]:
     map, offset = spline_map(spline.count_bins, spline.bound, spline.order, where)
     layers, activation, _ = _dense(spline.nn, where)
-    outputs = Outputs.of(_spline_rows(spline.count_bins, dim), 1, offset)
+    outputs = Outputs.of(_spline_rows(_sizes(spline.count_bins, spline.order), dim), 1, offset)
     context_dim = layers[0].weight.shape[1]
     layers[-1] = outputs.taken(layers[-1], by_entry=True)
     net = {"type": "MLP", "hidden_dims": networks.widths(layers), "activation": activation}
@@ -267,16 +272,14 @@ def _spline_coupling(transform: Any, dim: int, where: str) -> list[Part]:
     expect(upper, where, "nn input_dim count_bins bound order")
     map, offset = spline_map(upper.count_bins, upper.bound, upper.order, where)
     layers, activation, _ = _dense(upper.nn, where)
-    outputs = Outputs.of(_spline_rows(upper.count_bins, dim - split), 1, offset)
+    outputs = Outputs.of(_spline_rows(_sizes(upper.count_bins, upper.order), dim - split), 1, offset)
     conditioner = networks.mlp(layers, activation, outputs)
     fixed = np.arange(dim) < split
     found = [networks.coupling(map, conditioner, fixed, 0)]
     if not transform.identity:  # the fixed entries too, once the network has seen them
         alone = _transform(transform.lower_spline, split)[0]
-        raw = alone.arrays["raw_parameters"].T.ravel()
-        weights = networks.arrays_of([Linear(np.zeros((len(raw), dim - split)), raw)])
-        constant = Conditioner({"type": "MLP", "hidden_dims": []}, weights)
-        found.append(networks.coupling(alone.architecture["map"], constant, ~fixed, 0))
+        raw = alone.arrays["raw_parameters"]
+        found.append(networks.constant_coupling(alone.architecture["map"], raw, ~fixed))
     return found
 
 
@@ -292,8 +295,7 @@ def _spline_autoregressive(transform: Any, dim: int, where: str) -> list[Part]:
         num_bins, options.get("bound", 3.0), options.get("order", "linear"), where
     )
     layers, activation, context_dim = _dense(net, where)
-    size = 3 * num_bins - 1
-    outputs = Outputs.of(np.arange(dim)[:, None] + dim * np.arange(size), 1, offset)
+    outputs = Outputs.of(np.arange(dim)[:, None] + dim * np.arange(len(offset)), 1, offset)
     conditioner = networks.masked_mlp(layers, activation, outputs, dim, where)
     return [networks.masked_autoregressive(map, conditioner, dim, context_dim)]
 
@@ -373,6 +375,6 @@ NETWORKS = [name for name in TRANSFORMS if "Spline" in name or "Autoregressive" 
 
 REASONS = {
     "BlockAutoregressive": ": twinflows has no block neural autoregressive flows",
-    "NeuralAutoregressive": ": twinflows has no neural autoregressive flows yet",
+    "NeuralAutoregressive": ": twinflows has no networks of monotonic units",
     "Sylvester": ": what pyro gives as its log|det| is not that of its map",
 }

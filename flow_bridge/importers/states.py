@@ -187,7 +187,7 @@ def _nflows_transform(
         return stand_in("BatchNorm", eps=eps[1], momentum=eps[2], **node)
     if keys == {"initialized", "log_scale", "shift"}:
         return stand_in("ActNorm", **node)
-    if "unnormalized_widths" in keys:
+    if "unnormalized_derivatives" in keys:
         size = (
             node["unnormalized_derivatives"].shape[-1] + 2 * node["unnormalized_widths"].shape[-1]
         )

@@ -179,11 +179,11 @@ def _hyper(
 
 UNIVARIATE = {
     "CircularRQSTransform": "its network sees angles as they are, that of twinflows their cosine and sine",
-    "BernsteinTransform": "twinflows has no Bernstein polynomials",
-    "BoundedBernsteinTransform": "twinflows has no Bernstein polynomials",
-    "SOSPolynomialTransform": "twinflows has no sums of squares of polynomials",
-    "ShiftedSOSPTransform": "twinflows has no sums of squares of polynomials",
-    "GaussianizationTransform": "twinflows has no mixtures of normal distribution functions",
+    "BernsteinTransform": "the Bernstein polynomials of twinflows have a least slope",
+    "BoundedBernsteinTransform": "the Bernstein polynomials of twinflows have no bounds",
+    "SOSPolynomialTransform": "the sums of squares of twinflows are straight lines far out",
+    "ShiftedSOSPTransform": "the sums of squares of twinflows are straight lines far out",
+    "GaussianizationTransform": "the mixtures of twinflows are of logistic distribution functions",
     "MNN": "twinflows has no monotonic networks",
     "UMNN": "twinflows has no monotonic networks",
     "FreeFormJacobianTransform": "its solver would differ",
