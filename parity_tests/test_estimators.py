@@ -1,7 +1,9 @@
 """Refusals of what zuko, nflows, sbi and their arrays have without a counterpart, and errors planted in
 their importers; where these libraries are installed (``make test-importers``)."""
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,6 +236,30 @@ def test_errors_in_the_importers_are_found(mutant: str, monkeypatch: pytest.Monk
         torch_flows.import_flow(made)
 
 
+def test_wild_weights_are_no_excuse() -> None:
+    """Far beyond 20, where PyTorch's softplus is off by more than the comparison allows: the import is
+    not refused for it, and an error below that is found."""
+    from nflows import distributions, flows, transforms
+
+    torch.manual_seed(0)
+    layers: list[Any] = []
+    for _ in range(5):
+        layers += [
+            transforms.MaskedAffineAutoregressiveTransform(
+                5, 50, use_residual_blocks=False, activation=torch.tanh
+            ),
+            transforms.RandomPermutation(5),
+        ]
+    base = distributions.StandardNormal([5])
+    for seed in range(3):
+        model = perturbed(flows.Flow(transforms.CompositeTransform(layers), base), seed, 1.0)
+        imported = import_flow(model)
+        torch_flows.import_flow(imported)
+        imported.reading.layers[0].parts[0].architecture["map"]["minimum"] += 1e-9
+        with pytest.raises(ConversionError, match=r"is _transform\.0 "):
+            torch_flows.import_flow(imported)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 5])
 @pytest.mark.parametrize("context_dim", [0, 2])
 def test_dimensions_and_odd_widths(dim: int, context_dim: int) -> None:
@@ -277,3 +303,14 @@ def test_a_trained_posterior() -> None:
     with torch.no_grad():
         found = flow.log_prob(points, observation.expand(20, 2))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained by sbi, imported, sampled by NUTS, exported; in little."""
+    pytest.importorskip("onnxruntime")
+    path = Path(__file__).parent.parent / "examples" / "imported_posterior.py"
+    example = runpy.run_path(str(path))
+    monkeypatch.chdir(tmp_path)
+    measured = example["main"](1000, max_num_epochs=20, num_observations=1, num_samples=200)
+    assert measured["onnx"] < 1e-4
+    assert measured["mean"] < 2

@@ -272,7 +272,9 @@ def _spline_coupling(transform: Any, dim: int, where: str) -> list[Part]:
     expect(upper, where, "nn input_dim count_bins bound order")
     map, offset = spline_map(upper.count_bins, upper.bound, upper.order, where)
     layers, activation, _ = _dense(upper.nn, where)
-    outputs = Outputs.of(_spline_rows(_sizes(upper.count_bins, upper.order), dim - split), 1, offset)
+    outputs = Outputs.of(
+        _spline_rows(_sizes(upper.count_bins, upper.order), dim - split), 1, offset
+    )
     conditioner = networks.mlp(layers, activation, outputs)
     fixed = np.arange(dim) < split
     found = [networks.coupling(map, conditioner, fixed, 0)]

@@ -137,7 +137,7 @@ def _exact() -> type[Any]:
     """A context in which ``torch.nn.functional.softplus`` is exact: beyond 20 it leaves out e^-x, 2e-9."""
     torch = framework("torch")
 
-    class Exact(torch.overrides.TorchFunctionMode):  # type: ignore[name-defined,misc]
+    class Exact(torch.overrides.TorchFunctionMode):  # type: ignore[name-defined]
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
