@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import jax_flows.registry
 import torch_flows.registry
 from docs.signatures import Signatures
 from flow_bridge.networks import FLAX
+from twinflows.command import cli
 
 ROOT = Path(__file__).parent.parent
 TAB = re.compile(r'^=== "(?P<label>.+)"$')
@@ -99,12 +101,19 @@ def test_page_runs(page) -> None:
     run(page)
 
 
-def test_readme_runs(capsys) -> None:
-    """With one epoch in place of twenty."""
+def test_readme_runs(capsys, monkeypatch) -> None:
+    """With one epoch in place of twenty; its commands in the folder that its Python leaves behind."""
     assert len(blocks(README)) == 3
     run(README, "num_epochs=20", "num_epochs=1")
     assert "the two are one model" in capsys.readouterr().out
     assert {"moons.safetensors", "parity.html"} <= {path.name for path in Path.cwd().iterdir()}
+    commands = re.findall(r"^twinflows .*", README.read_text(encoding="utf-8"), re.M)
+    assert len(commands) == 3
+    for command in commands:
+        monkeypatch.setattr("sys.argv", shlex.split(command, comments=True))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, command
 
 
 @pytest.mark.parametrize("module", MODULES)
