@@ -16,7 +16,7 @@ from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize, vjp
+from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize, tracked, vjp
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
@@ -212,7 +212,7 @@ class Flow(HasVariables):
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The gradient of ``log_prob`` in x, of x's shape. Arguments and errors as ``forward``."""
         with torch.enable_grad(), evaluation(self):
-            point = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            point = tracked(x, keep_graph=True)
             log_prob = self.log_prob(point, context)
             score = vjp([log_prob], point, [torch.ones_like(log_prob)], differentiable=True)
         return score if torch.is_grad_enabled() else score.detach()
@@ -238,7 +238,7 @@ class Flow(HasVariables):
         """The gradient of the base's log-density in z, of z's shape. Context and errors as ``inverse``."""
         _, base_condition = self._condition("z", z, context)
         with torch.enable_grad():
-            z = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
+            z = tracked(z, keep_graph=True)
             density = self.base.log_prob(z, base_condition)
             score = vjp([density], z, [torch.ones_like(density)], differentiable=True)
         return score if torch.is_grad_enabled() else score.detach()
@@ -257,7 +257,7 @@ class Flow(HasVariables):
         condition, base_condition = self._embed(context, batch)
         z = self.base.from_noise(noise, base_condition)
         with torch.enable_grad():
-            point = z.detach().requires_grad_()
+            point = tracked(z, keep_graph=False)
             density = self.base.log_prob(point, base_condition)
             score = vjp([density], point, [torch.ones_like(density)], differentiable=False)
         x, log_det, score = self.bijector.map_score(z, score, condition, True, False)

@@ -264,7 +264,7 @@ def score_of_entries(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``map_score`` of a map of each entry: z, the logs of its slopes, and (score - (log f')') / f'."""
     with torch.enable_grad():
-        x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        x = tracked(x, keep_graph=True)
         z, log_slope = step(x)
         change = vjp([log_slope], x, [torch.ones_like(log_slope)], differentiable)
     new = (score - change) * (-log_slope).exp()

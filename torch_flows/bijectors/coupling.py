@@ -10,7 +10,7 @@ from flow_bridge import checks, masks
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Mask
 from flow_bridge.networks import Network, as_network
-from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries, vjp
+from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries, tracked, vjp
 from torch_flows.networks.conditioner import build_conditioner, run_conditioner
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -203,7 +203,7 @@ class Coupling(Bijector):
         step = self.maps[1].inverse if inverse else self.maps[1].forward
         with torch.enable_grad():
             fixed, free = self.partition.split(x)
-            fixed = fixed if fixed.requires_grad else fixed.detach().requires_grad_()
+            fixed = tracked(fixed, keep_graph=True)
             parameters = self.parameters_of(fixed, context)
             score_fixed, score_free = self.partition.split(score)
             free, log_slope, score_free = score_of_entries(
