@@ -246,9 +246,15 @@ class Coupling(Bijector):
     ) -> Output:
         """The free part mapped given the fixed one, and log|det| of that."""
         step = self.maps[1].inverse if inverse else self.maps[1].forward
-        free, log_slope = step(free, self.parameters_of(variables, fixed, context))
+        parameters = self.parameters_of(variables, fixed, context)
         if isinstance(self.partition, Checkerboard):
-            log_slope = jnp.where(self.partition.fixed_pixels(free), 0, log_slope)
+            # fixed pixels are mapped too, for nothing: from where they are the map might overflow
+            pixels = self.partition.fixed_pixels(free)
+            interval = self.map.codomain if inverse else self.map.domain
+            free, log_slope = step(jnp.where(pixels, interval.middle, free), parameters)
+            log_slope = jnp.where(pixels, 0, log_slope)
+        else:
+            free, log_slope = step(free, parameters)
         return free, sum_event(log_slope, len(self.event_shape))
 
     def parameters_of(self, variables: Variables, fixed: Array, context: Array | None) -> Any:

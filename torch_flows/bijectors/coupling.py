@@ -222,10 +222,15 @@ class Coupling(Bijector):
     ) -> Output:
         """The free part mapped given the fixed one, and log|det| of that."""
         step = self.maps[1].inverse if inverse else self.maps[1].forward
-        free, log_slope = step(free, self.parameters_of(fixed, context))
-        if self.parts is None:
-            pixels: Any = self.partition
-            log_slope = log_slope.masked_fill(pixels.fixed_pixels(free), 0)
+        parameters = self.parameters_of(fixed, context)
+        if isinstance(self.partition, Checkerboard):
+            # fixed pixels are mapped too, for nothing: from where they are the map might overflow
+            pixels = self.partition.fixed_pixels(free)
+            interval = self.map.codomain if inverse else self.map.domain
+            free, log_slope = step(torch.where(pixels, interval.middle, free), parameters)
+            log_slope = log_slope.masked_fill(pixels, 0)
+        else:
+            free, log_slope = step(free, parameters)
         return free, sum_event(log_slope, len(self.event_shape))
 
     def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Any:
