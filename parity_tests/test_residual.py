@@ -265,9 +265,9 @@ def test_inverse_of_what_is_not_finite_is_nan(activation: str) -> None:
     x, log_det = model.inverse(z)
     torch.testing.assert_close(model.forward(x[:1])[0], z[:1])
     jax_model, variables = twin(model)
-    for point, log_det in ((x, log_det), jax_model.inverse(variables, z.numpy())):
+    for point, change in ((x, log_det), jax_model.inverse(variables, z.numpy())):
         assert np.isnan(point.tolist()).tolist() == [[False] * 2, [True] * 2, [True] * 2]
-        assert np.isnan(log_det.tolist()).tolist() == [False, True, True]
+        assert np.isnan(change.tolist()).tolist() == [False, True, True]
 
 
 def estimates(model, x: torch.Tensor, num_draws: int, seed: int) -> tuple[torch.Tensor, ...]:
