@@ -21,7 +21,7 @@ from flow_bridge.matching import (
 )
 from flow_bridge.sources import Draw, Match, base_noise
 from flow_bridge.training import check_callable, check_energy, check_order
-from torch_flows.bijectors.base import Bijector, vjp
+from torch_flows.bijectors.base import Bijector, differentiates, vjp
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import StandardNormal
@@ -165,6 +165,7 @@ class FisherDivergence(Loss):
         check_callable("FisherDivergence", "energy", self.energy)
         checks.boolean("FisherDivergence", latent=self.latent)
 
+    @differentiates
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
