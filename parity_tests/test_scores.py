@@ -205,7 +205,11 @@ def test_a_subclass_that_maps_in_its_own_way_has_its_own_score() -> None:
 
 def test_scores_in_inference_mode_are_those_outside_of_it() -> None:
     """Where PyTorch makes no graphs, they would be 0."""
-    model, x, score = SMALL.torch_model(), torch.from_numpy(X[:, :2]), torch.from_numpy(SCORE[:, :2])
+    model, x, score = (
+        SMALL.torch_model(),
+        torch.from_numpy(X[:, :2]),
+        torch.from_numpy(SCORE[:, :2]),
+    )
     loss = torch_flows.FisherDivergence(energy)
 
     def values(x: Any) -> list[Any]:
