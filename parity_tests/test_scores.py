@@ -219,7 +219,7 @@ def test_scores_in_inference_mode_are_those_outside_of_it() -> None:
     expected = values(x)
     with torch.inference_mode():
         found = values(x.clone())
-        with pytest.raises(RuntimeError, match="torch.inference_mode has none: use no_grad"):
+        with pytest.raises(RuntimeError, match=r"torch\.inference_mode has none: use no_grad"):
             model.bijector.map_score(x, score, None)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other.detach())

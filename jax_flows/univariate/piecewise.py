@@ -20,7 +20,6 @@ from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 from jax_flows.univariate.roots import invert
 
-
 LEAST_SLOPE = 1e-30
 """Of a ``CubicSplineMap`` at its ends, whose logarithm would be infinite."""
 

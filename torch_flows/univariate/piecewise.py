@@ -19,7 +19,6 @@ from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
 from torch_flows.univariate.roots import invert
 
-
 LEAST_SLOPE = 1e-30
 """Of a ``CubicSplineMap`` at its ends, whose logarithm would be infinite."""
 
