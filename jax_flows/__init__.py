@@ -54,6 +54,7 @@ from jax_flows.bijectors.planar import Planar, Radial, Sylvester
 from jax_flows.bijectors.residual import InvertibleResidual
 from jax_flows.bijectors.shapes import Split, Squeeze
 from jax_flows.bijectors.structure import Chain, Invert
+from jax_flows.bijectors.transformer import TransformerAutoregressive
 from jax_flows.checkpoint import load, save
 from jax_flows.distributions import (
     DiagonalNormal,
@@ -87,6 +88,7 @@ from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
 from jax_flows.networks.activations import register_activation
+from jax_flows.networks.attention import Transformer
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
 from jax_flows.networks.hollow import HollowMLP
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
@@ -207,6 +209,8 @@ __all__ = [
     "SylvesterFlow",
     "TailMap",
     "Tanh",
+    "Transformer",
+    "TransformerAutoregressive",
     "Uniform",
     "UnivariateMap",
     "VonMises",

@@ -356,8 +356,8 @@ class FlowMatching(Loss):
     - ``"variance_preserving"``: x_t = cos(pi t / 2) x + sin(pi t / 2) z and its derivative.
 
     The bridge's loss is multiplied by 4 r^2: otherwise its variance is infinite. With a sigma above 0 the
-    flow's density is that of data blurred: in ``"rectified"`` and ``"lipman"`` by a normal of that
-    standard deviation.
+    density of ``"lipman"`` is that of data blurred by a normal of that standard deviation; ``"rectified"``
+    ends in z blurred too, which the base is not: its density is near that for a small sigma only.
 
     The smallest loss is no bound of the likelihood: fit again without a loss to polish it. Members of a
     chain before the ``ContinuousBijector`` (``Standardize``) and the base are not trained. The solver and

@@ -374,6 +374,10 @@ CASES = [
     Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
                                conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                 context="branch", degrees="cyclic"), order="reverse")),
+    # transformers
+    Case("TransformerAutoregressive",
+         arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
+              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),

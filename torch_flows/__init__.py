@@ -54,6 +54,7 @@ from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
 from torch_flows.bijectors.shapes import Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
+from torch_flows.bijectors.transformer import TransformerAutoregressive
 from torch_flows.checkpoint import load, save
 from torch_flows.distributions import (
     DiagonalNormal,
@@ -87,6 +88,7 @@ from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
 from torch_flows.networks.activations import register_activation
+from torch_flows.networks.attention import Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
 from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
@@ -207,6 +209,8 @@ __all__ = [
     "SylvesterFlow",
     "TailMap",
     "Tanh",
+    "Transformer",
+    "TransformerAutoregressive",
     "Uniform",
     "UnivariateMap",
     "VonMises",

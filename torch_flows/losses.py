@@ -22,7 +22,7 @@ from flow_bridge.matching import (
 from flow_bridge.sources import Draw, Match, base_noise
 from flow_bridge.training import check_callable, check_energy, check_order
 from torch_flows.annealing import AnnealedImportanceSampling
-from torch_flows.bijectors.base import Bijector, vjp
+from torch_flows.bijectors.base import Bijector, differentiates, vjp
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import StandardNormal
@@ -166,6 +166,7 @@ class FisherDivergence(Loss):
         check_callable("FisherDivergence", "energy", self.energy)
         checks.boolean("FisherDivergence", latent=self.latent)
 
+    @differentiates
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
@@ -285,8 +286,8 @@ class FlowMatching(Loss):
     - ``"variance_preserving"``: x_t = cos(pi t / 2) x + sin(pi t / 2) z and its derivative.
 
     The bridge's loss is multiplied by 4 r^2: otherwise its variance is infinite. With a sigma above 0 the
-    flow's density is that of data blurred: in ``"rectified"`` and ``"lipman"`` by a normal of that
-    standard deviation.
+    density of ``"lipman"`` is that of data blurred by a normal of that standard deviation; ``"rectified"``
+    ends in z blurred too, which the base is not: its density is near that for a small sigma only.
 
     The smallest loss is no bound of the likelihood: fit again without a loss to polish it. Members of a
     chain before the ``ContinuousBijector`` (``Standardize``) and the base are not trained. The solver and
