@@ -10,7 +10,10 @@ except ModuleNotFoundError as error:
 from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from flow_bridge.networks import Network
+from flow_bridge.replay import ReplayBuffer
 from flow_bridge.schedules import exponential_decay, warmup_cosine, warmup_linear
+from jax_flows import energies
+from jax_flows.annealing import AnnealedImportanceSampling
 from jax_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedAutoregressive,
@@ -68,6 +71,7 @@ from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
+    AnnealedBootstrap,
     FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
@@ -123,6 +127,8 @@ __all__ = [
     "Affine",
     "AffineCoupling",
     "AffineMap",
+    "AnnealedBootstrap",
+    "AnnealedImportanceSampling",
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
@@ -183,6 +189,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
     "ResidualMLP",
@@ -216,6 +223,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "energies",
     "exponential_decay",
     "export",
     "fit",

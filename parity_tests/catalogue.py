@@ -53,6 +53,11 @@ class Case:
     trajectory: bool = False
     slow: bool = False
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is another form of a plain row."""
+        return "-" in self.name
+
     def weights(self, seed: int = 0) -> Arrays:
         """Random float64 weights that float32 holds exactly."""
         generator = np.random.default_rng(seed)
@@ -512,7 +517,7 @@ def cases(condition: Callable[[Case], bool] = lambda case: True, variants: bool 
     import pytest
 
     def is_slow(case: Case) -> bool:
-        return case.slow or not (variants or "-" not in case.name)
+        return case.slow or (case.is_variant and not variants)
 
     rows = [
         pytest.param(case, id=case.name, marks=pytest.mark.slow if is_slow(case) else ())

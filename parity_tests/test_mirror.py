@@ -49,6 +49,7 @@ NAMES_ALONE = {
     "devices.py:*": "process groups, or meshes",
     "bijectors/base.py:tracked": "PyTorch: graphs of arrays",
     "bijectors/base.py:vjp": "PyTorch: graphs of arrays",
+    "bijectors/base.py:differentiates": "PyTorch: a mode without graphs",
     "training.py:own_part": "process groups",
     "training.py:distributed": "process groups",
     "training.py:Static": "what jit compares by identity",
