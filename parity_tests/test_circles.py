@@ -113,6 +113,10 @@ def test_a_line_times_a_circle() -> None:
 def test_columns_of_several_kinds(half: Any) -> None:
     parts = [half.StandardNormal(2), half.Uniform(1, -1.0, 2.0)]
     base = half.Product(parts, [[0, 2], [1]])
+    given = () if half is torch_flows else (base.init(jax.random.key(0)),)
+    noise = np.array([0.1, -0.2, 0.7], np.float32)
+    found = base.from_noise(*given, torch.from_numpy(noise) if half is torch_flows else noise)
+    np.testing.assert_allclose(found, [0.1, 3 * stats.norm.cdf(0.7) - 1, -0.2], rtol=1e-6)
     map = half.MixedMap([half.AffineMap(), half.SplineMap(2, -1.0, 2.0, "circular")], [[0, 2], [1]])
     assert map.part([1]) == half.MixedMap([map.maps[1]], [[0]])
     flow = half.Flow(half.Coupling(3, map), base)
