@@ -125,6 +125,8 @@ def test_columns_of_several_kinds(half: Any) -> None:
         half.Flow(half.Coupling(3, map), half.StandardNormal(3))
     with pytest.raises(ValueError, match=r"shape .*4.*, but a MixedMap of 3 columns"):
         half.Coupling(4, map)
+    with pytest.raises(ValueError, match="no mask for its conditioner SeparateMLPs: take another"):
+        half.Coupling(3, half.SplineMap(2, boundary="circular"), half.networks.mlp.SeparateMLPs)
     with pytest.raises(ValueError, match="one map for all dimensions: a MixedMap belongs"):
         half.MaskedAutoregressive(3, map)
     with pytest.raises(ValueError, match=r"distributions\[1\] of shape .* for 2 columns"):

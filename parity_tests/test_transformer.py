@@ -14,9 +14,11 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.masks import autoregressive_order
 from flow_bridge.weights import torch_to_jax
 from jax_flows.networks import attention as jax_attention
+from parity_tests import fuzz
 from parity_tests.catalogue import Case, arch
 from torch_flows.networks import attention as torch_attention
 
+HALVES = {"torch": torch_flows, "jax": jax_flows}
 halves = pytest.mark.parametrize("half", ["torch", "jax"])
 FLOW = arch(
     "TransformerAutoregressive", dim=8, token_dim=2, map=arch("AffineMap", scale="softclip"),
@@ -135,7 +137,7 @@ def test_too_few_sweeps_are_an_error(half: str) -> None:
         with pytest.raises(ConvergenceError, match=sentence):
             bijector.inverse(variables, z)
         found = jax.jit(bijector.inverse)(variables, z)[0]
-        gradient = jax.grad(lambda z: bijector.inverse(variables, z)[0].sum())(jnp.asarray(z[1]))
+        gradient = jax.jit(jax.grad(lambda z: bijector.inverse(variables, z)[0].sum()))(z[1])
         assert jnp.isfinite(gradient).all()
     assert np.isnan(np.asarray(found)).all()
 
@@ -153,6 +155,46 @@ def test_jax_programs_do_not_grow_with_depth() -> None:
     assert size(2) == size(9)
 
 
+@pytest.mark.parametrize("name", ["vectors", "images"])
+def test_couplings_of_tokens(name: str) -> None:
+    """Both halves against each other, round trips and Jacobians; masks of channels and of patches."""
+    small = {"hidden_dim": 4, "num_heads": 2}
+    if name == "images":
+        jet = arch("Jet", shape=[1, 4, 4], num_layers=6, num_blocks=2, context_dim=2, **small)
+        fuzz.check(jet, (1, 4, 4), 0, scale=0.4)
+    else:
+        network = arch("Transformer", num_tokens=4, **small)
+        vectors = {"dim": 8, "map": arch("SplineMap", num_bins=2), "mask": [1, 0] * 4}
+        fuzz.check(
+            arch("Coupling", **vectors, conditioner=network, context_dim=2), (8,), 0, scale=0.4
+        )
+
+
+@halves
+def test_patches(half: str) -> None:
+    """Each token is one patch; the places of the latent's pixels are those of the image's."""
+    image = np.arange(48.0).reshape(2, 4, 6)
+    bijector = HALVES[half].Patches((2, 4, 6), 2)
+    arguments = (torch.from_numpy(image),) if half == "torch" else ({}, image)
+    z = np.asarray(bijector.map_forward(*arguments, None)[0])
+    np.testing.assert_array_equal(z.reshape(6, 2, 2, 2)[4], image[:, 2:, 2:4])
+
+
+@halves
+def test_flows_of_patches_start_as_the_identity_and_repeat(half: str) -> None:
+    for model in (HALVES[half].TarFlow((1, 4, 4), 2, 8), HALVES[half].Jet((1, 4, 4), 2, 20)):
+        x = np.random.default_rng(0).normal(size=(3, 1, 4, 4))
+        if half == "torch":
+            z, log_det = model.double()(torch.from_numpy(x))
+            z, log_det = z.detach().numpy(), log_det.detach().numpy()
+        else:
+            assert len(model.bijector.segments) == 3  # scanned over
+            variables = model.init(jax.random.key(0), jnp.float64)
+            z, log_det = jax.jit(model.forward)(variables, x)
+        np.testing.assert_allclose(z, x, atol=1e-12)
+        np.testing.assert_allclose(log_det, 0, atol=1e-12)
+
+
 def test_what_is_refused() -> None:
     map = arch("AffineMap")
     wrong = [
@@ -160,6 +202,11 @@ def test_what_is_refused() -> None:
         (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "hidden_dim divisible by 5"),
         (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
         (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
+        (arch("TarFlow", shape=[4, 4]), "shape as a number or as"),
+        (arch("TarFlow", shape=[1, 4, 6], patch_size=4), "width divisible by 4, got 6"),
+        (arch("TarFlow", shape=5, patch_size=2), "dim divisible by 2"),
+        (arch("Jet", shape=[1, 4, 4], patch_size=1), "fixes (nothing|everything)"),
+        (arch("Jet", shape=4), "shape as a list"),
         (arch("Transformer", in_dim=6, out_dim=8, num_tokens=4), "in_dim divisible by 4, got 6"),
         (arch("Transformer", in_dim=8, out_dim=8, num_tokens=4, num_parameters=3), "divisible by 12"),
         (arch("Transformer", in_dim=8, out_dim=8, num_tokens=4, activation="best"), "activation"),
