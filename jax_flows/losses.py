@@ -22,6 +22,7 @@ from flow_bridge.matching import (
 )
 from flow_bridge.sources import Draw, Match, base_noise
 from flow_bridge.training import check_callable, check_energy, check_order
+from jax_flows.annealing import AnnealedImportanceSampling
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.structure import Chain
@@ -293,6 +294,55 @@ class ImportanceWeighted(Loss):
 
 
 @dataclass(frozen=True)
+class AnnealedBootstrap(Loss):
+    """-N w_i log q(x_i) of N annealed samples x_i, w_i their normalised weights: modes are found and kept.
+
+    The samples are those of ``sampling``, without gradients. With ``power=2`` they lie where q is too small
+    for p; the mean gradient is 0 at q = p with any. Each batch is weighted by itself, and each of several
+    processes its own part. A ``ReplayBuffer`` uses samples more than once.
+
+    Args:
+        sampling: an ``AnnealedImportanceSampling``, whose energy is that of the target.
+
+    Raises:
+        TypeError: for another sampling.
+        ValueError: in ``fit``, for an energy that is not one number for each row.
+
+    Reference: Midgley et al. (2023), Flow Annealed Importance Sampling Bootstrap, arXiv:2208.01893.
+    """
+
+    needs_data = False
+    sampling: AnnealedImportanceSampling
+
+    def __post_init__(self) -> None:
+        checks.instances(
+            "AnnealedBootstrap", "sampling", [self.sampling], AnnealedImportanceSampling
+        )
+
+    def draw(
+        self, flow: Flow, generator: np.random.Generator, num_rows: int
+    ) -> tuple[np.ndarray, ...]:
+        return self.sampling.draw(flow, generator, num_rows)
+
+    def __call__(
+        self,
+        flow: Flow,
+        variables: Variables,
+        x: Any,
+        context: Array | None,
+        *noise: Array,
+    ) -> Array:
+        latent, momenta, uniforms = noise
+        annealed = self.sampling.from_noise(flow, variables, latent, momenta, uniforms, context)
+        weights = jax.nn.softmax(annealed.log_weight)
+        return -len(weights) * weights * flow.log_prob(variables, annealed.x, context)
+
+    def describe(self) -> Any:
+        options = vars(self.sampling)
+        return [type(self).__name__, {k: v for k, v in options.items() if not callable(v)}]
+
+
+@dataclass(frozen=True)
 class FlowMatching(Loss):
     """Flow matching: |f(x_t, t) - dx_t/dt|^2 for a ``ContinuousBijector`` f and paths from data to noise.
 
@@ -306,8 +356,8 @@ class FlowMatching(Loss):
     - ``"variance_preserving"``: x_t = cos(pi t / 2) x + sin(pi t / 2) z and its derivative.
 
     The bridge's loss is multiplied by 4 r^2: otherwise its variance is infinite. With a sigma above 0 the
-    flow's density is that of data blurred: in ``"rectified"`` and ``"lipman"`` by a normal of that
-    standard deviation.
+    density of ``"lipman"`` is that of data blurred by a normal of that standard deviation; ``"rectified"``
+    ends in z blurred too, which the base is not: its density is near that for a small sigma only.
 
     The smallest loss is no bound of the likelihood: fit again without a loss to polish it. Members of a
     chain before the ``ContinuousBijector`` (``Standardize``) and the base are not trained. The solver and

@@ -53,6 +53,11 @@ class Case:
     trajectory: bool = False
     slow: bool = False
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is another form of a plain row."""
+        return "-" in self.name
+
     def weights(self, seed: int = 0) -> Arrays:
         """Random float64 weights that float32 holds exactly."""
         generator = np.random.default_rng(seed)
@@ -369,6 +374,16 @@ CASES = [
     Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
                                conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                 context="branch", degrees="cyclic"), order="reverse")),
+    # transformers
+    Case("TransformerAutoregressive",
+         arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
+              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
+    Case("TarFlow", arch("TarFlow", shape=[1, 4, 4], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                         num_blocks=1, context_dim=2)),
+    Case("TarFlow-vector", arch("TarFlow", shape=4, patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                                num_blocks=2, max_sweeps=3), trajectory=True, slow=True),
+    Case("Jet", arch("Jet", shape=[1, 4, 4], num_layers=5, hidden_dim=4, num_heads=2, num_blocks=1,
+                     context_dim=2), slow=True),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
@@ -502,7 +517,7 @@ def cases(condition: Callable[[Case], bool] = lambda case: True, variants: bool 
     import pytest
 
     def is_slow(case: Case) -> bool:
-        return case.slow or not (variants or "-" not in case.name)
+        return case.slow or (case.is_variant and not variants)
 
     rows = [
         pytest.param(case, id=case.name, marks=pytest.mark.slow if is_slow(case) else ())

@@ -16,9 +16,11 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import torch_flows
 from twinflows.inference import ConditionalFlowDensity, FlowDensity
+from twinflows.inference.predictive import model_quantiles
 from twinflows.sides.base import half
 from twinflows.sides.bounds import check_bounds, held_inside
 from twinflows.sides.models import draw
+from twinflows.sides.torch_side import TorchSide
 
 TINY: dict[str, Any] = {"num_layers": 1, "hidden_dims": [4]}
 QUICK: dict[str, Any] = {"model_options": TINY, "num_epochs": 1, "random_state": 0}
@@ -155,6 +157,17 @@ def test_quantiles_of_one_target_are_exact(sign: int) -> None:
             repeated = np.repeat(x[row : row + 1], 4000, 0)
             mass = np.exp(density.log_prob(repeated, grid)).sum() * end / 4000
             assert mass == pytest.approx(level, abs=2e-3)
+
+
+def test_a_map_that_turns_a_circle_is_not_monotone() -> None:
+    """So that its quantiles are not those of the noise: they are those of draws."""
+    turn = torch_flows.Elementwise(1, torch_flows.SplineMap(1, 0.0, 1.0, "circular"))
+    turn.raw_parameters.data[:, -1] = 0.3
+    chain = torch_flows.Chain([turn, torch_flows.Invert(torch_flows.Sigmoid())])
+    model = TorchSide(torch_flows.Flow(chain, torch_flows.StandardNormal(1)))
+    drawn = draw(model, 20000, np.random.default_rng(1), None)
+    found = model_quantiles(model, [0.1, 0.5, 0.9], None, 20000)[:, 0]
+    np.testing.assert_allclose(found, np.quantile(drawn, [0.1, 0.5, 0.9], 0), atol=0.02)
 
 
 @pytest.mark.parametrize("base", ["normal", "heavy"])

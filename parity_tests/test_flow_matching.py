@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
+from scipy.stats import kstest
 
 import jax_flows
 import torch_flows
-from flow_bridge.matching import matched
+from flow_bridge.matching import draw_times, matched
 from parity_tests.catalogue import Case, arch, continuous, flow
 from parity_tests.test_training import data, distance, run_both
 from twinflows.parity.limits import TRAJECTORY
@@ -97,6 +98,41 @@ def test_gaussian_data(half: str) -> None:
     values = np.asarray(_detached(values))
     error = values.std() / rows**0.5
     assert abs(values.mean() - 2 * SCALE * math.pi / 2) < 4 * error < 0.05
+
+
+@pytest.mark.parametrize("half", PACKAGES)
+def test_paths_and_their_velocities_by_hand(half: str) -> None:
+    """x_t as the docstring has it, and its derivative by a complex step."""
+    model, variables = of_field(half)
+    x, z, e, t = np.random.default_rng(0).random((4, 5, 2))
+    t = t[:, :1]
+    sigma = 0.4
+
+    def bridge(t: Any) -> Any:
+        return (1 - t) * x + t * z + sigma * (t * (1 - t)) ** 0.5 * e
+
+    paths = {
+        "rectified": (lambda t: (1 - t) * x + t * z + sigma * e, 1),
+        "lipman": (lambda t: (1 - t) * x + (sigma + (1 - sigma) * t) * z, 1),
+        "schroedinger_bridge": (bridge, 4 * t[:, 0] * (1 - t[:, 0])),
+        "variance_preserving": (
+            lambda t: np.cos(math.pi * t / 2) * x + np.sin(math.pi * t / 2) * z, 1
+        ),
+    }  # fmt: skip
+    for name, (path, factor) in paths.items():
+        loss = PACKAGES[half].FlowMatching(name, 0.0 if name == "variance_preserving" else sigma)
+        drawn = [z, t[:, 0], e][: len(loss.draw(model, np.random.default_rng(0), 1))]
+        found = loss(model, *variables, array(half, x), None, *(array(half, a) for a in drawn))
+        variance = (1 - t) ** 2 * SCALE**2 + t**2
+        field = (t - (1 - t) * SCALE**2) / variance * (path(t) - (1 - t) * MEAN) - MEAN
+        error = field - path(t + 1e-30j).imag / 1e-30
+        np.testing.assert_allclose(_detached(found), factor * (error**2).sum(1), rtol=1e-12)
+
+
+def test_times() -> None:
+    t = draw_times(np.random.default_rng(0), "logit_normal", 20_000)
+    assert kstest(np.log(t / (1 - t)), "norm").pvalue > 0.01
+    assert kstest(draw_times(np.random.default_rng(0), "uniform", 20_000), "uniform").pvalue > 0.01
 
 
 def _detached(values: Any) -> Any:

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import jax_flows
 import torch_flows
+from flow_bridge.weights import torch_to_jax
+from jax_flows.checkpoint import from_numpy
 from parity_tests.catalogue import Case, arch, flow
 from parity_tests.test_training import HALVES, QUIET, SMALL, data, distance, fit_half, run_both
 from twinflows.parity.limits import TRAJECTORY
@@ -167,6 +171,39 @@ def test_importance_weighted_bounds_in_both_halves(alpha: float) -> None:
     assert distance(in_torch, in_jax) < TRAJECTORY
     assert len(history.train_loss) == 2
     assert len(history.step_losses) == 250
+
+
+@HALVES
+def test_values_of_losses_by_hand(half: str, quick_jax: None) -> None:
+    """Of x = (z - shift) / scale, whose densities and slopes are those of a normal."""
+    package, noise = PACKAGES[half], np.random.default_rng(0).standard_normal((3, 4, 2))
+    shift, scale = np.array([0.3, -0.2]), np.array([1.5, 0.5])
+    weights = {"bijector.shift": shift, "bijector.log_scale": np.log(scale)}
+    if half == "torch":
+        model, given, array = AFFINE.torch_model(), (), torch.from_numpy
+        model.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+    else:
+        model = jax_flows.build(AFFINE.architecture)
+        given, array = (from_numpy(torch_to_jax(weights, model.shapes())),), jnp.asarray
+
+    def values(loss: Any, x: Any, *noise: Any) -> Any:
+        found = loss(model, *given, x, None, *noise)
+        return found.detach() if half == "torch" else found
+
+    x = (noise - shift) / scale
+    log_q = -(noise**2).sum(-1) / 2 - np.log(2 * np.pi) + np.log(scale).sum()
+    log_ratio, rise = log_q + energy(x), np.stack([4 * (x[..., 0] - 1), x[..., 1] + 2], -1)
+    for path_gradient in (False, True):
+        found = values(package.ReverseKL(energy, path_gradient), None, array(noise[:, 0]))
+        np.testing.assert_allclose(found, log_ratio[:, 0], rtol=1e-12)
+    for alpha in (0.0, 0.5, 2.0):
+        loss = package.ImportanceWeighted(energy, 4, alpha)
+        bound = -np.log(np.exp((alpha - 1) * log_ratio).mean(1)) / (1 - alpha)
+        np.testing.assert_allclose(values(loss, None, array(noise)), bound, rtol=1e-12)
+    slopes = (-rise - -noise * scale)[:, 0]
+    for latent, difference in ((True, slopes / scale), (False, slopes)):
+        found = values(package.FisherDivergence(energy, latent), array(x[:, 0]))
+        np.testing.assert_allclose(found, (difference**2).sum(-1), rtol=1e-12)
 
 
 @HALVES

@@ -36,6 +36,7 @@ from parity_tests import (
     test_oracles,
     test_parity,
     test_residual,
+    test_transformer,
 )
 from parity_tests.catalogue import (
     CASES,
@@ -266,6 +267,21 @@ def other_gates(original: Any, half: str) -> Any:
     return unrolled
 
 
+def own_token(original: Any, half: str) -> Any:
+    """Parameters read out at the place of their own token."""
+
+    def run(self: Any, *inputs: Any) -> Any:
+        *params, h, context, mask = inputs
+        h = torch.roll(h, -1, -2) if half == "torch" else jnp.roll(h, -1, -2)
+        return original(self, *params, h, context, mask)
+
+    return run
+
+
+def other_temperature(original: Any, half: str) -> Any:
+    return lambda q, *others: original(q * (1 - 1e-6), *others)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A defect: what is changed, and which test notices.
@@ -316,6 +332,8 @@ LINEAR = affine(dim=2, hidden_dims=[], separate_networks=False)
 CONDITIONAL = affine(dim=2, hidden_dims=[4], context_dim=2)
 MASKED = masked(dim=3, hidden_dims=[4])
 MIXTURE = arch("Elementwise", dim=2, map=arch("LogisticMixtureMap", num_components=2))
+TOKENS = arch("TransformerAutoregressive", dim=4, token_dim=2, map=arch("AffineMap"), hidden_dim=4,
+              num_blocks=1, num_heads=2)  # fmt: skip
 BLOCKS = [
     ("gates of the blocks exchanged", other_blocks(gates=lambda gates: gates[::-1]), "gate"),
     ("branches of the blocks exchanged",
@@ -519,6 +537,10 @@ MUTANTS = [
            other_gates, consistent(GATED, 3)),
     Mutant("autoregressive", "inverse's log-det", "bijectors.autoregressive:MaskedAutoregressive.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(MASKED, 3)),
+    Mutant("transformers", "no shift by one token", "networks.attention:TokenNetwork.run", own_token,
+           consistent(TOKENS, 4)),
+    Mutant("transformers", "scores divided by another root", "networks.attention:attend", other_temperature,
+           in_both(test_transformer.test_a_block_is_that_of_pytorch)),
     # planar, radial, Sylvester
     Mutant("planar", "log-det", P + "_log_det", result(lambda s: s * (1 + 1e-9)),
            consistent(arch("Planar", dim=3), 3)),

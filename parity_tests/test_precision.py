@@ -156,7 +156,12 @@ def run_everywhere(case: Case, device: str, *methods: str) -> list[torch.Tensor]
 @cases()
 def test_everything_stays_on_the_device(case: Case, monkeypatch) -> None:
     """PyTorch refuses to mix the meta device with another; its arrays have no values to look at."""
-    for module in ("bijectors.residual", "bijectors.continuous", "univariate.roots"):
+    for module in (
+        "bijectors.residual",
+        "bijectors.continuous",
+        "bijectors.transformer",
+        "univariate.roots",
+    ):
         monkeypatch.setattr(f"torch_flows.{module}.is_eager", lambda: False)
     outputs = run_everywhere(case, "meta", "forward", "inverse")
     assert {a.device.type for a in outputs} == {"meta"}

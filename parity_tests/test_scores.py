@@ -22,7 +22,7 @@ from twinflows.parity.limits import TRAJECTORY
 PARTS = [
     *[arch("AffineCoupling", dim=3, hidden_dims=[5], activation="tanh", mask=mask, context_dim=1)
       for mask in ("even", "odd", "even", "odd")],
-    arch("LULinear", dim=3), arch("Rotation", dim=3), arch("RandomPermutation", dim=3, seed=1),
+    arch("LULinear", dim=3), arch("Rotation", dim=3), arch("Permutation", permutation=[1, 2, 0]),
     arch("Invert", bijector=arch("SplineCoupling", dim=3, hidden_dims=[5], activation="tanh")),
     arch("AdditiveCoupling", dim=3, hidden_dims=[5], activation="tanh", mask="odd"),
     arch("Elementwise", dim=3, map=arch("CubicMap")), arch("Affine", dim=3),
@@ -201,3 +201,26 @@ def test_a_subclass_that_maps_in_its_own_way_has_its_own_score() -> None:
     _, twin, variables = twins(SMALL)
     with pytest.raises(ValueError, match="score"):
         twin.forward_with_score(variables, jnp.asarray(X[:, :2]), jnp.asarray(SCORE))
+
+
+def test_scores_in_inference_mode_are_those_outside_of_it() -> None:
+    """Where PyTorch makes no graphs, they would be 0."""
+    model, x, score = (
+        SMALL.torch_model(),
+        torch.from_numpy(X[:, :2]),
+        torch.from_numpy(SCORE[:, :2]),
+    )
+    loss = torch_flows.FisherDivergence(energy)
+
+    def values(x: Any) -> list[Any]:
+        given = [model.score(x), *model.forward_with_score(x, score), model.base_score(x)]
+        return [*given, *model.from_noise_with_score(noise=x), loss(model, x, None)]
+
+    expected = values(x)
+    with torch.inference_mode():
+        found = values(x.clone())
+        with pytest.raises(RuntimeError, match=r"torch\.inference_mode has none: use no_grad"):
+            model.bijector.map_score(x, score, None)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.detach())
+        assert not one.requires_grad

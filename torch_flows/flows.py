@@ -16,7 +16,15 @@ from flow_bridge.errors import ArchitectureError
 from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from torch_flows import interop
-from torch_flows.bijectors.base import Bijector, Output, evaluation, initialize, tracked, vjp
+from torch_flows.bijectors.base import (
+    Bijector,
+    Output,
+    differentiates,
+    evaluation,
+    initialize,
+    tracked,
+    vjp,
+)
 from torch_flows.bijectors.normalization import Standardize
 from torch_flows.bijectors.structure import Chain
 from torch_flows.distributions import Distribution
@@ -209,6 +217,7 @@ class Flow(HasVariables):
         z = self.base.from_noise(noise, base_condition)
         return self._from_latent(z, condition, base_condition)
 
+    @differentiates
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The gradient of ``log_prob`` in x, of x's shape. Arguments and errors as ``forward``."""
         with torch.enable_grad(), evaluation(self):
@@ -217,6 +226,7 @@ class Flow(HasVariables):
             score = vjp([log_prob], point, [torch.ones_like(log_prob)], differentiable=True)
         return score if torch.is_grad_enabled() else score.detach()
 
+    @differentiates
     def forward_with_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,6 +244,7 @@ class Flow(HasVariables):
             return z, log_det, score
         return z.detach(), log_det.detach(), score.detach()
 
+    @differentiates
     def base_score(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The gradient of the base's log-density in z, of z's shape. Context and errors as ``inverse``."""
         _, base_condition = self._condition("z", z, context)
@@ -243,6 +254,7 @@ class Flow(HasVariables):
             score = vjp([density], z, [torch.ones_like(density)], differentiable=True)
         return score if torch.is_grad_enabled() else score.detach()
 
+    @differentiates
     def from_noise_with_score(
         self, noise: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -135,7 +135,7 @@ class MaskedAutoregressive(Bijector):
         return z, log_slope.sum(-1)
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        return _implicit_inverse(self, variables, z, context)
+        return implicit_inverse(self, variables, z, context)
 
     def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         rows = z.reshape(-1, self.dim)
@@ -338,15 +338,16 @@ def _add_product(total: Array, weight: Array, known: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
-def _implicit_inverse(
-    bijector: MaskedAutoregressive, variables: Variables, z: Array, context: Array | None
+def implicit_inverse(
+    bijector: Any, variables: Variables, z: Array, context: Array | None
 ) -> Output:
+    """``bijector.explicit_inverse``, with gradients of its own."""
     return bijector.explicit_inverse(variables, z, context)
 
 
-@_implicit_inverse.defjvp
+@implicit_inverse.defjvp
 def _implicit_inverse_jvp(
-    bijector: MaskedAutoregressive, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    bijector: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Output, Output]:
     """z = f(x, weights) gives dx = (df/dx)^-1 (dz - df/dweights dweights): weights and context enter
     by one pass at the solution, and only the linear solve goes through the recursion."""

@@ -20,6 +20,9 @@ from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 from jax_flows.univariate.roots import invert
 
+LEAST_SLOPE = 1e-30
+"""Of a ``CubicSplineMap`` at its ends, whose logarithm would be infinite."""
+
 
 @dataclass(frozen=True)
 class _Pieces(UnivariateMap):
@@ -275,7 +278,8 @@ class CubicSplineMap(_Pieces):
         mean = widths[1:] * s[:-1] + widths[:-1] * s[1:]
         mean = mean / (2 * (widths[1:] + widths[:-1]))
         inner = 2 * jnp.minimum(jnp.minimum(s[:-1], s[1:]), mean)
-        first, last = jnp.split(3 * jax.nn.sigmoid(rows[2 * count :] - math.log(2)), 2)
+        ends = jnp.maximum(3 * jax.nn.sigmoid(rows[2 * count :] - math.log(2)), LEAST_SLOPE)
+        first, last = jnp.split(ends, 2)
         return positions, heights, jnp.concatenate([first * s[:1], inner, last * s[-1:]]), s
 
 

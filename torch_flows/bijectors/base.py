@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -240,10 +241,31 @@ def tracked(x: Tensor, keep_graph: bool) -> Tensor:
     return x.view_as(x) if keep_graph and x.requires_grad else x.detach().requires_grad_()
 
 
+def differentiates(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that needs gradients on its way: in ``torch.inference_mode`` there would be none."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **options: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return method(self, *args, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            args = tuple(map(_outside_inference_mode, args))
+            options = {name: _outside_inference_mode(value) for name, value in options.items()}
+            return method(self, *args, **options)
+
+    return run
+
+
+def _outside_inference_mode(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
 def vjp(
     outputs: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], differentiable: bool
 ) -> Tensor:
     """The gradient by x of the sum of outputs times weights; the graph of the outputs stays."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("scores need gradients, and torch.inference_mode has none: use no_grad.")
     pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
     if not pairs:
         return torch.zeros_like(x)

@@ -19,6 +19,9 @@ from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
 from torch_flows.univariate.roots import invert
 
+LEAST_SLOPE = 1e-30
+"""Of a ``CubicSplineMap`` at its ends, whose logarithm would be infinite."""
+
 
 @dataclass(frozen=True)
 class _Pieces(UnivariateMap):
@@ -274,7 +277,8 @@ class CubicSplineMap(_Pieces):
         mean = widths[1:] * s[:-1] + widths[:-1] * s[1:]
         mean = mean / (2 * (widths[1:] + widths[:-1]))
         inner = 2 * torch.minimum(torch.minimum(s[:-1], s[1:]), mean)
-        first, last = (3 * (rows[2 * count :] - math.log(2)).sigmoid()).split(1)
+        ends = (3 * (rows[2 * count :] - math.log(2)).sigmoid()).clamp_min(LEAST_SLOPE)
+        first, last = ends.split(1)
         return positions, heights, torch.cat([first * s[:1], inner, last * s[-1:]]), s
 
 

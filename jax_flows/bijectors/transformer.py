@@ -1,0 +1,267 @@
+"""Autoregressive maps of tokens, whose parameters come from a transformer."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from flow_bridge import attention as bridge
+from flow_bridge import checks
+from flow_bridge.domains import Interval
+from flow_bridge.errors import ConvergenceError
+from flow_bridge.masks import Order, autoregressive_order
+from jax_flows.bijectors.autoregressive import implicit_inverse
+from jax_flows.bijectors.base import Bijector
+from jax_flows.inputs import check_input
+from jax_flows.networks.attention import CausalTransformer
+from jax_flows.numerics import as_int32, is_eager
+from jax_flows.registry import register
+from jax_flows.univariate.base import UnivariateMap
+from jax_flows.variables import AnyArray, Output, Variables, gather
+
+
+class Sweeps(NamedTuple):
+    """What an inverse by sweeps found.
+
+    Attributes:
+        x: shape ``(*batch, dim)``.
+        log_det: log|det dx/dz|, of shape ``(*batch,)``.
+        num_sweeps: how many sweeps there were.
+        change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``.
+    """
+
+    x: Array
+    log_det: Array
+    num_sweeps: Array
+    change: Array
+
+
+@register
+@dataclass(frozen=True)
+class TransformerAutoregressive(Bijector):
+    """z_t = map(x_t; parameters_t(x_<t)) for tokens x_t, with the parameters from a causal transformer.
+
+    A vector holds one token of ``token_dim`` entries after the other. Every entry of a token is mapped
+    given all tokens before it, by parameters that the transformer reads out one place earlier; the first
+    ones see a learned beginning, and the context. log|det| is the sum of the logs of the map's slopes.
+
+    ``forward`` is one pass. ``inverse`` finds one token after another and keeps the keys and values of
+    the known ones, so that all of its steps together cost about one pass. Its gradients keep what each
+    step saw of them: memory that grows with the square of the number of tokens.
+
+    Args:
+        dim: number of entries.
+        map: what happens to an entry, given its parameters.
+        token_dim: entries of a token.
+        hidden_dim: width of the tokens in the transformer, a multiple of ``num_heads``.
+        num_blocks: blocks of attention and MLP.
+        num_heads: heads of the attention.
+        order: which token is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``, ``"random:SEED"``, or
+            a list of the tokens.
+        context_dim: width of the context, which is embedded and added to every token; 0 for none.
+        activation: of the MLPs, a name in ``networks.activations.ACTIVATIONS``.
+        initial_scale: factor of the first weights of the last layer; with 0 most maps start as the identity.
+        max_sweeps: ``None``, or the number of Jacobi sweeps x <- map^-1(z; parameters(x)) that an inverse
+            without gradients may take in place of its steps. Each is one pass for all tokens at once; as
+            many sweeps as there are tokens are always enough, and far fewer often are.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for an order that is not one, widths that are no multiples, and a ``MixedMap``.
+        ConvergenceError: if ``max_sweeps`` were too few, outside compiled code; there the row is NaN.
+
+    Reference: Zhai et al. (2024), TarFlow, arXiv:2412.06329; Gu et al. (2025), STARFlow,
+    arXiv:2506.06276; sweeps: Song et al. (2021), arXiv:2002.03629.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> map = jax_flows.SplineMap(num_bins=4)
+        >>> bijector = jax_flows.TransformerAutoregressive(6, map, token_dim=2, hidden_dim=8)
+        >>> variables = bijector.init(jax.random.key(0))
+        >>> z, log_det = jax.jit(bijector.forward)(variables, jax.numpy.zeros((5, 6)))
+        >>> z.shape, log_det.shape
+        ((5, 6), (5,))
+    """
+
+    dim: int
+    map: UnivariateMap
+    token_dim: int = 1
+    hidden_dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 4
+    order: Order = None
+    context_dim: int = 0
+    activation: str = "gelu"
+    initial_scale: float = 0.0
+    max_sweeps: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = "TransformerAutoregressive"
+        checks.instances(owner, "map", [self.map], UnivariateMap)
+        checks.one_map(owner, self.map)
+        if self.max_sweeps is not None:
+            checks.positive_int(owner, max_sweeps=self.max_sweeps)
+        _ = self.generated, self.network
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    @property
+    def domain(self) -> Interval:  # type: ignore[override]
+        return self.map.domain
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        return self.map.codomain
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are."""
+        return bridge.num_tokens("TransformerAutoregressive", self.dim, self.token_dim)
+
+    @cached_property
+    def generated(self) -> np.ndarray:
+        """The tokens in the order of generation."""
+        return as_int32(autoregressive_order(self.order, self.num_tokens))
+
+    @cached_property
+    def network(self) -> CausalTransformer:
+        """The transformer."""
+        return CausalTransformer(
+            self.token_dim * self.map.num_features,
+            self.token_dim * self.map.num_parameters,
+            self.num_tokens,
+            self.hidden_dim,
+            self.num_blocks,
+            self.num_heads,
+            self.activation,
+            self.context_dim,
+            self.initial_scale,
+        )
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        return gather({"network": {"params": self.network.init(key, dtype)}})
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        return gather({"network": {"params": self.network.shapes(dtype)}})
+
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        tokens = self._tokens(x)
+        z, log_slope = self.map.forward(tokens, self._parameters_of(variables, tokens, context))
+        return self._vector(z), log_slope.sum((-2, -1))
+
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        if self.max_sweeps is None:
+            return implicit_inverse(self, variables, z, context)
+        x, log_det = _swept_inverse(self, variables, z, context)
+        failed = jnp.isnan(log_det) & jnp.isfinite(z).all(-1)
+        if is_eager(failed) and failed.any():
+            raise ConvergenceError(bridge.sweeps_message(int(failed.sum()), self.max_sweeps))
+        return x, log_det
+
+    def inverse_by_sweeps(
+        self, variables: Variables, z: AnyArray, max_sweeps: int, context: AnyArray | None = None
+    ) -> Sweeps:
+        """``inverse`` by Jacobi sweeps, however far they come, without gradients.
+
+        Args:
+            variables: the arrays, from ``init``, ``fit`` or ``load``.
+            z: shape ``(*batch, dim)``.
+            max_sweeps: after how many to stop, if they still move something by more than rounding.
+            context: as for ``inverse``.
+        """
+        z, context = check_input(self, variables, "z", z, context)
+        checks.positive_int("TransformerAutoregressive", max_sweeps=max_sweeps)
+        return self.solve_by_sweeps(*jax.lax.stop_gradient((variables, z, context)), max_sweeps)
+
+    def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        """One token after the other."""
+        params, network = variables["params"]["network"], self.network
+        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        # an inverse is computed in full precision
+        with jax.default_matmul_precision("highest"):
+            term = None
+            if context is not None:
+                term = network.context_term(params, context.reshape(-1, self.context_dim))
+
+            def step(carry: tuple[Array, Array], row: tuple[Array, Array]) -> Any:
+                t, token = row
+                seen, caches = carry
+                out, caches = network.step(params, t, seen, term, caches)
+                parameters = out.reshape(*token.shape, self.map.num_parameters)
+                x, log_slope = self.map.inverse(token, parameters)
+                return (self.map.features(x, -1), caches), (x, log_slope.sum(-1))
+
+            start = self.map.features(tokens[:, 0], -1), network.caches(tokens)
+            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0)
+            _, (found, log_slopes) = jax.lax.scan(step, start, rows)
+        x = jnp.moveaxis(found, 0, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
+        return self._vector(x), log_slopes.sum(0).reshape(z.shape[:-1])
+
+    def solve_by_sweeps(
+        self, variables: Variables, z: Array, context: Array | None, max_sweeps: int
+    ) -> Sweeps:
+        """``inverse_by_sweeps`` of what has been checked."""
+        close = bridge.SWEEP_TOLERANCE * float(jnp.finfo(z.dtype).eps)
+        given = jnp.isfinite(z).all(-1)
+        tokens = self._tokens(z)
+
+        def moving(state: Sweeps) -> Array:
+            return (state.num_sweeps < max_sweeps) & (~(state.change <= close) & given).any()
+
+        def sweep(state: Sweeps) -> Sweeps:
+            parameters = self._parameters_of(variables, self._tokens(state.x), context)
+            solved, log_slope = self.map.inverse(tokens, parameters)
+            x = self._vector(solved)
+            change = (jnp.abs(x - state.x) / (1 + jnp.abs(x))).max(-1)
+            return Sweeps(x, log_slope.sum((-2, -1)), state.num_sweeps + 1, change)
+
+        with jax.default_matmul_precision("highest"):
+            unknown = jnp.full_like(z[..., 0], math.inf)
+            start = sweep(Sweeps(z, unknown, jnp.zeros((), jnp.int32), unknown))
+            return jax.lax.while_loop(moving, sweep, start)
+
+    def _parameters_of(self, variables: Variables, tokens: Array, context: Array | None) -> Array:
+        """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""
+        seen = self.map.features(tokens, -1)
+        out = self.network(variables["params"]["network"], seen, context)
+        return out.reshape(*tokens.shape, self.map.num_parameters)
+
+    def _tokens(self, x: Array) -> Array:
+        """The tokens in the order of generation, ``(*batch, num_tokens, token_dim)``."""
+        tokens = x.reshape(*x.shape[:-1], self.num_tokens, self.token_dim)
+        return tokens if self.order is None else tokens[..., self.generated, :]
+
+    def _vector(self, tokens: Array) -> Array:
+        """The inverse of ``_tokens``."""
+        if self.order is not None:
+            tokens = tokens[..., as_int32(np.argsort(self.generated)), :]
+        return tokens.reshape(*tokens.shape[:-2], self.dim)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+def _swept_inverse(
+    bijector: TransformerAutoregressive, variables: Variables, z: Array, context: Array | None
+) -> Output:
+    max_sweeps = checks.known(bijector.max_sweeps)
+    x, log_det, _, change = bijector.solve_by_sweeps(variables, z, context, max_sweeps)
+    failed = ~(change <= bridge.SWEEP_TOLERANCE * float(jnp.finfo(z.dtype).eps))
+    failed = failed & jnp.isfinite(z).all(-1)
+    return jnp.where(failed[..., None], jnp.nan, x), jnp.where(failed, jnp.nan, log_det)
+
+
+@_swept_inverse.defjvp
+def _swept_inverse_jvp(
+    bijector: TransformerAutoregressive, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Output, Output]:
+    """Sweeps have no gradients: the steps have."""
+    return jax.jvp(partial(implicit_inverse, bijector), primals, tangents)

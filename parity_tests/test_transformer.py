@@ -1,0 +1,220 @@
+"""Transformer flows: PyTorch's own block, causality, the inverse by steps and by sweeps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jax_flows
+import torch_flows
+from flow_bridge.errors import ConvergenceError
+from flow_bridge.masks import autoregressive_order
+from flow_bridge.weights import torch_to_jax
+from jax_flows.networks import attention as jax_attention
+from parity_tests import fuzz
+from parity_tests.catalogue import Case, arch
+from torch_flows.networks import attention as torch_attention
+
+HALVES = {"torch": torch_flows, "jax": jax_flows}
+halves = pytest.mark.parametrize("half", ["torch", "jax"])
+FLOW = arch(
+    "TransformerAutoregressive", dim=8, token_dim=2, map=arch("AffineMap", scale="softclip"),
+    hidden_dim=6, num_blocks=2, num_heads=2, order="reverse", context_dim=2,
+)  # fmt: skip
+
+
+@halves
+def test_a_block_is_that_of_pytorch(half: str) -> None:
+    """``TransformerEncoderLayer`` with the normalisation first, of two heads and a causal mask."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(
+        6, 2, 24, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    layer = layer.double().eval()
+    for parameter in layer.parameters():
+        parameter.data = parameter.data + 0.3 * torch.randn_like(parameter)
+    layer.self_attn.in_proj_bias.data.zero_()
+    block = torch_attention.AttentionBlock(6, 2, "gelu").double()
+    pairs = {
+        "attention_norm": layer.norm1,
+        "projection": layer.self_attn.out_proj,
+        "mlp_norm": layer.norm2,
+        "expand": layer.linear1,
+        "contract": layer.linear2,
+    }
+    state = {f"{name}.{k}": v for name, own in pairs.items() for k, v in own.state_dict().items()}
+    state["qkv.weight"] = layer.self_attn.in_proj_weight.detach()
+    h, mask = torch.randn(3, 5, 6).double(), torch.ones(5, 5, dtype=torch.bool).tril()
+    if half == "torch":
+        block.load_state_dict(state)
+        found = block(h, mask).detach().numpy()
+    else:
+        own = jax_attention.AttentionBlock(6, 2, "gelu")
+        shapes = {"params": own.shapes(jnp.float64)}
+        arrays = {name: value.numpy() for name, value in state.items()}
+        params = torch_to_jax(arrays, shapes)["params"]
+        found = own(params, h.numpy(), mask.numpy())
+    expected = layer(h, ~mask).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@halves
+def test_tokens_see_those_before_them(half: str) -> None:
+    case = Case("", FLOW)
+    x, context = case.inputs(), case.context()
+    if half == "torch":
+        model, given = case.torch_model(), torch.from_numpy(context)
+        forward = lambda x: model(x, given)  # noqa: E731
+        jacobian = torch.func.jacrev(lambda x: forward(x)[0])(torch.from_numpy(x)).detach().numpy()
+        log_det = forward(torch.from_numpy(x))[1].detach().numpy()
+    else:
+        bijector = jax_flows.build(FLOW)
+        variables = torch_to_jax(case.weights(), bijector.shapes())
+        jacobian = jax.jit(jax.jacfwd(lambda x: bijector.forward(variables, x, context)[0]))(x)
+        log_det = bijector.forward(variables, x, context)[1]
+    blocks = np.asarray(jacobian).reshape(4, 2, 4, 2)
+    order = autoregressive_order("reverse", 4)
+    blocks = blocks.transpose(0, 2, 1, 3)[order][:, order]
+    for t in range(4):
+        assert (blocks[t, t + 1 :] == 0).all()
+        assert (blocks[t, :t] != 0).all()
+        assert (blocks[t, t][~np.eye(2, dtype=bool)] == 0).all()
+    slopes = np.log(blocks.diagonal().diagonal())
+    np.testing.assert_allclose(slopes.sum(), log_det, rtol=1e-12)
+
+
+def naive_inverse(model: Any, z: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """One pass of the whole network for each token, as code without a cache does it."""
+    tokens = z.unflatten(-1, (-1, model.token_dim)).flip(-2)
+    x = torch.zeros_like(tokens)
+    for t in range(model.num_tokens):
+        parameters = model.network(x, context).unflatten(-1, (model.token_dim, -1))
+        x[..., t, :] = model.map.inverse(tokens, parameters)[0][..., t, :]
+    return x.flip(-2).flatten(-2)
+
+
+def test_the_cache_changes_nothing() -> None:
+    case = Case("", FLOW)
+    model = case.torch_model()
+    z, context = torch.from_numpy(case.inputs(5)), torch.from_numpy(case.context(5))
+    with torch.no_grad():
+        expected = naive_inverse(model, z, context).numpy()
+        in_place = model.inverse(z, context)[0].numpy()
+        sweeps = model.inverse_by_sweeps(z, 9, context)
+    growing = model.inverse(z, context)[0].detach().numpy()
+    bijector = jax_flows.build(FLOW)
+    variables = torch_to_jax(case.weights(), bijector.shapes())
+    by_scan = jax.jit(bijector.inverse)(variables, z.numpy(), context.numpy())[0]
+    by_loop = jax.jit(bijector.inverse_by_sweeps, static_argnums=2)(
+        variables, z.numpy(), 9, context.numpy()
+    )
+    for found in (in_place, growing, by_scan, sweeps.x.numpy(), by_loop.x):
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
+    assert int(sweeps.num_sweeps) == int(by_loop.num_sweeps) <= 5
+    assert float(sweeps.change.max()) < 1e-14
+
+
+@halves
+def test_too_few_sweeps_are_an_error(half: str) -> None:
+    """In compiled code NaN, in those rows alone; gradients are those of the steps."""
+    case = Case("", FLOW | {"max_sweeps": 2, "context_dim": 0, "num_blocks": 1}, scale=1.0)
+    z = case.inputs(3)
+    z[0] = np.nan
+    sentence = "still moved 2 of the rows after 2 sweeps"
+    if half == "torch":
+        model, rows = case.torch_model(), torch.from_numpy(z)
+        with torch.no_grad(), pytest.raises(ConvergenceError, match=sentence):
+            model.inverse(rows)
+        with torch.no_grad():
+            found = torch.func.vmap(model.inverse)(rows)[0]
+        assert model.inverse(rows[1:])[0].isfinite().all()
+    else:
+        bijector = jax_flows.build(case.architecture)
+        variables = torch_to_jax(case.weights(), bijector.shapes())
+        with pytest.raises(ConvergenceError, match=sentence):
+            bijector.inverse(variables, z)
+        found = jax.jit(bijector.inverse)(variables, z)[0]
+        gradient = jax.jit(jax.grad(lambda z: bijector.inverse(variables, z)[0].sum()))(z[1])
+        assert jnp.isfinite(gradient).all()
+    assert np.isnan(np.asarray(found)).all()
+
+
+def test_jax_programs_do_not_grow_with_depth() -> None:
+    def size(num_blocks: int) -> int:
+        bijector = jax_flows.build(FLOW | {"num_blocks": num_blocks})
+        variables = jax.eval_shape(lambda: bijector.init(jax.random.key(0)))
+        z, context = jnp.zeros((2, 8)), jnp.zeros((2, 2))
+        total = 0
+        for method in (bijector.forward, bijector.inverse):
+            total += str(jax.make_jaxpr(method)(variables, z, context)).count("dot_general")
+        return total
+
+    assert size(2) == size(9)
+
+
+@pytest.mark.parametrize("name", ["vectors", "images"])
+def test_couplings_of_tokens(name: str) -> None:
+    """Both halves against each other, round trips and Jacobians; masks of channels and of patches."""
+    small = {"hidden_dim": 4, "num_heads": 2}
+    if name == "images":
+        jet = arch("Jet", shape=[1, 4, 4], num_layers=6, num_blocks=2, context_dim=2, **small)
+        fuzz.check(jet, (1, 4, 4), 0, scale=0.4)
+    else:
+        network = arch("Transformer", num_tokens=4, **small)
+        vectors = {"dim": 8, "map": arch("SplineMap", num_bins=2), "mask": [1, 0] * 4}
+        fuzz.check(
+            arch("Coupling", **vectors, conditioner=network, context_dim=2), (8,), 0, scale=0.4
+        )
+
+
+@halves
+def test_patches(half: str) -> None:
+    """Each token is one patch; the places of the latent's pixels are those of the image's."""
+    image = np.arange(48.0).reshape(2, 4, 6)
+    bijector = HALVES[half].Patches((2, 4, 6), 2)
+    arguments = (torch.from_numpy(image),) if half == "torch" else ({}, image)
+    z = np.asarray(bijector.map_forward(*arguments, None)[0])
+    np.testing.assert_array_equal(z.reshape(6, 2, 2, 2)[4], image[:, 2:, 2:4])
+
+
+@halves
+def test_flows_of_patches_start_as_the_identity_and_repeat(half: str) -> None:
+    for model in (HALVES[half].TarFlow((1, 4, 4), 2, 8), HALVES[half].Jet((1, 4, 4), 2, 20)):
+        x = np.random.default_rng(0).normal(size=(3, 1, 4, 4))
+        if half == "torch":
+            z, log_det = model.double()(torch.from_numpy(x))
+            z, log_det = z.detach().numpy(), log_det.detach().numpy()
+        else:
+            assert len(model.bijector.segments) == 3  # scanned over
+            variables = model.init(jax.random.key(0), jnp.float64)
+            z, log_det = jax.jit(model.forward)(variables, x)
+        np.testing.assert_allclose(z, x, atol=1e-12)
+        np.testing.assert_allclose(log_det, 0, atol=1e-12)
+
+
+def test_what_is_refused() -> None:
+    map = arch("AffineMap")
+    wrong = [
+        (arch("TransformerAutoregressive", dim=5, token_dim=2, map=map), "dim divisible by 2, got 5"),
+        (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "hidden_dim divisible by 5"),
+        (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
+        (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
+        (arch("TarFlow", shape=[4, 4]), "shape as a number or as"),
+        (arch("TarFlow", shape=[1, 4, 6], patch_size=4), "width divisible by 4, got 6"),
+        (arch("TarFlow", shape=5, patch_size=2), "dim divisible by 2"),
+        (arch("Jet", shape=[1, 4, 4], patch_size=1), "fixes (nothing|everything)"),
+        (arch("Jet", shape=4), "shape as a list"),
+        (arch("Transformer", in_dim=6, out_dim=8, num_tokens=4), "in_dim divisible by 4, got 6"),
+        (arch("Transformer", in_dim=8, out_dim=8, num_tokens=4, num_parameters=3), "divisible by 12"),
+        (arch("Transformer", in_dim=8, out_dim=8, num_tokens=4, activation="best"), "activation"),
+    ]  # fmt: skip
+    for architecture, sentence in wrong:
+        messages = []
+        for package in (torch_flows, jax_flows):
+            with pytest.raises(ValueError, match=sentence) as caught:
+                package.build(architecture)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]

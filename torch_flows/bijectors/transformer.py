@@ -1,0 +1,217 @@
+"""Autoregressive maps of tokens, whose parameters come from a transformer."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flow_bridge import attention as bridge
+from flow_bridge import checks
+from flow_bridge.errors import ConvergenceError
+from flow_bridge.masks import Order, autoregressive_order
+from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.inputs import check_input
+from torch_flows.networks.attention import CausalTransformer
+from torch_flows.numerics import full_precision, is_eager
+from torch_flows.registry import register
+from torch_flows.univariate.base import UnivariateMap
+
+
+class Sweeps(NamedTuple):
+    """What an inverse by sweeps found.
+
+    Attributes:
+        x: shape ``(*batch, dim)``.
+        log_det: log|det dx/dz|, of shape ``(*batch,)``.
+        num_sweeps: how many sweeps there were.
+        change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``.
+    """
+
+    x: Tensor
+    log_det: Tensor
+    num_sweeps: Tensor
+    change: Tensor
+
+
+@register
+class TransformerAutoregressive(Bijector):
+    """z_t = map(x_t; parameters_t(x_<t)) for tokens x_t, with the parameters from a causal transformer.
+
+    A vector holds one token of ``token_dim`` entries after the other. Every entry of a token is mapped
+    given all tokens before it, by parameters that the transformer reads out one place earlier; the first
+    ones see a learned beginning, and the context. log|det| is the sum of the logs of the map's slopes.
+
+    ``forward`` is one pass. ``inverse`` finds one token after another and keeps the keys and values of
+    the known ones, so that all of its steps together cost about one pass. Its gradients keep what each
+    step saw of them: memory that grows with the square of the number of tokens.
+
+    Args:
+        dim: number of entries.
+        map: what happens to an entry, given its parameters.
+        token_dim: entries of a token.
+        hidden_dim: width of the tokens in the transformer, a multiple of ``num_heads``.
+        num_blocks: blocks of attention and MLP.
+        num_heads: heads of the attention.
+        order: which token is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``, ``"random:SEED"``, or
+            a list of the tokens.
+        context_dim: width of the context, which is embedded and added to every token; 0 for none.
+        activation: of the MLPs, a name in ``networks.activations.ACTIVATIONS``.
+        initial_scale: factor of the first weights of the last layer; with 0 most maps start as the identity.
+        max_sweeps: ``None``, or the number of Jacobi sweeps x <- map^-1(z; parameters(x)) that an inverse
+            without gradients may take in place of its steps. Each is one pass for all tokens at once; as
+            many sweeps as there are tokens are always enough, and far fewer often are.
+
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
+
+    Raises:
+        ValueError: for an order that is not one, widths that are no multiples, and a ``MixedMap``.
+        ConvergenceError: if ``max_sweeps`` were too few, outside compiled code; there the row is NaN.
+
+    Reference: Zhai et al. (2024), TarFlow, arXiv:2412.06329; Gu et al. (2025), STARFlow,
+    arXiv:2506.06276; sweeps: Song et al. (2021), arXiv:2002.03629.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> map = torch_flows.SplineMap(num_bins=4)
+        >>> bijector = torch_flows.TransformerAutoregressive(6, map, token_dim=2, hidden_dim=8)
+        >>> z, log_det = bijector.forward(torch.zeros(5, 6))
+        >>> tuple(z.shape), tuple(log_det.shape)
+        ((5, 6), (5,))
+    """
+
+    generated: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        map: UnivariateMap,
+        token_dim: int = 1,
+        hidden_dim: int = 64,
+        num_blocks: int = 2,
+        num_heads: int = 4,
+        order: Order = None,
+        context_dim: int = 0,
+        activation: str = "gelu",
+        initial_scale: float = 0.0,
+        max_sweeps: int | None = None,
+    ) -> None:
+        super().__init__()
+        owner = "TransformerAutoregressive"
+        checks.instances(owner, "map", [map], UnivariateMap)
+        checks.one_map(owner, map)
+        if max_sweeps is not None:
+            checks.positive_int(owner, max_sweeps=max_sweeps)
+        self.dim = dim
+        self.map = map
+        self.token_dim = token_dim
+        self.hidden_dim, self.num_blocks, self.num_heads = hidden_dim, num_blocks, num_heads
+        self.order = tuple(order) if isinstance(order, list) else order
+        self.context_dim = context_dim
+        self.activation = activation
+        self.initial_scale = initial_scale
+        self.max_sweeps = max_sweeps
+        self.event_shape = (dim,)
+        self.domain, self.codomain = map.domain, map.codomain
+        self.num_tokens = bridge.num_tokens(owner, dim, token_dim)
+        generated = torch.as_tensor(autoregressive_order(self.order, self.num_tokens))
+        self.network = CausalTransformer(
+            token_dim * map.num_features,
+            token_dim * map.num_parameters,
+            self.num_tokens,
+            hidden_dim,
+            num_blocks,
+            num_heads,
+            activation,
+            context_dim,
+            initial_scale,
+        )
+        self.register_buffer("generated", generated, persistent=False)
+        self.register_buffer("position", generated.argsort(), persistent=False)
+
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        tokens = self._tokens(x)
+        z, log_slope = self.map.forward(tokens, self._parameters_of(tokens, context))
+        return self._vector(z), log_slope.sum((-2, -1))
+
+    @full_precision
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        if self.max_sweeps is None or torch.is_grad_enabled():
+            return self._steps(z, context)
+        x, log_det, _, change = self.solve_by_sweeps(z, context, self.max_sweeps)
+        failed = ~(change <= bridge.SWEEP_TOLERANCE * torch.finfo(z.dtype).eps)
+        failed = failed & z.isfinite().all(-1)
+        if is_eager() and failed.any():
+            raise ConvergenceError(bridge.sweeps_message(int(failed.sum()), self.max_sweeps))
+        x = torch.where(failed.unsqueeze(-1), math.nan, x)
+        return x, torch.where(failed, math.nan, log_det)
+
+    def inverse_by_sweeps(
+        self, z: Tensor, max_sweeps: int, context: Tensor | None = None
+    ) -> Sweeps:
+        """``inverse`` by Jacobi sweeps, however far they come, without gradients.
+
+        Args:
+            z: shape ``(*batch, dim)``.
+            max_sweeps: after how many to stop, if they still move something by more than rounding.
+            context: as for ``inverse``.
+        """
+        context = check_input(self, "z", z, context)
+        checks.positive_int("TransformerAutoregressive", max_sweeps=max_sweeps)
+        with torch.no_grad():
+            return self.solve_by_sweeps(z, context, max_sweeps)
+
+    @full_precision
+    def solve_by_sweeps(self, z: Tensor, context: Tensor | None, max_sweeps: int) -> Sweeps:
+        """``inverse_by_sweeps`` of what has been checked."""
+        close = bridge.SWEEP_TOLERANCE * torch.finfo(z.dtype).eps
+        given, x = z.isfinite().all(-1), z
+        tokens = self._tokens(z)
+        log_det = change = torch.full_like(z[..., 0], math.inf)
+        count = 0
+        while count < max_sweeps:
+            solved, log_slope = self.map.inverse(
+                tokens, self._parameters_of(self._tokens(x), context)
+            )
+            before, x, count = x, self._vector(solved), count + 1
+            log_det = log_slope.sum((-2, -1))
+            change = ((x - before).abs() / (1 + x.abs())).amax(-1)
+            if is_eager() and not (~(change <= close) & given).any():
+                break
+        return Sweeps(x, log_det, torch.tensor(count, device=z.device), change)
+
+    def _steps(self, z: Tensor, context: Tensor | None) -> Output:
+        """One token after the other."""
+        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        term = None
+        if context is not None:
+            term = self.network.embed_context(context.reshape(-1, self.context_dim))
+        in_place = is_eager() and not torch.is_grad_enabled()
+        caches = self.network.caches(tokens, in_place)
+        seen = self.map.features(tokens[:, 0], -1)
+        found, log_slopes = [], []
+        for t, token in enumerate(tokens.unbind(1)):
+            out = self.network.step(t, seen, term, caches).to(z.dtype)
+            x, log_slope = self.map.inverse(token, out.unflatten(-1, (self.token_dim, -1)))
+            seen = self.map.features(x, -1)
+            found.append(x)
+            log_slopes.append(log_slope.sum(-1))
+        x = torch.stack(found, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
+        return self._vector(x), torch.stack(log_slopes).sum(0).reshape(z.shape[:-1])
+
+    def _parameters_of(self, tokens: Tensor, context: Tensor | None) -> Tensor:
+        """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""
+        out = self.network(self.map.features(tokens, -1), context).to(tokens.dtype)
+        return out.unflatten(-1, (self.token_dim, -1))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """The tokens in the order of generation, ``(*batch, num_tokens, token_dim)``."""
+        tokens = x.unflatten(-1, (self.num_tokens, self.token_dim))
+        return tokens if self.order is None else tokens.index_select(-2, self.generated)
+
+    def _vector(self, tokens: Tensor) -> Tensor:
+        """The inverse of ``_tokens``."""
+        if self.order is not None:
+            tokens = tokens.index_select(-2, self.position)
+        return tokens.flatten(-2)
