@@ -19,6 +19,8 @@ from flow_bridge.importers.parts import Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
     as_array,
+    contents,
+    demand,
     expect,
     field,
     float64_copy,
@@ -81,9 +83,13 @@ def call(transform: Any, x: Any) -> Any:
 def _base(base: Any) -> Part:
     name = kind(base)
     if name in ("UnconditionalDistribution", "Unconditional"):
-        distribution = base()  # whatever its version calls its arguments
+        distribution = _called(base, "zuko's base")
         if kind(distribution) == "DiagNormal":
+            own = "base_dist reinterpreted_batch_ndims"
+            expect(distribution, "zuko's DiagNormal", f"{SHAPES} {own}")
+            demand(distribution, "zuko's DiagNormal", reinterpreted_batch_ndims=1)
             normal = distribution.base_dist
+            expect(normal, "zuko's DiagNormal", f"{SHAPES} loc scale")
             return parts.normal_base(as_array(normal.loc), np.log(as_array(normal.scale)))
         name = kind(distribution)
     raise UnsupportedModel(
@@ -91,11 +97,24 @@ def _base(base: Any) -> Part:
     )
 
 
+SHAPES = "_batch_shape _event_shape _validate_args"
+"""Of a distribution of torch."""
+
+
+def _called(module: Any, where: str) -> Any:
+    """What a module makes of its arguments, whatever its version calls them."""
+    given = " ".join(
+        key for name in ("_parameters", "_buffers") for key in vars(module).get(name, {})
+    )
+    expect(module, where, f"f meta _keys _nargs {given}")
+    return module()
+
+
 def flatten(name: str, module: Any) -> Iterator[tuple[str, Any]]:
     """Transformations one after another with their names, without what contains them."""
     if kind(module) == "LazyComposedTransform":
         expect(module, "zuko's LazyComposedTransform", "transforms")
-        for i, item in enumerate(module.transforms):
+        for i, item in enumerate(contents(module.transforms, name)):
             yield from flatten(f"{name}.transforms.{i}", item)
     else:
         yield name, module
@@ -115,13 +134,14 @@ def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
     name = kind(module)
     where = f"zuko's {name}"
     if name == "LazyComposedTransform":
-        found = [_transform(item, dim, notes) for item in module.transforms]
+        expect(module, where, "transforms")
+        found = [_transform(item, dim, notes) for item in contents(module.transforms, where)]
         return [item for items in found for item in items]
     if name == "LazyInverse":
         expect(module, where, "transform")
         return parts.invert_all(_transform(module.transform, dim, notes))
     if name in ("UnconditionalTransform", "Unconditional"):
-        return [_unconditional(module(), dim, notes)]
+        return [_unconditional(_called(module, where), dim, notes)]
     if name == "MaskedAutoregressiveTransform":
         expect(module, where, "univariate shapes total order passes hyper")
         map, outputs = _map(module, np.arange(dim), notes)
@@ -143,7 +163,8 @@ def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
             layers, activation = networks.sequence(module.hyper, where)
             conditioner = networks.mlp(layers, activation, outputs, by_entry=True)
             return [networks.elementwise(map, conditioner, dim, layers[0].weight.shape[1])]
-        own = np.concatenate([as_array(value).reshape(dim, -1) for value in module.phi], 1)
+        phi = contents(module.phi, where, "_size")
+        own = np.concatenate([as_array(value).reshape(dim, -1) for value in phi], 1)
         arrays = {"raw_parameters": outputs.applied(own)}
         return [parts.part("Elementwise", arrays, dim=dim, map=map)]
     if name in UNIVARIATE:
@@ -155,9 +176,9 @@ def _hyper(
     hyper: Any, outputs: networks.Outputs | networks.Combined, dim: int, where: str
 ) -> tuple[networks.Conditioner, int]:
     """A masked network, and the width of its input."""
-    modules = list(hyper)
+    modules = contents(hyper, where, "in_features out_features")
     if not any(kind(module) == "Residual" for module in modules):
-        layers, activation = networks.sequence(modules, where)
+        layers, activation = networks.sequence(hyper, where)
         conditioner = networks.masked_mlp(layers, activation, outputs, dim, where)
         return conditioner, layers[0].weight.shape[1]
     blocks = modules[1:-1]
@@ -168,7 +189,7 @@ def _hyper(
     layers = [networks.linear(modules[0], where)]
     names = set()
     for block in blocks:
-        first, activation, second = block
+        first, activation, second = contents(block, where)
         layers += [networks.linear(first, where), networks.linear(second, where)]
         names.add(activation_name(activation, where))
     layers.append(networks.linear(modules[-1], where))
@@ -273,12 +294,14 @@ def _monotone(
 ) -> tuple[Architecture, networks.Combined]:
     """A network of x and the outputs of the conditioner, its signal, that enters the first biases."""
     expect(network, where, "network")
-    linears = [item for item in network.network if kind(item) != "TwoWayELU"]
-    between = [kind(item) for item in network.network][1::2]
-    if set(between) != {"TwoWayELU"} or {kind(item) for item in linears} != {"MonotonicLinear"}:
+    items = contents(network.network, where, "in_features out_features")
+    linears, between = items[::2], items[1::2]
+    if any(kind(item) != "MonotonicLinear" for item in linears) or not between:
         raise UnsupportedModel(f"{where} is not linear layers with TwoWayELU between them.")
-    if any(item.alpha != 1 for item in network.network if kind(item) == "TwoWayELU"):
-        raise UnsupportedModel(f"{where} with another alpha than 1 has no counterpart.")
+    for item in between:
+        expect(item, f"{where}, {kind(item)}", "alpha inplace")
+        if kind(item) != "TwoWayELU" or item.alpha != 1:
+            raise UnsupportedModel(f"{where} is not linear layers with TwoWayELU between them.")
     widths = [item.out_features for item in linears[:-1]]
     matrix, offset = [], []
     for i, item in enumerate(linears):
@@ -315,17 +338,24 @@ def _no_more(given: dict[str, Any], names: str, where: str) -> None:
         )
 
 
+TRANSFORM = "_cache_size _inv _cached_x_y"
+"""Of a transform of torch."""
+
+
 def _unconditional(transform: Any, dim: int, notes: list[str]) -> Part:
     name = kind(transform)
     where = f"zuko's UnconditionalTransform({name})"
     if name == "PermutationTransform":
+        expect(transform, where, f"{TRANSFORM} order inverse")
         return parts.permutation(as_array(transform.order))
     if name == "AffineTransform":
+        expect(transform, where, f"{TRANSFORM} loc scale _event_dim")
         scale, loc = (
             np.broadcast_to(as_array(a), (dim,)) for a in (transform.scale, transform.loc)
         )
         return parts.standardize(-loc / scale, 1 / scale, where)
     if name == "SoftclipTransform":
+        expect(transform, where, f"{TRANSFORM} bound domain codomain")
         notes.append(
             "what its softclip does not reach has no inverse: samples from there are NaN, and at the "
             "end of a window in zuko."
