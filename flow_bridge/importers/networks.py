@@ -72,15 +72,13 @@ class Combined(NamedTuple):
     def taken(self, layer: Linear, by_entry: bool) -> Linear:
         """As ``Outputs.taken``."""
         entries, count, seen = self.matrix.shape
-        weight = self.matrix @ layer.weight.reshape(entries, seen, -1)
-        bias = self.applied(layer.bias)
+        weight = (self.matrix @ layer.weight.reshape(entries, seen, -1)).reshape(
+            entries * count, -1
+        )
         mask = None
         if layer.mask is not None:
-            mask = layer.mask.reshape(entries, seen, -1).any(1, keepdims=True)
-            mask = np.broadcast_to(mask, weight.shape)
-        whole = Linear(weight.reshape(entries * count, -1), bias.ravel(), None)
-        if mask is not None:
-            whole = whole._replace(mask=mask.reshape(entries * count, -1))
+            mask = layer.mask.reshape(entries, seen, -1).any(1).repeat(count, axis=0)
+        whole = Linear(weight, self.applied(layer.bias).ravel(), mask)
         return Outputs.of(self.rows).taken(whole, by_entry)
 
     def applied(self, values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ FARTHEST = 1e30
 overflow."""
 
 _Search = tuple[Array, Array, Array, Array, Array, Array]
+_Bracket = tuple[Array, Array, Array, Array]
 
 
 def invert(
@@ -53,11 +54,11 @@ def bracket(
     inner = jnp.zeros_like(z)
     sign = jnp.where(z < evaluate(inner, *fixed)[0], -1.0, 1.0).astype(z.dtype)
 
-    def unfinished(carry: tuple[Array, ...]) -> Array:
+    def unfinished(carry: _Bracket) -> Array:
         i, _, _, short = carry
         return (i < DOUBLINGS) & short.any()
 
-    def widen(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def widen(carry: _Bracket) -> _Bracket:
         i, inner, outer, _ = carry
         short = sign * (z - evaluate(outer, *fixed)[0]) > 0
         inner, outer = jnp.where(short, outer, inner), jnp.where(short, 2 * outer, outer)
