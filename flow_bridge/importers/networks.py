@@ -10,7 +10,7 @@ import numpy as np
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers.parts import Arrays, Part
-from flow_bridge.importers.reading import activation_name, as_array, expect, kind
+from flow_bridge.importers.reading import activation_name, as_array, contents, expect, kind
 from flow_bridge.masks import Autoregression, Degrees
 
 
@@ -69,11 +69,11 @@ def linear(module: Any, where: str) -> Linear:
     return Linear(weight, bias, None if mask is None else as_array(mask) != 0)
 
 
-def sequence(modules: Iterable[Any], where: str) -> tuple[list[Linear], str]:
+def sequence(modules: Any, where: str) -> tuple[list[Linear], str]:
     """Linear layers and the one activation between them."""
     layers: list[Linear] = []
     names: list[str] = []
-    for module in modules:
+    for module in contents(modules, where, "in_features out_features"):
         name = kind(module)
         if name in ("Linear", "MaskedLinear"):
             layers.append(linear(module, f"{where}, {name}"))

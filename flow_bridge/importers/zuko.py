@@ -18,6 +18,8 @@ from flow_bridge.importers.parts import Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
     as_array,
+    contents,
+    demand,
     expect,
     field,
     float64_copy,
@@ -78,9 +80,13 @@ def call(transform: Any, x: Any) -> Any:
 def _base(base: Any) -> Part:
     name = kind(base)
     if name in ("UnconditionalDistribution", "Unconditional"):
-        distribution = base()  # whatever its version calls its arguments
+        distribution = _called(base, "zuko's base")
         if kind(distribution) == "DiagNormal":
+            own = "base_dist reinterpreted_batch_ndims"
+            expect(distribution, "zuko's DiagNormal", f"{SHAPES} {own}")
+            demand(distribution, "zuko's DiagNormal", reinterpreted_batch_ndims=1)
             normal = distribution.base_dist
+            expect(normal, "zuko's DiagNormal", f"{SHAPES} loc scale")
             return parts.normal_base(as_array(normal.loc), np.log(as_array(normal.scale)))
         name = kind(distribution)
     raise UnsupportedModel(
@@ -88,11 +94,24 @@ def _base(base: Any) -> Part:
     )
 
 
+SHAPES = "_batch_shape _event_shape _validate_args"
+"""Of a distribution of torch."""
+
+
+def _called(module: Any, where: str) -> Any:
+    """What a module makes of its arguments, whatever its version calls them."""
+    given = " ".join(
+        key for name in ("_parameters", "_buffers") for key in vars(module).get(name, {})
+    )
+    expect(module, where, f"f meta _keys _nargs {given}")
+    return module()
+
+
 def flatten(name: str, module: Any) -> Iterator[tuple[str, Any]]:
     """Transformations one after another with their names, without what contains them."""
     if kind(module) == "LazyComposedTransform":
         expect(module, "zuko's LazyComposedTransform", "transforms")
-        for i, item in enumerate(module.transforms):
+        for i, item in enumerate(contents(module.transforms, name)):
             yield from flatten(f"{name}.transforms.{i}", item)
     else:
         yield name, module
@@ -112,13 +131,14 @@ def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
     name = kind(module)
     where = f"zuko's {name}"
     if name == "LazyComposedTransform":
-        found = [_transform(item, dim, notes) for item in module.transforms]
+        expect(module, where, "transforms")
+        found = [_transform(item, dim, notes) for item in contents(module.transforms, where)]
         return [item for items in found for item in items]
     if name == "LazyInverse":
         expect(module, where, "transform")
         return parts.invert_all(_transform(module.transform, dim, notes))
     if name in ("UnconditionalTransform", "Unconditional"):
-        return [_unconditional(module(), dim)]
+        return [_unconditional(_called(module, where), dim)]
     if name == "MaskedAutoregressiveTransform":
         expect(module, where, "univariate shapes total order passes hyper")
         map, outputs = _map(module, np.arange(dim))
@@ -140,7 +160,7 @@ def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
             layers, activation = networks.sequence(module.hyper, where)
             conditioner = networks.mlp(layers, activation, outputs, by_entry=True)
             return [networks.elementwise(map, conditioner, dim, layers[0].weight.shape[1])]
-        own = [as_array(value).reshape(dim, -1) for value in module.phi]
+        own = [as_array(value).reshape(dim, -1) for value in contents(module.phi, where, "_size")]
         arrays = {"raw_parameters": np.concatenate(own, 1)}
         return [parts.part("Elementwise", arrays, dim=dim, map=map)]
     if name in UNIVARIATE:
@@ -152,9 +172,9 @@ def _hyper(
     hyper: Any, outputs: networks.Outputs, dim: int, where: str
 ) -> tuple[networks.Conditioner, int]:
     """A masked network, and the width of its input."""
-    modules = list(hyper)
+    modules = contents(hyper, where, "in_features out_features")
     if not any(kind(module) == "Residual" for module in modules):
-        layers, activation = networks.sequence(modules, where)
+        layers, activation = networks.sequence(hyper, where)
         conditioner = networks.masked_mlp(layers, activation, outputs, dim, where)
         return conditioner, layers[0].weight.shape[1]
     blocks = modules[1:-1]
@@ -165,7 +185,7 @@ def _hyper(
     layers = [networks.linear(modules[0], where)]
     names = set()
     for block in blocks:
-        first, activation, second = block
+        first, activation, second = contents(block, where)
         layers += [networks.linear(first, where), networks.linear(second, where)]
         names.add(activation_name(activation, where))
     layers.append(networks.linear(modules[-1], where))
@@ -238,12 +258,18 @@ def _no_more(given: dict[str, Any], names: str, where: str) -> None:
         )
 
 
+TRANSFORM = "_cache_size _inv _cached_x_y"
+"""Of a transform of torch."""
+
+
 def _unconditional(transform: Any, dim: int) -> Part:
     name = kind(transform)
     where = f"zuko's UnconditionalTransform({name})"
     if name == "PermutationTransform":
+        expect(transform, where, f"{TRANSFORM} order inverse")
         return parts.permutation(as_array(transform.order))
     if name == "AffineTransform":
+        expect(transform, where, f"{TRANSFORM} loc scale _event_dim")
         scale, loc = (
             np.broadcast_to(as_array(a), (dim,)) for a in (transform.scale, transform.loc)
         )
