@@ -122,6 +122,8 @@ def test_resampling(method: str) -> None:
     if method == "systematic":
         assert (np.abs(counts - 1001 * weights) < 1).all()
         assert inference.importance_resample([-INF, 0.0, -INF], 50).tolist() == [1] * 50
+        every = inference.importance_resample(np.zeros(40), 40)
+        assert sorted(every.tolist()) == list(range(40))
     else:
         assert scipy.stats.chisquare(counts[1:4], 1001 * weights[1:4]).pvalue > 1e-3
         assert counts[[0, 4]].sum() == 0
