@@ -261,6 +261,10 @@ def test_ranks_by_their_definition() -> None:
         assert tarp[i] == (found < near).sum()
 
 
+def test_even_ranks_are_uniform() -> None:
+    assert inference.rank_test(np.repeat(np.arange(10), 1000), 9).statistic < 0.01
+
+
 def test_ties_are_counted_at_random() -> None:
     rng = generator()
     theta, draws = rng.integers(0, 2, 2000), rng.integers(0, 2, (9, 2000))
@@ -274,7 +278,7 @@ def test_a_seed_that_made_the_data_is_no_seed_of_the_check() -> None:
 
 
 def test_uniformity_is_scipy() -> None:
-    u = generator().uniform(size=(30, 2)) ** 1.3
+    u = generator().uniform(size=(30, 2)) ** [1.3, 0.7]
     found = inference.uniformity(u)
     for i in range(2):
         expected = scipy.stats.ks_1samp(u[:, i], scipy.stats.uniform.cdf, method="exact")
