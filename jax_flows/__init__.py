@@ -103,6 +103,7 @@ from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
+from jax_flows.univariate.monotone import MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -174,6 +175,7 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "MixedMap",
     "MoebiusMap",
+    "MonotoneNetworkMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",

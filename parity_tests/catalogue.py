@@ -161,6 +161,7 @@ MAPS = {
     "TailMap": arch("TailMap"),
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
+    "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -177,7 +178,7 @@ MAPS = {
 
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
-    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
+    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 

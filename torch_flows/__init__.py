@@ -103,6 +103,7 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.monotone import MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -174,6 +175,7 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "MixedMap",
     "MoebiusMap",
+    "MonotoneNetworkMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
