@@ -52,7 +52,7 @@ from jax_flows.bijectors.linear import (
 from jax_flows.bijectors.normalization import ActNorm, BatchNorm, Standardize
 from jax_flows.bijectors.planar import Planar, Radial, Sylvester
 from jax_flows.bijectors.residual import InvertibleResidual
-from jax_flows.bijectors.shapes import Split, Squeeze
+from jax_flows.bijectors.shapes import Patches, Split, Squeeze
 from jax_flows.bijectors.structure import Chain, Invert
 from jax_flows.bijectors.transformer import TransformerAutoregressive
 from jax_flows.checkpoint import load, save
@@ -87,8 +87,9 @@ from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
+from jax_flows.models.transformer import Jet, TarFlow
 from jax_flows.networks.activations import register_activation
-from jax_flows.networks.attention import Transformer
+from jax_flows.networks.attention import ImageTransformer, Transformer
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
 from jax_flows.networks.hollow import HollowMLP
 from jax_flows.networks.masked import MaskedMLP, MaskedResidualMLP
@@ -103,6 +104,7 @@ from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap
+from jax_flows.univariate.monotone import MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -154,10 +156,12 @@ __all__ = [
     "GaussianizationFlow",
     "Glow",
     "HollowMLP",
+    "ImageTransformer",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
+    "Jet",
     "LULinear",
     "LeakyReLU",
     "LinearRationalSplineMap",
@@ -172,11 +176,13 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "MixedMap",
     "MoebiusMap",
+    "MonotoneNetworkMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
     "OptimalTransportFlowMatching",
+    "Patches",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -210,6 +216,7 @@ __all__ = [
     "SylvesterFlow",
     "TailMap",
     "Tanh",
+    "TarFlow",
     "Transformer",
     "TransformerAutoregressive",
     "Uniform",

@@ -52,7 +52,7 @@ from torch_flows.bijectors.linear import (
 from torch_flows.bijectors.normalization import ActNorm, BatchNorm, Standardize
 from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
-from torch_flows.bijectors.shapes import Split, Squeeze
+from torch_flows.bijectors.shapes import Patches, Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
 from torch_flows.bijectors.transformer import TransformerAutoregressive
 from torch_flows.checkpoint import load, save
@@ -87,8 +87,9 @@ from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
+from torch_flows.models.transformer import Jet, TarFlow
 from torch_flows.networks.activations import register_activation
-from torch_flows.networks.attention import Transformer
+from torch_flows.networks.attention import ImageTransformer, Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
 from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
@@ -103,6 +104,7 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.monotone import MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -154,10 +156,12 @@ __all__ = [
     "GaussianizationFlow",
     "Glow",
     "HollowMLP",
+    "ImageTransformer",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
+    "Jet",
     "LULinear",
     "LeakyReLU",
     "LinearRationalSplineMap",
@@ -172,11 +176,13 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "MixedMap",
     "MoebiusMap",
+    "MonotoneNetworkMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
     "OptimalTransportFlowMatching",
+    "Patches",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -210,6 +216,7 @@ __all__ = [
     "SylvesterFlow",
     "TailMap",
     "Tanh",
+    "TarFlow",
     "Transformer",
     "TransformerAutoregressive",
     "Uniform",
