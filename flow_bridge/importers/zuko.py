@@ -103,7 +103,7 @@ def _called(module: Any, where: str) -> Any:
     given = " ".join(
         key for name in ("_parameters", "_buffers") for key in vars(module).get(name, {})
     )
-    expect(module, where, f"f meta _keys _nargs {given}")
+    expect(module, where, f"f meta args kwargs _keys _nargs {given}")
     return module()
 
 
