@@ -574,6 +574,9 @@ def flowjax() -> dict[str, Peer]:
         "masked_spline": Peer(lambda: model(masked, 3, transformer=spline, **context, **size), 2),
         "planar": Peer(lambda: model(flows.planar_flow, 3, flow_layers=2)),
         "scaled": Peer(scaled),
+        "triangular_spline": Peer(
+            lambda: model(flows.triangular_spline_flow, 3, flow_layers=2, knots=3, cond_dim=2), 2
+        ),
     }
 
 
