@@ -380,9 +380,9 @@ CASES = [
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
-              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
-    Case("TarFlow", arch("TarFlow", shape=[1, 4, 4], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
-                         num_blocks=1, context_dim=2)),
+              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2), slow=True),
+    Case("TarFlow", arch("TarFlow", shape=[1, 4, 2], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                         num_blocks=2, context_dim=2)),
     Case("TarFlow-vector", arch("TarFlow", shape=4, patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
                                 num_blocks=2, max_sweeps=3), trajectory=True, slow=True),
     Case("Jet", arch("Jet", shape=[1, 4, 4], num_layers=5, hidden_dim=4, num_heads=2, num_blocks=1,

@@ -149,6 +149,15 @@ def test_a_hollow_field_has_its_trace_in_one_pass(solver: str, monkeypatch) -> N
         torch_flows.HollowMLP(2, 3)
 
 
+def test_what_a_field_sees_of_time() -> None:
+    expected = [[0.25, 0.5**0.5, 0, 0.5**0.5, 1], [1, -1, 1, 0, 0]]
+    for found in (
+        torch_flows.bijectors.continuous.time_inputs(torch.tensor([0.25, 1.0]).double(), 2),
+        jax_flows.bijectors.continuous.time_inputs(jnp.asarray([0.25, 1.0]), 2),
+    ):
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-15)
+
+
 @pytest.mark.slow
 def test_a_hollow_field_is_compiled() -> None:
     network = torch_flows.Network(torch_flows.HollowMLP, hidden_dims=(4,), width=2)
