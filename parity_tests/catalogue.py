@@ -161,6 +161,7 @@ MAPS = {
     "TailMap": arch("TailMap"),
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
+    "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -177,7 +178,7 @@ MAPS = {
 
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
-    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
+    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
@@ -244,7 +245,9 @@ CASES = [
     Case("Exp", arch("Exp"), dim=3),
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
-    Case("Softclip", arch("Softclip", bound=3.0), dim=2),
+    Case("Softclip", arch("Chain", bijectors=[
+        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("Softclip", bound=3.0)
+    ]), dim=2, smooth=False),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
         arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
@@ -377,9 +380,9 @@ CASES = [
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
-              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
-    Case("TarFlow", arch("TarFlow", shape=[1, 4, 4], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
-                         num_blocks=1, context_dim=2)),
+              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2), slow=True),
+    Case("TarFlow", arch("TarFlow", shape=[1, 4, 2], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                         num_blocks=2, context_dim=2)),
     Case("TarFlow-vector", arch("TarFlow", shape=4, patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
                                 num_blocks=2, max_sweeps=3), trajectory=True, slow=True),
     Case("Jet", arch("Jet", shape=[1, 4, 4], num_layers=5, hidden_dim=4, num_heads=2, num_blocks=1,
@@ -396,7 +399,7 @@ CASES = [
         context_net=arch("MLP", in_dim=3, out_dim=2, hidden_dims=[4], activation="tanh"))),
     Case("DiagonalNormal-context", flow(arch("ActNorm", dim=[2, 1, 2]), arch(
         "DiagonalNormal", dim=[2, 1, 2], context_dim=3, conditioner=tanh_network()))),
-    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
+    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5, learned=True))),
     # images
     Case("Squeeze", arch("Squeeze"), dim=4),
     Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),

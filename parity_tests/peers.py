@@ -104,6 +104,24 @@ def zuko() -> dict[str, Peer]:
             2,
         ),
         "composed": Peer(composed),
+        "sospf": Peer(
+            lambda: flows.SOSPF(3, 2, degree=2, polynomials=2, transforms=2, hidden_features=(6,)),
+            2,
+        ),
+        "naf": Peer(
+            lambda: flows.NAF(
+                3,
+                2,
+                transforms=2,
+                signal=4,
+                network={"hidden_features": (4, 3)},
+                hidden_features=(6,),
+            ),
+            2,
+        ),
+        "naf_one_dimension": Peer(
+            lambda: flows.NAF(1, 0, transforms=1, signal=3, network={"hidden_features": (4,)})
+        ),
         "nice": Peer(lambda: flows.NICE(5, 2, transforms=3, hidden_features=(6, 5)), 2),
         "nice_randmask": Peer(
             lambda: flows.RealNVP(3, 0, transforms=3, hidden_features=(6,), randmask=True)
@@ -559,6 +577,9 @@ def flowjax() -> dict[str, Peer]:
         "masked_spline": Peer(lambda: model(masked, 3, transformer=spline, **context, **size), 2),
         "planar": Peer(lambda: model(flows.planar_flow, 3, flow_layers=2)),
         "scaled": Peer(scaled),
+        "triangular_spline": Peer(
+            lambda: model(flows.triangular_spline_flow, 3, flow_layers=2, knots=3, cond_dim=2), 2
+        ),
     }
 
 

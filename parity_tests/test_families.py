@@ -12,6 +12,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import jax_flows
 import torch_flows
@@ -77,6 +78,30 @@ def squares(x: Any, p: list[Any]) -> Any:
         for (i, a), (j, b) in product(enumerate(row), enumerate(row)):
             total += a * b * x ** (i + j + 1) / (bound ** (i + j) * (i + j + 1))
     return total
+
+
+def network(x: Any, p: list[Any]) -> Any:
+    """Of 3 and 2 hidden units, the last of which go down."""
+    values, at = [x], 0
+    for below, starts in ((1, (-0.5, 0.5, 0)), (3, (0, 0)), (2, (0,))):
+        width = len(starts)
+        if at:
+            half = (below + 1) // 2
+            values = [elu(v) for v in values[:half]] + [-elu(-v) for v in values[half:]]
+        raw = p[at : at + below * width]
+        weights = [mpmath.log(1 + mpmath.exp(r) * mpmath.expm1(mpf(1) / below)) for r in raw]
+        at += (below + 1) * width
+        values = [
+            sum(weights[j * below + i] * v for i, v in enumerate(values))
+            + p[at - width + j]
+            + start
+            for j, start in enumerate(starts)
+        ]
+    return values[0]
+
+
+def elu(u: Any) -> Any:
+    return u if u > 0 else mpmath.expm1(u)
 
 
 LOW, HIGH, FLOOR = mpf(-2), mpf(3), mpf(1e-3)
@@ -205,6 +230,10 @@ FAMILIES = {
     "SumOfSquaresMap": Family(
         arch("SumOfSquaresMap", degree=2, bound=3.0), extended(squares, -3, 3), 2.0, 1.0
     ),
+    "SumOfSquaresMap-polynomial": Family(
+        arch("SumOfSquaresMap", degree=2, bound=3.0, outside="polynomial"), squares, 2.0, 1.0
+    ),
+    "MonotoneNetworkMap": Family(arch("MonotoneNetworkMap", hidden_dims=[3, 2]), network, 4.0),
 }
 """Every family with one choice of its options."""
 
@@ -376,6 +405,24 @@ def test_tails_of_the_normal(half: str) -> None:
             exact = mpmath.log(mpmath.erfc(mpf(float(value)) / mpmath.sqrt(2)) / 2)
             assert abs(mpf(float(log_share)) / exact - 1) < 1e-14
             assert abs(again - value) < 1e-14 * (1 + value)
+
+
+def test_degrees_of_freedom_are_learned() -> None:
+    """Of the quantiles of Student t distributions, for each dimension its own."""
+    share = (np.arange(1000) + 0.5) / 1000
+    data = torch.from_numpy(np.stack([stats.t.ppf(share, df) for df in (1.5, 12.0)], -1))
+    base = torch_flows.StudentT(2, 5.0, learned=True).double()
+    steps = torch.optim.LBFGS(base.parameters(), max_iter=20, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        steps.zero_grad()
+        value = -base.log_prob(data).mean()
+        value.backward()
+        return value
+
+    steps.step(loss)
+    found = 5 * (7 * (base.raw_df.detach() / 7).tanh()).exp()
+    np.testing.assert_allclose(found, [1.5, 12.0], rtol=0.03)
 
 
 @pytest.mark.slow

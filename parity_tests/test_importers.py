@@ -37,6 +37,7 @@ IN_JAX = (
     "sbi_nsf_one_dimension",
     "zuko_maf_adjacency",
     "zuko_maf_residual",
+    "zuko_naf",
     "zuko_nice_spline",
 )
 """What takes a second to compile: one of each kind; the parity suite compares the halves."""

@@ -258,8 +258,8 @@ def refused() -> Iterator[tuple[str, Any, str]]:
             "with a condition: its weights come from an MLP",
         ),
         (
-            lambda f, k, b: f.triangular_spline_flow(k, base_dist=b, flow_layers=1),
-            "no tanh with linear tails",
+            lambda f, k, b: f.triangular_spline_flow(k, base_dist=b, flow_layers=1, tanh_max_val=9),
+            "with max_val 9 has no counterpart",
         ),
         (
             lambda f, k, b: f.block_neural_autoregressive_flow(k, base_dist=b, flow_layers=1),

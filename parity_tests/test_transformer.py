@@ -113,8 +113,7 @@ def test_the_cache_changes_nothing() -> None:
     )
     for found in (in_place, growing, by_scan, sweeps.x.numpy(), by_loop.x):
         np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
-    assert int(sweeps.num_sweeps) == int(by_loop.num_sweeps) <= 5
-    assert float(sweeps.change.max()) < 1e-14
+    assert int(sweeps.num_sweeps) == int(by_loop.num_sweeps) <= 4
 
 
 @halves
@@ -140,6 +139,24 @@ def test_too_few_sweeps_are_an_error(half: str) -> None:
         gradient = jax.jit(jax.grad(lambda z: bijector.inverse(variables, z)[0].sum()))(z[1])
         assert jnp.isfinite(gradient).all()
     assert np.isnan(np.asarray(found)).all()
+
+
+@halves
+def test_an_overflow_on_the_way_of_sweeps_does_no_harm(half: str) -> None:
+    """The first sweep makes an infinity of the last token, the fourth what the steps make."""
+    wild = arch("TransformerAutoregressive", dim=4, map=arch("AffineMap"), hidden_dim=6, num_blocks=1,
+                num_heads=2)  # fmt: skip
+    case = Case("", wild, scale=2.0)
+    model, z = case.torch_model(seed=4), 1e3 * case.inputs(1, seed=4)
+    with torch.no_grad():
+        expected = model.inverse(torch.from_numpy(z))[0]
+        first, last = (model.inverse_by_sweeps(torch.from_numpy(z), n).x for n in (1, 4))
+    assert first.isinf().any()
+    if half == "jax":
+        bijector = jax_flows.build(wild)
+        variables = torch_to_jax(case.weights(4), bijector.shapes())
+        last = jax.jit(bijector.inverse_by_sweeps, static_argnums=2)(variables, z, 4).x
+    np.testing.assert_allclose(last, expected, rtol=1e-9)
 
 
 def test_jax_programs_do_not_grow_with_depth() -> None:
@@ -180,19 +197,18 @@ def test_patches(half: str) -> None:
     np.testing.assert_array_equal(z.reshape(6, 2, 2, 2)[4], image[:, 2:, 2:4])
 
 
-@halves
-def test_flows_of_patches_start_as_the_identity_and_repeat(half: str) -> None:
-    for model in (HALVES[half].TarFlow((1, 4, 4), 2, 8), HALVES[half].Jet((1, 4, 4), 2, 20)):
-        x = np.random.default_rng(0).normal(size=(3, 1, 4, 4))
-        if half == "torch":
-            z, log_det = model.double()(torch.from_numpy(x))
-            z, log_det = z.detach().numpy(), log_det.detach().numpy()
-        else:
-            assert len(model.bijector.segments) == 3  # scanned over
-            variables = model.init(jax.random.key(0), jnp.float64)
-            z, log_det = jax.jit(model.forward)(variables, x)
-        np.testing.assert_allclose(z, x, atol=1e-12)
-        np.testing.assert_allclose(log_det, 0, atol=1e-12)
+def test_flows_of_patches_start_as_the_identity() -> None:
+    x = torch.randn(3, 1, 4, 4).double()
+    for model in (torch_flows.TarFlow((1, 4, 4), 2, 8), torch_flows.Jet((1, 4, 4), 2, 20)):
+        z, log_det = model.double()(x)
+        torch.testing.assert_close(z, x, rtol=0, atol=1e-12)
+        assert log_det.abs().max() < 1e-12
+    for model in (jax_flows.TarFlow((1, 4, 4), 2, 8), jax_flows.Jet((1, 4, 4), 2, 20)):
+        assert len(model.bijector.segments) == 3  # scanned over
+    variables = jax_flows.TarFlow(4, num_layers=1, num_blocks=2).init(jax.random.key(0))
+    network = variables["params"]["bijector"]["bijectors_0"]["network"]
+    assert not network["read"]["kernel"].any()
+    assert network["blocks_0:2:1"]["contract"]["kernel"].all()
 
 
 def test_what_is_refused() -> None:

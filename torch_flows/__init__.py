@@ -31,10 +31,12 @@ from torch_flows.bijectors.coupling import (
 )
 from torch_flows.bijectors.elementwise import (
     ELU,
+    LOFT,
     Affine,
     Elementwise,
     Exp,
     LeakyReLU,
+    LeakyTanh,
     Logit,
     Rescale,
     Sigmoid,
@@ -103,6 +105,7 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.monotone import MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -118,6 +121,7 @@ __all__ = [
     "ELU",
     "FFJORD",
     "IAF",
+    "LOFT",
     "MAF",
     "MLP",
     "NAF",
@@ -162,6 +166,7 @@ __all__ = [
     "Jet",
     "LULinear",
     "LeakyReLU",
+    "LeakyTanh",
     "LinearRationalSplineMap",
     "LinearSplineMap",
     "LogisticMixtureMap",
@@ -174,6 +179,7 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "MixedMap",
     "MoebiusMap",
+    "MonotoneNetworkMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",

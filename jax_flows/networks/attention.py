@@ -40,7 +40,11 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def _linear(layer: Params, x: Array) -> Array:
-    out = matmul(x, layer["kernel"])
+    if x.shape[-2] == 1:  # one token: turning a kernel over, as ``matmul`` does, would take longest
+        a, b, options = conditioner_operands(x, layer["kernel"])
+        out = jnp.matmul(a, b, **options)
+    else:
+        out = matmul(x, layer["kernel"])
     return out + layer["bias"] if "bias" in layer else out
 
 
@@ -171,8 +175,8 @@ class TokenNetwork:
         }
 
     def context_term(self, params: Params, context: Array) -> Array:
-        """What a context adds to every token."""
-        return _linear(params["embed_context"], context)
+        """What a context adds to every token, ``(*batch, 1, hidden_dim)``."""
+        return _linear(params["embed_context"], context[..., None, :])
 
     def run(
         self, params: Params, h: Array, context: Array | None, mask: Array | None = None
@@ -180,7 +184,7 @@ class TokenNetwork:
         """From embedded tokens ``(*batch, tokens, hidden_dim)`` to what is read out of them."""
         h = h + params["positions"]
         if context is not None:
-            h = h + self.context_term(params, context)[..., None, :]
+            h = h + self.context_term(params, context)
 
         # the backward pass keeps the products and computes the rest anew, as in ``apply_layers``
         @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
@@ -417,9 +421,9 @@ class CausalTransformer(TokenNetwork):
             term: what the context adds.
             caches: of the steps before.
         """
-        h = jnp.where(t == 0, params["beginning"], _linear(params["embed"], token))
+        h = jnp.where(t == 0, params["beginning"], _linear(params["embed"], token[:, None]))
         h = h + jax.lax.dynamic_index_in_dim(params["positions"], t, keepdims=False)
-        h = (h if term is None else h + term)[:, None]
+        h = h if term is None else h + term
 
         def through(carry: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
             return self.block.step(block[1], *carry, block[0], t), None
