@@ -31,10 +31,12 @@ from torch_flows.bijectors.coupling import (
 )
 from torch_flows.bijectors.elementwise import (
     ELU,
+    LOFT,
     Affine,
     Elementwise,
     Exp,
     LeakyReLU,
+    LeakyTanh,
     Logit,
     Rescale,
     Sigmoid,
@@ -119,6 +121,7 @@ __all__ = [
     "ELU",
     "FFJORD",
     "IAF",
+    "LOFT",
     "MAF",
     "MLP",
     "NAF",
@@ -163,6 +166,7 @@ __all__ = [
     "Jet",
     "LULinear",
     "LeakyReLU",
+    "LeakyTanh",
     "LinearRationalSplineMap",
     "LinearSplineMap",
     "LogisticMixtureMap",
