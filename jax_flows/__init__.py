@@ -31,10 +31,12 @@ from jax_flows.bijectors.coupling import (
 )
 from jax_flows.bijectors.elementwise import (
     ELU,
+    LOFT,
     Affine,
     Elementwise,
     Exp,
     LeakyReLU,
+    LeakyTanh,
     Logit,
     Rescale,
     Sigmoid,
@@ -120,6 +122,7 @@ __all__ = [
     "ELU",
     "FFJORD",
     "IAF",
+    "LOFT",
     "MAF",
     "MLP",
     "NAF",
@@ -164,6 +167,7 @@ __all__ = [
     "Jet",
     "LULinear",
     "LeakyReLU",
+    "LeakyTanh",
     "LinearRationalSplineMap",
     "LinearSplineMap",
     "LogisticMixtureMap",

@@ -245,7 +245,9 @@ CASES = [
     Case("Exp", arch("Exp"), dim=3),
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
-    Case("Softclip", arch("Softclip", bound=3.0), dim=2),
+    Case("Softclip", arch("Chain", bijectors=[
+        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("Softclip", bound=3.0)
+    ]), dim=2, smooth=False),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
         arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
@@ -397,7 +399,7 @@ CASES = [
         context_net=arch("MLP", in_dim=3, out_dim=2, hidden_dims=[4], activation="tanh"))),
     Case("DiagonalNormal-context", flow(arch("ActNorm", dim=[2, 1, 2]), arch(
         "DiagonalNormal", dim=[2, 1, 2], context_dim=3, conditioner=tanh_network()))),
-    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
+    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5, learned=True))),
     # images
     Case("Squeeze", arch("Squeeze"), dim=4),
     Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),

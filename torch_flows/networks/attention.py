@@ -85,9 +85,11 @@ class TokenNetwork(nn.Module):
 
     Attributes:
         final_norm: whether a layer normalisation precedes the reading.
+        owner: who refuses arguments, if not the network itself.
     """
 
     final_norm = True
+    owner = ""
     blocks: Sequence[AttentionBlock]
 
     def __init__(
@@ -103,7 +105,7 @@ class TokenNetwork(nn.Module):
         initial_scale: float,
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
+        owner = self.owner or type(self).__name__
         bridge.check_transformer(owner, hidden_dim, num_blocks, num_heads, context_dim)
         checks.one_of(owner, "activation", activation, ACTIVATIONS)
         checks.non_negative_number(owner, initial_scale=initial_scale)
@@ -256,6 +258,7 @@ class CausalTransformer(TokenNetwork):
     """
 
     final_norm = False
+    owner = "TransformerAutoregressive"
 
     def __init__(
         self,
