@@ -27,16 +27,19 @@ TARGETS: dict[str, dict[str, Any]] = {
         "flow": ("RealNVP", {"dim": 2, "num_layers": 16, "hidden_dims": (64, 64)}),
         "spread": 25.0,
         "sampling": {"num_temperatures": 1, "step_size": 1.0, "num_leapfrog": 5},
-        "iterations": 2000,
+        "iterations": 1000,
         "learning_rate": 5e-4,
     },
     "wells": {
         "energy": ("ManyWell", {"dim": 32}),
-        "flow": ("RealNVP", {"dim": 32, "num_layers": 10, "hidden_dims": (96, 96)}),
-        "spread": 1.5,
+        "flow": (
+            "NeuralSplineFlow",
+            {"dim": 32, "num_layers": 4, "hidden_dims": (64, 64), "num_bins": 12},
+        ),
+        "spread": 1.0,
         "sampling": {"num_temperatures": 4, "step_size": 0.2, "num_leapfrog": 5},
-        "iterations": 1500,
-        "learning_rate": 5e-4,
+        "iterations": 500,
+        "learning_rate": 1e-3,
     },
 }
 
