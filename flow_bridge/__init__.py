@@ -11,7 +11,7 @@ from flow_bridge.errors import (
 )
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ArchitectureError",
