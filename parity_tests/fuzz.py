@@ -218,9 +218,13 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "minimum": lambda d: d.one_of(0.0, 0.1),
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
-    "MLP.normalization": lambda d: d.one_of(None, "layer_norm"),
-    "ResidualMLP.normalization": lambda d: d.one_of(None, "layer_norm"),
-    "ConvNet.normalization": lambda d: d.one_of(None, "layer_norm"),
+    "dropout": lambda d: d.one_of(0.0, 0.0, 0.3),
+    **{
+        f"{network}.normalization": lambda d: d.one_of(None, "layer_norm", "batch_norm")
+        for network in ("MLP", "ResidualMLP", "ConvNet")
+    },
+    "MaskedMLP.normalization": lambda d: d.one_of(None, "batch_norm"),
+    "MaskedResidualMLP.normalization": lambda d: d.one_of(None, "batch_norm"),
     "num_bins": lambda d: d.one_of(1, 2, 4),
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
