@@ -627,6 +627,22 @@ def base_noise(generator: np.random.Generator, kind: str, shape: tuple[int, ...]
     return generator.standard_normal(shape) if kind == "normal" else generator.random(shape)
 
 
+def annealing_noise(
+    generator: np.random.Generator,
+    num_rows: int,
+    base: tuple[str, tuple[int, ...]],
+    num_moves: int,
+    event_shape: tuple[int, ...],
+) -> Arrays:
+    """What moves rows of a base by Hamiltonian Monte Carlo: noise, momenta and uniform numbers."""
+    kind, noise_shape = base
+    return (
+        base_noise(generator, kind, (num_rows, *noise_shape)),
+        generator.standard_normal((num_rows, num_moves, *event_shape)),
+        generator.random((num_rows, num_moves)),
+    )
+
+
 def split_rows(num_rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers for training and for validation, at least one of each.
 

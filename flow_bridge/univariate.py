@@ -1,6 +1,7 @@
 """What the univariate maps of both halves share: their options and the sentences about them."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -153,6 +154,17 @@ def check_squares(owner: str, num_squares: int, degree: int) -> None:
         )
 
 
+SQUARE_START = 0.1
+"""The leading coefficients of the squares after the first; from 0 they could not move."""
+
+
+def square_starts(degree: int, num_squares: int, min_slope: float) -> np.ndarray:
+    """Where the coefficients of a ``SumOfSquaresMap`` start, ``(degree + 1, num_squares)``."""
+    starts = SQUARE_START * np.eye(degree + 1, num_squares)
+    starts[0, 0] = math.sqrt(1 - min_slope)
+    return starts
+
+
 def _gauss_legendre(num_nodes: int) -> tuple[tuple[float, float], ...]:
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     return tuple((float(1 + x) / 2, float(w) / 2) for x, w in zip(nodes, weights, strict=True))
@@ -182,3 +194,25 @@ def raw_slope(slope: float, min_slope: float, squash: float | None) -> float:
 ROOT_STEPS, COMPILED_STEPS = 100, 32
 """Steps of the search for an inverse: Newton's end it after 3 to 7 as a rule, after 25 where weights are
 3 times as large as usual, and after 65 where they are 100 times; PyTorch's compiled code has all of them."""
+
+DOUBLINGS, COMPILED_DOUBLINGS = 128, 24
+"""How often the interval around 0 in which an inverse is searched doubles at most."""
+
+OUTSIDE = ("tangent", "polynomial")
+"""What a ``SumOfSquaresMap`` is outside its interval."""
+
+
+def check_monotone(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
+    """The widths of a monotone network's hidden layers; each holds units of both kinds."""
+    widths = checks.hidden_widths(owner, hidden_dims)
+    if not widths or min(widths) < 2:
+        raise ValueError(f"{owner} expects hidden_dims from 2 on, one at least, got {widths}.")
+    return widths
+
+
+def spread(width: int) -> list[float]:
+    """Where the biases of a layer of a monotone network start: one half of the units as the other."""
+    if width == 1:
+        return [0.0]
+    halves = ((width + 1) // 2, width // 2)
+    return [(2 * i + 1) / half - 1 for half in halves for i in range(half)]

@@ -53,6 +53,11 @@ class Case:
     trajectory: bool = False
     slow: bool = False
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is another form of a plain row."""
+        return "-" in self.name
+
     def weights(self, seed: int = 0) -> Arrays:
         """Random float64 weights that float32 holds exactly."""
         generator = np.random.default_rng(seed)
@@ -156,6 +161,7 @@ MAPS = {
     "TailMap": arch("TailMap"),
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
+    "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -172,7 +178,7 @@ MAPS = {
 
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
-    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap",
+    "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
@@ -376,6 +382,12 @@ CASES = [
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
               hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
+    Case("TarFlow", arch("TarFlow", shape=[1, 4, 4], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                         num_blocks=1, context_dim=2)),
+    Case("TarFlow-vector", arch("TarFlow", shape=4, patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                                num_blocks=2, max_sweeps=3), trajectory=True, slow=True),
+    Case("Jet", arch("Jet", shape=[1, 4, 4], num_layers=5, hidden_dim=4, num_heads=2, num_blocks=1,
+                     context_dim=2), slow=True),
     # residual
     Case("Planar", arch("Planar", dim=2)),
     Case("Planar-dim1", arch("Planar", dim=1)),
@@ -509,7 +521,7 @@ def cases(condition: Callable[[Case], bool] = lambda case: True, variants: bool 
     import pytest
 
     def is_slow(case: Case) -> bool:
-        return case.slow or not (variants or "-" not in case.name)
+        return case.slow or (case.is_variant and not variants)
 
     rows = [
         pytest.param(case, id=case.name, marks=pytest.mark.slow if is_slow(case) else ())

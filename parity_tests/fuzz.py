@@ -228,6 +228,12 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "num_bins": lambda d: d.one_of(1, 2, 4),
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
+    "num_heads": lambda d: d.one_of(1, 2),
+    "Transformer.num_tokens": lambda d: d.one_of(1, 2),
+    "ImageTransformer.num_tokens": lambda d: math.prod(d.shape[1:]),
+    "max_sweeps": lambda d: d.one_of(None, 9),
+    "patch_size": lambda d: d.one_of(1, 2),
+    "token_dim": lambda d: d.one_of(1, 2),
     "num_layers": lambda d: d.one_of(1, 2, 3),
     "num_squares": lambda d: d.one_of(1, 2),
     "num_levels": lambda d: d.one_of(1, 2),
@@ -296,7 +302,8 @@ def draw_arguments(draw: Draw, cls: Any) -> Architecture:
         own = draw
         if name in SIZES and draw.sizes is not None:
             own = replace(draw, generator=np.random.default_rng([*draw.sizes, *name.encode()]))
-        if cls in NETWORKS.values() and (required or name in GIVEN):
+        stated = f"{cls.__name__}.{name}" in ARGUMENTS
+        if cls in NETWORKS.values() and (name in GIVEN or (required and not stated)):
             continue
         if values is not None and (required or name in ALWAYS or own.chance(0.7)):
             described[name] = values(own)

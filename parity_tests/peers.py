@@ -47,7 +47,7 @@ def zuko() -> dict[str, Peer]:
         affine = transforms.AffineTransform if hasattr(transforms, "AffineTransform") else None
         affine = affine or torch.distributions.AffineTransform
         inner = [
-            lazy.UnconditionalTransform(affine, torch.tensor([1.0, 2.0, 3.0]), torch.rand(3) + 0.5),
+            lazy.UnconditionalTransform(affine, torch.tensor([1.0, 2.0, 3.0]), torch.rand(3) + 2.0),
             lazy.UnconditionalTransform(
                 transforms.PermutationTransform, torch.tensor([2, 0, 1]), buffer=True
             ),
@@ -101,6 +101,24 @@ def zuko() -> dict[str, Peer]:
             2,
         ),
         "composed": Peer(composed),
+        "sospf": Peer(
+            lambda: flows.SOSPF(3, 2, degree=2, polynomials=2, transforms=2, hidden_features=(6,)),
+            2,
+        ),
+        "naf": Peer(
+            lambda: flows.NAF(
+                3,
+                2,
+                transforms=2,
+                signal=4,
+                network={"hidden_features": (4, 3)},
+                hidden_features=(6,),
+            ),
+            2,
+        ),
+        "naf_one_dimension": Peer(
+            lambda: flows.NAF(1, 0, transforms=1, signal=3, network={"hidden_features": (4,)})
+        ),
         "nice": Peer(lambda: flows.NICE(5, 2, transforms=3, hidden_features=(6, 5)), 2),
         "nice_randmask": Peer(
             lambda: flows.RealNVP(3, 0, transforms=3, hidden_features=(6,), randmask=True)
@@ -512,11 +530,11 @@ def pyro() -> dict[str, Peer]:
     }
 
 
-def shaken(tree: Any, seed: int = 0) -> Any:
-    """A pytree of JAX with noise on all its numbers."""
+def shaken(tree: Any) -> Any:
+    """A pytree of JAX with noise on all its numbers, drawn with numpy's own seed."""
     import jax
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(np.random.randint(1 << 31))
 
     def shake(leaf: Any) -> Any:
         if not (hasattr(leaf, "dtype") and leaf.dtype.kind == "f"):
@@ -569,30 +587,43 @@ def distrax() -> dict[str, Peer]:
     from jax import numpy as jnp
 
     class Net(linen.Module):
+        count: int
         size: int
 
         @linen.compact
         def __call__(self, x: Any) -> Any:
             x = jnp.tanh(linen.Dense(5)(x))
-            return linen.Dense(3 * self.size)(x).reshape(*x.shape[:-1], 3, self.size)
+            x = linen.Dense(self.count * self.size)(x)
+            return x.reshape(*x.shape[:-1], self.count, self.size)
 
     def of_haiku(size: int, x: Any) -> Any:
         x = haiku.nets.MLP([5, 3 * size], activation=jax.nn.silu)(x)
         return x.reshape(*x.shape[:-1], 3, size)
 
     def model(make: Any, size: int, in_haiku: bool = False) -> Any:
-        net: Any = Net(size)
+        net: Any = Net(3, size)
         if in_haiku:
             net = haiku.without_apply_rng(haiku.transform(partial(of_haiku, size)))
         layers: list[Any] = []
         for i in range(2):
-            weights = shaken(net.init(jax.random.key(i), jnp.zeros(3)), i)
+            weights = shaken(net.init(jax.random.key(i), jnp.zeros(3)))
             mask = jnp.arange(3) % 2 == i
             layers.append(library.MaskedCoupling(mask, partial(net.apply, weights), make))
         affine = library.ScalarAffine(jnp.array([1.0, 0.0, -1.0]), jnp.array([2.0, 0.5, 1.0]))
         chain = library.Chain([*layers, library.Block(affine, 1)])
         base = library.MultivariateNormalDiag(jnp.zeros(3), jnp.ones(3))
         return library.Transformed(base, library.Inverse(chain) if in_haiku else chain)
+
+    def split() -> Any:
+        """Of odd widths, each part once."""
+        layers: list[Any] = []
+        for swap, known, size in ((False, 2, 1), (True, 1, 2)):
+            net = Net(size, 10)
+            weights = shaken(net.init(jax.random.key(0), jnp.zeros(known)))
+            apply = partial(net.apply, weights)
+            layers.append(library.SplitCoupling(2, 1, apply, spline, swap=swap))
+        base = library.Independent(library.Normal(jnp.ones(3), 2 * jnp.ones(3)), 1)
+        return library.Transformed(base, library.Chain(layers))
 
     def affine(p: Any) -> Any:
         return library.ScalarAffine(shift=p[..., 0], log_scale=p[..., 1])
@@ -611,6 +642,7 @@ def distrax() -> dict[str, Peer]:
         "softplus": Peer(lambda: model(softplus, 2, in_haiku=True)),
         "spline": Peer(lambda: model(spline, 10, in_haiku=True)),
         "spline_within": Peer(lambda: model(spline_within, 10)),
+        "split": Peer(split),
     }
 
 
@@ -631,7 +663,7 @@ def numpyro() -> dict[str, Peer]:
             init, apply = AutoregressiveNN(
                 3, [5, 4], permutation=jnp.array(order), nonlinearity=stax.Elu
             )
-            weights = shaken(init(jax.random.key(i), (3,))[1], i)
+            weights = shaken(init(jax.random.key(i), (3,))[1])
             given.append(InverseAutoregressiveTransform(partial(apply, weights)))
             given.append(PermuteTransform(jnp.arange(3)[::-1]))
         scale = AffineTransform(jnp.arange(3.0), 2.0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import jax_flows
 import torch_flows
@@ -35,6 +36,41 @@ def on_both(architecture: dict[str, Any], x: np.ndarray, scale: float = 1.0) -> 
 
 def grid(*axes: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+
+
+def test_moebius_maps_of_the_plane() -> None:
+    """The formula of Rezende et al. in complex numbers, its angle continued from low."""
+    count, low, high, bound = 3, -1.0, 2.0, 4.0
+    parameters = np.random.default_rng(0).standard_normal(3 * count + 1)
+    logits, raw_a, raw_b = parameters[:-1].reshape(3, count, 1)
+    start = 0.1 * np.exp(2j * np.pi * np.arange(count)[:, None] / count)
+    c = bound * np.tanh(raw_a / bound) + 1j * bound * np.tanh(raw_b / bound) + start
+    omega = c / np.sqrt(1 + abs(c) ** 2)
+    x = np.linspace(low, high, 301)
+    point = np.exp(2j * np.pi * (x - low) / (high - low))
+    moved = (1 - abs(omega) ** 2) / abs(point - omega) ** 2 * (point - omega) - omega
+    angle = np.unwrap(np.angle(moved), axis=1)
+    weights = np.exp(logits) / np.exp(logits).sum()
+    turned = (weights * (angle - angle[:, :1])).sum(0) * (high - low) / (2 * np.pi)
+    expected = np.mod(turned + parameters[-1], high - low) + low
+    rows = np.tile(parameters, (len(x), 1))
+    ours, theirs = (half.MoebiusMap(count, low, high, bound) for half in HALVES)
+    for z in (
+        ours.forward(torch.from_numpy(x), torch.from_numpy(rows))[0].numpy(),
+        np.asarray(jax.jit(theirs.forward)(x, rows)[0]),
+    ):
+        np.testing.assert_allclose(np.sin(z - expected), 0, atol=1e-13)
+        assert abs(z - expected).max() < 1e-12
+
+
+def test_what_networks_see_of_angles() -> None:
+    x = np.array([[0.0, 0.5, 1.25]])
+    expected = [[1, -1, 0, 0, 0, 1]]  # of 0, a half and a quarter of a turn of length 1
+    for found in (
+        torch_flows.MoebiusMap(low=0.0, high=1.0).features(torch.from_numpy(x), -1),
+        jax_flows.SplineMap(2, 0.0, 1.0, "circular").features(jnp.asarray(x), -1),
+    ):
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-15)
 
 
 def test_a_torus_has_mass_one_and_no_seam() -> None:
@@ -77,6 +113,10 @@ def test_a_line_times_a_circle() -> None:
 def test_columns_of_several_kinds(half: Any) -> None:
     parts = [half.StandardNormal(2), half.Uniform(1, -1.0, 2.0)]
     base = half.Product(parts, [[0, 2], [1]])
+    given = () if half is torch_flows else (base.init(jax.random.key(0)),)
+    noise = np.array([0.1, -0.2, 0.7], np.float32)
+    found = base.from_noise(*given, torch.from_numpy(noise) if half is torch_flows else noise)
+    np.testing.assert_allclose(found, [0.1, 3 * stats.norm.cdf(0.7) - 1, -0.2], rtol=1e-6)
     map = half.MixedMap([half.AffineMap(), half.SplineMap(2, -1.0, 2.0, "circular")], [[0, 2], [1]])
     assert map.part([1]) == half.MixedMap([map.maps[1]], [[0]])
     flow = half.Flow(half.Coupling(3, map), base)
@@ -85,6 +125,8 @@ def test_columns_of_several_kinds(half: Any) -> None:
         half.Flow(half.Coupling(3, map), half.StandardNormal(3))
     with pytest.raises(ValueError, match=r"shape .*4.*, but a MixedMap of 3 columns"):
         half.Coupling(4, map)
+    with pytest.raises(ValueError, match="no mask for its conditioner SeparateMLPs: take another"):
+        half.Coupling(3, half.SplineMap(2, boundary="circular"), half.networks.mlp.SeparateMLPs)
     with pytest.raises(ValueError, match="one map for all dimensions: a MixedMap belongs"):
         half.MaskedAutoregressive(3, map)
     with pytest.raises(ValueError, match=r"distributions\[1\] of shape .* for 2 columns"):
@@ -117,6 +159,17 @@ def test_von_mises(concentration: float) -> None:
         shares = (density[258:].reshape(points.shape) * weights).sum(-1) * lengths[..., 0] / 2
         np.testing.assert_allclose(shares % 1, np.stack([noise, noise]), rtol=0, atol=1e-12)
     assert all(((end >= -CIRCLE) & (end < CIRCLE)).all() for end in ends)
+
+
+def test_von_mises_of_another_circle_is_scipys() -> None:
+    x, u = np.linspace(-1, 2, 7)[:, None], np.array([[0.3], [0.9]])
+    ours, theirs = (half.VonMises(1, 3.0, loc=0.5, low=-1.0, high=2.0) for half in HALVES)
+    turn = 2 * np.pi / 3
+    expected = stats.vonmises.logpdf(turn * (x[:, 0] - 0.5), 3.0) + np.log(turn)
+    drawn = 0.5 + stats.vonmises.ppf(u, 3.0) / turn
+    np.testing.assert_allclose(ours.log_prob(torch.from_numpy(x)), expected, rtol=1e-12)
+    np.testing.assert_allclose(theirs.log_prob({}, x), expected, rtol=1e-12)
+    np.testing.assert_allclose(ours.from_noise(torch.from_numpy(u)), drawn, rtol=1e-9)
 
 
 @pytest.mark.parametrize("half", HALVES)

@@ -123,6 +123,10 @@ def test_a_hollow_field_has_its_trace_in_one_pass(solver: str, monkeypatch) -> N
     for i, weight in enumerate(weights):
         weight.data = 0.5 * normal(*weight.shape, seed=i)
     x, context = normal(5, 4), normal(5, 1, seed=1)
+    every = torch.autograd.functional.jacobian(
+        lambda x: model.velocity(x[None], 0.5, context[:1])[0], x[0]
+    )
+    assert every.abs().min() > 1e-4
     other, variables = twin(model)
     found, calls = [], []
     hook = model.network.register_forward_hook(lambda *args: calls.append(1))
@@ -143,6 +147,23 @@ def test_a_hollow_field_has_its_trace_in_one_pass(solver: str, monkeypatch) -> N
     np.testing.assert_allclose(log_det, found[0][0].detach(), rtol=tolerance, atol=tolerance)
     with pytest.raises(ValueError, match="HollowMLP has as many outputs as inputs, got 2 and 3"):
         torch_flows.HollowMLP(2, 3)
+
+
+def test_what_a_field_sees_of_time() -> None:
+    expected = [[0.25, 0.5**0.5, 0, 0.5**0.5, 1], [1, -1, 1, 0, 0]]
+    for found in (
+        torch_flows.bijectors.continuous.time_inputs(torch.tensor([0.25, 1.0]).double(), 2),
+        jax_flows.bijectors.continuous.time_inputs(jnp.asarray([0.25, 1.0]), 2),
+    ):
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-15)
+
+
+@pytest.mark.slow
+def test_a_hollow_field_is_compiled() -> None:
+    network = torch_flows.Network(torch_flows.HollowMLP, hidden_dims=(4,), width=2)
+    model, x = continuous(dim=2, conditioner=network, solver="rk4", num_steps=1), normal(3, 2)
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), model.forward(x))
 
 
 def to_array(values) -> np.ndarray:

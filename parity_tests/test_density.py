@@ -151,6 +151,7 @@ def test_quantiles_of_one_target_are_exact(sign: int) -> None:
     found = density.quantiles(x[:2], levels)
     assert found.shape == (3, 2)
     assert np.array_equal(density.quantiles(x[:1], [0.5])[0], density.predict(x[:1]))
+    assert (density.anomaly_scores(x[:2], [1e4, 1e-4], 50) > 0.9).all()
     for row in range(2):
         for level, end in zip(levels, found[:, row], strict=True):
             grid = end * (np.arange(4000) + 0.5) / 4000

@@ -86,9 +86,9 @@ def turned() -> Any:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (from_zuko("NCSF"), "zuko's base BoxUniform has no counterpart"),
     (circular, "its network sees angles as they are"),
-    (from_zuko("BPF"), "Bernstein polynomials of twinflows have no bounds"),
-    (from_zuko("SOSPF"), "sums of squares of twinflows are straight lines"),
-    (from_zuko("NAF"), "no monotonic networks"),
+    (from_zuko("BPF"), "its z jumps by 1e-5 at both ends of its interval"),
+    (from_zuko("SOSPF", degree=1), "no more polynomials than coefficients"),
+    (from_zuko("UNAF"), "its log|det| is not that of its z"),
     (from_zuko("MAF", residual=True), "hidden layers of different widths"),
     (from_zuko("NICE", normalize=True), "has LayerNorm in its network"),
     (hooked, "has forward hooks"),

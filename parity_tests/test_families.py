@@ -79,6 +79,30 @@ def squares(x: Any, p: list[Any]) -> Any:
     return total
 
 
+def network(x: Any, p: list[Any]) -> Any:
+    """Of 3 and 2 hidden units, the last of which go down."""
+    values, at = [x], 0
+    for below, starts in ((1, (-0.5, 0.5, 0)), (3, (0, 0)), (2, (0,))):
+        width = len(starts)
+        if at:
+            half = (below + 1) // 2
+            values = [elu(v) for v in values[:half]] + [-elu(-v) for v in values[half:]]
+        raw = p[at : at + below * width]
+        weights = [mpmath.log(1 + mpmath.exp(r) * mpmath.expm1(mpf(1) / below)) for r in raw]
+        at += (below + 1) * width
+        values = [
+            sum(weights[j * below + i] * v for i, v in enumerate(values))
+            + p[at - width + j]
+            + start
+            for j, start in enumerate(starts)
+        ]
+    return values[0]
+
+
+def elu(u: Any) -> Any:
+    return u if u > 0 else mpmath.expm1(u)
+
+
 LOW, HIGH, FLOOR = mpf(-2), mpf(3), mpf(1e-3)
 
 
@@ -205,6 +229,10 @@ FAMILIES = {
     "SumOfSquaresMap": Family(
         arch("SumOfSquaresMap", degree=2, bound=3.0), extended(squares, -3, 3), 2.0, 1.0
     ),
+    "SumOfSquaresMap-polynomial": Family(
+        arch("SumOfSquaresMap", degree=2, bound=3.0, outside="polynomial"), squares, 2.0, 1.0
+    ),
+    "MonotoneNetworkMap": Family(arch("MonotoneNetworkMap", hidden_dims=[3, 2]), network, 4.0),
 }
 """Every family with one choice of its options."""
 

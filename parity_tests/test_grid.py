@@ -35,7 +35,9 @@ STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.0
 """How far from the identity zeros may be, where the class says so."""
 
 
-@pytest.mark.parametrize("name", [name for name in MAPS if name != "TailMap"])
+@pytest.mark.parametrize(
+    "name", [name for name in MAPS if name not in ("TailMap", "MonotoneNetworkMap")]
+)
 def test_zeros_are_the_identity(name: str) -> None:
     for half, library in ((torch_flows, torch), (jax_flows, jnp)):
         map = half.build(MAPS[name])
@@ -202,6 +204,9 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.BernsteinMap(low=1.0, high=1.0), "low < high"),
         (lambda h: h.BernsteinMap(min_slope=1e-7), "min_slope from 1e-6 to below 1"),
         (lambda h: h.SumOfSquaresMap(2, 4), r"num_squares up to degree \+ 1 = 3, got 4"),
+        (lambda h: h.SumOfSquaresMap(outside="linear"), "outside to be one of polynomial, tangent"),
+        (lambda h: h.MonotoneNetworkMap((3, 1)), r"hidden_dims from 2 on, one at least, got \(3, 1\)"),
+        (lambda h: h.MonotoneNetworkMap(()), "hidden_dims from 2 on"),
         (lambda h: h.CubicSplineMap(boundary="linear"), "boundary"),
         (lambda h: h.LinearSplineMap(10, min_height=0.1), "num_bins below 10, got 10"),
         (lambda h: h.QuadraticSplineMap(min_slope=1.0), "min_slope between 0 and 1"),

@@ -122,6 +122,8 @@ def test_resampling(method: str) -> None:
     if method == "systematic":
         assert (np.abs(counts - 1001 * weights) < 1).all()
         assert inference.importance_resample([-INF, 0.0, -INF], 50).tolist() == [1] * 50
+        every = inference.importance_resample(np.zeros(40), 40)
+        assert sorted(every.tolist()) == list(range(40))
     else:
         assert scipy.stats.chisquare(counts[1:4], 1001 * weights[1:4]).pvalue > 1e-3
         assert counts[[0, 4]].sum() == 0
@@ -259,6 +261,10 @@ def test_ranks_by_their_definition() -> None:
         assert tarp[i] == (found < near).sum()
 
 
+def test_even_ranks_are_uniform() -> None:
+    assert inference.rank_test(np.repeat(np.arange(10), 1000), 9).statistic < 0.01
+
+
 def test_ties_are_counted_at_random() -> None:
     rng = generator()
     theta, draws = rng.integers(0, 2, 2000), rng.integers(0, 2, (9, 2000))
@@ -272,7 +278,7 @@ def test_a_seed_that_made_the_data_is_no_seed_of_the_check() -> None:
 
 
 def test_uniformity_is_scipy() -> None:
-    u = generator().uniform(size=(30, 2)) ** 1.3
+    u = generator().uniform(size=(30, 2)) ** [1.3, 0.7]
     found = inference.uniformity(u)
     for i in range(2):
         expected = scipy.stats.ks_1samp(u[:, i], scipy.stats.uniform.cdf, method="exact")

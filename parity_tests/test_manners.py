@@ -243,6 +243,8 @@ def test_schedules() -> None:
     assert [rate(12), rate(99)] == [0.2, 0.2]
     line = warmup_linear(1.0, 0, 4)
     assert [line(t) for t in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    line = warmup_linear(1.0, 2, 4, 0.5)
+    np.testing.assert_allclose([line(t) for t in range(6)], [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.5])
     fall = exponential_decay(1.0, 0.25, 2, floor=0.1)
     assert [fall(t) for t in range(5)] == [1.0, 0.5, 0.25, 0.125, 0.1]
     for refused, message in (

@@ -324,6 +324,7 @@ U = "univariate.smooth:"
 T = "univariate.tails:"
 W = "univariate.piecewise:"
 Q = "univariate.polynomials:"
+Y = "univariate.monotone:"
 D = "distributions:"
 ACTIVATION = "networks.activations:ACTIVATIONS."
 SPLINE = spline_coupling(dim=2, hidden_dims=[4], num_bins=3)
@@ -506,6 +507,14 @@ MUTANTS = [
            lambda original, half: lambda evaluate, low, high: original(evaluate, low, high * 0.999),
            consistent(arch("Elementwise", dim=2, map=arch("BernsteinMap", degree=2, low=-1.0, high=1.0)), 2),
            ONE_HALF),
+    Mutant("monotone", "log-slope off by 1e-9", Y + "_evaluate", outputs(lambda z, s: (z, s + 1e-9)),
+           partial(test_families.test_values_and_slopes_against_mpmath, "MonotoneNetworkMap"), BOTH),
+    Mutant("monotone", "biases that start elsewhere", Y + "spread",
+           result(lambda starts: [start + 1e-9 for start in starts]),
+           partial(test_families.test_values_and_slopes_against_mpmath, "MonotoneNetworkMap"), BOTH),
+    Mutant("monotone", "a bracket of another root", Y + "bracket",
+           outputs(lambda low, high: (low + 0.4 * (high - low), low + 0.6 * (high - low))),
+           consistent(arch("Elementwise", dim=2, map=arch("MonotoneNetworkMap", hidden_dims=[2])), 2)),
     *[Mutant("pieces", f"{name}: sizes off by 1e-9", W + "_Pieces._knots",
              outputs(lambda knots, sizes: (knots, sizes ** (1 + 1e-9))),
              partial(test_families.test_values_and_slopes_against_mpmath, name), BOTH)

@@ -16,6 +16,7 @@ import torch_flows
 from flow_bridge.architecture import architecture, to_json
 from flow_bridge.weights import DTYPES, jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy as jax_arrays
+from parity_tests import primitives
 from parity_tests.catalogue import CASES, Case, cases
 from torch_flows.checkpoint import to_numpy
 from twinflows.parity.compare import compare
@@ -60,11 +61,11 @@ def assert_one_model(case: Case, dtypes: Sequence[str] = tuple(GATED)) -> None:
 
 @cases()
 def test_backends_agree(case: Case) -> None:
-    """Named models in float64: in float32 their layers are compared by rows of their own, the models
-    in ``make test-slow``, by ``test_all_backends_agree_as_users_compile``."""
+    """Named models and variants in float64 only: in float32 the plain rows of their layers are compared,
+    and all in ``make test-slow``, by ``test_all_backends_agree_as_users_compile``."""
     cls = torch_flows.registry.registry.types[case.architecture["type"]]
     named = cls.__module__.startswith("torch_flows.models.")
-    assert_one_model(case, GATED[:1] if named else GATED)
+    assert_one_model(case, GATED[:1] if named or case.is_variant else GATED)
 
 
 OPTIMIZED = ("Planar", "SplineCoupling", "MaskedAffineAutoregressive")
@@ -97,7 +98,7 @@ def test_all_batch_shapes_and_ensembles(case: Case) -> None:
 
 def assert_batch_shapes(case: Case, in_jax: Sequence[tuple[int, ...]]) -> None:
     """Every batch shape gives the rows of the flat batch, in both directions and halves; so does
-    JAX's map over the weights of several models, compiled once for all of them."""
+    JAX's map over the weights of several models, of one trace for all of them."""
     models = [case.torch_model(seed=seed) for seed in (0, 1)]
     jax_model = jax_flows.build(case.architecture)
     like = jax_model.shapes()
@@ -134,8 +135,8 @@ def assert_batch_shapes(case: Case, in_jax: Sequence[tuple[int, ...]]) -> None:
         if batch in in_jax:
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
             zs = np.stack([member[0] for member in expected])
-            mapped = jax.jit(jax.vmap(both_ways, (0, None, 0, None), axis_size=2))
-            found = mapped(stacked, part_x, zs, given)
+            mapped = jax.vmap(both_ways, (0, None, 0, None), axis_size=2)
+            found = primitives.run(mapped, stacked, part_x, zs, given)
             runs += [([a[i] for a in found], expected[i]) for i in (0, 1)]
         else:
             shapes = jax.eval_shape(both_ways, members[0], part_x, z, given)
@@ -294,7 +295,7 @@ def test_second_derivatives_in_jax(case: Case) -> None:
         def along_in_jax(rows, params, total=total_in_jax):
             return (jax.grad(total)(rows, params) * v).sum()
 
-        second = jax.jit(jax.grad(along_in_jax, argnums=(0, 1)))(rows, variables["params"])
+        second = primitives.run(jax.grad(along_in_jax, argnums=(0, 1)), rows, variables["params"])
         arrays = jax_to_torch({"params": second[1]})
         for name, ours in zip(["input", *weights], found, strict=True):
             theirs = np.asarray(second[0]) if name == "input" else arrays[name]

@@ -175,6 +175,22 @@ def test_embedding_networks_and_flows_of_ones_own(kind: str, tmp_path: Any) -> N
     assert pickle.loads(pickle.dumps(factory))(theta, x).input_shape == (2,)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_elements_of_a_set_have_one_scale(inside: bool) -> None:
+    """Their order does not matter, and flags that are all the same do not make padding of them."""
+    theta, x = torch.randn(60, 2), torch.randn(60, 3, 2) * torch.arange(1, 4)[:, None]
+    x[..., 0] = 1
+    net = torch_flows.DeepSet(6, 3, element_dim=2, hidden_dims=(8,), padded=True)
+    own = torch_flows.MAF(2, (4,), 1, context_dim=3)
+    own = torch_flows.Flow(own.bijector, own.base, net)
+    factory = posterior_estimator(embedding_net=net, **TINY) if inside else posterior_estimator(own)
+    estimator = factory(theta, x.flatten(1))
+    given = [a.flatten(1) for a in (x, x.flip(1), x + torch.tensor([0.0, 1.0]))]
+    embedded, turned, moved = (estimator.net.embed(a) for a in given)
+    torch.testing.assert_close(embedded, turned)
+    assert (embedded - moved).abs().max() > 1e-3
+
+
 def test_constant_entries() -> None:
     theta, x = torch.randn(60, 2), torch.randn(60, 2)
     constant = torch.cat([x, torch.full((60, 1), 1e6)], 1)

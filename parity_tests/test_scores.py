@@ -22,7 +22,7 @@ from twinflows.parity.limits import TRAJECTORY
 PARTS = [
     *[arch("AffineCoupling", dim=3, hidden_dims=[5], activation="tanh", mask=mask, context_dim=1)
       for mask in ("even", "odd", "even", "odd")],
-    arch("LULinear", dim=3), arch("Rotation", dim=3), arch("RandomPermutation", dim=3, seed=1),
+    arch("LULinear", dim=3), arch("Rotation", dim=3), arch("Permutation", permutation=[1, 2, 0]),
     arch("Invert", bijector=arch("SplineCoupling", dim=3, hidden_dims=[5], activation="tanh")),
     arch("AdditiveCoupling", dim=3, hidden_dims=[5], activation="tanh", mask="odd"),
     arch("Elementwise", dim=3, map=arch("CubicMap")), arch("Affine", dim=3),

@@ -19,9 +19,11 @@ from flow_bridge.sources import Chunk, Part, row_batches
 from flow_bridge.training import History, train
 from flow_bridge.weights import jax_to_torch, torch_to_jax
 from jax_flows.checkpoint import from_numpy
+from jax_flows.training import clip_by_global_norm as clip_in_jax
 from parity_tests.catalogue import Case, arch, cases, flow, smooth_real_nvp
 from torch_flows.checkpoint import to_numpy
 from torch_flows.networks.regularization import Dropout
+from torch_flows.training import clip_by_global_norm as clip_in_torch
 from twinflows.parity.limits import TRAJECTORY, TRAJECTORY_STEPS
 
 SMALL = Case("small", flow(smooth_real_nvp(2, 2), arch("DiagonalNormal", dim=2)))
@@ -90,6 +92,17 @@ def test_same_trajectory_with_batch_statistics_clipping_and_schedule() -> None:
         key = f"bijector.bijectors.1.{name}"
         np.testing.assert_allclose(in_torch[key], in_jax[key], rtol=1e-9)
         assert not np.allclose(in_jax[key], NORMED.weights()[key])
+
+
+@pytest.mark.parametrize("largest", [2.5, 10.0])
+def test_clipping_by_hand(largest: float) -> None:
+    """Of two arrays of norm 5 together: scaled down to a smaller norm, left as they are for a larger one."""
+    arrays = [np.array([3.0, 0.0]), np.array([[4.0]])]
+    tensors = [torch.from_numpy(array.copy()) for array in arrays]
+    clip_in_torch(tensors, largest)
+    for array, one, other in zip(arrays, tensors, clip_in_jax(arrays, largest), strict=True):
+        np.testing.assert_allclose(one, array * min(1, largest / 5))
+        np.testing.assert_allclose(other, array * min(1, largest / 5))
 
 
 def test_another_optimiser() -> None:

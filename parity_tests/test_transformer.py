@@ -14,9 +14,11 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.masks import autoregressive_order
 from flow_bridge.weights import torch_to_jax
 from jax_flows.networks import attention as jax_attention
+from parity_tests import fuzz
 from parity_tests.catalogue import Case, arch
 from torch_flows.networks import attention as torch_attention
 
+HALVES = {"torch": torch_flows, "jax": jax_flows}
 halves = pytest.mark.parametrize("half", ["torch", "jax"])
 FLOW = arch(
     "TransformerAutoregressive", dim=8, token_dim=2, map=arch("AffineMap", scale="softclip"),
@@ -111,8 +113,7 @@ def test_the_cache_changes_nothing() -> None:
     )
     for found in (in_place, growing, by_scan, sweeps.x.numpy(), by_loop.x):
         np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
-    assert int(sweeps.num_sweeps) == int(by_loop.num_sweeps) <= 5
-    assert float(sweeps.change.max()) < 1e-14
+    assert int(sweeps.num_sweeps) == int(by_loop.num_sweeps) <= 4
 
 
 @halves
@@ -135,9 +136,33 @@ def test_too_few_sweeps_are_an_error(half: str) -> None:
         with pytest.raises(ConvergenceError, match=sentence):
             bijector.inverse(variables, z)
         found = jax.jit(bijector.inverse)(variables, z)[0]
-        gradient = jax.grad(lambda z: bijector.inverse(variables, z)[0].sum())(jnp.asarray(z[1]))
+        gradient = jax.jit(jax.grad(lambda z: bijector.inverse(variables, z)[0].sum()))(z[1])
         assert jnp.isfinite(gradient).all()
     assert np.isnan(np.asarray(found)).all()
+
+
+@halves
+def test_an_overflow_on_the_way_of_sweeps_does_no_harm(half: str) -> None:
+    """The first sweep makes an infinity of the last token, the fourth what the steps make."""
+    wild = arch("TransformerAutoregressive", dim=4, map=arch("AffineMap"), hidden_dim=6, num_blocks=1,
+                num_heads=2)  # fmt: skip
+    case = Case("", wild, scale=2.0)
+    z, weights = 1e3 * case.inputs(1, seed=4), case.weights(4)
+    if half == "torch":
+        model, rows = case.torch_model(seed=4), torch.from_numpy(z)
+        with torch.no_grad():
+            expected, first, last = (
+                model.inverse(rows)[0],
+                *(model.inverse_by_sweeps(rows, n).x for n in (1, 4)),
+            )
+    else:
+        model = jax_flows.build(wild)
+        variables = torch_to_jax(weights, model.shapes())
+        sweeps = jax.jit(model.inverse_by_sweeps, static_argnums=2)
+        expected = jax.jit(model.inverse)(variables, z)[0]
+        first, last = (sweeps(variables, z, n).x for n in (1, 4))
+    assert np.isinf(np.asarray(first)).any()
+    np.testing.assert_allclose(last, expected, rtol=1e-9)
 
 
 def test_jax_programs_do_not_grow_with_depth() -> None:
@@ -153,6 +178,45 @@ def test_jax_programs_do_not_grow_with_depth() -> None:
     assert size(2) == size(9)
 
 
+@pytest.mark.parametrize("name", ["vectors", "images"])
+def test_couplings_of_tokens(name: str) -> None:
+    """Both halves against each other, round trips and Jacobians; masks of channels and of patches."""
+    small = {"hidden_dim": 4, "num_heads": 2}
+    if name == "images":
+        jet = arch("Jet", shape=[1, 4, 4], num_layers=6, num_blocks=2, context_dim=2, **small)
+        fuzz.check(jet, (1, 4, 4), 0, scale=0.4)
+    else:
+        network = arch("Transformer", num_tokens=4, **small)
+        vectors = {"dim": 8, "map": arch("SplineMap", num_bins=2), "mask": [1, 0] * 4}
+        fuzz.check(
+            arch("Coupling", **vectors, conditioner=network, context_dim=2), (8,), 0, scale=0.4
+        )
+
+
+@halves
+def test_patches(half: str) -> None:
+    """Each token is one patch; the places of the latent's pixels are those of the image's."""
+    image = np.arange(48.0).reshape(2, 4, 6)
+    bijector = HALVES[half].Patches((2, 4, 6), 2)
+    arguments = (torch.from_numpy(image),) if half == "torch" else ({}, image)
+    z = np.asarray(bijector.map_forward(*arguments, None)[0])
+    np.testing.assert_array_equal(z.reshape(6, 2, 2, 2)[4], image[:, 2:, 2:4])
+
+
+def test_flows_of_patches_start_as_the_identity() -> None:
+    x = torch.randn(3, 1, 4, 4).double()
+    for model in (torch_flows.TarFlow((1, 4, 4), 2, 8), torch_flows.Jet((1, 4, 4), 2, 20)):
+        z, log_det = model.double()(x)
+        torch.testing.assert_close(z, x, rtol=0, atol=1e-12)
+        assert log_det.abs().max() < 1e-12
+    for model in (jax_flows.TarFlow((1, 4, 4), 2, 8), jax_flows.Jet((1, 4, 4), 2, 20)):
+        assert len(model.bijector.segments) == 3  # scanned over
+    variables = jax_flows.TarFlow(4, num_layers=1, num_blocks=2).init(jax.random.key(0))
+    network = variables["params"]["bijector"]["bijectors_0"]["network"]
+    assert not network["read"]["kernel"].any()
+    assert network["blocks_0:2:1"]["contract"]["kernel"].all()
+
+
 def test_what_is_refused() -> None:
     map = arch("AffineMap")
     wrong = [
@@ -160,6 +224,11 @@ def test_what_is_refused() -> None:
         (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "hidden_dim divisible by 5"),
         (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
         (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
+        (arch("TarFlow", shape=[4, 4]), "shape as a number or as"),
+        (arch("TarFlow", shape=[1, 4, 6], patch_size=4), "width divisible by 4, got 6"),
+        (arch("TarFlow", shape=5, patch_size=2), "dim divisible by 2"),
+        (arch("Jet", shape=[1, 4, 4], patch_size=1), "fixes (nothing|everything)"),
+        (arch("Jet", shape=4), "shape as a list"),
         (arch("Transformer", in_dim=6, out_dim=8, num_tokens=4), "in_dim divisible by 4, got 6"),
         (arch("Transformer", in_dim=8, out_dim=8, num_tokens=4, num_parameters=3), "divisible by 12"),
         (arch("Transformer", in_dim=8, out_dim=8, num_tokens=4, activation="best"), "activation"),

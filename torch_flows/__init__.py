@@ -10,7 +10,10 @@ except ModuleNotFoundError as error:
 from flow_bridge import __version__
 from flow_bridge.images import bits_per_dimension
 from flow_bridge.networks import Network
+from flow_bridge.replay import ReplayBuffer
 from flow_bridge.schedules import exponential_decay, warmup_cosine, warmup_linear
+from torch_flows import energies
+from torch_flows.annealing import AnnealedImportanceSampling
 from torch_flows.bijectors.autoregressive import (
     MaskedAffineAutoregressive,
     MaskedAutoregressive,
@@ -49,7 +52,7 @@ from torch_flows.bijectors.linear import (
 from torch_flows.bijectors.normalization import ActNorm, BatchNorm, Standardize
 from torch_flows.bijectors.planar import Planar, Radial, Sylvester
 from torch_flows.bijectors.residual import InvertibleResidual
-from torch_flows.bijectors.shapes import Split, Squeeze
+from torch_flows.bijectors.shapes import Patches, Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
 from torch_flows.bijectors.transformer import TransformerAutoregressive
 from torch_flows.checkpoint import load, save
@@ -68,6 +71,7 @@ from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.losses import (
+    AnnealedBootstrap,
     FisherDivergence,
     FlowMatching,
     ImportanceWeighted,
@@ -83,8 +87,9 @@ from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
+from torch_flows.models.transformer import Jet, TarFlow
 from torch_flows.networks.activations import register_activation
-from torch_flows.networks.attention import Transformer
+from torch_flows.networks.attention import ImageTransformer, Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
 from torch_flows.networks.hollow import HollowMLP
 from torch_flows.networks.masked import MaskedMLP, MaskedResidualMLP
@@ -98,6 +103,7 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap
+from torch_flows.univariate.monotone import MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -122,6 +128,8 @@ __all__ = [
     "Affine",
     "AffineCoupling",
     "AffineMap",
+    "AnnealedBootstrap",
+    "AnnealedImportanceSampling",
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
@@ -147,10 +155,12 @@ __all__ = [
     "GaussianizationFlow",
     "Glow",
     "HollowMLP",
+    "ImageTransformer",
     "ImportanceWeighted",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
+    "Jet",
     "LULinear",
     "LeakyReLU",
     "LinearRationalSplineMap",
@@ -165,11 +175,13 @@ __all__ = [
     "MaskedSplineAutoregressive",
     "MixedMap",
     "MoebiusMap",
+    "MonotoneNetworkMap",
     "NegativeLogLikelihood",
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
     "OptimalTransportFlowMatching",
+    "Patches",
     "Permutation",
     "Planar",
     "PlanarFlow",
@@ -179,6 +191,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
     "ResidualMLP",
@@ -202,6 +215,7 @@ __all__ = [
     "SylvesterFlow",
     "TailMap",
     "Tanh",
+    "TarFlow",
     "Transformer",
     "TransformerAutoregressive",
     "Uniform",
@@ -211,6 +225,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "dequantize",
+    "energies",
     "exponential_decay",
     "export",
     "fit",

@@ -21,6 +21,7 @@ from flow_bridge.matching import (
 )
 from flow_bridge.sources import Draw, Match, base_noise
 from flow_bridge.training import check_callable, check_energy, check_order
+from torch_flows.annealing import AnnealedImportanceSampling
 from torch_flows.bijectors.base import Bijector, differentiates, vjp
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.structure import Chain
@@ -227,6 +228,48 @@ class ImportanceWeighted(Loss):
         log_ratio = _log_ratio("ImportanceWeighted", flow, self.energy, noise[0], context)
         power = 1 - self.alpha
         return (math.log(self.num_samples) - (-power * log_ratio).logsumexp(1)) / power
+
+
+@dataclass(frozen=True)
+class AnnealedBootstrap(Loss):
+    """-N w_i log q(x_i) of N annealed samples x_i, w_i their normalised weights: modes are found and kept.
+
+    The samples are those of ``sampling``, without gradients. With ``power=2`` they lie where q is too small
+    for p; the mean gradient is 0 at q = p with any. Each batch is weighted by itself, and each of several
+    processes its own part. A ``ReplayBuffer`` uses samples more than once.
+
+    Args:
+        sampling: an ``AnnealedImportanceSampling``, whose energy is that of the target.
+
+    Raises:
+        TypeError: for another sampling.
+        ValueError: in ``fit``, for an energy that is not one number for each row.
+
+    Reference: Midgley et al. (2023), Flow Annealed Importance Sampling Bootstrap, arXiv:2208.01893.
+    """
+
+    needs_data = False
+    sampling: AnnealedImportanceSampling
+
+    def __post_init__(self) -> None:
+        checks.instances(
+            "AnnealedBootstrap", "sampling", [self.sampling], AnnealedImportanceSampling
+        )
+
+    def draw(
+        self, flow: Flow, generator: np.random.Generator, num_rows: int
+    ) -> tuple[np.ndarray, ...]:
+        return self.sampling.draw(flow, generator, num_rows)
+
+    def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
+        latent, momenta, uniforms = noise
+        annealed = self.sampling.from_noise(flow, latent, momenta, uniforms, context)
+        weights = annealed.log_weight.softmax(0)
+        return -len(weights) * weights * flow.log_prob(annealed.x, context)
+
+    def describe(self) -> Any:
+        options = vars(self.sampling)
+        return [type(self).__name__, {k: v for k, v in options.items() if not callable(v)}]
 
 
 @dataclass(frozen=True)

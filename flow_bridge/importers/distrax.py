@@ -1,4 +1,4 @@
-"""distrax 0.1: masked couplings with affine maps and rational-quadratic splines over a normal.
+"""distrax 0.1: masked and split couplings with affine maps and rational-quadratic splines over a normal.
 
 Its ``Transformed`` goes from latent to data, its ``Chain`` applies the last bijector first. What a coupling
 does to an entry, and its network, are functions: both are told by their values.
@@ -30,6 +30,12 @@ from flow_bridge.importers.reading import (
     softplus,
 )
 
+COUPLINGS = {
+    "MaskedCoupling": "_mask _event_mask _inner_event_ndims _event_ndims",
+    "SplitCoupling": "_split_index _swap _split_axis",
+}
+"""What is known of their attributes."""
+SHAPES = "_batch_shape _event_shape"
 BASE = "_event_ndims_in _event_ndims_out _is_constant_jacobian _is_constant_log_det"
 
 
@@ -38,34 +44,39 @@ def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
 
     Args:
         distribution: the distribution, built outside of ``haiku.transform``.
-        weights: those of the networks of its ``MaskedCoupling``, data to latent, where they are not the
-            argument of a ``functools.partial``: dictionaries of haiku or Flax.
+        weights: those of the networks of its couplings, data to latent, where they are not the argument of a
+            ``functools.partial``: dictionaries of haiku or Flax.
     """
     bijectors, base = [], distribution
     while kind(base) == "Transformed":
+        expect(base, "distrax's Transformed", f"{SHAPES} _distribution _bijector _dtype")
         bijectors.append(base.bijector)
         base = base.distribution
     if not bijectors:
         raise UnsupportedModel(f"distrax's {kind(base)} has no counterpart: only Transformed has.")
     latent = _base(base)
     flat = [item for bijector in bijectors for item in _flatten(bijector, True)]
-    nets = [bijector.conditioner for bijector, _ in flat if kind(bijector) == "MaskedCoupling"]
-    where = "distrax's MaskedCoupling"
-    weights = functions.weights_for(nets, weights, where)
+    nets = [bijector.conditioner for bijector, _ in flat if kind(bijector) in COUPLINGS]
+    weights = functions.weights_for(nets, weights, "distrax's couplings")
     left = iter(weights)
-    inverse = parts.mostly(back for bijector, back in flat if kind(bijector) == "MaskedCoupling")
+    inverse = parts.mostly(back for bijector, back in flat if kind(bijector) in COUPLINGS)
     dim = latent.architecture["dim"]
     layers = [_layer(bijector, back, dim, inverse, left) for bijector, back in flat]
-    dtype = dtype_of_tree([weights, base.loc])
+    normal = base.distribution if kind(base) == "Independent" else base
+    dtype = dtype_of_tree([weights, normal.loc])
     run = parts.composed(layers, inverse)
-    return Reading(layers, latent, run, inverse=inverse, coarse=parts.NARROW, dtype=dtype)
+    return Reading(layers, latent, run, inverse=inverse, dtype=dtype)
 
 
 def _base(base: Any) -> Part:
     name = kind(base)
     if name == "MultivariateNormalDiag":
+        own = "_loc _scale_diag _scale _distribution _bijector _dtype"  # all made of the first two
+        expect(base, f"distrax's base {name}", f"{SHAPES} {own}")
         loc, scale = base.loc, base.scale_diag
     elif name == "Independent" and kind(base.distribution) == "Normal":
+        expect(base, f"distrax's base {name}", "_distribution _reinterpreted_batch_ndims")
+        expect(base.distribution, "distrax's base Normal", "_loc _scale")
         loc, scale = base.distribution.loc, base.distribution.scale
     else:
         raise UnsupportedModel(
@@ -81,6 +92,8 @@ def _base(base: Any) -> Part:
 def _flatten(bijector: Any, back: bool) -> Iterator[tuple[Any, bool]]:
     """Bijectors from data to latent, and whether each goes back, from its result to its argument."""
     name = kind(bijector)
+    if name in ("Inverse", "Chain"):
+        expect(bijector, f"distrax's {name}", f"{BASE} _bijector _bijectors")
     if name == "Inverse":
         yield from _flatten(bijector.bijector, not back)
     elif name == "Chain":
@@ -93,9 +106,8 @@ def _flatten(bijector: Any, back: bool) -> Iterator[tuple[Any, bool]]:
 def _layer(bijector: Any, back: bool, dim: int, inverse: bool, weights: Iterator[Any]) -> Layer:
     name = kind(bijector)
     where = f"distrax's {name}"
-    if name == "MaskedCoupling":
-        known = "_mask _event_mask _conditioner _bijector _inner_event_ndims _event_ndims"
-        expect(bijector, where, f"{BASE} {known}")
+    if name in COUPLINGS:
+        expect(bijector, where, f"{BASE} _conditioner _bijector {COUPLINGS[name]}")
         found = _coupling(bijector, next(weights), dim, where)
     elif name == "Block":
         expect(bijector, where, f"{BASE} _bijector _ndims")
@@ -113,6 +125,7 @@ def _layer(bijector: Any, back: bool, dim: int, inverse: bool, weights: Iterator
 def _affine(block: Any, dim: int, where: str) -> tuple[Any, list[Part]]:
     """The bijector in float64, in which its reciprocals are too, and what it becomes."""
     inner = block.bijector
+    expect(inner, where, f"{BASE} _batch_shape _shift _scale _inv_scale _log_scale")
     if kind(inner) != "ScalarAffine" or block.ndims != 1:
         raise UnsupportedModel(
             f"{where} of {kind(inner)} has no counterpart: only of ScalarAffine."
@@ -125,16 +138,33 @@ def _affine(block: Any, dim: int, where: str) -> tuple[Any, list[Part]]:
 
 
 def _coupling(bijector: Any, weights: Any, dim: int, where: str) -> list[Part]:
-    fixed = as_array(bijector.mask).astype(bool)
-    if fixed.shape != (dim,) or members(bijector)["_inner_event_ndims"]:
-        raise UnsupportedModel(f"{where} has no counterpart unless its mask is that of vectors.")
-    layers, activation = functions.network(bijector.conditioner, weights, dim, None, where)
-    first = layers[0]
-    layers[0] = Linear(first.weight[:, fixed], first.bias)  # the others are shown as zeros
-    shape = jax_call(bijector.conditioner, np.zeros(dim)).shape
-    map, outputs = _map(bijector.bijector, shape, dim, where)
-    outputs = Outputs(outputs.rows[~fixed], outputs.factor, outputs.offset)
+    fixed, seen = _fixed(bijector, dim, where)
+    layers, activation = functions.network(bijector.conditioner, weights, len(seen), None, where)
+    first, given = layers[0], fixed[seen]
+    layers[0] = Linear(first.weight[:, given], first.bias)  # the others are shown as zeros
+    shape = jax_call(bijector.conditioner, np.zeros(len(seen))).shape
+    made = ~given if kind(bijector) == "MaskedCoupling" else np.ones(int((~fixed).sum()), bool)
+    map, outputs = _map(bijector.bijector, shape, len(made), where)
+    outputs = Outputs(outputs.rows[made], outputs.factor, outputs.offset)
     return [networks.coupling(map, networks.mlp(layers, activation, outputs), fixed, 0)]
+
+
+def _fixed(bijector: Any, dim: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which entries are fixed, and which its network gets."""
+    if bijector.event_ndims_in != 1:
+        raise UnsupportedModel(f"{where} has no counterpart unless of vectors.")
+    if kind(bijector) == "MaskedCoupling":
+        fixed = as_array(bijector.mask).astype(bool)
+        own = members(bijector)
+        if fixed.shape != (dim,) or own["_inner_event_ndims"] or own["_event_ndims"] != 1:
+            raise UnsupportedModel(
+                f"{where} has no counterpart unless its mask is that of vectors."
+            )
+        return fixed, np.arange(dim)
+    if bijector.split_axis != -1:
+        raise UnsupportedModel(f"{where} has no counterpart unless split along its last axis.")
+    fixed = (np.arange(dim) < bijector.split_index) != bijector.swap
+    return fixed, np.flatnonzero(fixed)
 
 
 def _map(make: Any, shape: tuple[int, ...], dim: int, where: str) -> tuple[Architecture, Outputs]:

@@ -56,15 +56,21 @@ def read(distribution: Any) -> Reading:
     inverse = max(one_way) if one_way else parts.mostly(b for f, b in flat if kind(f) in NETWORKS)
     layers = [_layer(bijection, back, dim, inverse) for bijection, back in flat]
     run, dtype = parts.composed(layers, inverse), dtype_of_tree(distribution)
-    return Reading(layers, _base(base), run, inverse=inverse, coarse=parts.NARROW, dtype=dtype)
+    return Reading(layers, _base(base), run, inverse=inverse, dtype=dtype)
 
 
 def _base(base: Any) -> Part:
     name = kind(base)
     if name == "StandardNormal":
+        expect(base, "flowjax's StandardNormal", "shape")
         return parts.part("StandardNormal", dim=base.shape[0])
     if name == "Normal":
+        expect(base, "flowjax's Normal", "base_dist bijection")
+        expect(base.base_dist, "flowjax's Normal", "shape")
+        if kind(base.base_dist) != "StandardNormal":
+            raise UnsupportedModel("flowjax's Normal has no counterpart over another distribution.")
         affine = base.bijection
+        expect(affine, "flowjax's Normal", "shape cond_shape loc scale")
         scale = _unwrapped(affine.scale)
         loc = np.broadcast_to(_unwrapped(affine.loc), scale.shape)
         return parts.normal_base(loc, np.log(scale))
@@ -76,6 +82,14 @@ def _base(base: Any) -> Part:
 def _flatten(bijection: Any, back: bool) -> Iterator[tuple[Any, bool]]:
     """Bijections from data to latent, and whether each goes back, from its result to its argument."""
     name = kind(bijection)
+    known = {
+        "NonTrainable": "tree",
+        "Invert": "shape cond_shape bijection",
+        "Scan": "shape cond_shape bijection",
+        "Chain": "shape cond_shape bijections",
+    }
+    if name in known:
+        expect(bijection, f"flowjax's {name}", known[name])
     if name == "NonTrainable":
         yield from _flatten(bijection.tree, back)
     elif name == "Invert":
@@ -158,6 +172,7 @@ def _mlp(net: Any, where: str) -> tuple[list[Linear], str]:
         expect(layer, f"{where}, {kind(layer)}", "weight bias in_features out_features use_bias")
         weight, mask = layer.weight, None
         if kind(weight) == "Parameterize":  # jnp.where(mask, weight, 0)
+            expect(weight, where, "fn args kwargs")
             mask, weight, _ = weight.args
             if not np.array_equal(_unwrapped(layer.weight), np.where(mask, weight, 0)):
                 raise UnsupportedModel(
@@ -201,6 +216,7 @@ def _at_start(constructor: Callable[..., Any], size: int) -> Any:
 def _positive(parameterized: Any, where: str) -> tuple[np.ndarray, float]:
     """Raw values, and m of softplus(raw) + m."""
     if kind(parameterized) == "Parameterize" and len(parameterized.args) == 1:
+        expect(parameterized, where, "fn args kwargs")
         above = jax_call(parameterized.fn, PROBE) - softplus(PROBE)
         least = round(float(np.median(above)), 12)
         if (
@@ -224,6 +240,7 @@ def _spline(spline: Any, where: str) -> tuple[Architecture, np.ndarray]:
             raise UnsupportedModel(
                 f"{where} has splines of another version of flowjax than 18 and 19."
             )
+        expect(knots, where, "arr interval min_width include_endpoints softmax_adjust")
         positions.append(as_array(knots.arr))
     low, high = (float(end) for end in spline.interval)
     if not (tuple(spline.x_pos.interval) == tuple(spline.y_pos.interval) == tuple(spline.interval)):
@@ -294,7 +311,10 @@ def _flip(bijection: Any, dim: int, where: str) -> list[Part]:
 
 
 def _triangular(bijection: Any, dim: int, where: str) -> list[Part]:
-    return [parts.matrix(_unwrapped(bijection.triangular), _unwrapped(bijection.loc))]
+    weight = _unwrapped(bijection.triangular)
+    if not np.array_equal(weight, np.tril(weight) if bijection.lower else np.triu(weight)):
+        raise UnsupportedModel(f"{where} has no counterpart unless its matrix is triangular.")
+    return [parts.matrix(weight, _unwrapped(bijection.loc))]
 
 
 BIJECTIONS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {

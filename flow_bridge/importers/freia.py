@@ -21,6 +21,7 @@ from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     PROBE,
     as_array,
+    contents,
     expect,
     float64_copy,
     in_numpy,
@@ -59,7 +60,7 @@ def read(model: Any) -> Reading:
         )
     for module in model.modules():
         if kind(module) == "Dropout":
-            notes += nflows.dropout(module.p)
+            notes += nflows.dropout(module)
     base = parts.part("StandardNormal", dim=shape[0])
     return Reading(layers, base, parts.composed(layers), notes=notes)
 
@@ -71,7 +72,8 @@ def _sequence(model: Any, where: str) -> Iterator[tuple[Any, bool]]:
         raise UnsupportedModel(
             f"{where} has no counterpart with several conditions: make them one."
         )
-    for module, index in zip(model.module_list, model.conditions, strict=True):
+    modules = contents(model.module_list, where)
+    for module, index in zip(modules, model.conditions, strict=True):
         if kind(module) == "SequenceINN":
             raise UnsupportedModel(f"{where} has no counterpart with another in it.")
         yield module, index is not None
@@ -91,8 +93,12 @@ def _graph(model: Any, where: str) -> Iterator[tuple[Any, bool]]:
             f"{where} has no counterpart with several conditions: make them one."
         )
     ends = [*model.in_nodes, *model.out_nodes, *model.condition_nodes]
+    for node in [*model.node_list, *model.condition_nodes]:
+        own = " ".join(f"out{i}" for i in range(max(1, len(node.inputs))))
+        expect(node, f"{where}, node", f"{NODE} {own}")
     given = model.node_list_fwd if hasattr(model, "node_list_fwd") else model.node_list
     nodes = [node for node in given if not any(node is end for end in ends)]
+    contents(model.module_list, where)
     previous = model.in_nodes[0]
     for node in [*nodes, model.out_nodes[0]]:
         if len(model.in_nodes) != 1 or len(model.out_nodes) != 1 or len(node.inputs) != 1:
@@ -102,6 +108,13 @@ def _graph(model: Any, where: str) -> Iterator[tuple[Any, bool]]:
         previous = node
         if node is not model.out_nodes[0]:
             yield node.module, len(node.conditions) > 0
+
+
+NODE = (
+    "conditions condition_dims dims input_dims inputs module module_args module_type name output_dims "
+    "outputs"
+)
+"""Of a graph, whose modules were made of it."""
 
 
 def _step(module: Any, conditional: bool, claimed: float) -> Callable[[Any, Any], Any]:

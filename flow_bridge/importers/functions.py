@@ -17,6 +17,7 @@ from flow_bridge.importers.reading import ACTIVATIONS, as_array, jax_call
 
 WEIGHTS, BIASES = ("w", "kernel"), ("b", "bias")
 ROWS, TOLERANCE, MANY_LAYERS = 8, 1e-10, 6
+FAR = 100
 
 
 def weights_for(networks: Sequence[Any], given: Sequence[Any] | None, where: str) -> list[Any]:
@@ -61,6 +62,7 @@ def network(
         where: what a message calls its owner.
     """
     rows = np.random.default_rng(0).normal(size=(ROWS, in_dim)) * 1.5
+    rows[ROWS // 2 :] *= FAR  # where a ReLU6, say, is no ReLU
     expected = jax_call(function, rows).reshape(ROWS, -1)
     layers = [*linear_layers(weights)]
     widths = [in_dim, expected.shape[1]]

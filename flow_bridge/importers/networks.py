@@ -10,7 +10,7 @@ import numpy as np
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers.parts import Arrays, Part
-from flow_bridge.importers.reading import activation_name, as_array, expect, kind
+from flow_bridge.importers.reading import activation_name, as_array, contents, expect, kind
 from flow_bridge.masks import Autoregression, Degrees
 
 
@@ -42,6 +42,10 @@ class Outputs(NamedTuple):
             np.broadcast_to(np.float64(offset), size),
         )
 
+    def applied(self, values: np.ndarray) -> np.ndarray:
+        """The parameters of all entries, ``(entries, parameters)``, from the outputs."""
+        return values.ravel()[self.rows] * self.factor + self.offset
+
     def taken(self, layer: Linear, by_entry: bool) -> Linear:
         """A last layer with our outputs: all of the first entry, ... or all of the first parameter, ..."""
         rows, factor, offset = (np.broadcast_to(a, self.rows.shape) for a in self)
@@ -49,6 +53,38 @@ class Outputs(NamedTuple):
         mask = None if layer.mask is None else layer.mask[index]
         weight, bias = layer.weight[index], layer.bias[index]
         return Linear(weight * factor[:, None], bias * factor + offset, mask)
+
+
+class Combined(NamedTuple):
+    """``Outputs`` whose parameters are sums of several of the network's outputs.
+
+    Those of entry i are matrix[i] times the outputs of entry i, which stand together, plus offset[i].
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """As many of each entry as it has parameters."""
+        return np.arange(self.offset.size).reshape(self.offset.shape)
+
+    def taken(self, layer: Linear, by_entry: bool) -> Linear:
+        """As ``Outputs.taken``."""
+        entries, count, seen = self.matrix.shape
+        weight = (self.matrix @ layer.weight.reshape(entries, seen, -1)).reshape(
+            entries * count, -1
+        )
+        mask = None
+        if layer.mask is not None:
+            mask = layer.mask.reshape(entries, seen, -1).any(1).repeat(count, axis=0)
+        whole = Linear(weight, self.applied(layer.bias).ravel(), mask)
+        return Outputs.of(self.rows).taken(whole, by_entry)
+
+    def applied(self, values: np.ndarray) -> np.ndarray:
+        """As ``Outputs.applied``."""
+        seen = values.reshape(len(self.matrix), -1, 1)
+        return (self.matrix @ seen)[..., 0] + self.offset
 
 
 class Conditioner(NamedTuple):
@@ -69,11 +105,11 @@ def linear(module: Any, where: str) -> Linear:
     return Linear(weight, bias, None if mask is None else as_array(mask) != 0)
 
 
-def sequence(modules: Iterable[Any], where: str) -> tuple[list[Linear], str]:
+def sequence(modules: Any, where: str) -> tuple[list[Linear], str]:
     """Linear layers and the one activation between them."""
     layers: list[Linear] = []
     names: list[str] = []
-    for module in modules:
+    for module in contents(modules, where, "in_features out_features"):
         name = kind(module)
         if name in ("Linear", "MaskedLinear"):
             layers.append(linear(module, f"{where}, {name}"))
@@ -107,7 +143,7 @@ def widths(layers: Sequence[Linear]) -> list[int]:
 
 
 def mlp(
-    layers: Sequence[Linear], activation: str, outputs: Outputs, by_entry: bool = False
+    layers: Sequence[Linear], activation: str, outputs: Outputs | Combined, by_entry: bool = False
 ) -> Conditioner:
     """``MLP`` as the conditioner of a coupling or, with ``by_entry``, of ``Elementwise``."""
     layers = [*layers[:-1], outputs.taken(layers[-1], by_entry)]
@@ -118,7 +154,7 @@ def mlp(
 def residual(
     layers: Sequence[Linear],
     activation: str,
-    outputs: Outputs,
+    outputs: Outputs | Combined,
     gates: Sequence[Linear] = (),
 ) -> Conditioner:
     """The conditioner of a coupling, ``ResidualMLP``; gates are those of its blocks.
@@ -138,7 +174,7 @@ def residual(
 def masked_mlp(
     layers: Sequence[Linear],
     activation: str,
-    outputs: Outputs,
+    outputs: Outputs | Combined,
     dim: int,
     where: str,
     branch: Linear | None = None,
@@ -181,7 +217,7 @@ def masked_mlp(
 def masked_residual(
     layers: Sequence[Linear],
     activation: str,
-    outputs: Outputs,
+    outputs: Outputs | Combined,
     dim: int,
     where: str,
     gates: Sequence[Linear] = (),

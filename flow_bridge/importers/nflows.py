@@ -18,6 +18,8 @@ from flow_bridge.importers.reading import (
     StandIn,
     activation_name,
     as_array,
+    contents,
+    demand,
     expect,
     field,
     float64_copy,
@@ -105,7 +107,7 @@ def _embedding_modules(net: Any, where: str, notes: list[str]) -> Iterator[Any]:
     if name == "Identity":
         return
     if name == "Dropout":
-        notes.extend(dropout(net.p))
+        notes.extend(dropout(net))
     elif name == "Standardize":
         expect(net, f"{where}, Standardize", "mean std _mean _std")
         mean, sd = (as_array(field(net, key, where)) for key in ("_mean", "_std"))
@@ -114,7 +116,7 @@ def _embedding_modules(net: Any, where: str, notes: list[str]) -> Iterator[Any]:
         expect(net, f"{where}, FCEmbedding", "net")
         yield from _embedding_modules(net.net, where, notes)
     elif name == "Sequential":
-        for item in net:
+        for item in contents(net, where):
             yield from _embedding_modules(item, where, notes)
     elif name == "Linear" or not list(_children(net)):
         yield net
@@ -129,11 +131,10 @@ def _children(module: Any) -> Iterator[Any]:
     return iter(module.children()) if hasattr(module, "children") else iter(())
 
 
-def dropout(probability: float) -> list[str]:
-    """The note about dropout."""
-    return (
-        [f"dropout {probability:g} acts in training only and is left out."] if probability else []
-    )
+def dropout(module: Any) -> list[str]:
+    """The note about a dropout."""
+    expect(module, "Dropout", "p inplace")
+    return [f"dropout {module.p:g} acts in training only and is left out."] if module.p else []
 
 
 def _base(base: Any) -> Part:
@@ -155,7 +156,7 @@ def flatten(name: str, transform: Any) -> Iterator[tuple[str, Any]]:
     """Transforms one after another with their names, without what contains them."""
     if kind(transform) in ("CompositeTransform", "CompositeCDFTransform"):
         expect(transform, "nflows' CompositeTransform", "_transforms")
-        for i, item in enumerate(field(transform, "_transforms", name)):
+        for i, item in enumerate(contents(field(transform, "_transforms", name), name)):
             yield from flatten(f"{name}.{i}", item)
     else:
         yield name, transform
@@ -178,7 +179,8 @@ def _transform(t: Any, dim: int, notes: list[str]) -> list[Part]:
         expect(t, where, "_transforms _transform")
         if name == "InverseTransform":
             return parts.invert_all(_transform(field(t, "_transform", where), dim, notes))
-        items = [_transform(item, dim, notes) for item in field(t, "_transforms", where)]
+        inner = contents(field(t, "_transforms", where), where)
+        items = [_transform(item, dim, notes) for item in inner]
         return [part for item in items for part in item]
     if name in _READERS:
         return _READERS[name](t, dim, notes, where)
@@ -208,9 +210,17 @@ def _permutation(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
 _LINEAR = "features bias using_cache cache"
 
 
+def without_cache(linear: Any) -> None:
+    """Of a copy in float64, which has it in the old dtype."""
+    if hasattr(linear, "cache"):
+        expect(linear.cache, "the cache of a linear map", "weight inverse logabsdet")
+        linear.using_cache = False
+
+
 def _lu(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     own = "eps lower_entries upper_entries unconstrained_upper_diag"
     expect(t, where, f"{_LINEAR} {own} lower_indices upper_indices diag_indices")
+    without_cache(t)
     lu = np.diag(np.log(softplus(as_array(t.unconstrained_upper_diag)) + t.eps))
     lu[np.tril_indices(dim, -1)] = as_array(t.lower_entries)
     lu[np.triu_indices(dim, 1)] = as_array(t.upper_entries)
@@ -222,6 +232,10 @@ def _matrix(t: Any, dim: int, notes: list[str], where: str) -> list[Part]:
     own = "_weight upper_indices diag_indices upper_entries log_upper_diag orthogonal"
     svd = "eps orthogonal_1 orthogonal_2 unconstrained_diagonal identity_init"
     expect(t, where, f"{_LINEAR} {own} {svd}")
+    without_cache(t)
+    for name in (name for name in svd.split() if name.startswith("orthogonal")):
+        if hasattr(t, name):
+            expect(getattr(t, name), f"{where}, {name}", "features num_transforms q_vectors")
     return [parts.matrix(as_array(t.weight()), as_array(t.bias))]
 
 
@@ -336,7 +350,7 @@ def _made(
         raise UnsupportedModel(f"{where} has no counterpart: only MADE has.")
     own = "initial_layer context_layer use_residual_blocks activation blocks final_layer"
     expect(made, where, f"{own} hidden_features")
-    blocks = list(made.blocks)
+    blocks = contents(made.blocks, where)
     is_residual = bool(made.use_residual_blocks)
     first, last = (
         networks.linear(layer, where) for layer in (made.initial_layer, made.final_layer)
@@ -349,7 +363,7 @@ def _made(
         notes.append(BLIND)
     layers = [first]
     for block in blocks:
-        notes.extend(dropout(block.dropout.p))
+        notes.extend(dropout(block.dropout))
         if is_residual:
             layers += residual_block(block, "MaskedResidualBlock", where)
             if branches:
@@ -385,7 +399,7 @@ def residual_block(block: Any, name: str, where: str) -> list[Linear]:
         raise UnsupportedModel(
             f"{where} has an activation in place in residual blocks, which has no counterpart."
         )
-    return [networks.linear(layer, where) for layer in block.linear_layers]
+    return [networks.linear(layer, where) for layer in contents(block.linear_layers, where)]
 
 
 def feedforward_block(block: Any, notes: list[str], where: str) -> Linear:
@@ -398,6 +412,11 @@ def feedforward_block(block: Any, notes: list[str], where: str) -> Linear:
     if norm is None:
         return layer
     notes.append(FOLDED)
+    own = (
+        "num_features eps momentum affine track_running_stats weight bias running_mean running_var"
+    )
+    expect(norm, f"{where}, BatchNorm1d", f"{own} num_batches_tracked")
+    demand(norm, f"{where}, BatchNorm1d", affine=True, track_running_stats=True)
     factor = as_array(norm.weight) / np.sqrt(as_array(norm.running_var) + norm.eps)
     shift = as_array(norm.bias) - as_array(norm.running_mean) * factor
     weight = layer.weight if layer.mask is None else np.where(layer.mask, layer.weight, 0)
@@ -443,7 +462,7 @@ def coupling_network(
         expect(net, where, known)
         if getattr(net, "preprocessing", None) is not None:
             raise UnsupportedModel(f"{where} with periodic features has no counterpart.")
-        blocks = list(net.blocks)
+        blocks = contents(net.blocks, where)
         if not blocks:
             raise UnsupportedModel(f"{where} has no blocks, which has no counterpart.")
         layers = [networks.linear(net.initial_layer, where)]
@@ -451,7 +470,7 @@ def coupling_network(
         gates = []
         for block in blocks:
             layers += residual_block(block, "ResidualBlock", where)
-            notes.extend(dropout(block.dropout.p))
+            notes.extend(dropout(block.dropout))
             names.add(activation_name(block.activation, where))
             if net.context_features is not None:
                 gates.append(networks.linear(block.context_layer, where))
@@ -465,7 +484,8 @@ def coupling_network(
         expect(net, where, f"{known} _input_layer _hidden_layers _output_layer")
         inner = (field(net, key, where) for key in ("_input_layer", "_output_layer"))
         first, last = (networks.linear(module, where) for module in inner)
-        hidden = [networks.linear(m, where) for m in field(net, "_hidden_layers", where)]
+        inside = contents(field(net, "_hidden_layers", where), where)
+        hidden = [networks.linear(m, where) for m in inside]
         if field(net, "_activate_output", where):
             raise UnsupportedModel(f"{where} ends in an activation, which has no counterpart.")
         activation = activation_name(field(net, "_activation", where), where)
@@ -483,9 +503,9 @@ def plain_sequence(net: Any, notes: list[str], where: str) -> list[Any]:
             raise UnsupportedModel(f"{where} is a network that has no counterpart.")
         net = inner[0]
     found = []
-    for module in net:
+    for module in contents(net, where):
         if kind(module) == "Dropout":
-            notes.extend(dropout(module.p))
+            notes.extend(dropout(module))
         else:
             found.append(module)
     return found
@@ -498,7 +518,9 @@ def _without_fixed(
     if kind(net) != "ContextSplineMap":
         raise UnsupportedModel(f"{where} that fixes nothing has no counterpart.")
     expect(net, f"{where}, ContextSplineMap", "hidden_features spline_predictor")
-    modules = [module for module in net.spline_predictor if kind(module) == "Linear"]
+    modules = [
+        module for module in contents(net.spline_predictor, where) if kind(module) == "Linear"
+    ]
     if len({id(module) for module in modules}) < len(modules):
         notes.append("hidden layers that share their weights in sbi have weights of their own.")
     layers, activation = networks.sequence(net.spline_predictor, where)

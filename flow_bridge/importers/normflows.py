@@ -20,6 +20,8 @@ from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
     as_array,
+    contents,
+    demand,
     expect,
     float64_copy,
     framework,
@@ -47,13 +49,14 @@ def read(model: Any) -> Reading:
 def read_copy(model: Any, live: bool = True) -> Reading:
     """``read`` for a model that is ours to run, or of which there are only the arrays."""
     base = _base(model.q0)
-    flows = [item for flow in reversed(list(model.flows)) for item in _members(flow)]
+    given = contents(model.flows, "normflows' flows")
+    flows = [item for flow in reversed(given) for item in _members(flow)]
     inverse = any(kind(_bare(flow)) in ("Planar", "Radial") for flow in flows)
     notes: list[str] = []
     layers = [_layer(flow, base.architecture["dim"], inverse, notes) for flow in flows]
     # its own methods add log|det| up in float32
     run = parts.composed(layers, inverse) if live else None
-    return Reading(layers, base, run, notes=notes, inverse=inverse, coarse=parts.NARROW)
+    return Reading(layers, base, run, notes=notes, inverse=inverse)
 
 
 def _members(flow: Any) -> Iterator[Any]:
@@ -62,7 +65,7 @@ def _members(flow: Any) -> Iterator[Any]:
         yield flow
         return
     expect(flow, "normflows' Composite", "_flows")
-    for item in reversed(list(members(flow)["_flows"])):
+    for item in reversed(contents(members(flow)["_flows"], "normflows' Composite")):
         yield from _members(item)
 
 
@@ -161,9 +164,9 @@ def _mlp(
 ) -> tuple[list[Linear], str, float]:
     """Layers and activation of a ``nets.MLP``, and B where it gives B tanh(a / B) of their output a."""
     expect(net, f"{where}, MLP", "net")
-    modules = list(net.net)
+    modules = contents(net.net, where)
     end = max(i for i, module in enumerate(modules) if kind(module) == "Linear") + 1
-    notes.extend(note for m in modules if kind(m) == "Dropout" for note in nflows.dropout(m.p))
+    notes.extend(note for m in modules if kind(m) == "Dropout" for note in nflows.dropout(m))
     layers, activation = networks.sequence(modules[:end], where)
     tail = [kind(module) for module in modules[end:]]
     if not tail:
@@ -176,6 +179,7 @@ def _mlp(
     before, after = 1.0, 1.0
     for i, module in enumerate(modules[end:]):
         if kind(module) == "ConstScaleLayer":
+            expect(module, f"{where}, ConstScaleLayer", "scale scale_cpu")
             factor = float(as_array(module.scale))
             before, after = (
                 (before * factor, after) if i < tail.index("Tanh") else (before, after * factor)
@@ -204,7 +208,9 @@ def _coupling_block(flow: Any, dim: int, notes: list[str], where: str) -> list[P
 
 def _halves(flow: Any, dim: int, where: str) -> tuple[Architecture, np.ndarray, np.ndarray]:
     """The map, what stays fixed, and where the parameters are among the outputs of the network."""
-    split, affine, merge = flow.flows
+    split, affine, merge = contents(flow.flows, where)
+    for module in (split, merge):
+        expect(module, f"{where}, {kind(module)}", "mode")
     expect(affine, f"{where}, AffineCoupling", "param_map scale scale_map")
     position = np.arange(dim)
     masks = {
@@ -267,7 +273,7 @@ def _lu_permute(flow: Any, dim: int, notes: list[str], where: str) -> list[Part]
         "features bias using_cache cache eps lower_indices upper_indices diag_indices lower_entries "
         "upper_entries unconstrained_upper_diag",
     )
-    linear.using_cache = False  # which gives log|det| in float32
+    nflows.without_cache(linear)
     lu = np.diag(np.log(softplus(as_array(linear.unconstrained_upper_diag)) + linear.eps))
     lu[np.tril_indices(dim, -1)] = as_array(linear.lower_entries)
     lu[np.triu_indices(dim, 1)] = as_array(linear.upper_entries)
@@ -340,8 +346,8 @@ def _made(
         )
     layers, gates, names = [first], [], set()
     is_residual = any(kind(block) == "MaskedResidualBlock" for block in made.blocks)
-    for block in made.blocks:
-        notes.extend(nflows.dropout(block.dropout.p))
+    for block in contents(made.blocks, where):
+        notes.extend(nflows.dropout(block.dropout))
         names.add(activation_name(block.activation, where))
         if not is_residual:
             layers.append(nflows.feedforward_block(block, notes, where))
@@ -408,6 +414,8 @@ def _multiscale(model: Any, where: str) -> Reading:
     """The levels from the image down; what leaves at each is standardised by its base."""
     expect(model, where, "q0 num_levels flows merges transform class_cond")
     model = float64_copy(model)
+    for merge in contents(model.merges, where):
+        expect(merge, f"{where}, {kind(merge)}", "mode")
     if any(merge.mode != "channel" for merge in model.merges):
         raise UnsupportedModel(
             f"{where} has no counterpart unless it splits channels in two halves."
@@ -415,6 +423,7 @@ def _multiscale(model: Any, where: str) -> Reading:
     bases = [_channels_base(base) for base in model.q0]
     inner: list[Part] = []
     for i, (flows, (shape, log_scale, loc)) in enumerate(zip(model.flows, bases, strict=True)):
+        flows = contents(flows, where)
         names = [kind(flow) for flow in flows]
         if names[-1:] != ["Squeeze"] or "Squeeze" in names[:-1]:
             raise UnsupportedModel(
@@ -439,6 +448,7 @@ def _multiscale(model: Any, where: str) -> Reading:
             raise UnsupportedModel(
                 f"{where} has no counterpart with the transform {name}: only Logit."
             )
+        expect(model.transform, f"{where}, Logit", "alpha")
         inner.insert(0, parts.part("Logit", alpha=model.transform.alpha))
 
     def run(x: Any, context: Any) -> Any:
@@ -490,7 +500,11 @@ def _image_flow(flow: Any, shape: tuple[int, ...]) -> list[Part]:
     where = f"normflows' {name}"
     if name == "GlowBlock":
         expect(flow, where, "flows")
-        return [item for inner in reversed(flow.flows) for item in _image_flow(inner, shape)]
+        return [
+            item
+            for inner in reversed(contents(flow.flows, where))
+            for item in _image_flow(inner, shape)
+        ]
     if name == "ActNorm":
         expect(flow, where, FLOWS[name][1])
         return _act_norm(flow, shape, where)
@@ -513,11 +527,20 @@ def _image_coupling(flow: Any, channels: int, where: str) -> Part:
     if kind(net) != "ConvNet2d":
         raise UnsupportedModel(f"{where} of images has no counterpart with a network {kind(net)}.")
     expect(net, f"{where}, ConvNet2d", "net")
-    modules = list(net.net)
+    modules = contents(net.net, where)
     if [kind(module) for module in modules[::2]] != ["Conv2d"] * 3 or len(modules) != 5:
         raise UnsupportedModel(f"{where} has no counterpart with a network unlike Glow's.")
+    for module in modules[::2]:
+        own = "in_channels out_channels weight bias output_padding _reversed_padding_repeated_twice"
+        same = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "transposed": False}
+        same |= {"padding_mode": "zeros", "padding": tuple(n // 2 for n in module.kernel_size)}
+        expect(module, f"{where}, Conv2d", f"{own} kernel_size {' '.join(same)}")
+        demand(module, f"{where}, Conv2d", **same)
     names = {activation_name(module, where) for module in modules[1::2]}
-    convolutions = [(as_array(m.weight), as_array(m.bias)) for m in modules[::2]]
+    convolutions = [
+        (as_array(m.weight), np.zeros(len(m.weight)) if m.bias is None else as_array(m.bias))
+        for m in modules[::2]
+    ]
     if [w.shape[2:] for w, _ in convolutions] != [(3, 3), (1, 1), (3, 3)] or len(names) > 1:
         raise UnsupportedModel(
             f"{where} has no counterpart unless its kernels are 3, 1 and 3 wide."

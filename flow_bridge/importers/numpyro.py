@@ -42,6 +42,7 @@ def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
         raise UnsupportedModel(
             f"numpyro's {name} has no counterpart: only TransformedDistribution."
         )
+    expect(distribution, "numpyro's TransformedDistribution", f"{SHAPES} base_dist transforms")
     base = _base(distribution.base_dist)
     flat = [item for given in reversed(distribution.transforms) for item in _flatten(given, True)]
     where = "numpyro's InverseAutoregressiveTransform"
@@ -57,10 +58,21 @@ def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
     return Reading(layers, base, run, notes=notes, inverse=inverse, dtype=dtype)
 
 
+SHAPES = "_batch_shape _event_shape _validate_args"
+"""Of a distribution."""
+
+
 def _base(base: Any) -> Part:
     while kind(base) in ("Independent", "ExpandedDistribution"):
+        own = "base_dist reinterpreted_batch_ndims has_enumerate_support reparametrized_params"
+        expect(
+            base,
+            f"numpyro's base {kind(base)}",
+            f"{SHAPES} {own} _expanded_sizes _interstitial_sizes",
+        )
         base = base.base_dist
     if kind(base) == "Normal" and len(base.batch_shape) == 1:
+        expect(base, "numpyro's base Normal", f"{SHAPES} loc scale")
         loc, scale = np.broadcast_arrays(as_array(base.loc), as_array(base.scale))
         return parts.normal_base(loc, np.log(scale))
     raise UnsupportedModel(
@@ -72,8 +84,10 @@ def _flatten(transform: Any, back: bool) -> Iterator[tuple[Any, bool]]:
     """Transforms from data to latent, and whether each goes back, from its result to its argument."""
     name = kind(transform)
     if name == "_InverseTransform":
+        expect(transform, "numpyro's transforms", "_inv")
         yield from _flatten(transform.inv, not back)
     elif name == "ComposeTransform":
+        expect(transform, "numpyro's transforms", "_inv parts")
         for item in reversed(transform.parts) if back else transform.parts:
             yield from _flatten(item, back)
     else:

@@ -12,9 +12,6 @@ from flow_bridge.importers.reading import Run
 
 Arrays = dict[str, np.ndarray]
 
-NARROW = 1e-10
-"""Rounding of the knots of narrow bins, which does not show where the peer's input moves."""
-
 OPPOSITE = {"scale_shift": "shift_divide", "shift_divide": "scale_shift"}
 """Of an order of ``AffineMap``, that of the inverse."""
 
@@ -54,7 +51,6 @@ class Reading:
         embed: the same in the peer, ``None`` for nothing.
         notes: sentences about what does not come with it.
         inverse: whether the peer has only the way from latent to data.
-        coarse: the error that some of its functions have at few rows.
         dtype: of the peer, where its parameters do not tell.
     """
 
@@ -65,7 +61,6 @@ class Reading:
     embed: Any = None
     notes: Sequence[str] = ()
     inverse: bool = False
-    coarse: float = 0.0
     dtype: str | None = None
 
 

@@ -19,6 +19,7 @@ from flow_bridge.importers.parts import Layer, Part, Reading
 from flow_bridge.importers.reading import (
     activation_name,
     as_array,
+    contents,
     dtype_of,
     expect,
     float64_copy,
@@ -43,6 +44,7 @@ def read(distribution: Any) -> Reading:
     where = f"pyro's {kind(distribution)}"
     if kind(distribution) not in ("TransformedDistribution", "ConditionalTransformedDistribution"):
         raise UnsupportedModel(f"{where} has no counterpart: only TransformedDistribution has.")
+    expect(distribution, where, f"{SHAPES} base_dist transforms")
     base = _base(distribution.base_dist)
     dim = base.architecture["dim"]
     flat = [item for given in reversed(distribution.transforms) for item in _flatten(given, True)]
@@ -61,15 +63,16 @@ def read(distribution: Any) -> Reading:
         parts.composed(layers, inverse),
         notes=notes,
         inverse=inverse,
-        coarse=parts.NARROW,
         dtype=dtype,
     )
 
 
 def _base(base: Any) -> Part:
-    while kind(base) in ("Independent", "ConstantConditionalDistribution", "MaskedDistribution"):
+    while kind(base) in ("Independent", "ConstantConditionalDistribution"):
+        expect(base, "pyro's base", f"{SHAPES} base_dist reinterpreted_batch_ndims")
         base = base.base_dist
     if kind(base) == "Normal" and len(base.batch_shape) == 1:
+        expect(base, "pyro's base", f"{SHAPES} loc scale")
         scale = as_array(base.scale)
         return parts.normal_base(as_array(base.loc), np.log(scale))
     raise UnsupportedModel(
@@ -77,14 +80,21 @@ def _base(base: Any) -> Part:
     )
 
 
+SHAPES = "_batch_shape _event_shape _validate_args"
+"""Of a distribution of torch."""
+
+
 def _flatten(transform: Any, back: bool) -> Iterator[tuple[Any, bool]]:
     """Transforms from data to latent, and whether each goes back, from its result to its argument."""
     name = kind(transform)
     if name == "_InverseTransform":
+        expect(transform, "pyro's transforms", CACHES)
         yield from _flatten(transform.inv, not back)
     elif name == "ConstantConditionalTransform":
+        expect(transform, "pyro's transforms", "transform")
         yield from _flatten(transform.transform, back)
     elif name in ("ComposeTransform", "ComposeTransformModule"):
+        expect(transform, "pyro's transforms", f"{CACHES} parts")
         for item in reversed(transform.parts) if back else transform.parts:
             yield from _flatten(item, back)
     else:
@@ -164,7 +174,7 @@ def _dense(net: Any, where: str) -> tuple[list[Linear], str, int]:
     )
     if getattr(net, "skip_layer", None) is not None:
         raise UnsupportedModel(f"{where} has no counterpart with skip_connections=True.")
-    layers = [networks.linear(layer, where) for layer in net.layers]
+    layers = [networks.linear(layer, where) for layer in contents(net.layers, where)]
     context_dim = int(net.context_dim) if kind(net).startswith("Conditional") else 0
     turned = np.roll(np.arange(layers[0].weight.shape[1]), -context_dim)
     first = layers[0]

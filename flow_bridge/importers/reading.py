@@ -17,7 +17,7 @@ from flow_bridge.errors import UnsupportedModel
 Run = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
 """z and log|det dz/dx| from x and a context, all in float64."""
 
-PROBE = np.concatenate([np.linspace(-6, 6, 41), [-1e-3, 1e-3]])
+PROBE = np.concatenate([np.linspace(-6, 6, 41), [-1e-3, 1e-3], [-100, -25, -8, 8, 25, 100]])
 ERF = np.vectorize(math.erf)
 SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
@@ -89,6 +89,22 @@ def expect(obj: Any, where: str, known: str) -> None:
             )
 
 
+def contents(container: Any, where: str, known: str = "") -> list[Any]:
+    """What a list of modules holds, which has no other attributes than ``known``."""
+    if not isinstance(container, list | tuple):
+        numbers = " ".join(str(i) for i in range(len(container)))
+        expect(container, f"{where}, {kind(container)}", f"{numbers} {known}")
+    return list(container)
+
+
+def demand(obj: Any, where: str, **needed: Any) -> None:
+    """Raise ``UnsupportedModel`` unless attributes have these values, in an object that has them."""
+    for name, value in needed.items():
+        found = getattr(obj, name, value)
+        if found != value:
+            raise UnsupportedModel(f"{where} has no counterpart with {name}={found!r}.")
+
+
 def field(obj: Any, name: str, where: str) -> Any:
     """An attribute that the reader needs."""
     if not hasattr(obj, name):
@@ -112,7 +128,7 @@ def float64_copy(module: Any) -> Any:
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in vars(part).values():
-            for item in value if isinstance(value, tuple | list) else (value,):
+            for item in _held(value):
                 if not getattr(item, "is_leaf", True):  # a cache, which deepcopy refuses
                     memo[id(item)] = item.detach().clone()
     twin = copy.deepcopy(module, memo).cpu().double().eval()
@@ -121,6 +137,15 @@ def float64_copy(module: Any) -> Any:
             if hasattr(value, "is_floating_point") and value.is_floating_point():
                 setattr(part, name, value.detach().cpu().double())
     return twin
+
+
+def _held(value: Any) -> list[Any]:
+    """A value, or what a list or a plain object of it holds."""
+    if isinstance(value, tuple | list):
+        return list(value)
+    if hasattr(value, "__dict__") and not hasattr(value, "parameters"):
+        return [value, *vars(value).values()]
+    return [value]
 
 
 def dtype_of(module: Any) -> str:
@@ -142,10 +167,14 @@ def _exact() -> type[Any]:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             if func is torch.nn.functional.softplus:
-                return self.softplus(*args, **(kwargs or {}))
+                return self.softplus(func, *args, **(kwargs or {}))
             return func(*args, **(kwargs or {}))
 
-        def softplus(self, input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+        def softplus(
+            self, func: Any, input: Any, beta: float = 1.0, threshold: float = 20.0
+        ) -> Any:
+            if threshold < 20:  # another function
+                return func(input, beta, threshold)
             return torch.logaddexp(beta * input, torch.zeros_like(input)) / beta
 
     return Exact

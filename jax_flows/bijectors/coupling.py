@@ -175,15 +175,18 @@ class Coupling(Conditioned):
     @cached_property
     def network(self) -> nn.Module:
         """The conditioner."""
+        num_inputs = self.maps[0].num_inputs(self.partition.num_fixed)
+        # a mask picks dimensions, not features of them
+        picked = {"mask": self.mask} if num_inputs == self.partition.num_fixed else {}
         return build_conditioner(
             "Coupling",
             as_network("Coupling", self.conditioner, MLP),
-            self.maps[0].num_inputs(self.partition.num_fixed),
+            num_inputs,
             self.partition.num_free * self.maps[1].num_parameters,
             len(self.event_shape),
             self.context_dim,
             num_parameters=self.maps[1].num_parameters,
-            mask=self.mask,
+            **picked,
         )
 
     def intervals(self, inverse: bool = False) -> list[Interval]:

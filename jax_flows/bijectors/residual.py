@@ -157,13 +157,15 @@ class InvertibleResidual(Bijector):
         fixed_x, fixed_z, residual = jax.lax.stop_gradient((x, z, image - z))
         scale = 1 + norm(fixed_x) + norm(fixed_z)
         tolerance = bridge.inverse_tolerance(float(jnp.finfo(z.dtype).eps))
-        failed = ~(norm(residual) <= tolerance * scale) & jnp.isfinite(z).all(-1)
+        finite = jnp.isfinite(z).all(-1)
+        solved = finite & (norm(residual) <= tolerance * scale)
+        failed = finite & ~solved
         if is_eager(failed) and failed.any():
             raise ConvergenceError(
                 bridge.inverse_message(int(failed.sum()), tolerance, self.lipschitz)
             )
-        x = jnp.where(failed[..., None], math.nan, x)
-        return x, jnp.where(failed, math.nan, -log_det)
+        x = jnp.where(solved[..., None], x, math.nan)
+        return x, jnp.where(solved, -log_det, math.nan)
 
     def forward_with_noise(
         self,

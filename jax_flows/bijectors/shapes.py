@@ -1,5 +1,7 @@
 """Maps that change the shape of an event."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -165,3 +167,63 @@ class Split(Bijector):
         )
         batch_stats = {"bijector": batch_stats} if batch_stats else {}
         return jnp.concatenate([inner, outer], -3), batch_stats
+
+
+@register
+@dataclass(frozen=True)
+class Patches(Bijector):
+    """Takes images apart into square patches, one after the other in a vector.
+
+    z[(i n + j) c f^2 + k f^2 + a f + b] = x[k, f i + a, f j + b], with n patches in a row and c channels;
+    log|det| = 0.
+
+    Args:
+        shape: (channels, height, width).
+        patch_size: f, which divides height and width.
+
+    Shapes: x ``(*batch, channels, height, width)``, z ``(*batch, channels * height * width)``.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Examples:
+        >>> import jax, jax_flows
+        >>> bijector = jax_flows.Patches((1, 4, 4), patch_size=2)
+        >>> x = jax.numpy.arange(16.0).reshape(1, 4, 4)
+        >>> bijector.forward(bijector.init(jax.random.key(0)), x)[0][:6].tolist()
+        [0.0, 1.0, 4.0, 5.0, 2.0, 3.0]
+    """
+
+    shape: Sequence[int]
+    patch_size: int
+
+    stackable = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int("Patches", patch_size=self.patch_size)
+        checks.image_shape("Patches", self.shape, self.patch_size)
+
+    @property
+    def event_shape(self) -> Shape:
+        return tuple(self.shape)
+
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        return tuple(self.shape) if inverse else (math.prod(self.shape),)
+
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        return {}
+
+    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
+        *batch, channels, height, width = x.shape
+        f = self.patch_size
+        blocks = x.reshape(*batch, channels, height // f, f, width // f, f)
+        z = jnp.moveaxis(blocks, (-4, -2), (-5, -4)).reshape(*batch, channels * height * width)
+        return z, jnp.zeros(batch, x.dtype)
+
+    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        batch, (channels, height, width) = z.shape[:-1], self.shape
+        f = self.patch_size
+        blocks = z.reshape(*batch, height // f, width // f, channels, f, f)
+        x = jnp.moveaxis(blocks, (-5, -4), (-4, -2)).reshape(*batch, *self.shape)
+        return x, jnp.zeros(batch, z.dtype)

@@ -32,7 +32,8 @@ class Sweeps(NamedTuple):
         x: shape ``(*batch, dim)``.
         log_det: log|det dx/dz|, of shape ``(*batch,)``.
         num_sweeps: how many sweeps there were.
-        change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``.
+        change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``: if
+            that is rounding x is found, and after as many sweeps as there are tokens in any case.
     """
 
     x: Array
@@ -162,9 +163,10 @@ class TransformerAutoregressive(Bijector):
         if self.max_sweeps is None:
             return implicit_inverse(self, variables, z, context)
         x, log_det = _swept_inverse(self, variables, z, context)
-        failed = jnp.isnan(log_det) & jnp.isfinite(z).all(-1)
-        if is_eager(failed) and failed.any():
-            raise ConvergenceError(bridge.sweeps_message(int(failed.sum()), self.max_sweeps))
+        if self.max_sweeps < self.num_tokens:
+            found = jnp.isnan(log_det) & jnp.isfinite(z).all(-1)
+            if is_eager(found) and found.any():
+                raise ConvergenceError(bridge.sweeps_message(int(found.sum()), self.max_sweeps))
         return x, log_det
 
     def inverse_by_sweeps(
@@ -175,7 +177,8 @@ class TransformerAutoregressive(Bijector):
         Args:
             variables: the arrays, from ``init``, ``fit`` or ``load``.
             z: shape ``(*batch, dim)``.
-            max_sweeps: after how many to stop, if they still move something by more than rounding.
+            max_sweeps: after how many to stop, if they still move something by more than rounding and there
+                are more tokens.
             context: as for ``inverse``.
         """
         z, context = check_input(self, variables, "z", z, context)
@@ -215,10 +218,13 @@ class TransformerAutoregressive(Bijector):
         tokens = self._tokens(z)
 
         def moving(state: Sweeps) -> Array:
-            return (state.num_sweeps < max_sweeps) & (~(state.change <= close) & given).any()
+            going = state.num_sweeps < min(max_sweeps, self.num_tokens)
+            return going & (~(state.change <= close) & given).any()
 
         def sweep(state: Sweeps) -> Sweeps:
-            parameters = self._parameters_of(variables, self._tokens(state.x), context)
+            # what overflows before its turn is not to reach the tokens before it, as 0 times infinity
+            seen = jnp.where(jnp.isfinite(state.x), state.x, 0)
+            parameters = self._parameters_of(variables, self._tokens(seen), context)
             solved, log_slope = self.map.inverse(tokens, parameters)
             x = self._vector(solved)
             change = (jnp.abs(x - state.x) / (1 + jnp.abs(x))).max(-1)
@@ -254,8 +260,9 @@ def _swept_inverse(
 ) -> Output:
     max_sweeps = checks.known(bijector.max_sweeps)
     x, log_det, _, change = bijector.solve_by_sweeps(variables, z, context, max_sweeps)
-    failed = ~(change <= bridge.SWEEP_TOLERANCE * float(jnp.finfo(z.dtype).eps))
-    failed = failed & jnp.isfinite(z).all(-1)
+    failed = ~jnp.isfinite(x).all(-1)
+    if max_sweeps < bijector.num_tokens:
+        failed = failed | ~(change <= bridge.SWEEP_TOLERANCE * float(jnp.finfo(z.dtype).eps))
     return jnp.where(failed[..., None], jnp.nan, x), jnp.where(failed, jnp.nan, log_det)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,11 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def _linear(layer: Params, x: Array) -> Array:
-    out = matmul(x, layer["kernel"])
+    if x.shape[-2] == 1:  # one token: turning a kernel over, as ``matmul`` does, would take longest
+        a, b, options = conditioner_operands(x, layer["kernel"])
+        out = jnp.matmul(a, b, **options)
+    else:
+        out = matmul(x, layer["kernel"])
     return out + layer["bias"] if "bias" in layer else out
 
 
@@ -104,6 +108,9 @@ class TokenNetwork:
     """What transformers share: tokens and positions are embedded, pass through blocks, and are read out.
 
     The blocks' weights are stacked and scanned over, so that compile time does not grow with depth.
+
+    Attributes:
+        final_norm: whether a layer normalisation precedes the reading.
     """
 
     in_dim: int
@@ -115,6 +122,8 @@ class TokenNetwork:
     activation: str
     context_dim: int
     initial_scale: float
+
+    final_norm: ClassVar[bool] = True
 
     @property
     def block(self) -> AttentionBlock:
@@ -135,7 +144,9 @@ class TokenNetwork:
         if self.context_dim:
             linear["embed_context"] = self.context_dim, self.hidden_dim
         own: Any = self.block.shapes(dtype)
+        row = jax.ShapeDtypeStruct((self.hidden_dim,), dtype)
         return {
+            **({"norm": {"scale": row, "bias": row}} if self.final_norm else {}),
             "positions": jax.ShapeDtypeStruct((self.num_tokens, self.hidden_dim), dtype),
             self.blocks: stacked_shapes(own, self.num_blocks) if self.num_blocks > 1 else own,
             **linear_shapes(linear, dtype),
@@ -164,8 +175,8 @@ class TokenNetwork:
         }
 
     def context_term(self, params: Params, context: Array) -> Array:
-        """What a context adds to every token."""
-        return _linear(params["embed_context"], context)
+        """What a context adds to every token, ``(*batch, 1, hidden_dim)``."""
+        return _linear(params["embed_context"], context[..., None, :])
 
     def run(
         self, params: Params, h: Array, context: Array | None, mask: Array | None = None
@@ -173,7 +184,7 @@ class TokenNetwork:
         """From embedded tokens ``(*batch, tokens, hidden_dim)`` to what is read out of them."""
         h = h + params["positions"]
         if context is not None:
-            h = h + self.context_term(params, context)[..., None, :]
+            h = h + self.context_term(params, context)
 
         # the backward pass keeps the products and computes the rest anew, as in ``apply_layers``
         @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
@@ -182,6 +193,7 @@ class TokenNetwork:
 
         layers = params[self.blocks]
         h = step(h, layers)[0] if self.num_blocks == 1 else jax.lax.scan(step, h, layers)[0]
+        h = _normalize(params["norm"], h) if self.final_norm else h
         return _linear(params["read"], h)
 
 
@@ -206,7 +218,7 @@ class Transformer(nn.Module):
 
     The input holds one token after the other, ``num_tokens`` of equal width, and so does the output: a
     conditioner of couplings of patches. Blocks h + attention(norm(h)), h + MLP(norm(h)), without
-    dropout; learned embeddings of the positions.
+    dropout, and a last normalisation; learned embeddings of the positions.
 
     Args:
         in_dim, out_dim: the widths of input and output, multiples of ``num_tokens``.
@@ -276,15 +288,87 @@ class Transformer(nn.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         network = self.tokens
-        params = {
-            name: self.param(name, network.init_part, name, x.dtype)
-            for name in network.shapes(x.dtype)
-        }
+        params = _params(self, network, x.dtype)
         tokens = x.reshape(*x.shape[:-1], self.num_tokens, network.in_dim)
         out = network.run(params, _linear(params["embed"], tokens), context)
         width = network.out_dim // self.num_parameters
         out = out.reshape(*out.shape[:-1], self.num_parameters, width)
         return out.swapaxes(-3, -2).reshape(*x.shape[:-1], self.out_dim)
+
+
+@register_network
+class ImageTransformer(nn.Module):
+    """A transformer whose tokens are the pixels of images: ``(*batch, in_dim, height, width)`` to
+    ``(*batch, out_dim, height, width)``.
+
+    A conditioner of couplings of images. After ``Squeeze(n)`` every n x n patch is one pixel, one token.
+
+    Args:
+        in_dim, out_dim: numbers of channels.
+        num_tokens: height times width.
+        hidden_dim, num_blocks, num_heads, activation, context_dim, initial_scale: as in ``Transformer``.
+
+    Raises:
+        ValueError: as ``Transformer``.
+
+    Reference: Kolesnikov et al. (2024), Jet, arXiv:2412.15129.
+    """
+
+    event_ndim = 3
+
+    in_dim: int
+    out_dim: int
+    num_tokens: int
+    hidden_dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 4
+    activation: str = "gelu"
+    context_dim: int = 0
+    initial_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.positive_int("ImageTransformer", num_tokens=self.num_tokens)
+        check_network("ImageTransformer", self)
+        super().__post_init__()
+
+    @property
+    def tokens(self) -> TokenNetwork:
+        """The network of tokens."""
+        return TokenNetwork(
+            self.in_dim,
+            self.out_dim,
+            self.num_tokens,
+            self.hidden_dim,
+            self.num_blocks,
+            self.num_heads,
+            self.activation,
+            self.context_dim,
+            self.initial_scale,
+        )
+
+    def variable_shapes(self, dtype: Any) -> Variables:
+        """The shapes of the variables, without a trace."""
+        return {"params": self.tokens.shapes(dtype)}
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Args: x, and a context of its batch shape."""
+        *batch, channels, height, width = x.shape
+        network = self.tokens
+        params = _params(self, network, x.dtype)
+        if self.is_initializing():  # with an image of any size
+            return x
+        bridge.check_pixels(self.num_tokens, (height, width))
+        tokens = x.reshape(*batch, channels, height * width).swapaxes(-1, -2)
+        out = network.run(params, _linear(params["embed"], tokens), context)
+        return out.swapaxes(-1, -2).reshape(*batch, self.out_dim, height, width)
+
+
+def _params(module: nn.Module, network: TokenNetwork, dtype: Any) -> dict[str, Any]:
+    """The weights of a network of tokens, as a module's parameters."""
+    return {
+        name: module.param(name, network.init_part, name, dtype) for name in network.shapes(dtype)
+    }
 
 
 def check_network(owner: str, network: Any) -> None:
@@ -302,6 +386,8 @@ class CausalTransformer(TokenNetwork):
     Output t, of shape ``(*batch, num_tokens, out_dim)``, is read at the place of token t - 1, the first
     one at that of a learned beginning.
     """
+
+    final_norm: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_network("CausalTransformer", self)
@@ -335,9 +421,9 @@ class CausalTransformer(TokenNetwork):
             term: what the context adds.
             caches: of the steps before.
         """
-        h = jnp.where(t == 0, params["beginning"], _linear(params["embed"], token))
+        h = jnp.where(t == 0, params["beginning"], _linear(params["embed"], token[:, None]))
         h = h + jax.lax.dynamic_index_in_dim(params["positions"], t, keepdims=False)
-        h = (h if term is None else h + term)[:, None]
+        h = h if term is None else h + term
 
         def through(carry: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
             return self.block.step(block[1], *carry, block[0], t), None

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
+from flow_bridge import checks
 from flow_bridge.univariate import (
     GAUSS_LEGENDRE,
     MAX_DEGREE,
+    OUTSIDE,
     check_box,
     check_polynomial,
     check_squares,
     slope_offset,
+    square_starts,
 )
 from jax_flows.numerics import at_least_float32, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
-from jax_flows.univariate.roots import FARTHEST, invert
-
-START = 0.1
-"""The leading coefficients of the squares after the first; from 0 they could not move."""
+from jax_flows.univariate.roots import FARTHEST, bracket, invert
 
 
 @register
@@ -117,6 +117,8 @@ class SumOfSquaresMap(UnivariateMap):
         num_squares: how many p_k, up to degree + 1; two make every positive polynomial.
         bound: half the width of the interval.
         min_slope: the least slope, from 1e-6 to below 1.
+        outside: ``"tangent"``, or ``"polynomial"`` for the integral on all reals, which is infinitely
+            often differentiable and grows as x^(2 degree + 1).
 
     Raises:
         ValueError: for numbers out of range.
@@ -128,34 +130,42 @@ class SumOfSquaresMap(UnivariateMap):
     num_squares: int = 2
     bound: float = 5.0
     min_slope: float = 1e-3
+    outside: str = "tangent"
 
     def __post_init__(self) -> None:
         check_polynomial("SumOfSquaresMap", self.degree, MAX_DEGREE, self.min_slope)
         check_squares("SumOfSquaresMap", self.num_squares, self.degree)
         check_box("SumOfSquaresMap", -self.bound, self.bound)
+        checks.one_of("SumOfSquaresMap", "outside", self.outside, OUTSIDE)
 
     @property
     def num_parameters(self) -> int:
         return 1 + self.num_squares * (self.degree + 1)
 
     def forward(self, x: Array, parameters: Array) -> Output:
-        return _forward(self._evaluate, x, self._constrained(parameters), -self.bound, self.bound)
+        given = self._constrained(parameters)
+        if self.outside == "polynomial":
+            z, log_slope = self._evaluate(at_least_float32(x), *given)
+            return z.astype(x.dtype), log_slope.astype(x.dtype)
+        return _forward(self._evaluate, x, given, -self.bound, self.bound)
 
     def inverse(self, z: Array, parameters: Array) -> Output:
-        return _inverse(self._evaluate, z, self._constrained(parameters), -self.bound, self.bound)
+        given = self._constrained(parameters)
+        if self.outside == "polynomial":
+            wide = at_least_float32(z)
+            near = jnp.clip(wide, -FARTHEST, FARTHEST)
+            ends = bracket(self._evaluate, near, given, self.bound)
+            x, log_slope = invert(self._evaluate, near, given, *ends)
+            x = x + (wide - near) * jnp.exp(log_slope)
+            return x.astype(z.dtype), log_slope.astype(z.dtype)
+        return _inverse(self._evaluate, z, given, -self.bound, self.bound)
 
     def _constrained(self, parameters: Array) -> tuple[Array, Array]:
         """t, and the coefficients, ``(degree + 1, num_squares, *batch)``."""
         rows = jnp.moveaxis(at_least_float32(parameters), -1, 0)
         added = rows[1:].reshape(self.num_squares, self.degree + 1, *rows.shape[1:]).swapaxes(0, 1)
-        first = [
-            [
-                (math.sqrt(1 - self.min_slope) if k == 0 else START) if j == k else 0.0
-                for k in range(self.num_squares)
-            ]
-            for j in range(self.degree + 1)
-        ]
-        start = jnp.asarray(first, rows.dtype)
+        starts = square_starts(self.degree, self.num_squares, self.min_slope)
+        start = jnp.asarray(starts, rows.dtype)
         return rows[0], added + start.reshape(*start.shape, *[1] * (rows.ndim - 1))
 
     def _evaluate(self, x: Array, shift: Array, coefficients: Array) -> Output:

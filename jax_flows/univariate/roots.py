@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from flow_bridge.univariate import ROOT_STEPS
+from flow_bridge.univariate import DOUBLINGS, ROOT_STEPS
 from jax_flows.numerics import DIFFERENTIABLE_STEPS
 from jax_flows.univariate.base import Output
 
@@ -16,6 +16,7 @@ FARTHEST = 1e30
 overflow."""
 
 _Search = tuple[Array, Array, Array, Array, Array, Array]
+_Bracket = tuple[Array, Array, Array, Array]
 
 
 def invert(
@@ -40,6 +41,33 @@ def invert(
         change = residual - jax.lax.stop_gradient(residual)
         x = x - change * jnp.exp(jnp.minimum(-log_slope, largest))
     return x, -evaluate(x, *parameters)[1]
+
+
+def bracket(
+    evaluate: Callable[..., Output], z: Array, parameters: Sequence[Array], reach: float = 1.0
+) -> tuple[Array, Array]:
+    """Bounds of the x with ``evaluate(x, *parameters)[0]`` = z: 0 and ``reach``, or twice that, and so on.
+
+    They are NaN where no number of steps that are allowed reaches z.
+    """
+    z, fixed = jax.lax.stop_gradient((z, list(parameters)))
+    inner = jnp.zeros_like(z)
+    sign = jnp.where(z < evaluate(inner, *fixed)[0], -1.0, 1.0).astype(z.dtype)
+
+    def unfinished(carry: _Bracket) -> Array:
+        i, _, _, short = carry
+        return (i < DOUBLINGS) & short.any()
+
+    def widen(carry: _Bracket) -> _Bracket:
+        i, inner, outer, _ = carry
+        short = sign * (z - evaluate(outer, *fixed)[0]) > 0
+        inner, outer = jnp.where(short, outer, inner), jnp.where(short, 2 * outer, outer)
+        return i + 1, inner, outer, short
+
+    start = jnp.zeros((), int), inner, sign * reach, jnp.ones_like(z, bool)
+    _, inner, outer, short = jax.lax.while_loop(unfinished, widen, start)
+    outer = jnp.where(short, math.nan, outer)
+    return jnp.minimum(inner, outer), jnp.maximum(inner, outer)
 
 
 def _find(

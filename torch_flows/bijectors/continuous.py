@@ -352,7 +352,7 @@ class _NetworkField:
 
     def __call__(self, t: Tensor | float, state: Tensor, weights: Weights) -> Tensor:
         context, noise, *arrays = weights
-        owner, x = self.bijector, state[:, :-1]
+        owner, x = self.bijector, state[:, :-1].contiguous()  # as jvp of compiled code needs it
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
         given = time_inputs(t, owner.time_features)
         given = given if context is None else torch.cat([given, context], -1)

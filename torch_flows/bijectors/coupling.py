@@ -162,15 +162,18 @@ class Coupling(Conditioned):
         self.parts = self.partition.parts
         self.context_apart = self.conditioner.takes("context_dim")
         self._halves = map, self._halves_of(map)
+        num_inputs = self.maps[0].num_inputs(self.partition.num_fixed)
+        # a mask picks dimensions, not features of them
+        picked = {"mask": self.mask} if num_inputs == self.partition.num_fixed else {}
         self.network = build_conditioner(
             "Coupling",
             self.conditioner,
-            self.maps[0].num_inputs(self.partition.num_fixed),
+            num_inputs,
             self.partition.num_free * self.maps[1].num_parameters,
             len(shape),
             context_dim,
             num_parameters=self.maps[1].num_parameters,
-            mask=self.mask,
+            **picked,
         )
 
     @property

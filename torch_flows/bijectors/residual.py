@@ -137,13 +137,15 @@ class InvertibleResidual(Bijector):
         fixed_x, fixed_z, residual = x.detach(), z.detach(), (image - z).detach()
         scale = 1 + norm(fixed_x) + norm(fixed_z)
         tolerance = bridge.inverse_tolerance(torch.finfo(z.dtype).eps)
-        failed = ~(norm(residual) <= tolerance * scale) & z.isfinite().all(-1)
+        finite = z.isfinite().all(-1)
+        solved = finite & (norm(residual) <= tolerance * scale)
+        failed = finite & ~solved
         if is_eager() and failed.any():
             raise ConvergenceError(
                 bridge.inverse_message(int(failed.sum()), tolerance, self.lipschitz)
             )
-        x = torch.where(failed.unsqueeze(-1), math.nan, x)
-        return x, torch.where(failed, math.nan, -log_det)
+        x = torch.where(solved.unsqueeze(-1), x, math.nan)
+        return x, torch.where(solved, -log_det, math.nan)
 
     def forward_with_noise(
         self, x: Tensor, noise: Tensor, num_terms: int, context: Tensor | None = None

@@ -1,5 +1,8 @@
 """Maps that change the shape of an event."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -119,3 +122,50 @@ class Split(Bijector):
         inner, outer = x.chunk(2, -3)
         inner = self.bijector.map_and_set_statistics(inner, context, weights)
         return torch.cat([inner, outer], -3)
+
+
+@register
+class Patches(Bijector):
+    """Takes images apart into square patches, one after the other in a vector.
+
+    z[(i n + j) c f^2 + k f^2 + a f + b] = x[k, f i + a, f j + b], with n patches in a row and c channels;
+    log|det| = 0.
+
+    Args:
+        shape: (channels, height, width).
+        patch_size: f, which divides height and width.
+
+    Shapes: x ``(*batch, channels, height, width)``, z ``(*batch, channels * height * width)``.
+
+    Raises:
+        ValueError: for a shape that is not of an image or not divisible.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> bijector = torch_flows.Patches((1, 4, 4), patch_size=2)
+        >>> bijector.forward(torch.arange(16.0).reshape(1, 4, 4))[0][:6].tolist()
+        [0.0, 1.0, 4.0, 5.0, 2.0, 3.0]
+    """
+
+    def __init__(self, shape: Sequence[int], patch_size: int) -> None:
+        super().__init__()
+        checks.positive_int("Patches", patch_size=patch_size)
+        self.shape = self.event_shape = checks.image_shape("Patches", shape, patch_size)
+        self.patch_size = patch_size
+
+    def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
+        return tuple(self.shape) if inverse else (math.prod(self.shape),)
+
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        *batch, channels, height, width = x.shape
+        f = self.patch_size
+        blocks = x.reshape(*batch, channels, height // f, f, width // f, f)
+        z = blocks.movedim((-4, -2), (-5, -4)).reshape(*batch, channels * height * width)
+        return z, x.new_zeros(batch)
+
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        batch, (channels, height, width) = z.shape[:-1], self.shape
+        f = self.patch_size
+        blocks = z.reshape(*batch, height // f, width // f, channels, f, f)
+        x = blocks.movedim((-5, -4), (-4, -2)).reshape(*batch, *self.shape)
+        return x, z.new_zeros(batch)

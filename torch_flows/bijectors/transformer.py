@@ -25,7 +25,8 @@ class Sweeps(NamedTuple):
         x: shape ``(*batch, dim)``.
         log_det: log|det dx/dz|, of shape ``(*batch,)``.
         num_sweeps: how many sweeps there were.
-        change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``.
+        change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``: if
+            that is rounding x is found, and after as many sweeps as there are tokens in any case.
     """
 
     x: Tensor
@@ -140,10 +141,12 @@ class TransformerAutoregressive(Bijector):
         if self.max_sweeps is None or torch.is_grad_enabled():
             return self._steps(z, context)
         x, log_det, _, change = self.solve_by_sweeps(z, context, self.max_sweeps)
-        failed = ~(change <= bridge.SWEEP_TOLERANCE * torch.finfo(z.dtype).eps)
-        failed = failed & z.isfinite().all(-1)
-        if is_eager() and failed.any():
-            raise ConvergenceError(bridge.sweeps_message(int(failed.sum()), self.max_sweeps))
+        failed = ~x.isfinite().all(-1)
+        if self.max_sweeps < self.num_tokens:
+            failed = failed | ~(change <= bridge.SWEEP_TOLERANCE * torch.finfo(z.dtype).eps)
+            found = failed & z.isfinite().all(-1)
+            if is_eager() and found.any():
+                raise ConvergenceError(bridge.sweeps_message(int(found.sum()), self.max_sweeps))
         x = torch.where(failed.unsqueeze(-1), math.nan, x)
         return x, torch.where(failed, math.nan, log_det)
 
@@ -154,7 +157,8 @@ class TransformerAutoregressive(Bijector):
 
         Args:
             z: shape ``(*batch, dim)``.
-            max_sweeps: after how many to stop, if they still move something by more than rounding.
+            max_sweeps: after how many to stop, if they still move something by more than rounding and there
+                are more tokens.
             context: as for ``inverse``.
         """
         context = check_input(self, "z", z, context)
@@ -170,9 +174,11 @@ class TransformerAutoregressive(Bijector):
         tokens = self._tokens(z)
         log_det = change = torch.full_like(z[..., 0], math.inf)
         count = 0
-        while count < max_sweeps:
+        while count < min(max_sweeps, self.num_tokens):
+            # what overflows before its turn is not to reach the tokens before it, as 0 times infinity
+            seen = torch.where(x.isfinite(), x, 0)
             solved, log_slope = self.map.inverse(
-                tokens, self._parameters_of(self._tokens(x), context)
+                tokens, self._parameters_of(self._tokens(seen), context)
             )
             before, x, count = x, self._vector(solved), count + 1
             log_det = log_slope.sum((-2, -1))

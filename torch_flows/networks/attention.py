@@ -77,8 +77,13 @@ class AttentionBlock(nn.Module):
 
 
 class TokenNetwork(nn.Module):
-    """What transformers share: tokens and positions are embedded, pass through blocks, and are read out."""
+    """What transformers share: tokens and positions are embedded, pass through blocks, and are read out.
 
+    Attributes:
+        final_norm: whether a layer normalisation precedes the reading.
+    """
+
+    final_norm = True
     blocks: Sequence[AttentionBlock]
 
     def __init__(
@@ -110,6 +115,8 @@ class TokenNetwork(nn.Module):
             self.embed_context = nn.Linear(context_dim, hidden_dim)
         blocks = [AttentionBlock(hidden_dim, num_heads, activation) for _ in range(num_blocks)]
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
+        if self.final_norm:
+            self.norm = nn.LayerNorm(hidden_dim, EPS)
         self.read = nn.Linear(hidden_dim, out_dim)
         scale_weights(self.read, initial_scale)
 
@@ -120,7 +127,7 @@ class TokenNetwork(nn.Module):
             h = h + self.embed_context(context).unsqueeze(-2)
         for block in self.blocks:
             h = block(h, mask)
-        return self.read(h)
+        return self.read(self.norm(h) if self.final_norm else h)
 
 
 @register_network
@@ -129,7 +136,7 @@ class Transformer(TokenNetwork):
 
     The input holds one token after the other, ``num_tokens`` of equal width, and so does the output: a
     conditioner of couplings of patches. Blocks h + attention(norm(h)), h + MLP(norm(h)), without
-    dropout; learned embeddings of the positions.
+    dropout, and a last normalisation; learned embeddings of the positions.
 
     Args:
         in_dim, out_dim: the widths of input and output, multiples of ``num_tokens``.
@@ -193,12 +200,58 @@ class Transformer(TokenNetwork):
         return out.transpose(-3, -2).flatten(-3).to(x.dtype)
 
 
+@register_network
+class ImageTransformer(TokenNetwork):
+    """A transformer whose tokens are the pixels of images: ``(*batch, in_dim, height, width)`` to
+    ``(*batch, out_dim, height, width)``.
+
+    A conditioner of couplings of images. After ``Squeeze(n)`` every n x n patch is one pixel, one token.
+
+    Args:
+        in_dim, out_dim: numbers of channels.
+        num_tokens: height times width.
+        hidden_dim, num_blocks, num_heads, activation, context_dim, initial_scale: as in ``Transformer``.
+
+    Raises:
+        ValueError: as ``Transformer``.
+
+    Reference: Kolesnikov et al. (2024), Jet, arXiv:2412.15129.
+    """
+
+    event_ndim = 3
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tokens: int,
+        hidden_dim: int = 64,
+        num_blocks: int = 2,
+        num_heads: int = 4,
+        activation: str = "gelu",
+        context_dim: int = 0,
+        initial_scale: float = 0.0,
+    ) -> None:
+        checks.positive_int("ImageTransformer", num_tokens=num_tokens)
+        stack = hidden_dim, num_blocks, num_heads, activation
+        super().__init__(in_dim, out_dim, num_tokens, *stack, context_dim, initial_scale)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Args: x, and a context of its batch shape."""
+        bridge.check_pixels(self.num_tokens, x.shape[-2:])
+        tokens = x.flatten(-2).transpose(-2, -1)
+        out = self.run(self.embed(tokens), context)
+        return out.transpose(-2, -1).unflatten(-1, x.shape[-2:]).to(x.dtype)
+
+
 class CausalTransformer(TokenNetwork):
     """A transformer of tokens ``(*batch, num_tokens, in_dim)`` whose outputs see the tokens before theirs.
 
     Output t, of shape ``(*batch, num_tokens, out_dim)``, is read at the place of token t - 1, the first
     one at that of a learned beginning.
     """
+
+    final_norm = False
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flow_bridge.univariate import COMPILED_STEPS, ROOT_STEPS
+from flow_bridge.univariate import COMPILED_DOUBLINGS, COMPILED_STEPS, DOUBLINGS, ROOT_STEPS
 from torch_flows.numerics import DIFFERENTIABLE_STEPS, is_eager
 from torch_flows.univariate.base import Output
 
@@ -41,6 +41,26 @@ def invert(
         # where the map is flat, 0 must not meet an infinity
         x = x - (residual - residual.detach()) * (-log_slope).clamp_max(largest).exp()
     return x, -evaluate(x, *parameters)[1]
+
+
+def bracket(
+    evaluate: Callable[..., Output], z: Tensor, parameters: Sequence[Tensor], reach: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Bounds of the x with ``evaluate(x, *parameters)[0]`` = z: 0 and ``reach``, or twice that, and so on.
+
+    They are NaN where no number of steps that are allowed reaches z.
+    """
+    z, fixed = z.detach(), [parameter.detach() for parameter in parameters]
+    inner = torch.zeros_like(z)
+    sign = torch.where(z < evaluate(inner, *fixed)[0], -1.0, 1.0).to(z.dtype)
+    outer = sign * reach
+    for _ in range(DOUBLINGS if is_eager() else COMPILED_DOUBLINGS):
+        short = sign * (z - evaluate(outer, *fixed)[0]) > 0
+        inner, outer = torch.where(short, outer, inner), torch.where(short, 2 * outer, outer)
+        if is_eager() and not short.any():
+            break
+    outer = torch.where(short, math.nan, outer)
+    return torch.minimum(inner, outer), torch.maximum(inner, outer)
 
 
 def _find(

@@ -16,7 +16,9 @@ from torch.distributions import Distribution
 
 import torch_flows
 from flow_bridge import optional
+from flow_bridge.standardization import context_location_and_scale
 from torch_flows.flows import list_of_nets
+from torch_flows.inputs import dtype_name
 from twinflows.sides.models import describe
 
 base: Any = optional.host(__name__, "sbi.neural_nets.estimators.base", "sbi", "sbi")
@@ -94,21 +96,22 @@ class EstimatorFactory:
             )
         embedding = copy.deepcopy(self.embedding_net)
         inside = embedding is None or isinstance(getattr(embedding, "in_dim", None), int)
-        scaling = _Scaling(condition, inside) if self.standardize else None
-        nets: list[Any] = []
         if inside:
-            nets = [] if scaling is None else [scaling.as_bijector()]
-            nets += [] if embedding is None else [embedding]
             width = condition[0].numel() if embedding is None else int(embedding.out_dim)  # type: ignore[arg-type]
         else:
             assert embedding is not None
-            embedding = embedding if scaling is None else nn.Sequential(scaling, embedding)
+            if self.standardize:
+                embedding = nn.Sequential(_Scaling(condition), embedding)
             with torch.no_grad():
                 width = embedding(condition[:2]).flatten(1).shape[1]
         flow = self._flow(values, width)
+        nets: list[Any] = [embedding] if inside and embedding is not None else []
+        nets += list_of_nets(flow.context_net)
         if self.standardize:
             flow = torch_flows.standardized(flow, values)
-        nets = [*nets, *list_of_nets(flow.context_net)]
+            if inside:
+                scaling = _Scaling(condition.flatten(1), nets[0] if nets else None)
+                nets = [scaling.as_bijector(), *nets]
         flow = torch_flows.Flow(flow.bijector, flow.base, nets).eval()
         return FlowEstimator(
             flow, None if inside else embedding, values[0].shape, condition[0].shape
@@ -266,18 +269,22 @@ class _Held:
 class _Scaling(nn.Module):
     """Mean 0 and standard deviation 1: of every entry, or of structured data as a whole.
 
-    Missing values (NaN) do not count, constant entries keep their scale.
+    Missing values (NaN) do not count, constant entries keep their scale. What ``net`` takes as elements of a
+    set, or as channels of an image, is scaled as in ``standardized``.
     """
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, condition: Tensor, flat: bool) -> None:
+    def __init__(self, condition: Tensor, net: nn.Module | None = None) -> None:
         super().__init__()
         values = condition.detach().cpu().double().numpy()
         values = values.reshape(len(values), -1)
-        axis = 0 if flat or condition.ndim == 2 else None
-        loc, scale = np.nanmean(values, axis), np.nanstd(values, axis)
+        if hasattr(net, "element_dim") or hasattr(net, "image_shape"):
+            loc, scale = context_location_and_scale(values, dtype_name(condition.dtype), net)
+        else:
+            axis = 0 if condition.ndim == 2 else None
+            loc, scale = np.nanmean(values, axis), np.nanstd(values, axis)
         noise = np.maximum(abs(loc) * torch.finfo(condition.dtype).eps * 1e3, 0)
         for name, array in (("loc", loc), ("scale", np.where(scale > noise, scale, 1.0))):
             self.register_buffer(name, torch.as_tensor(array).to(condition))

@@ -228,6 +228,7 @@ def _probe_truth(
         again = _run(side, None, context, z, size)["x"]
         moved = _run(beside, None, context, nudged(z), size)["x"]
         movement = MOVE / NUDGE * row_errors(moved, again)
+        exact, condition = _determinants(side, x, context, size) if square else (None, 0)
         report.comparisons += _worst(
             f"round trip {name} to {name}, probes",
             "x",
@@ -235,11 +236,14 @@ def _probe_truth(
             x,
             gate("round_trip", trial.num_layers),
             np.maximum(movement, allowed["x"]),
-            regular & judged["z"] & (movement <= MAX_CONDITIONING),
+            # where a slope is below any number, different x have one z
+            regular
+            & judged["z"]
+            & (movement <= MAX_CONDITIONING)
+            & (condition < 1 / EPS["float64"]),
         )
-        if rough is None:
+        if rough is None or exact is None:
             continue
-        exact, condition = _determinants(side, x, context, size)
         noise = ORACLE_RATIO / EPS["float32"] * row_errors(rough, exact)
         loss = np.maximum(ORACLE_RATIO * condition, noise)
         report.comparisons += _worst(
