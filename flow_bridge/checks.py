@@ -55,6 +55,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def degrees_of_freedom(owner: str, df: float, learned: bool) -> None:
+    """Raise ``ValueError`` unless df is above 0 and, where it is learned, between 1 and 1000."""
+    positive_number(owner, df=df)
+    boolean(owner, learned=learned)
+    if learned and not 1 <= df <= 1000:
+        raise ValueError(f"{owner} expects df from 1 to 1000 where it is learned, got {df!r}.")
+
+
 def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     """``hidden_dims`` as a tuple of positive integers."""
     if isinstance(hidden_dims, int | str):
@@ -672,6 +680,12 @@ def logit_alpha(owner: str, alpha: float) -> None:
     """Raise ``ValueError`` unless alpha is a number of at least 0 and below 1/2."""
     if not _is_number(alpha) or not 0 <= alpha < 0.5:
         raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
+
+
+def coordinates(owner: str, name: str, shape: Sequence[int], width: int) -> None:
+    """Raise ``ValueError`` unless the last axis holds so many coordinates."""
+    if not shape or shape[-1] != width:
+        raise ValueError(f"{owner} expects {name} of shape (*batch, {width}), got {tuple(shape)}.")
 
 
 def one_of(owner: str, name: str, value: object, allowed: Collection[str]) -> None:

@@ -31,6 +31,11 @@ def von_mises_series(concentration: float) -> tuple[float, tuple[float, ...]]:
     return math.log(2 * math.pi * total / (2 * count)), tuple(ratios)
 
 
+GAMMA_SERIES = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224)
+GAMMA_STEPS = 16
+"""lgamma(x + 1/2) - lgamma(x) - log(x) / 2 in 1 / x, 1 / x^3, ..., and from where on."""
+
+
 def student_t_constant(df: float) -> float:
     """lgamma((df + 1) / 2) - lgamma(df / 2) - log(pi df) / 2, to a few eps for every df.
 
@@ -38,9 +43,8 @@ def student_t_constant(df: float) -> float:
     small x it is brought to x + n by n logarithms, all of one sign.
     """
     x = df / 2
-    n = max(0, math.ceil(16 - x))
+    n = max(0, math.ceil(GAMMA_STEPS - x))
     logs = [-math.log1p(0.5 / (x + k)) for k in range(n)]
     y = x + n
-    odd = [-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224]
-    series = [c / y ** (2 * k + 1) for k, c in enumerate(odd)] if y < 1e16 else []
+    series = [c / y ** (2 * k + 1) for k, c in enumerate(GAMMA_SERIES)] if y < 1e16 else []
     return math.fsum([(math.log(y) - math.log(x)) / 2 - math.log(2 * math.pi) / 2, *series, *logs])

@@ -31,10 +31,12 @@ from jax_flows.bijectors.coupling import (
 )
 from jax_flows.bijectors.elementwise import (
     ELU,
+    LOFT,
     Affine,
     Elementwise,
     Exp,
     LeakyReLU,
+    LeakyTanh,
     Logit,
     Rescale,
     Sigmoid,
@@ -97,6 +99,7 @@ from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
 from jax_flows.networks.sets import DeepSet
 from jax_flows.registry import build, register, register_network
+from jax_flows.spheres import cylinder_from_sphere, sphere_from_cylinder
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
@@ -119,6 +122,7 @@ __all__ = [
     "ELU",
     "FFJORD",
     "IAF",
+    "LOFT",
     "MAF",
     "MLP",
     "NAF",
@@ -163,6 +167,7 @@ __all__ = [
     "Jet",
     "LULinear",
     "LeakyReLU",
+    "LeakyTanh",
     "LinearRationalSplineMap",
     "LinearSplineMap",
     "LogisticMixtureMap",
@@ -224,6 +229,7 @@ __all__ = [
     "__version__",
     "bits_per_dimension",
     "build",
+    "cylinder_from_sphere",
     "dequantize",
     "energies",
     "exponential_decay",
@@ -238,6 +244,7 @@ __all__ = [
     "register_activation",
     "register_network",
     "save",
+    "sphere_from_cylinder",
     "standardized",
     "warmup_cosine",
     "warmup_linear",

@@ -16,7 +16,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval, placed
 from flow_bridge.networks import Network, as_network
-from flow_bridge.series import student_t_constant, von_mises_series
+from flow_bridge.series import GAMMA_SERIES, GAMMA_STEPS, student_t_constant, von_mises_series
 from jax_flows.inputs import check_input, context_batch, to_jax
 from jax_flows.networks.conditioner import (
     build_conditioner,
@@ -404,50 +404,83 @@ class StudentT(Distribution):
     Args:
         dim: number of dimensions, or an event shape.
         df: degrees of freedom, above 0; 1 is the Cauchy distribution.
+        learned: whether each dimension has its own, df exp(7 tanh(r / 7)) with a weight r that starts
+            at 0, so that df is to be from 1 to 1000.
 
-    Reference: Bailey (1994), doi:10.1090/S0025-5718-1994-1219702-3, for the sampling.
+    Raises:
+        ValueError: for numbers out of range.
+
+    Reference: Bailey (1994), doi:10.1090/S0025-5718-1994-1219702-3, for the sampling; Laszkiewicz et al.
+    (2022), marginal tail-adaptive flows, arXiv:2206.10311, for tails of each dimension.
     """
 
     noise = "uniform"
 
     dim: int | Sequence[int]
     df: float
+    learned: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive_number("StudentT", df=self.df)
+        checks.degrees_of_freedom("StudentT", self.df, self.learned)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         return (2, *self.event_shape)
 
+    def init_variables(self, key: Array, dtype: Any) -> Variables:
+        return {"params": {"raw_df": jnp.zeros(self.event_shape, dtype)}} if self.learned else {}
+
     def log_density(self, variables: Variables, z: Array, context: Array | None) -> Array:
-        df, event_ndim = self.df, len(self.event_shape)
-        x = z / math.sqrt(df)
+        df, event_ndim = self._df(variables), len(self.event_shape)
+        root = jnp.sqrt(df) if isinstance(df, Array) else math.sqrt(df)
+        x = z / root
         far = jnp.abs(x) > 1
         square, far_x = jnp.square(jnp.where(far, 0, x)), jnp.where(far, x, 1)
         log_x = jnp.log(jnp.abs(far_x))
-        if df < 1:  # x may overflow
-            log_x = jnp.log(jnp.abs(jnp.where(far, z, math.sqrt(df)))) - math.log(df) / 2
+        if isinstance(df, Array):
+            log_x = jnp.log(jnp.abs(jnp.where(far, z, root))) - jnp.log(df) / 2
+        elif df < 1:  # x may overflow
+            log_x = jnp.log(jnp.abs(jnp.where(far, z, root))) - math.log(df) / 2
         share = (df + 1) / df / 2 * _ratio(jnp.log1p, square)
         falloff = jnp.where(
             far,
             (df + 1) * (log_x + jnp.log1p(jnp.square(1 / far_x)) / 2),
             jnp.square(jnp.where(far, 0, z)) * share,
         )
+        if isinstance(df, Array):
+            return sum_event(_student_t_constant(df) - falloff, event_ndim)
         constant = math.prod(self.event_shape) * student_t_constant(df)
         return constant - sum_event(falloff, event_ndim)
 
     def map_noise(self, variables: Variables, noise: Array, context: Array | None) -> Array:
         u, v = jnp.moveaxis(noise, -len(self.event_shape) - 1, 0)
         energy = -jnp.log1p(-u)
-        exponent = energy / self.df
+        exponent = energy / self._df(variables)
         # radius^2 = df (e^(2 exponent) - 1); beyond its dtype, the largest number of that
         largest = float(jnp.finfo(noise.dtype).max)
         growth = jnp.exp(jnp.minimum(exponent, math.log(largest)))
         share = _ratio(lambda x: -jnp.expm1(-x), 2 * exponent)
         radius = jnp.minimum(growth * jnp.sqrt(2 * energy * share), largest)
         return radius * jnp.cos(2 * math.pi * v)
+
+    def _df(self, variables: Variables) -> float | Array:
+        if not self.learned:
+            return self.df
+        return self.df * jnp.exp(FREEDOM * jnp.tanh(variables["params"]["raw_df"] / FREEDOM))
+
+
+FREEDOM = 7.0
+"""Of the logarithm of learned degrees of freedom."""
+
+
+def _student_t_constant(df: Array) -> Array:
+    """``student_t_constant`` of an array."""
+    x = df / 2
+    y = x + GAMMA_STEPS
+    series = sum(c / y ** (2 * k + 1) for k, c in enumerate(GAMMA_SERIES))
+    logs = sum(jnp.log1p(0.5 / (x + k)) for k in range(GAMMA_STEPS))
+    return jnp.log1p(GAMMA_STEPS / x) / 2 - math.log(2 * math.pi) / 2 + series - logs
 
 
 @register

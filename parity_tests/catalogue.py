@@ -245,7 +245,9 @@ CASES = [
     Case("Exp", arch("Exp"), dim=3),
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
-    Case("Softclip", arch("Softclip", bound=3.0), dim=2),
+    Case("Softclip", arch("Chain", bijectors=[
+        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("Softclip", bound=3.0)
+    ]), dim=2, smooth=False),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
         arch("Chain", bijectors=[arch("Affine", dim=2), arch("Sigmoid")]), arch("Uniform", dim=2)
@@ -381,9 +383,9 @@ CASES = [
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
-              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
-    Case("TarFlow", arch("TarFlow", shape=[1, 4, 4], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
-                         num_blocks=1, context_dim=2)),
+              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2), slow=True),
+    Case("TarFlow", arch("TarFlow", shape=[1, 4, 2], patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
+                         num_blocks=2, context_dim=2)),
     Case("TarFlow-vector", arch("TarFlow", shape=4, patch_size=2, num_layers=2, hidden_dim=4, num_heads=2,
                                 num_blocks=2, max_sweeps=3), trajectory=True, slow=True),
     Case("Jet", arch("Jet", shape=[1, 4, 4], num_layers=5, hidden_dim=4, num_heads=2, num_blocks=1,
@@ -400,7 +402,7 @@ CASES = [
         context_net=arch("MLP", in_dim=3, out_dim=2, hidden_dims=[4], activation="tanh"))),
     Case("DiagonalNormal-context", flow(arch("ActNorm", dim=[2, 1, 2]), arch(
         "DiagonalNormal", dim=[2, 1, 2], context_dim=3, conditioner=tanh_network()))),
-    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5))),
+    Case("StudentT", flow(arch("Affine", dim=2), arch("StudentT", dim=2, df=2.5, learned=True))),
     # images
     Case("Squeeze", arch("Squeeze"), dim=4),
     Case("Squeeze-inverted", arch("Invert", bijector=arch("Squeeze")), dim=4),
@@ -458,7 +460,9 @@ CASES = [
         dim=2, trace="hutchinson", kinetic_energy=0.3, jacobian_norm=0.2, context_dim=2,
         time_features=1, conditioner=arch("ResidualMLP", hidden_dim=5, num_blocks=1,
                                           activation="tanh", context="gate")), slow=True),
-    Case("Continuous-estimate", continuous(dim=3, trace="hutchinson", probe="gaussian")),
+    Case("Continuous-estimate", continuous(
+        dim=3, trace="hutchinson", probe="gaussian", conditioner=arch(
+            "MLP", hidden_dims=[5, 4], activation="tanh", normalization="layer_norm")), scale=0.2),
     Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2)),
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),

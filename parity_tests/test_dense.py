@@ -25,7 +25,9 @@ HALVES = ("torch", "jax")
 half_and_dtype = pytest.mark.parametrize(
     ("half", "dtype"), [(half, dtype) for half in HALVES for dtype in (np.float32, np.float64)]
 )
-ELEMENTWISE = ("LeakyReLU", "ELU", "Softplus", "Exp", "Sigmoid", "Tanh", "Softclip")
+ELEMENTWISE = (
+    "LeakyReLU", "ELU", "Softplus", "Exp", "Sigmoid", "Tanh", "Softclip", "LeakyTanh", "LOFT",
+)  # fmt: skip
 
 
 def run(half: str, name: str, direction: str, x: np.ndarray, **arguments: Any) -> list[np.ndarray]:
@@ -95,6 +97,22 @@ EXACT: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "Sigmoid": (lambda x: 1 / (1 + mpmath.exp(-x)), lambda z: mpmath.log(z / (1 - z))),
     "Tanh": (mpmath.tanh, mpmath.atanh),
     "Softclip": (lambda x: x / (1 + abs(x)), lambda z: z / (1 - abs(z))),
+    "LeakyTanh": (
+        lambda x: (
+            mpmath.sign(x) * (mpmath.tanh(3) + (abs(x) - 3) / mpmath.cosh(3) ** 2)
+            if abs(x) > 3
+            else mpmath.tanh(x)
+        ),
+        lambda z: (
+            mpmath.sign(z) * (3 + (abs(z) - mpmath.tanh(3)) * mpmath.cosh(3) ** 2)
+            if abs(z) > mpmath.tanh(3)
+            else mpmath.atanh(z)
+        ),
+    ),
+    "LOFT": (
+        lambda x: mpmath.sign(x) * (100 + mpmath.log(abs(x) - 99)) if abs(x) > 100 else x,
+        lambda z: mpmath.sign(z) * (100 + mpmath.expm1(abs(z) - 100)) if abs(z) > 100 else z,
+    ),
     "ELU": (lambda x: mpmath.expm1(x) if x < 0 else x, lambda z: mpmath.log1p(z) if z < 0 else z),
 }
 LOG_SLOPE: dict[str, Callable[[Any], Any]] = {
@@ -103,6 +121,8 @@ LOG_SLOPE: dict[str, Callable[[Any], Any]] = {
     "Sigmoid": lambda x: -mpmath.log1p(mpmath.exp(x)) - mpmath.log1p(mpmath.exp(-x)),
     "Tanh": lambda x: -2 * mpmath.log(mpmath.cosh(x)),
     "Softclip": lambda x: -2 * mpmath.log1p(abs(x)),
+    "LeakyTanh": lambda x: -2 * mpmath.log(mpmath.cosh(min(abs(x), mpmath.mpf(3)))),
+    "LOFT": lambda x: -mpmath.log(max(abs(x) - 99, mpmath.mpf(1))),
     "ELU": lambda x: min(x, mpmath.mpf(0)),
 }
 
@@ -119,6 +139,8 @@ def test_elementwise_against_mpmath(half: str, dtype: Any, name: str) -> None:
         "Sigmoid": [1e-30, 0.1, 0.4142, 0.5, 0.9, next_to_1],
         "Tanh": [1e-30, -1e-5, 0.29, 0.31, -0.4142, 0.9, next_to_1, -next_to_1],
         "Softclip": [1e-30, -1e-5, 0.3, -0.4142, 0.9, next_to_1, -next_to_1],
+        "LeakyTanh": [1e-30, -1e-5, 0.29, 0.31, -0.4142, 0.9, -0.99, 1.5, -far],
+        "LOFT": [1e-30, -2, 30, 99.5, 100.5, -101, 117],
         "ELU": [1e-30, -1e-30, -0.2, -0.26, -0.4142, -0.9, -next_to_1, 30, far],
     }[name]
     with mpmath.workdps(60):

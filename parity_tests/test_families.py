@@ -12,6 +12,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import jax_flows
 import torch_flows
@@ -404,6 +405,24 @@ def test_tails_of_the_normal(half: str) -> None:
             exact = mpmath.log(mpmath.erfc(mpf(float(value)) / mpmath.sqrt(2)) / 2)
             assert abs(mpf(float(log_share)) / exact - 1) < 1e-14
             assert abs(again - value) < 1e-14 * (1 + value)
+
+
+def test_degrees_of_freedom_are_learned() -> None:
+    """Of the quantiles of Student t distributions, for each dimension its own."""
+    share = (np.arange(1000) + 0.5) / 1000
+    data = torch.from_numpy(np.stack([stats.t.ppf(share, df) for df in (1.5, 12.0)], -1))
+    base = torch_flows.StudentT(2, 5.0, learned=True).double()
+    steps = torch.optim.LBFGS(base.parameters(), max_iter=20, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        steps.zero_grad()
+        value = -base.log_prob(data).mean()
+        value.backward()
+        return value
+
+    steps.step(loss)
+    found = 5 * (7 * (base.raw_df.detach() / 7).tanh()).exp()
+    np.testing.assert_allclose(found, [1.5, 12.0], rtol=0.03)
 
 
 @pytest.mark.slow

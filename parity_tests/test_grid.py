@@ -207,6 +207,8 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.SumOfSquaresMap(outside="linear"), "outside to be one of polynomial, tangent"),
         (lambda h: h.MonotoneNetworkMap((3, 1)), r"hidden_dims from 2 on, one at least, got \(3, 1\)"),
         (lambda h: h.MonotoneNetworkMap(()), "hidden_dims from 2 on"),
+        (lambda h: h.StudentT(2, 0.5, learned=True), "df from 1 to 1000 where it is learned, got 0.5"),
+        (lambda h: h.LeakyTanh(8.0), "bound between 0 and 8"),
         (lambda h: h.CubicSplineMap(boundary="linear"), "boundary"),
         (lambda h: h.LinearSplineMap(10, min_height=0.1), "num_bins below 10, got 10"),
         (lambda h: h.QuadraticSplineMap(min_slope=1.0), "min_slope between 0 and 1"),

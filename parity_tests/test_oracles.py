@@ -229,6 +229,11 @@ def test_base_densities_against_scipy(half: str) -> None:
         (arch("Uniform", dim=2, low=-1.0, high=2.0), {}, stats.uniform.logpdf(z, -1, 3).sum(-1)),
         (arch("StudentT", dim=2, df=2.5), {}, stats.t.logpdf(z, 2.5).sum(-1)),
         (
+            arch("StudentT", dim=2, df=2.5, learned=True),
+            {"raw_df": loc[0] * [1.0, 30.0]},
+            stats.t.logpdf(z, 2.5 * np.exp(7 * np.tanh(loc[0] * [1.0, 30.0] / 7))).sum(-1),
+        ),
+        (
             arch("DiagonalNormal", dim=2),
             {"loc": loc[0], "log_scale": log_scale[0]},
             normal[:, 0],

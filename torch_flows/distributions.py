@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval, placed
 from flow_bridge.networks import Network, as_network
-from flow_bridge.series import student_t_constant, von_mises_series
+from flow_bridge.series import GAMMA_SERIES, GAMMA_STEPS, student_t_constant, von_mises_series
 from torch_flows.inputs import check_input, context_batch
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
@@ -309,45 +309,77 @@ class StudentT(Distribution):
     Args:
         dim: number of dimensions, or an event shape.
         df: degrees of freedom, above 0; 1 is the Cauchy distribution.
+        learned: whether each dimension has its own, df exp(7 tanh(r / 7)) with a weight r that starts
+            at 0, so that df is to be from 1 to 1000.
 
-    Reference: Bailey (1994), doi:10.1090/S0025-5718-1994-1219702-3, for the sampling.
+    Raises:
+        ValueError: for numbers out of range.
+
+    Reference: Bailey (1994), doi:10.1090/S0025-5718-1994-1219702-3, for the sampling; Laszkiewicz et al.
+    (2022), marginal tail-adaptive flows, arXiv:2206.10311, for tails of each dimension.
     """
 
     noise = "uniform"
 
-    def __init__(self, dim: int | Sequence[int], df: float) -> None:
+    def __init__(self, dim: int | Sequence[int], df: float, learned: bool = False) -> None:
         super().__init__(dim)
-        checks.positive_number("StudentT", df=df)
+        checks.degrees_of_freedom("StudentT", df, learned)
         self.df = df
+        self.learned = learned
         self.noise_shape = (2, *self.event_shape)
+        if learned:
+            self.raw_df = nn.Parameter(torch.zeros(self.event_shape))
 
     def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
-        df, event_ndim = self.df, len(self.event_shape)
-        x = z / math.sqrt(df)
+        df, event_ndim = self._df(), len(self.event_shape)
+        root = df.sqrt() if isinstance(df, Tensor) else math.sqrt(df)
+        x = z / root
         far = x.abs() > 1
         square, far_x = torch.where(far, 0, x).square(), torch.where(far, x, 1)
         log_x = far_x.abs().log()
-        if df < 1:  # x may overflow
-            log_x = torch.where(far, z, math.sqrt(df)).abs().log() - math.log(df) / 2
+        if isinstance(df, Tensor):
+            log_x = torch.where(far, z, root).abs().log() - df.log() / 2
+        elif df < 1:  # x may overflow
+            log_x = torch.where(far, z, root).abs().log() - math.log(df) / 2
         share = (df + 1) / df / 2 * _ratio(torch.log1p, square)
         falloff = torch.where(
             far,
             (df + 1) * (log_x + far_x.reciprocal().square().log1p() / 2),
             torch.where(far, 0, z).square() * share,
         )
+        if isinstance(df, Tensor):
+            return sum_event(_student_t_constant(df) - falloff, event_ndim)
         constant = math.prod(self.event_shape) * student_t_constant(df)
         return constant - sum_event(falloff, event_ndim)
 
     def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
         u, v = noise.unbind(-len(self.event_shape) - 1)
         energy = -(-u).log1p()
-        exponent = energy / self.df
+        exponent = energy / self._df()
         # radius^2 = df (e^(2 exponent) - 1); beyond its dtype, the largest number of that
         largest = torch.finfo(noise.dtype).max
         growth = exponent.clamp_max(math.log(largest)).exp()
         share = _ratio(lambda x: -(-x).expm1(), 2 * exponent)
         radius = (growth * (2 * energy * share).sqrt()).clamp_max(largest)
         return radius * (2 * math.pi * v).cos()
+
+    def _df(self) -> float | Tensor:
+        if not self.learned:
+            return self.df
+        return self.df * (FREEDOM * (self.raw_df / FREEDOM).tanh()).exp()
+
+
+FREEDOM = 7.0
+"""Of the logarithm of learned degrees of freedom."""
+
+
+def _student_t_constant(df: Tensor) -> Tensor:
+    """``student_t_constant`` of an array."""
+    x = df / 2
+    y = x + GAMMA_STEPS
+    series = sum(c / y ** (2 * k + 1) for k, c in enumerate(GAMMA_SERIES))
+    logs = sum((0.5 / (x + k)).log1p() for k in range(GAMMA_STEPS))
+    return (GAMMA_STEPS / x).log1p() / 2 - math.log(2 * math.pi) / 2 + series - logs
 
 
 @register

@@ -1,4 +1,5 @@
-"""flowjax 18 and 19: couplings and masked autoregressive flows with affine maps and splines, planar flows.
+"""flowjax 18 and 19: couplings and masked autoregressive flows with affine maps and splines, planar and
+triangular spline flows.
 
 Its distributions go from latent to data. Where the transformer of a coupling or a masked map starts is in a
 closure and in no file: it is read from the live object and added to the last biases.
@@ -6,6 +7,7 @@ closure and in no file: it is read from the live object and added to the last bi
 Reference: Ward (2024), https://github.com/danielward27/flowjax.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -87,6 +89,7 @@ def _flatten(bijection: Any, back: bool) -> Iterator[tuple[Any, bool]]:
         "Invert": "shape cond_shape bijection",
         "Scan": "shape cond_shape bijection",
         "Chain": "shape cond_shape bijections",
+        "Sandwich": "shape cond_shape inner outer",
     }
     if name in known:
         expect(bijection, f"flowjax's {name}", known[name])
@@ -94,6 +97,10 @@ def _flatten(bijection: Any, back: bool) -> Iterator[tuple[Any, bool]]:
         yield from _flatten(bijection.tree, back)
     elif name == "Invert":
         yield from _flatten(bijection.bijection, not back)
+    elif name == "Sandwich":
+        yield from _flatten(bijection.outer, False)
+        yield from _flatten(bijection.inner, back)
+        yield from _flatten(bijection.outer, True)
     elif name in ("Chain", "Scan"):
         given = _slices(bijection.bijection) if name == "Scan" else bijection.bijections
         for item in reversed(given) if back else given:
@@ -311,28 +318,66 @@ def _flip(bijection: Any, dim: int, where: str) -> list[Part]:
 
 
 def _triangular(bijection: Any, dim: int, where: str) -> list[Part]:
+    if kind(bijection.triangular) == "WeightNormalization":
+        expect(bijection.triangular, f"{where}, WeightNormalization", "weight scale")
     weight = _unwrapped(bijection.triangular)
     if not np.array_equal(weight, np.tril(weight) if bijection.lower else np.triu(weight)):
         raise UnsupportedModel(f"{where} has no counterpart unless its matrix is triangular.")
     return [parts.matrix(weight, _unwrapped(bijection.loc))]
 
 
+def _leaky_tanh(bijection: Any, dim: int, where: str) -> list[Part]:
+    bound = float(bijection.max_val)
+    slope = math.cosh(bound) ** -2
+    if not 0 < bound < 8 or not np.allclose(
+        [bijection.linear_grad, bijection.intercept], [slope, math.tanh(bound) - slope * bound]
+    ):
+        raise UnsupportedModel(f"{where} with max_val {bound:g} has no counterpart.")
+    return [parts.part("LeakyTanh", bound=bound)]
+
+
+def _splines(bijection: Any, dim: int, where: str) -> list[Part]:
+    spline, (own, of_input, of_condition) = bijection.bijection, bijection.in_axes
+    if kind(own) == "if_array":
+        expect(own, where, "axis")
+        own = own.axis
+    if kind(spline) != "RationalQuadraticSpline" or (own, of_input, of_condition) != (0, 0, None):
+        raise UnsupportedModel(f"{where} of {kind(spline)} has no counterpart.")
+    map, raw = _spline(spline, where)
+    if raw.shape != (dim, 3 * map["num_bins"] + 1):
+        raise UnsupportedModel(f"{where} has no counterpart unless each entry has its own spline.")
+    return [parts.part("Elementwise", {"raw_parameters": raw}, dim=dim, map=map)]
+
+
+def _additive(bijection: Any, dim: int, where: str) -> list[Part]:
+    layer = bijection.module
+    if kind(layer) != "Linear":
+        raise UnsupportedModel(f"{where} has no counterpart unless it is a linear layer.")
+    expect(layer, f"{where}, Linear", "weight bias in_features out_features use_bias")
+    weight = _unwrapped(layer.weight)
+    bias = np.zeros(len(weight)) if layer.bias is None else _unwrapped(layer.bias)
+    outputs = Outputs.of(np.arange(dim)[:, None])
+    conditioner = networks.mlp([Linear(weight, bias)], "relu", outputs, by_entry=True)
+    return [networks.elementwise({"type": "ShiftMap"}, conditioner, dim, weight.shape[1])]
+
+
 BIJECTIONS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {
     "Affine": (_affine, "loc scale"),
+    "AdditiveCondition": (_additive, "module"),
     "Coupling": (_coupling, "untransformed_dim dim transformer_constructor conditioner"),
     "Flip": (_flip, ""),
+    "LeakyTanh": (_leaky_tanh, "max_val intercept linear_grad"),
     "Loc": (_affine, "loc"),
     "MaskedAutoregressive": (_masked, "transformer_constructor masked_autoregressive_mlp"),
     "Permute": (_permute, "permutation inverse_permutation"),
     "Planar": (_planar, "conditioner params negative_slope"),
     "Scale": (_affine, "scale"),
     "TriangularAffine": (_triangular, "loc triangular lower"),
+    "Vmap": (_splines, "bijection in_axes axis_size"),
 }
 """How each bijection is read, and what is known of its attributes."""
 
 REASONS = {
-    "LeakyTanh": ": twinflows has no tanh with linear tails",
-    "Sandwich": ": twinflows has no tanh with linear tails",
     "NumericalInverse": ": twinflows has no block neural autoregressive flows",
     "BlockAutoregressiveNetwork": ": twinflows has no block neural autoregressive flows",
 }

@@ -296,6 +296,80 @@ class Softclip(Pointwise):
 
 @register
 @dataclass(frozen=True)
+class LeakyTanh(Pointwise):
+    """tanh(x) for |x| <= bound, and its tangents beyond: onto the reals, once continuously differentiable.
+
+    Args:
+        bound: where the tangents begin, between 0 and 8.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Raises:
+        ValueError: for a bound out of range.
+    """
+
+    bound: float = 3.0
+    event_ndim: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.open_interval("LeakyTanh", "bound", self.bound, 0, 8)
+
+    def map_entries(self, x: Array) -> Output:
+        near = jnp.where(jnp.abs(x) > self.bound, jnp.sign(x) * self.bound, x)
+        rest = (x - near) * math.cosh(self.bound) ** -2
+        return tanh(near) + rest, log_sech2(near) + _nan_or_zero(x)
+
+    def map_entries_inverse(self, z: Array) -> Output:
+        edge = math.tanh(self.bound)
+        far = jnp.abs(z) > edge
+        near = jnp.where(far, 0, z)
+        inside = (log1p(near) - log1p(-near)) / 2
+        beyond = jnp.sign(z) * self.bound + (z - jnp.sign(z) * edge) * math.cosh(self.bound) ** 2
+        log_near = -log1p(near) - log1p(-near)
+        log_slope = jnp.where(far, 2 * math.log(math.cosh(self.bound)), log_near)
+        return jnp.where(far, beyond, inside), log_slope + _nan_or_zero(z)
+
+
+@register
+@dataclass(frozen=True)
+class LOFT(Pointwise):
+    """z = x for |x| <= start, and start + log(1 + |x| - start) with the sign of x beyond.
+
+    Flows in many dimensions whose samples run away stay in range with it behind them, as
+    ``Invert(LOFT())``. Onto the reals, and once continuously differentiable;
+    log|det| = -sum(log(1 + max(|x| - start, 0))).
+
+    Args:
+        start: where the logarithm begins, above 0.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Reference: Andrade (2024), arXiv:2402.16408.
+    """
+
+    start: float = 100.0
+    event_ndim: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_number("LOFT", start=self.start)
+
+    def map_entries(self, x: Array) -> Output:
+        check_constants(self, x, start=self.start)
+        far = jnp.abs(x) > self.start
+        growth = jnp.log1p(jnp.where(far, absolute(x) - self.start, 0))
+        z = jnp.where(far, jnp.sign(x) * (self.start + growth), x)
+        return z, _nan_or_zero(x) - growth
+
+    def map_entries_inverse(self, z: Array) -> Output:
+        check_constants(self, z, start=self.start)
+        far = jnp.abs(z) > self.start
+        growth = jnp.where(far, absolute(z) - self.start, 0)
+        x = jnp.where(far, jnp.sign(z) * (self.start + jnp.expm1(growth)), z)
+        return x, _nan_or_zero(z) + growth
+
+
+@register
+@dataclass(frozen=True)
 class Rescale(Bijector):
     """z = x * exp(log_scale): NICE's diagonal scaling. log|det| = sum(log_scale).
 

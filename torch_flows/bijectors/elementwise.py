@@ -258,6 +258,74 @@ class Softclip(Pointwise):
 
 
 @register
+class LeakyTanh(Pointwise):
+    """tanh(x) for |x| <= bound, and its tangents beyond: onto the reals, once continuously differentiable.
+
+    Args:
+        bound: where the tangents begin, between 0 and 8.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Raises:
+        ValueError: for a bound out of range.
+    """
+
+    def __init__(self, bound: float = 3.0, event_ndim: int = 1) -> None:
+        super().__init__(event_ndim)
+        checks.open_interval("LeakyTanh", "bound", bound, 0, 8)
+        self.bound = bound
+
+    def map_entries(self, x: Tensor) -> Output:
+        near = torch.where(x.abs() > self.bound, x.sign() * self.bound, x)
+        rest = (x - near) * math.cosh(self.bound) ** -2
+        return tanh(near) + rest, log_sech2(near) + _nan_or_zero(x)
+
+    def map_entries_inverse(self, z: Tensor) -> Output:
+        edge = math.tanh(self.bound)
+        far = z.abs() > edge
+        near = torch.where(far, 0, z)
+        inside = (log1p(near) - log1p(-near)) / 2
+        beyond = z.sign() * self.bound + (z - z.sign() * edge) * math.cosh(self.bound) ** 2
+        log_near = -log1p(near) - log1p(-near)
+        log_slope = torch.where(far, 2 * math.log(math.cosh(self.bound)), log_near)
+        return torch.where(far, beyond, inside), log_slope + _nan_or_zero(z)
+
+
+@register
+class LOFT(Pointwise):
+    """z = x for |x| <= start, and start + log(1 + |x| - start) with the sign of x beyond.
+
+    Flows in many dimensions whose samples run away stay in range with it behind them, as
+    ``Invert(LOFT())``. Onto the reals, and once continuously differentiable;
+    log|det| = -sum(log(1 + max(|x| - start, 0))).
+
+    Args:
+        start: where the logarithm begins, above 0.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Reference: Andrade (2024), arXiv:2402.16408.
+    """
+
+    def __init__(self, start: float = 100.0, event_ndim: int = 1) -> None:
+        super().__init__(event_ndim)
+        checks.positive_number("LOFT", start=start)
+        self.start = start
+
+    def map_entries(self, x: Tensor) -> Output:
+        check_constants(self, x, start=self.start)
+        far = x.abs() > self.start
+        growth = torch.where(far, absolute(x) - self.start, 0).log1p()
+        z = torch.where(far, x.sign() * (self.start + growth), x)
+        return z, _nan_or_zero(x) - growth
+
+    def map_entries_inverse(self, z: Tensor) -> Output:
+        check_constants(self, z, start=self.start)
+        far = z.abs() > self.start
+        growth = torch.where(far, absolute(z) - self.start, 0)
+        x = torch.where(far, z.sign() * (self.start + growth.expm1()), z)
+        return x, _nan_or_zero(z) + growth
+
+
+@register
 class Rescale(Bijector):
     """z = x * exp(log_scale): NICE's diagonal scaling. log|det| = sum(log_scale).
 

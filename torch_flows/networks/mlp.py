@@ -12,6 +12,7 @@ from flow_bridge import checks
 from flow_bridge.masks import Mask, Partition, as_index
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.regularization import BatchNormalization, Dropout
+from torch_flows.numerics import at_least_float32
 from torch_flows.registry import register_network
 
 Weights = Sequence[tuple[Tensor, Tensor]]
@@ -44,6 +45,15 @@ def apply_layers(
     return functional.linear(x, *weights[-1])
 
 
+def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer normalisation of the last axis. The third derivatives of PyTorch's own are wrong, and so are
+    the second ones by forward mode."""
+    wide = at_least_float32(x)
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return (centred * (variance + EPS).rsqrt()).to(x.dtype) * scale + shift
+
+
 def branch_terms(
     activation: str, branches: Sequence[nn.Linear], context: Tensor | None
 ) -> list[Tensor]:
@@ -71,11 +81,18 @@ def scale_weights(layer: nn.Module, factor: float) -> None:
         )
 
 
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, by ``normalize``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(x, self.weight, self.bias)
+
+
 def normalizations(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
     """A layer or batch normalisation for each width, or none."""
     if normalization == "batch_norm":
         return nn.ModuleList(BatchNormalization(width) for width in widths)
-    return nn.ModuleList(nn.LayerNorm(width, EPS) for width in widths if normalization)
+    return nn.ModuleList(LayerNorm(width, EPS) for width in widths if normalization)
 
 
 def dropouts(rate: float, count: int) -> nn.ModuleList:
