@@ -64,6 +64,13 @@ def branch_terms(
     return [ACTIVATIONS[activation](terms[0]), *terms[1:]] if terms else []
 
 
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, by ``normalize``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(x, self.weight, self.bias)
+
+
 def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0) -> nn.ModuleList:
     """One linear layer from each width to the next, the last one's weights times a factor."""
     checks.non_negative_number(owner, initial_scale=initial_scale)
@@ -79,13 +86,6 @@ def scale_weights(layer: nn.Module, factor: float) -> None:
         parameter.data = (
             parameter.data * float(factor) if factor else torch.zeros_like(parameter.data)
         )
-
-
-class LayerNorm(nn.LayerNorm):
-    """PyTorch's, by ``normalize``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalize(x, self.weight, self.bias)
 
 
 def normalizations(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
