@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flow_bridge import attention as bridge
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
-from torch_flows.networks.mlp import EPS, scale_weights
+from torch_flows.networks.mlp import EPS, normalize, scale_weights
 from torch_flows.registry import register_network
 
 Cache = list[Tensor]
@@ -28,6 +28,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if mask is not None:
         scores = torch.where(mask, scores, -math.inf)
     return scores.softmax(-1) @ v
+
+
+def _normalize(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return normalize(x, layer.weight, layer.bias)
 
 
 class AttentionBlock(nn.Module):
@@ -66,13 +70,13 @@ class AttentionBlock(nn.Module):
 
     def heads(self, h: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
-        qkv = self.qkv(self.attention_norm(h)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(_normalize(self.attention_norm, h)).unflatten(-1, (3, self.num_heads, -1))
         return tuple([part.transpose(-3, -2) for part in qkv.unbind(-3)])
 
     def finish(self, h: Tensor, found: Tensor) -> Tensor:
         """The rest of the block, given what the heads found."""
         h = h + self.projection(found.transpose(-3, -2).flatten(-2))
-        wide = in_place(self.activation)(self.expand(self.mlp_norm(h)))
+        wide = in_place(self.activation)(self.expand(_normalize(self.mlp_norm, h)))
         return h + self.contract(wide)
 
 
@@ -129,7 +133,7 @@ class TokenNetwork(nn.Module):
             h = h + self.embed_context(context).unsqueeze(-2)
         for block in self.blocks:
             h = block(h, mask)
-        return self.read(self.norm(h) if self.final_norm else h)
+        return self.read(_normalize(self.norm, h) if self.final_norm else h)
 
 
 @register_network
