@@ -29,8 +29,8 @@ lint: $(INSTALLED)
 # against the libraries that models are imported from, 2 GB of them
 test-importers: .venv-importers/.installed
 	.venv-importers/bin/python -m pytest parity_tests/test_importers.py parity_tests/test_peers.py \
-		parity_tests/test_estimators.py parity_tests/test_sbi.py \
-		parity_tests/test_aspire.py -q
+		parity_tests/test_refusals.py parity_tests/test_estimators.py parity_tests/test_sbi.py \
+		parity_tests/test_aspire.py parity_tests/test_families.py -q
 
 .venv-importers/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-importers

@@ -20,7 +20,7 @@ import jax_flows
 import torch_flows
 from twinflows.inference import effective_sample_size, log_evidence
 
-BATCH_SIZE, STEPS, NUM_SAMPLES, FIRST = 128, 8, 10_000, 10
+BATCH_SIZE, STEPS, NUM_SAMPLES, FIRST = 256, 8, 10_000, 10
 TARGETS: dict[str, dict[str, Any]] = {
     "modes": {
         "energy": ("NormalModes", {"num_modes": 40}),
@@ -34,8 +34,8 @@ TARGETS: dict[str, dict[str, Any]] = {
         "energy": ("ManyWell", {"dim": 32}),
         "flow": ("RealNVP", {"dim": 32, "num_layers": 10, "hidden_dims": (96, 96)}),
         "spread": 1.5,
-        "sampling": {"num_temperatures": 2, "step_size": 0.12, "num_leapfrog": 8},
-        "iterations": 2000,
+        "sampling": {"num_temperatures": 4, "step_size": 0.2, "num_leapfrog": 5},
+        "iterations": 1500,
         "learning_rate": 5e-4,
     },
 }

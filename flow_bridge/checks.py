@@ -666,6 +666,12 @@ def logit_alpha(owner: str, alpha: float) -> None:
         raise ValueError(f"{owner} expects alpha of at least 0 and below 0.5, got {alpha!r}.")
 
 
+def coordinates(owner: str, name: str, shape: Sequence[int], width: int) -> None:
+    """Raise ``ValueError`` unless the last axis holds so many coordinates."""
+    if not shape or shape[-1] != width:
+        raise ValueError(f"{owner} expects {name} of shape (*batch, {width}), got {tuple(shape)}.")
+
+
 def one_of(owner: str, name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of the allowed names."""
     if not isinstance(value, str) or value not in allowed:

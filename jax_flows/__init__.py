@@ -99,6 +99,7 @@ from jax_flows.networks.mlp import MLP, SeparateMLPs
 from jax_flows.networks.residual import ResidualMLP
 from jax_flows.networks.sets import DeepSet
 from jax_flows.registry import build, register, register_network
+from jax_flows.spheres import cylinder_from_sphere, sphere_from_cylinder
 from jax_flows.training import fit, fit_to_energy
 from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
@@ -228,6 +229,7 @@ __all__ = [
     "__version__",
     "bits_per_dimension",
     "build",
+    "cylinder_from_sphere",
     "dequantize",
     "energies",
     "exponential_decay",
@@ -242,6 +244,7 @@ __all__ = [
     "register_activation",
     "register_network",
     "save",
+    "sphere_from_cylinder",
     "standardized",
     "warmup_cosine",
     "warmup_linear",

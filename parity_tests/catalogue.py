@@ -457,7 +457,9 @@ CASES = [
         dim=2, trace="hutchinson", kinetic_energy=0.3, jacobian_norm=0.2, context_dim=2,
         time_features=1, conditioner=arch("ResidualMLP", hidden_dim=5, num_blocks=1,
                                           activation="tanh", context="gate")), slow=True),
-    Case("Continuous-estimate", continuous(dim=3, trace="hutchinson", probe="gaussian")),
+    Case("Continuous-estimate", continuous(
+        dim=3, trace="hutchinson", probe="gaussian", conditioner=arch(
+            "MLP", hidden_dims=[5, 4], activation="tanh", normalization="layer_norm")), scale=0.2),
     Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2)),
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),

@@ -82,6 +82,9 @@ def zuko() -> dict[str, Peer]:
         "maf_slope": Peer(
             lambda: flows.MAF(3, transforms=2, hidden_features=(6,)), 0, {"slope": 1e-4}
         ),
+        "nsf_slope": Peer(
+            lambda: flows.NSF(3, 2, transforms=2, bins=4, hidden_features=(6,)), 2, {"slope": 1e-4}
+        ),
         "maf_one_dimension": Peer(lambda: flows.MAF(1, 2, transforms=2, hidden_features=(6,)), 2),
         "maf_one_dimension_alone": Peer(lambda: flows.NSF(1, 0, transforms=2, bins=4)),
         "nsf": Peer(lambda: flows.NSF(4, 0, transforms=2, bins=5, hidden_features=(6, 5))),
@@ -695,7 +698,8 @@ STATES: dict[str, Mapping[str, Any]] = {
         ],
         SLOPE,
     ),
-    "zuko_maf_slope": {"slope": 1e-4},
+    "zuko_maf_slope": {"slope": 1e-4},  # these two files were written by zuko 1.4.1
+    "zuko_nsf_slope": {"slope": 1e-4},
     "zuko_maf_context": {**SLOPE, "activation": "elu"},
     "zuko_nice_spline": {**SLOPE, "bound": 3.0},
     **dict.fromkeys(

@@ -270,8 +270,13 @@ def _while(params: dict[str, Any], values: list[Any]) -> list[Any]:
     first, second = params["cond_nconsts"], params["body_nconsts"]
     tested, fixed = values[:first], values[first : first + second]
     state = values[first + second :]
-    while evaluate(params["cond_jaxpr"], [*tested, *state])[0]:
-        state = evaluate(params["body_jaxpr"], [*fixed, *state])
+    while (going := np.asarray(evaluate(params["cond_jaxpr"], [*tested, *state])[0])).any():
+        old, state = state, evaluate(params["body_jaxpr"], [*fixed, *state])
+        if going.ndim:  # one loop for each element of a batch
+            state = [
+                np.where(going.reshape(*going.shape, *[1] * (np.ndim(new) - going.ndim)), new, kept)
+                for new, kept in zip(state, old, strict=True)
+            ]
     return state
 
 

@@ -79,6 +79,12 @@ def test_at_power_two_the_mean_weight_is_the_integral_of_the_squared_density_ove
     np.testing.assert_allclose(mean, variance * 2 * MEAN / SCALE**2, atol=0.1)
 
 
+def test_in_inference_mode_it_moves_as_outside() -> None:
+    with torch.inference_mode():
+        inside = annealed("torch", 20, step_size=0.3)
+    np.testing.assert_array_equal(inside.x, annealed("torch", 20, step_size=0.3).x)
+
+
 @HALVES
 def test_without_steps_that_move_it_is_importance_sampling(half: str) -> None:
     draws = annealed(half, 20, step_size=1e-9)

@@ -180,3 +180,39 @@ def test_numbers_out_of_range(half: Any) -> None:
         half.VonMises(1, 1.0, loc=2.0, low=-1.0, high=1.0)
     with pytest.raises(ValueError, match="bound between 0 and 100"):
         half.MoebiusMap(bound=1000.0)
+
+
+def test_the_sphere_is_a_cylinder_of_the_same_areas() -> None:
+    x = torch.tensor(np.random.default_rng(0).uniform(-1, 1, (2, 5, 2)) * [math.pi, 1])
+    y = torch_flows.sphere_from_cylinder(x)
+    np.testing.assert_allclose(y.square().sum(-1), 1, rtol=1e-15)
+    np.testing.assert_allclose(torch_flows.cylinder_from_sphere(3 * y), x, atol=1e-12)
+    np.testing.assert_allclose(jax_flows.sphere_from_cylinder(jnp.asarray(x)), y, atol=1e-15)
+    np.testing.assert_allclose(jax_flows.cylinder_from_sphere(jnp.asarray(y)), x, atol=1e-12)
+    slopes = torch.autograd.functional.jacobian(torch_flows.sphere_from_cylinder, x[0, 0])
+    assert torch.linalg.cross(*slopes.T).norm().item() == pytest.approx(1, abs=1e-12)  # the area
+    for half, array in ((torch_flows, x), (jax_flows, jnp.asarray(x))):
+        with pytest.raises(ValueError, match=r"expects y of shape \(\*batch, 3\), got \(2, 5, 2\)"):
+            half.cylinder_from_sphere(array)
+
+
+@pytest.mark.parametrize("mask", ["even", "odd"])
+def test_a_flow_on_the_sphere_integrates_to_one(mask: str) -> None:
+    maps = [
+        arch("MoebiusMap", num_components=2),
+        arch("SplineMap", num_bins=3, low=-1.0, high=1.0, boundary="bounded"),
+    ]
+    map = arch("MixedMap", maps=maps, columns=[[0], [1]])
+    uniform = [arch("Uniform", dim=1, low=-end, high=end) for end in (CIRCLE, 1.0)]
+    base = arch("Product", columns=[[0], [1]], distributions=uniform)
+    network = arch("MLP", hidden_dims=[4], activation="tanh")
+    layer = arch("Coupling", dim=2, map=map, conditioner=network, mask=mask)
+    angles, (edges, width) = (
+        np.linspace(-CIRCLE, CIRCLE, 33)[:-1],
+        np.linspace(-1, 1, 201, retstep=True),
+    )
+    nodes, weights = np.polynomial.legendre.leggauss(4)
+    heights = (edges[:-1, None] + width * (nodes + 1) / 2).ravel()
+    for log_prob in on_both(flow(layer, base), grid(angles, heights), 0.5):
+        mass = np.exp(log_prob).reshape(32, -1).sum(0) @ np.tile(weights, 200)
+        assert mass * width / 2 * CIRCLE / 16 == pytest.approx(1, abs=1e-6)

@@ -17,6 +17,7 @@ import jax_flows
 import torch_flows
 from flow_bridge import ConversionError, UnsupportedModel, importers
 from flow_bridge.importers import (
+    flowjax,
     freia,
     import_flow,
     networks,
@@ -326,6 +327,19 @@ def without_edges(*given: Any) -> Any:
     return {key: value for key, value in map.items() if key != "edge_slope"}, offset
 
 
+def unscaled(rows: np.ndarray, factor: Any = 1.0, offset: Any = 0.0) -> Outputs:
+    """Without the root of the width."""
+    return of(rows, 1.0, offset)
+
+
+flowjax_spline = flowjax._spline
+
+
+def without_ends(*given: Any) -> Any:
+    map, start = flowjax_spline(*given)
+    return map, np.concatenate([start[:-1], [0.3]])
+
+
 def without_start(*given: Any) -> Any:
     map, offset = spline_map(*given)
     return map, 0 * offset
@@ -338,6 +352,24 @@ MUTANTS = {
     "scale and shift swapped in pyro": (Outputs, "of", staticmethod(swapped), "pyro_couplings"),
     "scale and shift swapped in flowjax": (Outputs, "of", staticmethod(swapped), "flowjax_masked"),
     "scale and shift swapped in numpyro": (Outputs, "of", staticmethod(swapped), "numpyro_iaf"),
+    "scale and shift swapped in distrax": (
+        Outputs,
+        "of",
+        staticmethod(swapped),
+        "distrax_affine",
+    ),
+    "square root forgotten in normflows": (
+        Outputs,
+        "of",
+        staticmethod(unscaled),
+        "normflows_coupled_spline",
+    ),
+    "slopes at the ends of flowjax forgotten": (
+        flowjax,
+        "_spline",
+        without_ends,
+        "flowjax_masked_spline",
+    ),
     "blocks for interleaved outputs": (Outputs, "of", staticmethod(in_blocks), "normflows_blocks"),
     "spline outputs in blocks": (Outputs, "of", staticmethod(in_blocks), "distrax_spline"),
     "not inverted": (parts, "invert", not_inverted, "normflows_planar"),

@@ -99,6 +99,7 @@ from torch_flows.networks.mlp import MLP, SeparateMLPs
 from torch_flows.networks.residual import ResidualMLP
 from torch_flows.networks.sets import DeepSet
 from torch_flows.registry import build, register, register_network
+from torch_flows.spheres import cylinder_from_sphere, sphere_from_cylinder
 from torch_flows.training import fit, fit_to_energy
 from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
@@ -228,6 +229,7 @@ __all__ = [
     "__version__",
     "bits_per_dimension",
     "build",
+    "cylinder_from_sphere",
     "dequantize",
     "energies",
     "exponential_decay",
@@ -242,6 +244,7 @@ __all__ = [
     "register_activation",
     "register_network",
     "save",
+    "sphere_from_cylinder",
     "standardized",
     "warmup_cosine",
     "warmup_linear",

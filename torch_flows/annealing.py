@@ -11,7 +11,7 @@ from torch import Tensor
 from flow_bridge import checks
 from flow_bridge.sources import annealing_noise
 from flow_bridge.training import check_callable, check_energy
-from torch_flows.bijectors.base import evaluation, tracked, vjp
+from torch_flows.bijectors.base import differentiates, evaluation, tracked, vjp
 from torch_flows.flows import Flow
 from torch_flows.numerics import sum_event
 
@@ -100,6 +100,7 @@ class AnnealedImportanceSampling:
         event_shape = tuple(map(checks.known, flow.event_shape))
         return annealing_noise(generator, num_samples, base, self.num_temperatures, event_shape)
 
+    @differentiates
     def from_noise(
         self,
         flow: Flow,

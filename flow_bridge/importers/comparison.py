@@ -18,7 +18,8 @@ WIDE, FAR = 4.0, 12.0
 """How much wider the wide rows are, and where others are cut off, in standard deviations."""
 FLOOR, PER_LAYER, BY_MOVING = 64.0, 8.0, 8.0
 """A difference may be ``FLOOR`` and ``PER_LAYER`` for each bijector, in eps, or ``BY_MOVING`` times what
-the peer itself moves when its input does by one eps, or its log|det| when its output does."""
+the peer itself moves when the input of it, or of each of its layers, does by one eps, or its log|det|
+when its output does."""
 
 
 class Opened(NamedTuple):
@@ -56,7 +57,7 @@ def compare(reading: Reading, name: str, open_model: Open) -> None:
     count = len([item for layer in reading.layers for item in layer.parts])
     x = _rows(reading, model, context, generator)
     ours = _Ours(flow, open_model, reading.inverse, model)
-    found = _difference(ours, reading.run, x, context, count)
+    found = _difference(ours, reading.run, x, context, count, reading)
     if found is None:
         return
     raise ConversionError(
@@ -129,10 +130,13 @@ def _difference(
     x: np.ndarray,
     context: np.ndarray | None,
     count: int,
+    reading: Reading | None = None,
 ) -> str | None:
     """What differs, in words; ``None`` if nothing does."""
     expected, found = theirs(x, context), ours.run(x, context)
     moved = moves(theirs, x, context, expected)
+    if reading is not None and len(reading.layers) > 1:
+        moved = np.fmax(moved, _moves_between(reading, x, context, expected))
     limits = (FLOOR + PER_LAYER * count) * EPS * np.ones((2, len(x)))
     finite = np.isfinite(expected[0]).all(tuple(range(1, x.ndim))) & np.isfinite(expected[1])
     if not finite[:ROWS].any():
@@ -184,6 +188,20 @@ def moves(
             near = theirs(_nudged(x, generator), context)
             moved = np.fmax(moved, errors(near, expected))
     return moved
+
+
+def _moves_between(
+    reading: Reading, x: np.ndarray, context: np.ndarray | None, expected: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """The same when what goes from each of the peer's layers to the next moves by one eps."""
+    generator = np.random.default_rng(3)
+    seen = context if context is None or reading.embed is None else reading.embed(context)
+    total = np.zeros(len(x))
+    with np.errstate(invalid="ignore"):
+        for layer in reversed(reading.layers) if reading.inverse else reading.layers:
+            x, log_det = layer.run(_nudged(x, generator), seen)
+            total = total + log_det
+        return errors((x, total), expected)
 
 
 def errors(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -50,8 +50,8 @@ def linear(node: Tree) -> Any:
 def alternating(node: Tree, activation: str, where: str) -> list[Any]:
     """Linear layers with an activation between them, which has no arrays."""
     modules: list[Any] = []
-    for name in sorted(node, key=int):
-        if not isinstance(node[name], dict) or "weight" not in node[name]:
+    for name in sorted(node, key=lambda name: int(name) if name.isdigit() else -1):
+        if not name.isdigit() or not isinstance(node[name], dict) or "weight" not in node[name]:
             raise UnsupportedModel(f"{where} is not linear layers: {LIVE}.")
         modules += [activation] if modules else []
         modules.append(linear(node[name]))
@@ -517,9 +517,9 @@ def _zuko_transform(node: Tree, dim: int, slope: float, activation: str, bound: 
 
 def _zuko_network(node: Tree, activation: str) -> list[Any]:
     """The modules of a network, residual or not."""
-    names = sorted(node, key=int)
-    if not any("weight" not in node[name] for name in names):
+    if all(not name.isdigit() or "weight" in node[name] for name in node):
         return alternating(node, activation, "zuko's network")
+    names = sorted(node, key=int)
     modules: list[Any] = []
     for name in names:
         if "weight" in node[name]:

@@ -106,7 +106,7 @@ def _called(module: Any, where: str) -> Any:
     given = " ".join(
         key for name in ("_parameters", "_buffers") for key in vars(module).get(name, {})
     )
-    expect(module, where, f"f meta _keys _nargs bound {given}")
+    expect(module, where, f"f meta args kwargs _keys _nargs bound {given}")
     return module()
 
 

@@ -397,23 +397,23 @@ class _NetworkField:
             inputs = _arguments(owner.context_apart, x, given)
             return jnp.asarray(owner.network.apply(child(variables, "network"), *inputs))
 
-        def product(v: Array) -> Array:
-            return jax.jvp(velocity, (x,), (jnp.broadcast_to(v, x.shape),))[1]
-
         if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:
 
             def alone(y: Array) -> Array:
                 return jnp.asarray(owner.network.apply(child(variables, "network"), y, given, x))
 
-            dx, diagonal = jax.jvp(alone, (x,), (jnp.ones_like(x),))
-            rate = diagonal.sum(-1)
-        elif noise is not None:
-            dx, pushed = jax.jvp(velocity, (x,), (noise,))
-            rate, matrix = (pushed * noise).sum(-1), pushed[..., None]
+            dx, pull = jax.vjp(alone, x)
+            rate = pull(jnp.ones_like(x))[0].sum(-1)
         else:
-            eye = jnp.eye(x.shape[-1], dtype=x.dtype)
-            dx, matrix = velocity(x), jnp.moveaxis(jax.vmap(product)(eye), 0, -1)
-            rate = jnp.trace(matrix, axis1=-2, axis2=-1)
+            dx, pull = jax.vjp(velocity, x)
+            if noise is not None:
+                (pulled,) = pull(noise)
+                rate, matrix = (pulled * noise).sum(-1), pulled[..., None, :]
+            else:
+                eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+                rows = jax.vmap(lambda v: pull(jnp.broadcast_to(v, x.shape))[0])(eye)
+                matrix = jnp.moveaxis(rows, 0, -2)
+                rate = jnp.trace(matrix, axis1=-2, axis2=-1)
         if self.kinetic_energy:
             rate = rate - self.kinetic_energy * jnp.square(dx).sum(-1)
         if self.jacobian_norm:

@@ -68,8 +68,8 @@ class TransformerAutoregressive(Bijector):
         activation: of the MLPs, a name in ``networks.activations.ACTIVATIONS``.
         initial_scale: factor of the first weights of the last layer; with 0 most maps start as the identity.
         max_sweeps: ``None``, or the number of Jacobi sweeps x <- map^-1(z; parameters(x)) that an inverse
-            without gradients may take in place of its steps. Each is one pass for all tokens at once; as
-            many sweeps as there are tokens are always enough, and far fewer often are.
+            may take in place of its steps. Each is one pass for all tokens at once; as many sweeps as there
+            are tokens are always enough, and far fewer often are. Gradients are those of the steps.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
@@ -185,30 +185,6 @@ class TransformerAutoregressive(Bijector):
         checks.positive_int("TransformerAutoregressive", max_sweeps=max_sweeps)
         return self.solve_by_sweeps(*jax.lax.stop_gradient((variables, z, context)), max_sweeps)
 
-    def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        """One token after the other."""
-        params, network = variables["params"]["network"], self.network
-        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
-        # an inverse is computed in full precision
-        with jax.default_matmul_precision("highest"):
-            term = None
-            if context is not None:
-                term = network.context_term(params, context.reshape(-1, self.context_dim))
-
-            def step(carry: tuple[Array, Array], row: tuple[Array, Array]) -> Any:
-                t, token = row
-                seen, caches = carry
-                out, caches = network.step(params, t, seen, term, caches)
-                parameters = out.reshape(*token.shape, self.map.num_parameters)
-                x, log_slope = self.map.inverse(token, parameters)
-                return (self.map.features(x, -1), caches), (x, log_slope.sum(-1))
-
-            start = self.map.features(tokens[:, 0], -1), network.caches(tokens)
-            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0)
-            _, (found, log_slopes) = jax.lax.scan(step, start, rows)
-        x = jnp.moveaxis(found, 0, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
-        return self._vector(x), log_slopes.sum(0).reshape(z.shape[:-1])
-
     def solve_by_sweeps(
         self, variables: Variables, z: Array, context: Array | None, max_sweeps: int
     ) -> Sweeps:
@@ -234,6 +210,30 @@ class TransformerAutoregressive(Bijector):
             unknown = jnp.full_like(z[..., 0], math.inf)
             start = sweep(Sweeps(z, unknown, jnp.zeros((), jnp.int32), unknown))
             return jax.lax.while_loop(moving, sweep, start)
+
+    def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
+        """One token after the other."""
+        params, network = variables["params"]["network"], self.network
+        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        # an inverse is computed in full precision
+        with jax.default_matmul_precision("highest"):
+            term = None
+            if context is not None:
+                term = network.context_term(params, context.reshape(-1, self.context_dim))
+
+            def step(carry: tuple[Array, Array], row: tuple[Array, Array]) -> Any:
+                t, token = row
+                seen, caches = carry
+                out, caches = network.step(params, t, seen, term, caches)
+                parameters = out.reshape(*token.shape, self.map.num_parameters)
+                x, log_slope = self.map.inverse(token, parameters)
+                return (self.map.features(x, -1), caches), (x, log_slope.sum(-1))
+
+            start = self.map.features(tokens[:, 0], -1), network.caches(tokens)
+            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0)
+            _, (found, log_slopes) = jax.lax.scan(step, start, rows)
+        x = jnp.moveaxis(found, 0, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
+        return self._vector(x), log_slopes.sum(0).reshape(z.shape[:-1])
 
     def _parameters_of(self, variables: Variables, tokens: Array, context: Array | None) -> Array:
         """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""

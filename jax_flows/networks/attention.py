@@ -390,7 +390,7 @@ class CausalTransformer(TokenNetwork):
     final_norm: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_network("CausalTransformer", self)
+        check_network("TransformerAutoregressive", self)
 
     def shapes(self, dtype: Any) -> dict[str, Any]:
         beginning = jax.ShapeDtypeStruct((self.hidden_dim,), dtype)

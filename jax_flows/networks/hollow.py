@@ -1,7 +1,6 @@
 """Networks each of whose outputs sees its own input only at the end."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from flax import linen as nn
 from jax import Array
@@ -34,14 +33,15 @@ class HollowMLP(nn.Module):
     arXiv:1912.03579.
     """
 
+    event_ndim = 1
+    hollow = True
+
     in_dim: int
     out_dim: int
     hidden_dims: Sequence[int] = (64, 64)
     width: int = 16
     activation: str = "tanh"
     context_dim: int = 0
-
-    hollow: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive_int("HollowMLP", width=self.width)

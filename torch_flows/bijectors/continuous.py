@@ -359,25 +359,26 @@ class _NetworkField:
             inputs = _arguments(owner.context_apart, x, given)
             return torch.func.functional_call(owner.network, named, inputs)
 
-        def product(v: Tensor) -> Tensor:
-            return torch.func.jvp(velocity, (x,), (v.expand_as(x),))[1]
-
+        # products from the left: PyTorch's forward mode of layer_norm has wrong gradients, and some
+        # operations have none
         if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:
 
             def alone(y: Tensor) -> Tensor:
                 return torch.func.functional_call(owner.network, named, (y, given, x))
 
-            dx, diagonal, *_ = torch.func.jvp(alone, (x,), (torch.ones_like(x),))
-            rate = diagonal.sum(-1)
-        elif noise is not None:
-            dx, pushed, *_ = torch.func.jvp(velocity, (x,), (noise,))
-            rate, matrix = (pushed * noise).sum(-1), pushed.unsqueeze(-1)
+            dx, pull, *_ = torch.func.vjp(alone, x)
+            rate = pull(torch.ones_like(x))[0].sum(-1)
         else:
-            eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-            chunk = CHUNK if is_eager() else None
-            columns = torch.func.vmap(product, chunk_size=chunk)(eye)
-            dx, matrix = velocity(x), columns.movedim(0, -1)
-            rate = matrix.diagonal(0, -2, -1).sum(-1)
+            dx, pull, *_ = torch.func.vjp(velocity, x)
+            if noise is not None:
+                (pulled,) = pull(noise)
+                rate, matrix = (pulled * noise).sum(-1), pulled.unsqueeze(-2)
+            else:
+                eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+                chunk = CHUNK if is_eager() else None
+                rows = torch.func.vmap(lambda v: pull(v.expand_as(x))[0], chunk_size=chunk)(eye)
+                matrix = rows.movedim(0, -2)
+                rate = matrix.diagonal(0, -2, -1).sum(-1)
         if self.kinetic_energy:
             rate = rate - self.kinetic_energy * dx.square().sum(-1)
         if self.jacobian_norm:

@@ -1,16 +1,17 @@
 """Autoregressive maps of tokens, whose parameters come from a transformer."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from flow_bridge import attention as bridge
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.masks import Order, autoregressive_order
-from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.base import Bijector, Output, tracked
 from torch_flows.inputs import check_input
 from torch_flows.networks.attention import CausalTransformer
 from torch_flows.numerics import full_precision, is_eager
@@ -60,8 +61,8 @@ class TransformerAutoregressive(Bijector):
         activation: of the MLPs, a name in ``networks.activations.ACTIVATIONS``.
         initial_scale: factor of the first weights of the last layer; with 0 most maps start as the identity.
         max_sweeps: ``None``, or the number of Jacobi sweeps x <- map^-1(z; parameters(x)) that an inverse
-            without gradients may take in place of its steps. Each is one pass for all tokens at once; as
-            many sweeps as there are tokens are always enough, and far fewer often are.
+            may take in place of its steps. Each is one pass for all tokens at once; as many sweeps as there
+            are tokens are always enough, and far fewer often are. Gradients are those of the steps.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
@@ -138,8 +139,13 @@ class TransformerAutoregressive(Bijector):
 
     @full_precision
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        if self.max_sweeps is None or torch.is_grad_enabled():
-            return self._steps(z, context)
+        if torch.is_grad_enabled():
+            if not is_eager():
+                return self.explicit_inverse(z, context)
+            names, weights = zip(*self.named_parameters(), strict=True)
+            return _Recomputed.apply(self, names, z, context, *weights)
+        if self.max_sweeps is None:
+            return self.explicit_inverse(z, context)
         x, log_det, _, change = self.solve_by_sweeps(z, context, self.max_sweeps)
         failed = ~x.isfinite().all(-1)
         if self.max_sweeps < self.num_tokens:
@@ -187,7 +193,8 @@ class TransformerAutoregressive(Bijector):
                 break
         return Sweeps(x, log_det, torch.tensor(count, device=z.device), change)
 
-    def _steps(self, z: Tensor, context: Tensor | None) -> Output:
+    @full_precision
+    def explicit_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         """One token after the other."""
         tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
         term = None
@@ -221,3 +228,51 @@ class TransformerAutoregressive(Bijector):
         if self.order is not None:
             tokens = tokens.index_select(-2, self.position)
         return tokens.flatten(-2)
+
+
+class _Steps(nn.Module):
+    """The inverse by steps as a module's call."""
+
+    def __init__(self, bijector: TransformerAutoregressive) -> None:
+        super().__init__()
+        self.bijector = bijector
+
+    def forward(self, z: Tensor, context: Tensor | None) -> Output:
+        return self.bijector.explicit_inverse(z, context)
+
+
+class _Recomputed(torch.autograd.Function):
+    """The inverse as it is without gradients; the steps that have them are taken in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        bijector: TransformerAutoregressive,
+        names: tuple[str, ...],
+        z: Tensor,
+        context: Tensor | None,
+        *weights: Tensor,
+    ) -> Output:
+        ctx.bijector, ctx.names = bijector, names
+        ctx.save_for_backward(z, context, *weights)
+        return bijector.map_inverse(z, context)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        needed, again = ctx.needs_input_grad[2:], torch.is_grad_enabled()
+        with torch.enable_grad():
+            # by these, as z itself may depend on the context
+            z, context, *weights = given = [
+                tracked(x, again) if need else x
+                for x, need in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            # the weights of that time, which ``functional_call`` may have put there
+            state = {f"bijector.{n}": w for n, w in zip(ctx.names, weights, strict=True)}
+            outputs = functional_call(_Steps(ctx.bijector), state, (z, context))
+            inputs = [x for x, need in zip(given, needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(
+                    outputs, inputs, gradients, create_graph=again, allow_unused=True
+                )
+            )
+        return None, None, *(next(found) if need else None for need in needed)

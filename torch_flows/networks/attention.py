@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flow_bridge import attention as bridge
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
-from torch_flows.networks.mlp import EPS, scale_weights
+from torch_flows.networks.mlp import EPS, normalize, scale_weights
 from torch_flows.registry import register_network
 
 Cache = list[Tensor]
@@ -28,6 +28,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if mask is not None:
         scores = torch.where(mask, scores, -math.inf)
     return scores.softmax(-1) @ v
+
+
+def _normalize(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return normalize(x, layer.weight, layer.bias)
 
 
 class AttentionBlock(nn.Module):
@@ -66,13 +70,13 @@ class AttentionBlock(nn.Module):
 
     def heads(self, h: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
-        qkv = self.qkv(self.attention_norm(h)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(_normalize(self.attention_norm, h)).unflatten(-1, (3, self.num_heads, -1))
         return tuple([part.transpose(-3, -2) for part in qkv.unbind(-3)])
 
     def finish(self, h: Tensor, found: Tensor) -> Tensor:
         """The rest of the block, given what the heads found."""
         h = h + self.projection(found.transpose(-3, -2).flatten(-2))
-        wide = in_place(self.activation)(self.expand(self.mlp_norm(h)))
+        wide = in_place(self.activation)(self.expand(_normalize(self.mlp_norm, h)))
         return h + self.contract(wide)
 
 
@@ -81,9 +85,11 @@ class TokenNetwork(nn.Module):
 
     Attributes:
         final_norm: whether a layer normalisation precedes the reading.
+        owner: who refuses arguments, if not the network itself.
     """
 
     final_norm = True
+    owner = ""
     blocks: Sequence[AttentionBlock]
 
     def __init__(
@@ -99,7 +105,7 @@ class TokenNetwork(nn.Module):
         initial_scale: float,
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
+        owner = self.owner or type(self).__name__
         bridge.check_transformer(owner, hidden_dim, num_blocks, num_heads, context_dim)
         checks.one_of(owner, "activation", activation, ACTIVATIONS)
         checks.non_negative_number(owner, initial_scale=initial_scale)
@@ -127,7 +133,7 @@ class TokenNetwork(nn.Module):
             h = h + self.embed_context(context).unsqueeze(-2)
         for block in self.blocks:
             h = block(h, mask)
-        return self.read(self.norm(h) if self.final_norm else h)
+        return self.read(_normalize(self.norm, h) if self.final_norm else h)
 
 
 @register_network
@@ -252,6 +258,7 @@ class CausalTransformer(TokenNetwork):
     """
 
     final_norm = False
+    owner = "TransformerAutoregressive"
 
     def __init__(
         self,

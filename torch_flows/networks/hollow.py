@@ -33,6 +33,7 @@ class HollowMLP(nn.Module):
     arXiv:1912.03579.
     """
 
+    event_ndim = 1
     hollow = True
 
     def __init__(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from flow_bridge import checks
 from flow_bridge.masks import Mask, Partition, as_index
 from torch_flows.networks.activations import ACTIVATIONS, in_place
+from torch_flows.numerics import at_least_float32
 from torch_flows.registry import register_network
 
 Weights = Sequence[tuple[Tensor, Tensor]]
@@ -41,8 +42,12 @@ def apply_layers(
 
 
 def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Layer normalisation of the last axis."""
-    return functional.layer_norm(x, scale.shape, scale, shift, EPS)
+    """Layer normalisation of the last axis. The third derivatives of PyTorch's own are wrong, and so are
+    the second ones by forward mode."""
+    wide = at_least_float32(x)
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return (centred * (variance + EPS).rsqrt()).to(x.dtype) * scale + shift
 
 
 def branch_terms(
