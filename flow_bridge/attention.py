@@ -24,7 +24,7 @@ def check_transformer(
     checks.positive_int(owner, hidden_dim=hidden_dim, num_blocks=num_blocks, num_heads=num_heads)
     checks.non_negative_int(owner, context_dim=context_dim)
     checks.divisible(owner, num_heads, hidden_dim=hidden_dim)
-    checks.layer_normalization(owner, "layer_norm", [hidden_dim])
+    checks.regularization(owner, "layer_norm", 0.0, [hidden_dim])
     count_construction(6 * num_blocks + 2)
 
 

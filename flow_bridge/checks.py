@@ -100,15 +100,28 @@ def residual_network(
     boolean(owner, pre_activation=pre_activation)
 
 
-def layer_normalization(owner: str, normalization: str | None, widths: Sequence[int]) -> None:
-    """Check a choice of normalisation between layers of these widths."""
+def regularization(
+    owner: str, normalization: str | None, dropout: float, widths: Sequence[int]
+) -> None:
+    """Check a choice of normalisation between layers of these widths, and a rate of dropout."""
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise ValueError(f"{owner} expects dropout of at least 0 and below 1, got {dropout!r}.")
     if normalization is None:
         return
-    one_of(owner, "normalization", normalization, ("layer_norm",))
-    if min(widths, default=2) < 2:
+    one_of(owner, "normalization", normalization, ("layer_norm", "batch_norm"))
+    if normalization == "layer_norm" and min(widths, default=2) < 2:
         raise ValueError(
             f'{owner} with normalization "layer_norm" needs hidden layers of 2 units or more: of one, layer '
             "normalisation leaves a constant."
+        )
+
+
+def same_in_training(owner: str, network: str, acts_in_training: bool) -> None:
+    """Raise ``ValueError`` for a network with batch normalisation or dropout where these have no place."""
+    if acts_in_training:
+        raise ValueError(
+            f"{owner} takes no network with batch normalisation or dropout, got {network}: it is to be the "
+            "same function in training."
         )
 
 
@@ -279,17 +292,20 @@ def no_conditioner(owner: str, conditioner: object, context_dim: int) -> None:
         raise ValueError(f"{owner} has a conditioner only with a context: state its context_dim.")
 
 
-def masked_conditioner(name: str, masked: bool, normalization: str | None) -> None:
-    """Raise ``ValueError`` for a network without masks or with what ignores them."""
+def masked_conditioner(name: str, masked: bool) -> None:
+    """Raise ``ValueError`` for a network without masks."""
     if not masked:
         raise ValueError(
             f"MaskedAutoregressive needs a conditioner with masks (MLP, ResidualMLP, MaskedMLP, "
             f"MaskedResidualMLP), got {name}; Coupling takes any network."
         )
-    if normalization is not None:
+
+
+def masked_normalization(name: str, normalization: str | None) -> None:
+    """Raise ``ValueError`` for what would ignore the masks of a network."""
+    if normalization == "layer_norm":
         raise ValueError(
-            "MaskedAutoregressive has no layer normalisation in its networks: it would let every unit "
-            "see all dimensions."
+            f"{name} has no layer normalisation: it would let every unit see all dimensions."
         )
 
 

@@ -25,6 +25,7 @@ from jax_flows.networks.conditioner import (
     run_conditioner,
 )
 from jax_flows.networks.mlp import MLP
+from jax_flows.networks.regularization import acts_in_training
 from jax_flows.numerics import at_least_float32, check_constants, sum_event
 from jax_flows.registry import register
 from jax_flows.univariate.circular import wrapped
@@ -161,7 +162,9 @@ class _OfContext(Distribution):
         """The conditioner, where there is a context."""
         owner = type(self).__name__
         conditioner = as_network(owner, self.conditioner, MLP)
-        return build_conditioner(owner, conditioner, self.context_dim, self.num_outputs, 1, 0)
+        network = build_conditioner(owner, conditioner, self.context_dim, self.num_outputs, 1, 0)
+        checks.same_in_training(owner, conditioner.cls.__name__, acts_in_training(network))
+        return network
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         if not self.context_dim:

@@ -23,6 +23,7 @@ from jax_flows.bijectors.normalization import Standardize
 from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import Distribution
 from jax_flows.inputs import check_array, check_input, context_batch, to_jax
+from jax_flows.networks.regularization import Updates, has_batch_statistics, run_network
 from jax_flows.numerics import beyond, moved_inside
 from jax_flows.registry import register
 from jax_flows.variables import (
@@ -107,6 +108,13 @@ class Flow(HasVariables):
         taken = checks.common_context_dim(name, [self.bijector.context_dim, self.base.context_dim])
         return checks.context_width(name, widths, taken)
 
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether training mode normalises with statistics of the batch, see ``set_statistics``."""
+        shapes = self.variable_shapes(jnp.dtype("float32")).get("batch_stats", {})
+        nets = [tree for name, tree in shapes.items() if name.startswith("context_net")]
+        return self.bijector.has_batch_statistics or any(map(has_batch_statistics, nets))
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         nets = list_of_nets(self.context_net)
         bijector_key, base_key, *net_keys = jax.random.split(key, 2 + len(nets))
@@ -165,8 +173,9 @@ class Flow(HasVariables):
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Array, Variables]:
         """``forward`` in training mode: (z, log_det, the new ``batch_stats``)."""
-        x, condition, _ = self._condition(variables, "x", x, context)
-        return self._forward_and_update(variables, x, condition)
+        updates = Updates()
+        x, condition, _ = self._condition(variables, "x", x, context, updates)
+        return self._forward_and_update(variables, x, condition, updates)
 
     @kept
     def steps(
@@ -191,14 +200,7 @@ class Flow(HasVariables):
     @kept
     def embed(self, variables: Variables, context: AnyArray) -> Array:
         """What bijector and base take of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
-        embedded = to_jax(context)
-        for i, net in enumerate(list_of_nets(self.context_net)):
-            own = child(variables, f"context_net_{i}")
-            if isinstance(net, Bijector):
-                embedded = net.map_forward(own, embedded, None)[0]
-            else:
-                embedded = net.apply(own, embedded)
-        return embedded
+        return self._through_nets(variables, context)
 
     def set_statistics(
         self,
@@ -208,11 +210,15 @@ class Flow(HasVariables):
         weights: Array | None = None,
     ) -> dict[str, Any]:
         """New variables, with the batch statistics of evaluation set, see ``Bijector.set_statistics``."""
-        x, condition, _ = self._condition(variables, "x", x, context)
+        x, expanded = check_input(self, variables, "x", x, context)
+        updates = Updates()
+        updates.weights = jnp.ones(()) if weights is None else weights
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        condition, _ = self._embed(variables, expanded, batch, updates)
         own = child(variables, "bijector")
         _, batch_stats = self.bijector.map_and_set_statistics(own, x, condition, weights)
-        parts = self._parts(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return {**variables, "batch_stats": gather(parts, lists=True)["batch_stats"]}
+        updates["bijector"] = batch_stats
+        return {**variables, "batch_stats": self._updated(variables, updates)}
 
     @kept
     def log_prob(self, variables: Variables, x: AnyArray, context: AnyArray | None = None) -> Array:
@@ -233,10 +239,11 @@ class Flow(HasVariables):
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[Array, Variables]:
         """``log_prob`` in training mode: (log_prob, the new ``batch_stats``)."""
-        x, condition, base_condition = self._condition(variables, "x", x, context)
+        updates = Updates()
+        x, condition, base_condition = self._condition(variables, "x", x, context, updates)
         outside = beyond(x, self.bijector.intervals(True), len(self.event_shape))
         x = self._inside(x, outside)
-        z, log_det, batch_stats = self._forward_and_update(variables, x, condition)
+        z, log_det, batch_stats = self._forward_and_update(variables, x, condition, updates)
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition) + log_det
         return jnp.where(outside, -math.inf, log_prob), batch_stats
 
@@ -374,28 +381,54 @@ class Flow(HasVariables):
         return moved_inside(x, outside, self.bijector.intervals(True), len(self.event_shape))
 
     def _forward_and_update(
-        self, variables: Variables, x: Array, condition: Array | None
+        self, variables: Variables, x: Array, condition: Array | None, updates: Updates
     ) -> tuple[Array, Array, Variables]:
-        z, log_det, batch_stats = self.bijector.map_forward_and_update(
+        z, log_det, updates["bijector"] = self.bijector.map_forward_and_update(
             child(variables, "bijector"), x, condition
         )
-        parts = self._parts(variables) | {"bijector": {"batch_stats": batch_stats}}
-        return z, log_det, gather(parts, lists=True)["batch_stats"]
+        return z, log_det, self._updated(variables, updates)
+
+    def _updated(self, variables: Variables, updates: Updates) -> Variables:
+        """The ``batch_stats`` of all parts, those of some being new."""
+        new = {name: {"batch_stats": stats} for name, stats in updates.items()}
+        return gather(self._parts(variables) | new, lists=True)["batch_stats"]
 
     def _condition(
-        self, variables: Variables, name: str, x: AnyArray, context: AnyArray | None
+        self,
+        variables: Variables,
+        name: str,
+        x: AnyArray,
+        context: AnyArray | None,
+        updates: Updates | None = None,
     ) -> tuple[Array, Array | None, Array | None]:
         """Check an input and its context; return it, and what the bijector and the base take of that."""
         x, expanded = check_input(self, variables, name, x, context)
-        return x, *self._embed(variables, context, () if expanded is None else expanded.shape[:-1])
+        batch = () if expanded is None else expanded.shape[:-1]
+        return x, *self._embed(variables, context, batch, updates)
+
+    def _through_nets(
+        self, variables: Variables, context: AnyArray, updates: Updates | None = None
+    ) -> Array:
+        embedded = to_jax(context)
+        for i, net in enumerate(list_of_nets(self.context_net)):
+            name = f"context_net_{i}"
+            if isinstance(net, Bijector):
+                embedded = net.map_forward(child(variables, name), embedded, None)[0]
+            else:
+                embedded = run_network(net, variables, name, updates, embedded)
+        return embedded
 
     def _embed(
-        self, variables: Variables, context: AnyArray | None, batch: Sequence[int]
+        self,
+        variables: Variables,
+        context: AnyArray | None,
+        batch: Sequence[int],
+        updates: Updates | None = None,
     ) -> tuple[Array | None, Array | None]:
         """What the bijector and the base take of a context, for a batch of inputs."""
         if context is None:
             return None, None
-        embedded = self.embed(variables, context)
+        embedded = self._through_nets(variables, context, updates)
         embedded = jnp.broadcast_to(embedded, (*batch, embedded.shape[-1]))
         return (
             embedded if self.bijector.context_dim else None,

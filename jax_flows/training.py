@@ -197,7 +197,7 @@ def fit(
                 validation_weights,
                 num_epochs,
             )
-        if flow.bijector.has_batch_statistics:
+        if flow.has_batch_statistics:
             source = sources.with_statistics(source, batch_size, devices.part)
         source, held_out = (
             sources.prepared(given, flow.context_dim > 0, match is not None, np.asarray)
@@ -605,7 +605,7 @@ class _Engine:
         return float(sum_loss(self.variables, rows, noise, self.validation, counts))
 
     def set_statistics(self) -> None:
-        if self.source is not None and self.flow.bijector.has_batch_statistics:
+        if self.source is not None and self.flow.has_batch_statistics:
             batch, counts = self._block(*sources.statistics_rows(self.source))
             set_statistics = _set_statistics(self.flow)
             self.variables = self.devices.keep_replicated(

@@ -205,9 +205,11 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "hidden_channels": lambda d: d.one_of(1, 3),
     "hidden_dim": lambda d: d.one_of(1, 4),
     "hidden_dims": lambda d: d.several(0, 2, 4),
+    "MonotoneNetworkMap.hidden_dims": lambda d: d.several(1, 2, 2, 3),
     "high": lambda d: d.one_of(1.0, 3.0),
     "jacobian_norm": lambda d: d.one_of(0.0, 0.2),
     "kinetic_energy": lambda d: d.one_of(0.0, 0.3),
+    "learned": lambda d: d.one_of(True, False),
     "lipschitz": lambda d: d.one_of(0.5, 0.9, 0.97),
     "loc": lambda d: d.one_of(0.0, 0.5),
     "log_det": lambda d: d.one_of("exact", "series"),
@@ -221,9 +223,13 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "minimum": lambda d: d.one_of(0.0, 0.1),
     "momentum": lambda d: d.one_of(0.1, 0.5, 1.0),
     "negative_slope": lambda d: d.one_of(0.01, 0.2, 1.0, 3.0),
-    "MLP.normalization": lambda d: d.one_of(None, "layer_norm"),
-    "ResidualMLP.normalization": lambda d: d.one_of(None, "layer_norm"),
-    "ConvNet.normalization": lambda d: d.one_of(None, "layer_norm"),
+    "dropout": lambda d: d.one_of(0.0, 0.0, 0.3),
+    **{
+        f"{network}.normalization": lambda d: d.one_of(None, "layer_norm", "batch_norm")
+        for network in ("MLP", "ResidualMLP", "ConvNet")
+    },
+    "MaskedMLP.normalization": lambda d: d.one_of(None, "batch_norm"),
+    "MaskedResidualMLP.normalization": lambda d: d.one_of(None, "batch_norm"),
     "num_bins": lambda d: d.one_of(1, 2, 4),
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
@@ -231,6 +237,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "Transformer.num_tokens": lambda d: d.one_of(1, 2),
     "ImageTransformer.num_tokens": lambda d: math.prod(d.shape[1:]),
     "max_sweeps": lambda d: d.one_of(None, 9),
+    "outside": lambda d: d.one_of("tangent", "polynomial"),
     "patch_size": lambda d: d.one_of(1, 2),
     "token_dim": lambda d: d.one_of(1, 2),
     "num_layers": lambda d: d.one_of(1, 2, 3),
@@ -250,6 +257,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
         "exp", "tanh", "softclip", "arctan", "clamp", "softplus", "sigmoid"
     ),
     "seed": lambda d: int(d.generator.integers(10)),
+    "start": lambda d: d.one_of(0.5, 3.0),
     "separate_networks": lambda d: d.one_of(True, False),
     "set_dim": lambda d: d.one_of(1, 4),
     "shape": lambda d: list(d.shape),
@@ -540,10 +548,10 @@ def _cotangent(shape: Any) -> np.ndarray:
 def _moved(
     generator: np.random.Generator, array: np.ndarray, size: float, rowwise: bool
 ) -> np.ndarray:
-    """The array moved by so many eps of its entries, or of the largest of its row."""
+    """The array moved by so many eps of its entries, or of the largest of its row or 1, as values round."""
     scale = np.where(np.isfinite(array), np.abs(array), 0)
     if rowwise and array.ndim:
-        scale = scale.max(tuple(range(1, array.ndim)), keepdims=True)
+        scale = np.maximum(1, scale.max(tuple(range(1, array.ndim)), keepdims=True))
     return np.asarray(array + size * EPS * scale * generator.standard_normal(array.shape))
 
 

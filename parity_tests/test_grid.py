@@ -20,11 +20,13 @@ from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
 from jax_flows.networks.mlp import normalize as jax_normalize
+from jax_flows.networks.regularization import Dropout as JaxDropout
 from parity_tests.catalogue import MAPS, Case, arch
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
-from torch_flows.networks.mlp import normalize
+from torch_flows.networks.mlp import normalizations
+from torch_flows.networks.regularization import Dropout
 
 HALVES = (torch_flows, jax_flows)
 
@@ -166,8 +168,16 @@ def test_checkerboards_keep_their_pixels() -> None:
          'context "branch" needs a hidden layer'),
         (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, context="gate")),
          "context to be one of"),
-        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, normalization="batch_norm")),
-         "normalization to be one of layer_norm"),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.MLP, normalization="group_norm")),
+         "normalization to be one of batch_norm, layer_norm"),
+        (lambda h: h.Coupling(2, h.AffineMap(), h.Network(h.ResidualMLP, dropout=1.0)),
+         "ResidualMLP expects dropout of at least 0 and below 1, got 1.0"),
+        (lambda h: h.Coupling((2, 2, 2), h.AffineMap(), h.Network(h.ConvNet, dropout=float("nan"))),
+         "ConvNet expects dropout of at least 0 and below 1, got nan"),
+        (lambda h: h.DiagonalNormal(2, 3, h.Network(h.MLP, dropout=0.1)),
+         "DiagonalNormal takes no network with batch normalisation or dropout, got MLP"),
+        (lambda h: h.ContinuousBijector(2, conditioner=h.Network(h.MLP, normalization="batch_norm")),
+         "ContinuousBijector takes no network with batch normalisation or dropout, got MLP"),
         (lambda h: h.Coupling(2, h.AffineMap(), h.Network(
             h.ResidualMLP, hidden_dim=1, normalization="layer_norm")), "of 2 units or more"),
         (lambda h: h.MaskedAutoregressive(2, h.AffineMap(), h.Network(
@@ -335,10 +345,15 @@ NORMALIZED = {
     "normalized": ("MLP", {**NETWORKS["branch"][1], "normalization": "layer_norm"}),
     "residual-normalized": ("ResidualMLP", {"context": "gate", "normalization": "layer_norm"}),
 }
+BATCH_NORM = {"normalization": "batch_norm", "dropout": 0.3}
+BATCH_NORMALIZED = {
+    "batch-normalized": ("MLP", {**NETWORKS["branch"][1], **BATCH_NORM}),
+    "residual-batch-normalized": ("ResidualMLP", {"context": "gate", **BATCH_NORM}),
+}
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS | BATCH_NORMALIZED)
 def test_networks_are_their_formulas(name: str, masked: bool) -> None:
     for half in ("torch", "jax"):
         check_formula(half, name, masked)
@@ -356,7 +371,8 @@ def test_layer_normalisation_in_float16() -> None:
     wide = x.astype(float)
     expected = (wide - wide.mean()) / wide.std()
     ones, zeros = np.ones(4, np.float16), np.zeros(4, np.float16)
-    in_torch = normalize(*map(torch.from_numpy, (x, ones, zeros)))
+    (layer,) = normalizations("layer_norm", [4]).half()
+    in_torch = layer(torch.from_numpy(x)).detach()
     in_jax = jax_normalize(*map(jnp.asarray, (x, ones, zeros)))
     np.testing.assert_allclose(in_torch, expected, atol=2e-3)
     np.testing.assert_allclose(in_jax, expected, atol=2e-3)
@@ -365,7 +381,7 @@ def test_layer_normalisation_in_float16() -> None:
 
 def check_formula(half: str, name: str, masked: bool) -> None:
     """A network of x and c in numpy, its masks written out, against what a half makes of it."""
-    kind, options = (NETWORKS | NORMALIZED)[name]
+    kind, options = (NETWORKS | NORMALIZED | BATCH_NORMALIZED)[name]
     residual = kind == "ResidualMLP"
     options = {"activation": "tanh", **options, **({"hidden_dim": 6} if residual else {})}
     degrees = (1, 2, 0, 2, 1, 2) if residual else ((2, 1, 2, 0), (1, 2, 2))
@@ -391,7 +407,7 @@ def check_formula(half: str, name: str, masked: bool) -> None:
     else:
         model = jax_flows.build(case.architecture)
         variables = torch_to_jax(weights, model.shapes())
-        network = {"params": variables["params"]["network"]}
+        network = {kind: tree.get("network", {}) for kind, tree in variables.items()}
         out = model.network.apply(network, jnp.asarray(x), jnp.asarray(c))
 
     def layer(path: str, h: np.ndarray, above: Any = (), below: Any = ()) -> np.ndarray:
@@ -403,7 +419,10 @@ def check_formula(half: str, name: str, masked: bool) -> None:
     def norm(index: int, h: np.ndarray) -> np.ndarray:
         if "normalization" not in options:
             return h
-        scale, bias = (weights[f"network.norms.{index}.{name}"] for name in ("weight", "bias"))
+        own = {k: w for k, w in weights.items() if k.startswith(f"network.norms.{index}.")}
+        scale, bias, *running = own.values()
+        if running:
+            return (h - running[0]) / np.sqrt(running[1] + 1e-5) * scale + bias
         h = h - h.mean(-1, keepdims=True)
         return h / np.sqrt(np.square(h).mean(-1, keepdims=True) + 1e-5) * scale + bias
 
@@ -428,6 +447,23 @@ def check_formula(half: str, name: str, masked: bool) -> None:
             h = h + step
         expected = layer("layers.5", h, outs, degrees)
     np.testing.assert_allclose(np.reshape(out, expected.shape), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_dropout_drops_its_share_and_keeps_the_mean(half: str) -> None:
+    ones = np.ones((400, 50))
+    if half == "torch":
+        layer = Dropout(0.3).double()
+        first, second = layer(torch.from_numpy(ones)).numpy(), layer(torch.from_numpy(ones)).numpy()
+    else:
+        layer = JaxDropout(0.3)
+        x, state = jnp.asarray(ones), layer.init(jax.random.key(0), ones)
+        first, state = layer.apply(state, x, mutable=["batch_stats"])
+        second, _ = layer.apply(state, x, mutable=["batch_stats"])
+    for out in (first, second):
+        assert set(np.unique(out)) == {0.0, 1 / 0.7}
+        assert abs((np.asarray(out) == 0).mean() - 0.3) < 0.015  # 4.6 standard deviations
+    assert abs(((first == 0) & (second == 0)).mean() - 0.09) < 0.01
 
 
 def test_convolutions_normalize_the_channels_of_a_pixel() -> None:

@@ -130,6 +130,11 @@ ZUKO: list[tuple[str, Spoil, str]] = [
     ("maf", everything, "not autoregressive: by its masks some dimensions depend on each other"),
     ("nice", filling("transform.transforms.0.mask", 1), "fixes everything or nothing"),
     (
+        "naf",
+        setting("transform.transforms.0.univariate.network.1", nn.Tanh()),
+        "is not linear layers with TwoWayELU between them",
+    ),
+    (
         "maf",
         all_of(*(setting(f"transform.transforms.0.hyper.{i}", nn.Hardtanh()) for i in (1, 3))),
         "has the activation Hardtanh, which is none of twinflows'",
@@ -352,12 +357,6 @@ FREIA: list[tuple[str, Spoil, str]] = [
 ]
 
 
-def turned(transform: Any) -> Any:
-    from pyro.distributions.torch_transform import ComposeTransformModule
-
-    return ComposeTransformModule([transform]).inv
-
-
 def masked_base(model: Any) -> None:
     model.base_dist = model.base_dist.mask(False)
 
@@ -365,7 +364,7 @@ def masked_base(model: Any) -> None:
 PYRO: list[tuple[str, Spoil, str]] = [
     ("planar", lambda m: m.base_dist, "only TransformedDistribution has"),
     ("planar", masked_base, "pyro's base MaskedDistribution has no counterpart"),
-    ("planar", lambda m: m.transforms.append(turned(m.transforms[0])), "planar maps in both"),
+    ("planar", lambda m: m.transforms.append(m.transforms[0].inv), "planar maps in both"),
     ("couplings", setting("transforms.0.nn", nn.Identity()), "with a network Identity"),
     ("conditional", setting("transforms.0.kwargs", {"clip": 1.0}), "has an argument 'clip'"),
     ("couplings", setting("transforms.0.dim", -2), "with dim=-2: only -1"),
@@ -440,6 +439,7 @@ def shifted(b: Any, d: Any, f: Any) -> Any:
     return found
 
 
+SPLINES = "bijection.bijection.bijection.bijections.0.inner"
 MASKED = "bijection.bijection.bijection.bijections.0"
 FLOWJAX: list[tuple[str, Spoil, str]] = [
     ("masked", flowjax(logistic), "only StandardNormal and Normal have"),
@@ -462,6 +462,12 @@ FLOWJAX: list[tuple[str, Spoil, str]] = [
             f"{MASKED}.masked_autoregressive_mlp.layers.0.weight.fn", lambda mask, w, zero: 2 * w
         ),
         "weights of a form that twinflows does not know",
+    ),
+    ("triangular_spline", setting(f"{SPLINES}.in_axes", (0, 0, 0)), "of RationalQuadraticSpline"),
+    (
+        "triangular_spline",
+        setting("bijection.bijection.bijection.bijections.2.module", abs),
+        "unless it is a linear layer",
     ),
     ("scaled", setting("bijection.bijections.0.lower", False), "unless its matrix is triangular"),
     (

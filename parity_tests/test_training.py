@@ -22,6 +22,7 @@ from jax_flows.checkpoint import from_numpy
 from jax_flows.training import clip_by_global_norm as clip_in_jax
 from parity_tests.catalogue import Case, arch, cases, flow, smooth_real_nvp
 from torch_flows.checkpoint import to_numpy
+from torch_flows.networks.regularization import Dropout
 from torch_flows.training import clip_by_global_norm as clip_in_torch
 from twinflows.parity.limits import TRAJECTORY, TRAJECTORY_STEPS
 
@@ -285,6 +286,46 @@ def test_evaluation_has_the_statistics_of_the_data(half: str, kind: str, quick_j
     np.testing.assert_allclose(evaluated(half, TWICE_NORMED, weights, x), trained, rtol=1e-10)
     inverted = "bijector.bijectors.3.bijector.running_var"
     np.testing.assert_array_equal(weights[inverted], TWICE_NORMED.weights()[inverted])
+
+
+def test_networks_with_batch_normalisation_and_dropout_train_alike() -> None:
+    """The same masks in both halves, in coupling and context network; at the end of an epoch the statistics
+    of evaluation are those of the data."""
+    options = {
+        "hidden_dims": [4],
+        "activation": "tanh",
+        "normalization": "batch_norm",
+        "dropout": 0.4,
+    }
+    net = arch("MLP", **options)
+    coupling = arch("Coupling", dim=2, map=arch("AffineMap", scale="tanh", bound=1.0), context_dim=2,
+                    conditioner=net)  # fmt: skip
+    base = arch("StandardNormal", dim=2)
+    case = Case("", arch("Flow", bijector=coupling, base=base,
+                         context_net=[{**net, "in_dim": 3, "out_dim": 2}]))  # fmt: skip
+    x, context = data(40), data(40, 3)
+    options = {"context": context, "num_epochs": 2, "batch_size": 16, "validation": 0}
+    (weights, history), (twin, other) = (
+        fit_half(half, case, x, **options) for half in ("torch", "jax")
+    )
+    np.testing.assert_allclose(history.step_losses, other.step_losses, rtol=1e-10)
+    for name, array in weights.items():
+        np.testing.assert_allclose(twin[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+    inputs = (
+        torch.from_numpy(context) @ torch.from_numpy(weights["context_net.0.layers.0.weight"]).T
+    )
+    inputs = inputs + torch.from_numpy(weights["context_net.0.layers.0.bias"])
+    mean = weights["context_net.0.norms.0.running_mean"]
+    np.testing.assert_allclose(mean, inputs.mean(0), rtol=1e-10)
+    model = torch_flows.build(case.architecture).double().train()
+    model.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+    for part in model.modules():
+        if isinstance(part, Dropout):
+            part.threshold = part.rate = 0
+    trained = model.log_prob(torch.from_numpy(x), torch.from_numpy(context)).detach()
+    twin_model = jax_flows.build(case.architecture)
+    variables = from_numpy(torch_to_jax(twin, twin_model.shapes()))
+    np.testing.assert_allclose(twin_model.log_prob(variables, x, context), trained, rtol=1e-9)
 
 
 @HALVES

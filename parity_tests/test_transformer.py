@@ -133,6 +133,24 @@ def test_gradients_are_those_of_the_weights_of_the_call() -> None:
     torch.autograd.gradgradcheck(lambda z: model.inverse(z, context[:1]), row)
 
 
+def test_gradients_in_a_context_that_several_layers_see() -> None:
+    flow = arch(
+        "TarFlow", shape=4, num_layers=2, hidden_dim=4, num_heads=2, num_blocks=1, context_dim=2
+    )
+    case = Case("", flow)
+    model = case.torch_model()
+    z = torch.from_numpy(case.inputs(2))
+    context = torch.from_numpy(case.context(2)).requires_grad_()
+    found, expected = (
+        torch.autograd.grad(inverse(z, context)[0].square().sum(), context)[0]
+        for inverse in (model.inverse, torch.func.vmap(model.inverse))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.autograd.gradgradcheck(
+        lambda c: model.inverse(z[:1], c), context.detach()[:1].requires_grad_()
+    )
+
+
 class _Inverse(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from flow_bridge.series import GAMMA_SERIES, GAMMA_STEPS, student_t_constant, vo
 from torch_flows.inputs import check_input, context_batch
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
+from torch_flows.networks.regularization import acts_in_training
 from torch_flows.numerics import at_least_float32, check_constants, sum_event
 from torch_flows.registry import register
 from torch_flows.univariate.circular import wrapped
@@ -110,6 +111,8 @@ class Distribution(HasVariables):
             self.network = build_conditioner(
                 owner, self.conditioner, context_dim, num_parameters, 1, 0
             )
+            kind = self.conditioner.cls.__name__
+            checks.same_in_training(owner, kind, acts_in_training(self.network))
 
 
 @register

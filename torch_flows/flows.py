@@ -35,6 +35,11 @@ from torch_flows.inputs import (
     context_batch,
     dtype_name,
 )
+from torch_flows.networks.regularization import (
+    acts_in_training,
+    has_batch_statistics,
+    new_statistics,
+)
 from torch_flows.numerics import beyond, moved_inside
 from torch_flows.registry import register
 from torch_flows.variables import HasVariables
@@ -98,6 +103,11 @@ class Flow(HasVariables):
         self.base = base
         self.context_net = nn.ModuleList(nets) if nets else None
 
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether training mode normalises with statistics of the batch, see ``set_statistics``."""
+        return self.bijector.has_batch_statistics or has_batch_statistics(self)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Output:
         """Data to latent.
 
@@ -112,7 +122,7 @@ class Flow(HasVariables):
             ValueError: for a wrong shape, and for a context that is missing or unexpected.
             TypeError: for a wrong dtype.
         """
-        condition, _ = self._condition("x", x, context)
+        condition, _ = self._condition("x", x, context, in_training=True)
         return check_output(self, x, self.bijector.map_forward(x, condition))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Output:
@@ -144,18 +154,21 @@ class Flow(HasVariables):
 
     def embed(self, context: Tensor) -> Tensor:
         """What bijector and base take of a context ``(*batch, context_dim)``: what ``context_net`` makes."""
-        for net in list_of_nets(self.context_net):
-            context = (
-                net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
-            )
-        return context
+        nets = self.context_net
+        if nets is None or not (self.training and acts_in_training(nets)):
+            return self._through_nets(context)
+        with evaluation(nets):
+            return self._through_nets(context)
 
     def set_statistics(
         self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
     ) -> None:
         """Set the batch statistics of evaluation in place, see ``Bijector.set_statistics``."""
         with torch.no_grad(), evaluation(self):
-            condition, _ = self._condition("x", x, context)
+            expanded = check_input(self, "x", x, context)
+            nets = self.context_net or nn.ModuleList()
+            with new_statistics(nets, weights):
+                condition, _ = self._embed(expanded, x.shape[: x.ndim - len(self.event_shape)])
             self.bijector.map_and_set_statistics(x, condition, weights)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -165,7 +178,7 @@ class Flow(HasVariables):
         x with a NaN gives NaN in that row only.
         """
         intervals, ndim = self.bijector.intervals(True), len(self.event_shape)
-        condition, base_condition = self._condition("x", x, context)
+        condition, base_condition = self._condition("x", x, context, in_training=True)
         # in training mode a second pass through the first members would count as another batch
         outside = (
             beyond(x, intervals, ndim) if self.training else self.bijector.outside(x, condition)
@@ -295,19 +308,28 @@ class Flow(HasVariables):
         return interop.distribution(self, context, validate_args)
 
     def _condition(
-        self, name: str, x: Tensor, context: Tensor | None
+        self, name: str, x: Tensor, context: Tensor | None, in_training: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
         """Check an input and its context, and return what the bijector and the base take of that."""
         expanded = check_input(self, name, x, context)
-        return self._embed(context, () if expanded is None else expanded.shape[:-1])
+        batch = () if expanded is None else expanded.shape[:-1]
+        return self._embed(context, batch, in_training)
+
+    def _through_nets(self, context: Tensor) -> Tensor:
+        for net in list_of_nets(self.context_net):
+            context = (
+                net.map_forward(context, None)[0] if isinstance(net, Bijector) else net(context)
+            )
+        return context
 
     def _embed(
-        self, context: Tensor | None, batch: Sequence[int]
+        self, context: Tensor | None, batch: Sequence[int], in_training: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
         """What the bijector and the base take of a context, for a batch of inputs."""
         if context is None:
             return None, None
-        embedded = self.embed(context).expand(*batch, -1)
+        embedded = self._through_nets(context) if in_training else self.embed(context)
+        embedded = embedded.expand(*batch, -1)
         return (
             embedded if self.bijector.context_dim else None,
             embedded if self.base.context_dim else None,

@@ -188,7 +188,7 @@ def fit(
             held_out = _source(
                 flow, "validation", validation, validation_context, validation_weights, num_epochs
             )
-        if flow.bijector.has_batch_statistics:
+        if flow.has_batch_statistics:
             source = sources.with_statistics(source, batch_size, own_part())
         source, held_out = (
             sources.prepared(given, flow.context_dim > 0, match is not None, _host)
@@ -580,7 +580,7 @@ class _Engine:
         return float(mean_over_ranks(total) * self.part.count if is_part else total)
 
     def set_statistics(self) -> None:
-        if self.data is not None and self.flow.bijector.has_batch_statistics:
+        if self.data is not None and self.flow.has_batch_statistics:
             block, _ = sources.statistics_rows(self.data)
             rows = self._rows(self.data, self._to_device(block))
             self.flow.set_statistics(*sources.columns(rows, self.flow.context_dim > 0)[:2])

@@ -68,9 +68,9 @@ def _base(base: Any) -> Part:
         return parts.part("StandardNormal", dim=base.shape[0])
     if name == "Normal":
         expect(base, "flowjax's Normal", "base_dist bijection")
-        expect(base.base_dist, "flowjax's Normal", "shape")
         if kind(base.base_dist) != "StandardNormal":
             raise UnsupportedModel("flowjax's Normal has no counterpart over another distribution.")
+        expect(base.base_dist, "flowjax's Normal", "shape")
         affine = base.bijection
         expect(affine, "flowjax's Normal", "shape cond_shape loc scale")
         scale = _unwrapped(affine.scale)

@@ -87,7 +87,7 @@ SHAPES = "_batch_shape _event_shape _validate_args"
 def _flatten(transform: Any, back: bool) -> Iterator[tuple[Any, bool]]:
     """Transforms from data to latent, and whether each goes back, from its result to its argument."""
     name = kind(transform)
-    if name == "_InverseTransform":
+    if name in ("_InverseTransform", "Inverse"):  # as zuko calls torch's class once it is imported
         expect(transform, "pyro's transforms", CACHES)
         yield from _flatten(transform.inv, not back)
     elif name == "ConstantConditionalTransform":

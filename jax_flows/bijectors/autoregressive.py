@@ -16,10 +16,11 @@ from flow_bridge import checks
 from flow_bridge.domains import Interval
 from flow_bridge.masks import Order
 from flow_bridge.networks import Network, as_network
-from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.base import Conditioned
 from jax_flows.networks.conditioner import conditioner_shapes
 from jax_flows.networks.masked import MASKED, MaskedNetwork
 from jax_flows.networks.mlp import MLP
+from jax_flows.networks.regularization import run_network
 from jax_flows.numerics import matmul_precision
 from jax_flows.registry import register
 from jax_flows.univariate.affine import AffineMap
@@ -39,7 +40,7 @@ ROWS = 1024
 
 @register
 @dataclass(frozen=True)
-class MaskedAutoregressive(Bijector):
+class MaskedAutoregressive(Conditioned):
     """z_i = map(x_i; parameters_i(x_<i)): each dimension given those generated before it.
 
     ``forward`` is one pass of the network. ``inverse`` finds one dimension after another, but a
@@ -107,9 +108,7 @@ class MaskedAutoregressive(Bijector):
         conditioner = as_network("MaskedAutoregressive", self.conditioner, MLP)
         cls: Any = MASKED.get(conditioner.cls, conditioner.cls)
         options = conditioner.arguments({})
-        normalization = options.pop("normalization") if conditioner.cls in MASKED else None
-        masked = issubclass(cls, MaskedNetwork)
-        checks.masked_conditioner(cls.__name__, masked, normalization)
+        checks.masked_conditioner(cls.__name__, issubclass(cls, MaskedNetwork))
         return cls(
             self.dim,
             self.map.num_parameters,
@@ -130,7 +129,9 @@ class MaskedAutoregressive(Bijector):
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
         seen = self.map.features(x, -1)
-        parameters = self.network.apply(child(variables, "network"), seen, context)
+        updates = variables.get("updates")
+        own = (seen,) if context is None else (seen, context)
+        parameters = run_network(self.network, variables, "network", updates, *own)
         z, log_slope = self.map.forward(x, jnp.asarray(parameters))
         return z, log_slope.sum(-1)
 
@@ -147,8 +148,8 @@ class MaskedAutoregressive(Bijector):
         """The inverse for z of shape ``(batch, dim)``."""
         generated = self.network.plan.generated
         rows = z.T[generated]
-        params = variables["params"]["network"]
-        weights, sums, gates = self.network.unrolled(params, context)
+        own = child(variables, "network")
+        weights, sums, gates = self.network.unrolled(own, context)
         sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
         parts = self.network.plan.parts(BLOCK_SIZE)
         _, x, log_slope = self._solve(parts, rows, weights, sums, gates)
@@ -329,7 +330,7 @@ def _take(array: Array, index: np.ndarray) -> Array:
     """Rows by position; one past the end is a row of zeros."""
     if np.array_equal(index.ravel(), np.arange(len(array))):
         return array.reshape(*index.shape, *array.shape[1:])
-    return jnp.pad(array, ((0, 1), (0, 0)))[index]
+    return jnp.pad(array, ((0, 1), *((0, 0),) * (array.ndim - 1)))[index]
 
 
 def _add_product(total: Array, weight: Array, known: Array) -> Array:

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval, check_inside
 from jax_flows.inputs import check_input
+from jax_flows.networks.regularization import Updates, has_batch_statistics
 from jax_flows.numerics import beyond
 from jax_flows.variables import AnyArray, HasVariables, Output, Variables, freeze_lists, kept
 
@@ -306,3 +307,30 @@ def _initialize(
     _, new = bijector.map_and_initialize(variables, x, context)
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.get("params", {}))]
     return {**variables, **new}, jnp.array(leaves).all()
+
+
+class Conditioned(Bijector):
+    """A bijector of a ``network``, which may have batch normalisation and dropout.
+
+    These act in training mode, on the way forward; on the way back they are what they are in evaluation.
+    """
+
+    @cached_property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        shapes = self.variable_shapes(jnp.dtype("float32"))
+        return has_batch_statistics(shapes.get("batch_stats", {}))
+
+    def map_forward_and_update(
+        self, variables: Variables, x: Array, context: Array | None
+    ) -> tuple[Array, Array, Variables]:
+        updates = Updates()
+        z, log_det = self.map_forward({**variables, "updates": updates}, x, context)
+        return z, log_det, {**variables.get("batch_stats", {}), **updates}
+
+    def map_and_set_statistics(
+        self, variables: Variables, x: Array, context: Array | None, weights: Array | None
+    ) -> tuple[Array, Variables]:
+        updates = Updates()
+        updates.weights = jnp.ones(()) if weights is None else weights
+        z, _ = self.map_forward({**variables, "updates": updates}, x, context)
+        return z, {**variables.get("batch_stats", {}), **updates}

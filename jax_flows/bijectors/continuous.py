@@ -27,6 +27,7 @@ from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
 from jax_flows.inputs import check_input, check_probe
 from jax_flows.networks.conditioner import build_conditioner, conditioner_shapes
 from jax_flows.networks.mlp import MLP
+from jax_flows.networks.regularization import acts_in_training
 from jax_flows.numerics import (
     at_least_float32,
     first_step,
@@ -160,7 +161,10 @@ class ContinuousBijector(Bijector):
             hidden_dims = tuple(self.hidden_dims)
             return MLP(dim + given, dim, hidden_dims, self.activation, parent=None)
         conditioner = as_network("ContinuousBijector", self.conditioner, MLP)
-        return build_conditioner("ContinuousBijector", conditioner, dim, dim, 1, given)
+        network = build_conditioner("ContinuousBijector", conditioner, dim, dim, 1, given)
+        kind = conditioner.cls.__name__
+        checks.same_in_training("ContinuousBijector", kind, acts_in_training(network))
+        return network
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)

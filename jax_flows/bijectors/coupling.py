@@ -14,7 +14,7 @@ from flow_bridge import checks, masks
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Index, Mask
 from flow_bridge.networks import Network, as_network
-from jax_flows.bijectors.base import Bijector, Shape, overrides
+from jax_flows.bijectors.base import Conditioned, Shape, overrides
 from jax_flows.networks.conditioner import (
     build_conditioner,
     conditioner_shapes,
@@ -89,7 +89,7 @@ class Checkerboard:
 
 @register
 @dataclass(frozen=True)
-class Coupling(Bijector):
+class Coupling(Conditioned):
     """z_free = map(x_free; parameters(x_fixed)); log|det| is the sum of the logs of the map's slopes.
 
     A chain of couplings of the same parts hands these on, without putting x together in between.

@@ -15,7 +15,7 @@ from jax import Array
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
-from jax_flows.bijectors.base import Bijector, overrides, score_of_entries
+from jax_flows.bijectors.base import Bijector, Conditioned, overrides, score_of_entries
 from jax_flows.networks.conditioner import (
     build_conditioner,
     conditioner_shapes,
@@ -480,7 +480,7 @@ class Logit(Pointwise):
 
 @register
 @dataclass(frozen=True)
-class Elementwise(Bijector):
+class Elementwise(Conditioned):
     """z_i = map(x_i; parameters_i) for every entry; log|det| is the sum of the logs of the map's slopes.
 
     The parameters are weights of their own, which start at zero, or come from the context.

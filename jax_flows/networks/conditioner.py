@@ -9,7 +9,8 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.networks import Network
-from jax_flows.variables import Variables, child, gather
+from jax_flows.networks.regularization import run_network
+from jax_flows.variables import Variables, gather
 
 
 def build_conditioner(
@@ -48,7 +49,9 @@ def conditioner_shapes(owner: Any, dtype: Any) -> Variables | None:
 
 def run_conditioner(owner: Any, variables: Variables, inputs: Array, context: Array | None) -> Any:
     """The output of ``owner.network``, whose class decides how the context goes in."""
-    return owner.network.apply(child(variables, "network"), *_arguments(owner, inputs, context))
+    updates = variables.get("updates")
+    arguments = _arguments(owner, inputs, context)
+    return run_network(owner.network, variables, "network", updates, *arguments)
 
 
 def _arguments(owner: Any, inputs: Array, context: Array | None) -> tuple[Array, ...]:

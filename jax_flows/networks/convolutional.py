@@ -1,7 +1,6 @@
 """Convolutional networks."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +13,16 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.mlp import (
+    SAVED,
     Linear,
     Weights,
-    layer_norms,
+    apply_norm,
+    dropouts,
+    has_modules,
     matmul,
-    norm_shapes,
-    normalize,
+    normalizations,
 )
+from jax_flows.networks.regularization import regularization_shapes
 from jax_flows.numerics import conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables, linear_shapes
@@ -61,13 +63,19 @@ def _shift(x: Array, down: int, right: int) -> Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
-def _conv_net(activation: str, x: Array, weights: Weights, norms: Weights) -> Array:
+def _conv_net(
+    activation: str, x: Array, weights: Weights, norms: Sequence[Any], drops: Sequence[nn.Module]
+) -> Array:
     for i, layer in enumerate(weights[:-1]):
         x = conv(x, *layer)
-        x = jnp.moveaxis(normalize(jnp.moveaxis(x, 0, -1), *norms[i]), -1, 0) if norms else x
+        if norms:
+            x = jnp.moveaxis(apply_norm(norms[i], jnp.moveaxis(x, 0, -1)), -1, 0)
         x = ACTIVATIONS[activation](x)
+        x = jnp.moveaxis(drops[i](jnp.moveaxis(x, 0, -1)), -1, 0) if drops else x
     return conv(x, *weights[-1])
+
+
+_plain_conv_net = jax.checkpoint(_conv_net, policy=SAVED, static_argnums=0)
 
 
 class Conv(nn.Module):
@@ -108,12 +116,13 @@ class ConvNet(nn.Module):
         in_channels, out_channels: the widths of input and output.
         hidden_channels: width between the convolutions.
         activation: a name in ``ACTIVATIONS``.
-        normalization: ``"layer_norm"``, for layer normalisation of the channels of each pixel in front of
-            every activation, or ``None``.
+        normalization: in front of every activation, ``"layer_norm"``, of the channels of each pixel, or
+            ``"batch_norm"``, of each channel over the pixels of all images; or ``None``; see ``MLP``.
         initial_scale: factor of the last convolution's first weights.
+        dropout: as in ``MLP``.
 
     Raises:
-        ValueError: for an unknown name, a width below 1 and the normalisation of a single channel.
+        ValueError: for an unknown name, a width below 1 and the layer normalisation of a single channel.
     """
 
     event_ndim = 3
@@ -124,6 +133,7 @@ class ConvNet(nn.Module):
     activation: str = "relu"
     normalization: str | None = None
     initial_scale: float = 0.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         checks.positive_int(
@@ -133,7 +143,7 @@ class ConvNet(nn.Module):
             out_channels=self.out_channels,
         )
         checks.one_of("ConvNet", "activation", self.activation, ACTIVATIONS)
-        checks.layer_normalization("ConvNet", self.normalization, [self.hidden_channels])
+        checks.regularization("ConvNet", self.normalization, self.dropout, [self.hidden_channels])
         checks.non_negative_number("ConvNet", initial_scale=self.initial_scale)
         count_construction(3)
         super().__post_init__()
@@ -142,17 +152,15 @@ class ConvNet(nn.Module):
         """The shapes of the variables, without a trace."""
         hidden = self.hidden_channels
         sizes = (3, self.in_channels, hidden), (1, hidden, hidden), (3, hidden, self.out_channels)
-        norms = norm_shapes(self.normalization, (hidden, hidden), dtype)
-        return {
-            "params": {
-                f"layers_{i}": {
-                    "kernel": jax.ShapeDtypeStruct((size, size, in_dim, out_dim), dtype),
-                    "bias": jax.ShapeDtypeStruct((out_dim,), dtype),
-                }
-                for i, (size, in_dim, out_dim) in enumerate(sizes)
+        shapes = regularization_shapes(self.normalization, (hidden, hidden), self.dropout, 2, dtype)
+        shapes["params"] |= {
+            f"layers_{i}": {
+                "kernel": jax.ShapeDtypeStruct((size, size, in_dim, out_dim), dtype),
+                "bias": jax.ShapeDtypeStruct((out_dim,), dtype),
             }
-            | norms
+            for i, (size, in_dim, out_dim) in enumerate(sizes)
         }
+        return shapes
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -163,9 +171,11 @@ class ConvNet(nn.Module):
             Conv(hidden, hidden, 1, name="layers_1")(x),
             Conv(hidden, self.out_channels, 3, self.initial_scale, name="layers_2")(x),
         ]
-        norms = layer_norms(self.normalization, (hidden, hidden), x)
+        norms = normalizations(self.normalization, (hidden, hidden), x)
+        drops = dropouts(self.dropout, 2)
         x = jnp.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0)
-        x = _conv_net(self.activation, x, weights, norms)
+        run = _conv_net if has_modules(norms, drops) else _plain_conv_net
+        x = run(self.activation, x, weights, norms, drops)
         return jnp.moveaxis(x, 0, 1).reshape(*batch, self.out_channels, *x.shape[-2:])
 
 

@@ -1,7 +1,7 @@
 """Masked networks: the parameters for one dimension see only the dimensions generated before it."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,9 +20,12 @@ from jax_flows.networks.mlp import (
     branch_terms,
     context_layers,
     context_shapes,
+    dropouts,
     layer_shapes,
     linear_layers,
+    normalizations,
 )
+from jax_flows.networks.regularization import EPS, regularization_shapes
 from jax_flows.networks.residual import (
     ResidualMLP,
     apply_blocks,
@@ -41,7 +44,8 @@ class Unrolled(NamedTuple):
     Attributes:
         weights: per layer, ``(units above, units below)``, without what the context meets.
         sums: per layer, the bias and what the context adds, ``(units, 1)`` or ``(units, batch)``.
-        gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``.
+        gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``. Where a
+            batch normalisation follows that, ``(units, batch, 4)``: these, its mean, factor and bias.
     """
 
     weights: list[Array]
@@ -76,6 +80,16 @@ class MaskedNetwork(nn.Module):
         return 0
 
     @property
+    def normalized_widths(self) -> Sequence[int]:
+        """Of what would be normalised."""
+        return self.plan.hidden_dims
+
+    @property
+    def num_dropouts(self) -> int:
+        """How many dropouts there would be."""
+        return len(self.plan.hidden_dims)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Of inputs, hidden layers and outputs."""
         plan = self.plan
@@ -87,7 +101,11 @@ class MaskedNetwork(nn.Module):
         apart = self.plan.context_dim, self.widths[1]
         gates = context_shapes("gates", self.num_gates, *apart, dtype)
         branches = context_shapes("branches", self.num_branches, *apart, dtype)
-        return {"params": layer_shapes(self.widths, dtype) | gates | branches}
+        shapes = regularization_shapes(
+            self.normalization, self.normalized_widths, self.dropout, self.num_dropouts, dtype
+        )
+        shapes["params"] |= layer_shapes(self.widths, dtype) | gates | branches
+        return shapes
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -107,14 +125,30 @@ class MaskedNetwork(nn.Module):
             ]
         terms = branch_terms(self.activation, branches, context)
         h = x if context is None or terms else jnp.concatenate([x, context], -1)
-        out = self.evaluate(h, weights, gate_factors(gates, context), terms)
+        norms = normalizations(self.normalization, self.normalized_widths, x)
+        layers = norms, dropouts(self.dropout, self.num_dropouts)
+        out = self.evaluate(h, weights, gate_factors(gates, context), terms, *layers)
         return out.reshape(*x.shape[:-1], plan.dim, plan.num_parameters)
 
     def evaluate(
-        self, x: Array, weights: Weights, gates: Sequence[Array], terms: Sequence[Array]
+        self,
+        x: Array,
+        weights: Weights,
+        gates: Sequence[Array],
+        terms: Sequence[Array],
+        norms: Sequence[Any],
+        drops: Sequence[nn.Module],
     ) -> Array:
         """The network with given weights, and with what a context makes of its gates and branches."""
-        return apply_layers(self.activation, x, weights, terms)
+        return apply_layers(self.activation, x, weights, terms, norms, drops)
+
+    def folded_norms(self) -> list[int]:
+        """The layers with a batch normalisation ``norms_i`` of what they give."""
+        return list(range(len(self.normalized_widths))) if self.normalization else []
+
+    def block_norms(self) -> list[int]:
+        """The layers with a batch normalisation of what they have added to a residual."""
+        return []
 
     def step(
         self, i: int, total: Array, residual: Array | None, gate: Array | None
@@ -129,9 +163,9 @@ class MaskedNetwork(nn.Module):
         """
         return ACTIVATIONS[self.activation](total), None
 
-    def unrolled(self, params: Mapping[str, Any], context: Array | None) -> Unrolled:
+    def unrolled(self, variables: Variables, context: Array | None) -> Unrolled:
         """The layers for a context ``(batch, context_dim)``; outputs stand in the order of generation."""
-        plan = self.plan
+        plan, params = self.plan, variables["params"]
         degrees = plan.degrees
         degrees[0] = degrees[0][: self.widths[0]]
         weights, sums = [], []
@@ -160,6 +194,22 @@ class MaskedNetwork(nn.Module):
         for i, factor in enumerate(factors):
             gates[2 * i + 2] = factor.T
         weights[0] = weights[0][:, : plan.num_inputs]
+
+        def line(i: int) -> Array:
+            """Mean, factor and bias of a batch normalisation in evaluation."""
+            norm, running = (variables[kind][f"norms_{i}"] for kind in ("params", "batch_stats"))
+            factor = norm["scale"] * jax.lax.rsqrt(running["var"] + EPS)
+            return jnp.stack([running["mean"], factor, norm["bias"]], -1)[:, None]
+
+        for i in self.folded_norms():
+            mean, factor, bias = jnp.moveaxis(line(i), -1, 0)
+            weights[i], sums[i] = weights[i] * factor, (sums[i] - mean) * factor + bias
+        for i in self.block_norms():
+            own = line(i)
+            gate = gates[i]
+            gate = jnp.ones_like(own[..., 0]) if gate is None else gate
+            own = jnp.broadcast_to(own, (*gate.shape, 3))
+            gates[i] = jnp.concatenate([gate[..., None], own], -1)
         for i, order in enumerate(plan.sorting):
             if order is None:
                 continue
@@ -187,6 +237,8 @@ class MaskedMLP(MaskedNetwork):
         context, initial_scale: as in ``MLP``.
         num_features: how many inputs there are for each dimension: the input is of width ``dim`` times
             this, the first feature of all dimensions, then the second of all.
+        normalization: ``"batch_norm"`` or ``None``, as in ``MLP``.
+        dropout: as in ``MLP``.
 
     Raises:
         ValueError: for an unknown order or name, degrees that do not fit, a width below 1 and a branch
@@ -205,11 +257,15 @@ class MaskedMLP(MaskedNetwork):
     context: str = "concatenate"
     initial_scale: float = 1.0
     num_features: int = 1
+    normalization: str | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         checks.non_negative_number("MLP", initial_scale=self.initial_scale)
+        checks.masked_normalization(type(self).__name__, self.normalization)
+        checks.regularization(type(self).__name__, self.normalization, self.dropout, ())
         _ = self.plan
         super().__post_init__()
 
@@ -244,6 +300,8 @@ class MaskedResidualMLP(MaskedNetwork):
         pre_activation: as in ``ResidualMLP``.
         initial_scale: as in ``MLP``.
         num_features: as in ``MaskedMLP``.
+        normalization: ``"batch_norm"`` or ``None``, as in ``ResidualMLP``.
+        dropout: as in ``ResidualMLP``.
 
     Raises:
         ValueError: for an unknown name, degrees that do not fit or a number below 1.
@@ -263,6 +321,8 @@ class MaskedResidualMLP(MaskedNetwork):
     pre_activation: bool = True
     initial_scale: float = 1.0
     num_features: int = 1
+    normalization: str | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         checks.residual_network(
@@ -275,6 +335,8 @@ class MaskedResidualMLP(MaskedNetwork):
         )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
         checks.non_negative_number("ResidualMLP", initial_scale=self.initial_scale)
+        checks.masked_normalization(type(self).__name__, self.normalization)
+        checks.regularization(type(self).__name__, self.normalization, self.dropout, ())
         _ = self.plan
         super().__post_init__()
 
@@ -306,20 +368,45 @@ class MaskedResidualMLP(MaskedNetwork):
     def num_branches(self) -> int:
         return context_counts(self.context, self.context_dim, self.num_blocks)[1]
 
+    @property
+    def normalized_widths(self) -> Sequence[int]:
+        return self.plan.hidden_dims[1:]
+
+    @property
+    def num_dropouts(self) -> int:
+        return self.num_blocks
+
+    def folded_norms(self) -> list[int]:
+        return super().folded_norms()[1::2]
+
+    def block_norms(self) -> list[int]:
+        return super().folded_norms()[::2]
+
     def evaluate(
-        self, x: Array, weights: Weights, gates: Sequence[Array], terms: Sequence[Array]
+        self,
+        x: Array,
+        weights: Weights,
+        gates: Sequence[Array],
+        terms: Sequence[Array],
+        norms: Sequence[Any],
+        drops: Sequence[nn.Module],
     ) -> Array:
-        return apply_blocks(self.activation, self.pre_activation, x, weights, gates, terms)
+        form = self.activation, self.pre_activation
+        return apply_blocks(*form, x, weights, gates, terms, norms, drops)
 
     def step(
         self, i: int, total: Array, residual: Array | None, gate: Array | None
     ) -> tuple[Array, Array | None]:
         if i % 2:
             return ACTIVATIONS[self.activation](total), residual
+        line: Sequence[Array] = ()
+        if gate is not None and gate.ndim == 3:
+            gate, *line = jnp.moveaxis(gate, -1, 0)
         if residual is not None:
             total = residual + total if gate is None else residual + total * gate
+        value = (total - line[0]) * line[1] + line[2] if line else total
         plain = i == len(self.plan.hidden_dims) - 1 or not self.pre_activation
-        return total if plain else ACTIVATIONS[self.activation](total), total
+        return value if plain else ACTIVATIONS[self.activation](value), total
 
 
 MASKED: dict[type, type[MaskedNetwork]] = {MLP: MaskedMLP, ResidualMLP: MaskedResidualMLP}

@@ -1,7 +1,6 @@
 """Multilayer perceptrons."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.masks import Index, Mask, Partition, as_index
 from jax_flows.networks.activations import ACTIVATIONS
+from jax_flows.networks.regularization import BatchNormalization, Dropout, regularization_shapes
 from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables, linear_shapes
@@ -35,28 +35,57 @@ def matmul(x: Array, kernel: Array) -> Array:
     return jnp.einsum("...i,oi->...o", x, transposed, **options)
 
 
-# The backward pass keeps the products and computes the activations anew: less memory, and faster.
-@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=0)
 def apply_layers(
     activation: str,
     x: Array,
     weights: Weights,
     terms: Sequence[Array] = (),
-    norms: Weights = (),
+    norms: Sequence[Any] = (),
+    drops: Sequence[nn.Module] = (),
 ) -> Array:
     """Linear layers with an activation between them.
 
     Args:
         terms: what the first layer gains.
-        norms: factors and shifts of the layer normalisations in front of the activations.
+        norms, drops: what stands in front of the activations (scale and bias of a layer normalisation, or a
+            module), and what behind them.
     """
+    apply = _apply_layers if has_modules(norms, drops) else _apply_plain_layers
+    return apply(activation, x, weights, terms, norms, drops)
+
+
+def _apply_layers(
+    activation: str,
+    x: Array,
+    weights: Weights,
+    terms: Sequence[Array],
+    norms: Sequence[Any],
+    drops: Sequence[nn.Module],
+) -> Array:
     function = ACTIVATIONS[activation]
     for i, (kernel, bias) in enumerate(weights[:-1]):
         x = matmul(x, kernel) + bias
         x = x + terms[0] if terms and not i else x
-        x = function(normalize(x, *norms[i]) if norms else x)
+        x = function(apply_norm(norms[i], x) if norms else x)
+        x = drops[i](x) if drops else x
     kernel, bias = weights[-1]
     return matmul(x, kernel) + bias
+
+
+SAVED = jax.checkpoint_policies.dots_saveable
+"""The backward pass keeps the products and computes the activations anew: less memory, and faster."""
+
+_apply_plain_layers = jax.checkpoint(_apply_layers, policy=SAVED, static_argnums=0)
+
+
+def has_modules(norms: Sequence[Any], drops: Sequence[nn.Module]) -> bool:
+    """Whether there are layers that keep something, which they cannot inside ``jax.checkpoint``."""
+    return bool(drops) or any(isinstance(norm, nn.Module) for norm in norms)
+
+
+def apply_norm(norm: Any, x: Array) -> Array:
+    """A module, or layer normalisation with a scale and a bias."""
+    return norm(x) if isinstance(norm, nn.Module) else normalize(x, *norm)
 
 
 def normalize(x: Array, scale: Array, shift: Array) -> Array:
@@ -126,21 +155,17 @@ def linear_layers(
     ]
 
 
-def layer_norms(
-    normalization: str | None, widths: Sequence[int], x: Array
-) -> list[tuple[Array, Array]]:
-    """A layer normalisation for each width, or none, in the module that calls this."""
+def normalizations(normalization: str | None, widths: Sequence[int], x: Array) -> list[Any]:
+    """A layer or batch normalisation for each width, or none, in the module that calls this."""
+    if normalization == "batch_norm":
+        return [BatchNormalization(width, name=f"norms_{i}") for i, width in enumerate(widths)]
     widths = widths if normalization else ()
     return [LayerNorm(width, name=f"norms_{i}")(x) for i, width in enumerate(widths)]
 
 
-def norm_shapes(normalization: str | None, widths: Sequence[int], dtype: Any) -> dict[str, Any]:
-    """The shapes of what ``layer_norms`` makes."""
-    widths = widths if normalization else ()
-    return {
-        f"norms_{i}": {name: jax.ShapeDtypeStruct((width,), dtype) for name in ("scale", "bias")}
-        for i, width in enumerate(widths)
-    }
+def dropouts(rate: float, count: int) -> list[nn.Module]:
+    """As many dropouts, or none, in the module that calls this."""
+    return [Dropout(rate, name=f"drops_{i}") for i in range(count) if rate]
 
 
 def context_layers(
@@ -174,12 +199,16 @@ class MLP(nn.Module):
         context: how a context enters: ``"concatenate"``, next to x; ``"branch"``, by a layer of its
             own, the first hidden layer being act(W x + b + act(V c + d)).
         context_dim: width of the context, 0 for none.
-        normalization: ``"layer_norm"``, for layer normalisation in front of every activation, or ``None``.
+        normalization: ``"layer_norm"`` or ``"batch_norm"``, one in front of every activation, or ``None``.
+            In training batch normalisation makes every row depend on the whole batch, so that the density of
+            a row is one given the others.
         initial_scale: factor of the last layer's first weights; with 0 most maps start as the identity.
+        dropout: the share of hidden values that each step of training sets to 0, behind every activation.
+            Densities are then noisy in training.
 
     Raises:
         ValueError: for an unknown name, a width below 1, a branch without a hidden layer and the
-            normalisation of a single unit.
+            layer normalisation of a single unit.
     """
 
     event_ndim = 1
@@ -192,10 +221,11 @@ class MLP(nn.Module):
     context_dim: int = 0
     normalization: str | None = None
     initial_scale: float = 1.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         checks.perceptron("MLP", self.hidden_dims, self.context, self.context_dim)
-        checks.layer_normalization("MLP", self.normalization, self.hidden_dims)
+        checks.regularization("MLP", self.normalization, self.dropout, self.hidden_dims)
         checks.one_of("MLP", "activation", self.activation, ACTIVATIONS)
         checks.non_negative_number("MLP", initial_scale=self.initial_scale)
         super().__post_init__()
@@ -216,8 +246,12 @@ class MLP(nn.Module):
         branches = context_shapes(
             "branches", self.num_branches, self.context_dim, self.widths[1], dtype
         )
-        norms = norm_shapes(self.normalization, self.hidden_dims, dtype)
-        return {"params": layer_shapes(self.widths, dtype) | branches | norms}
+        hidden_dims = self.hidden_dims
+        shapes = regularization_shapes(
+            self.normalization, hidden_dims, self.dropout, len(hidden_dims), dtype
+        )
+        shapes["params"] |= layer_shapes(self.widths, dtype) | branches
+        return shapes
 
     @nn.compact
     def __call__(
@@ -239,8 +273,9 @@ class MLP(nn.Module):
             weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
         terms = branch_terms(self.activation, branches, context)
         h = x if context is None or terms else jnp.concatenate([x, context], -1)
-        norms = layer_norms(self.normalization, self.hidden_dims, x)
-        return apply_layers(self.activation, h, weights, terms, norms)
+        norms = normalizations(self.normalization, self.hidden_dims, x)
+        drops = dropouts(self.dropout, len(self.hidden_dims))
+        return apply_layers(self.activation, h, weights, terms, norms, drops)
 
 
 @register_network

@@ -1,7 +1,6 @@
 """Residual networks."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,17 +11,20 @@ from jax import Array
 from flow_bridge import checks
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.mlp import (
+    SAVED,
     Weights,
+    apply_norm,
     branch_terms,
     context_layers,
     context_shapes,
-    layer_norms,
+    dropouts,
+    has_modules,
     layer_shapes,
     linear_layers,
     matmul,
-    norm_shapes,
-    normalize,
+    normalizations,
 )
+from jax_flows.networks.regularization import regularization_shapes
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables
 
@@ -30,7 +32,6 @@ SMALL = 1e-3
 """The last layer of a block starts uniform within it, so that blocks start small."""
 
 
-@partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, static_argnums=(0, 1))
 def apply_blocks(
     activation: str,
     pre_activation: bool,
@@ -38,15 +39,32 @@ def apply_blocks(
     weights: Weights,
     gates: Sequence[Array],
     terms: Sequence[Array],
-    norms: Weights = (),
+    norms: Sequence[Any] = (),
+    drops: Sequence[nn.Module] = (),
 ) -> Array:
     """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer.
 
     Args:
         pre_activation: whether blocks have the activation of h.
         terms: what the first layer and the first one of each block gain.
-        norms: factors and shifts of the two layer normalisations of each block.
+        norms: what each block begins with, and what stands in front of its second activation, see
+            ``apply_layers``.
+        drops: what stands behind that, one for each block.
     """
+    apply = _apply_blocks if has_modules(norms, drops) else _apply_plain_blocks
+    return apply(activation, pre_activation, x, weights, gates, terms, norms, drops)
+
+
+def _apply_blocks(
+    activation: str,
+    pre_activation: bool,
+    x: Array,
+    weights: Weights,
+    gates: Sequence[Array],
+    terms: Sequence[Array],
+    norms: Sequence[Any],
+    drops: Sequence[nn.Module],
+) -> Array:
     function = ACTIVATIONS[activation]
 
     def linear(x: Array, layer: tuple[Array, Array]) -> Array:
@@ -55,13 +73,16 @@ def apply_blocks(
     h = linear(x, weights[0])
     h = h + terms[0] if terms else h
     for k, i in enumerate(range(1, len(weights) - 1, 2)):
-        step = normalize(h, *norms[2 * k]) if norms else h
+        step = apply_norm(norms[2 * k], h) if norms else h
         step = linear(function(step) if pre_activation else step, weights[i])
         step = step + terms[k + 1] if terms else step
-        step = normalize(step, *norms[2 * k + 1]) if norms else step
-        step = linear(function(step), weights[i + 1])
+        step = function(apply_norm(norms[2 * k + 1], step) if norms else step)
+        step = linear(drops[k](step) if drops else step, weights[i + 1])
         h = h + step * gates[k] if gates else h + step
     return linear(h, weights[-1])
+
+
+_apply_plain_blocks = jax.checkpoint(_apply_blocks, policy=SAVED, static_argnums=(0, 1))
 
 
 def context_counts(context: str, context_dim: int, num_blocks: int) -> tuple[int, int]:
@@ -95,12 +116,13 @@ class ResidualMLP(nn.Module):
             act(V c + d) and blocks h + W1 act(W0 act(h) + V_k c + d_k).
         context_dim: width of the context, 0 for none.
         pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
-        normalization: ``"layer_norm"``, for layer normalisation of what a block begins with and in front of
-            its second activation, or ``None``.
+        normalization: ``"layer_norm"`` or ``"batch_norm"``, for one of what a block begins with and one in
+            front of its second activation, or ``None``; see ``MLP``.
         initial_scale: as in ``MLP``.
+        dropout: as in ``MLP``, behind the second activation of each block.
 
     Raises:
-        ValueError: for an unknown name, a number below 1 and the normalisation of a single unit.
+        ValueError: for an unknown name, a number below 1 and the layer normalisation of a single unit.
 
     Reference: He et al. (2016), arXiv:1603.05027; Durkan et al. (2019), arXiv:1906.04032.
     """
@@ -117,6 +139,7 @@ class ResidualMLP(nn.Module):
     pre_activation: bool = True
     normalization: str | None = None
     initial_scale: float = 1.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         checks.residual_network(
@@ -128,7 +151,7 @@ class ResidualMLP(nn.Module):
             self.pre_activation,
         )
         checks.one_of("ResidualMLP", "activation", self.activation, ACTIVATIONS)
-        checks.layer_normalization("ResidualMLP", self.normalization, [self.hidden_dim])
+        checks.regularization("ResidualMLP", self.normalization, self.dropout, [self.hidden_dim])
         checks.non_negative_number("ResidualMLP", initial_scale=self.initial_scale)
         super().__post_init__()
 
@@ -154,8 +177,11 @@ class ResidualMLP(nn.Module):
         pair = self.context_dim, self.hidden_dim
         gates = context_shapes("gates", self.num_gates, *pair, dtype)
         branches = context_shapes("branches", self.num_branches, *pair, dtype)
-        norms = norm_shapes(self.normalization, self.widths[2:-1], dtype)
-        return {"params": layer_shapes(self.widths, dtype) | gates | branches | norms}
+        shapes = regularization_shapes(
+            self.normalization, self.widths[2:-1], self.dropout, self.num_blocks, dtype
+        )
+        shapes["params"] |= layer_shapes(self.widths, dtype) | gates | branches
+        return shapes
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -167,5 +193,7 @@ class ResidualMLP(nn.Module):
         branches = context_layers("branches", self.num_branches, *pair, x)
         terms = branch_terms(self.activation, branches, context)
         h = x if context is None or terms else jnp.concatenate([x, context], -1)
-        norms = layer_norms(self.normalization, self.widths[2:-1], x)
-        return apply_blocks(self.activation, self.pre_activation, h, weights, gates, terms, norms)
+        norms = normalizations(self.normalization, self.widths[2:-1], x)
+        drops = dropouts(self.dropout, self.num_blocks)
+        form = self.activation, self.pre_activation
+        return apply_blocks(*form, h, weights, gates, terms, norms, drops)

@@ -11,7 +11,7 @@ from torch import Tensor
 from flow_bridge import checks
 from flow_bridge.masks import Order
 from flow_bridge.networks import Network, as_network
-from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.base import Conditioned, Output
 from torch_flows.networks.masked import MASKED, MaskedNetwork
 from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import full_precision, is_eager
@@ -27,7 +27,7 @@ BLOCK_SIZE = 1.0
 
 
 @register
-class MaskedAutoregressive(Bijector):
+class MaskedAutoregressive(Conditioned):
     """z_i = map(x_i; parameters_i(x_<i)): each dimension given those generated before it.
 
     ``forward`` is one pass of the network. ``inverse`` finds one dimension after another, but a
@@ -85,9 +85,7 @@ class MaskedAutoregressive(Bijector):
         self.domain, self.codomain = map.domain, map.codomain
         cls: Any = MASKED.get(self.conditioner.cls, self.conditioner.cls)
         options = self.conditioner.arguments({})
-        normalization = options.pop("normalization") if self.conditioner.cls in MASKED else None
-        masked = issubclass(cls, MaskedNetwork)
-        checks.masked_conditioner(cls.__name__, masked, normalization)
+        checks.masked_conditioner(cls.__name__, issubclass(cls, MaskedNetwork))
         self.network: MaskedNetwork = cls(
             dim,
             map.num_parameters,

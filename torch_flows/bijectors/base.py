@@ -14,6 +14,11 @@ from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from flow_bridge.domains import REALS, Interval, check_inside
 from torch_flows.inputs import check_input, check_output
+from torch_flows.networks.regularization import (
+    acts_in_training,
+    has_batch_statistics,
+    new_statistics,
+)
 from torch_flows.numerics import beyond
 from torch_flows.variables import HasVariables
 
@@ -343,3 +348,25 @@ def evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+class Conditioned(Bijector):
+    """A bijector of a ``network``, which may have batch normalisation and dropout.
+
+    These act in training mode, on the way forward; on the way back they are what they are in evaluation.
+    """
+
+    @property
+    def has_batch_statistics(self) -> bool:  # type: ignore[override]
+        return has_batch_statistics(self)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is in training mode, and another map there."""
+        return self.training and acts_in_training(self)
+
+    def map_and_set_statistics(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        with new_statistics(self, weights):
+            return super().map_and_set_statistics(x, context, weights)

@@ -27,6 +27,7 @@ from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input, check_probe
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
+from torch_flows.networks.regularization import acts_in_training
 from torch_flows.numerics import (
     at_least_float32,
     first_step,
@@ -165,6 +166,8 @@ class ContinuousBijector(Bijector):
             self.conditioner = as_network(name, conditioner, MLP)
             self.context_apart = self.conditioner.takes("context_dim")
             self.network = build_conditioner(name, self.conditioner, dim, dim, 1, given)
+            kind = self.conditioner.cls.__name__
+            checks.same_in_training(name, kind, acts_in_training(self.network))
         if trace == "hutchinson":
             self.register_buffer("noise_step", first_step(torch.zeros(())))
 

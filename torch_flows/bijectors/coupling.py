@@ -10,7 +10,15 @@ from flow_bridge import checks, masks
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Mask
 from flow_bridge.networks import Network, as_network
-from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries, tracked, vjp
+from torch_flows.bijectors.base import (
+    Conditioned,
+    Output,
+    evaluation,
+    overrides,
+    score_of_entries,
+    tracked,
+    vjp,
+)
 from torch_flows.networks.conditioner import build_conditioner, run_conditioner
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -88,7 +96,7 @@ class Checkerboard(nn.Module):
 
 
 @register
-class Coupling(Bijector):
+class Coupling(Conditioned):
     """z_free = map(x_free; parameters(x_fixed)); log|det| is the sum of the logs of the map's slopes.
 
     A chain of couplings of the same parts hands these on, without putting x together in between.
@@ -201,7 +209,7 @@ class Coupling(Bijector):
         inverse: bool = False,
         differentiable: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if self.parts is None or overrides(self, Coupling):
+        if self.parts is None or self.is_trained or overrides(self, Coupling):
             return super().map_score(x, score, context, inverse, differentiable)
         step = self.maps[1].inverse if inverse else self.maps[1].forward
         with torch.enable_grad():
@@ -224,6 +232,9 @@ class Coupling(Bijector):
         self, fixed: Tensor, free: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Output:
         """The free part mapped given the fixed one, and log|det| of that."""
+        if inverse and self.is_trained:
+            with evaluation(self):
+                return self.couple(fixed, free, context, inverse)
         step = self.maps[1].inverse if inverse else self.maps[1].forward
         parameters = self.parameters_of(fixed, context)
         if isinstance(self.partition, Checkerboard):

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from flow_bridge import checks, images
 from flow_bridge.domains import POSITIVE, Interval
 from flow_bridge.networks import Network, as_network
-from torch_flows.bijectors.base import Bijector, Output, overrides, score_of_entries
+from torch_flows.bijectors.base import (
+    Bijector,
+    Conditioned,
+    Output,
+    evaluation,
+    overrides,
+    score_of_entries,
+)
 from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import (
@@ -401,7 +408,7 @@ class Logit(Pointwise):
 
 
 @register
-class Elementwise(Bijector):
+class Elementwise(Conditioned):
     """z_i = map(x_i; parameters_i) for every entry; log|det| is the sum of the logs of the map's slopes.
 
     The parameters are weights of their own, which start at zero, or come from the context.
@@ -463,6 +470,9 @@ class Elementwise(Bijector):
         return z, sum_event(log_slope, len(self.event_shape))
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        if self.is_trained:
+            with evaluation(self):
+                return self.map_inverse(z, context)
         x, log_slope = self.map.inverse(z, self._parameters_for(z, context))
         return x, sum_event(log_slope, len(self.event_shape))
 
@@ -474,7 +484,7 @@ class Elementwise(Bijector):
         inverse: bool = False,
         differentiable: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if overrides(self, Elementwise):
+        if self.is_trained or overrides(self, Elementwise):
             return super().map_score(x, score, context, inverse, differentiable)
         step = self.map.inverse if inverse else self.map.forward
         parameters = self._parameters_for(x, context)

@@ -11,7 +11,7 @@ from flow_bridge import attention as bridge
 from flow_bridge import checks
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.masks import Order, autoregressive_order
-from torch_flows.bijectors.base import Bijector, Output
+from torch_flows.bijectors.base import Bijector, Output, tracked
 from torch_flows.inputs import check_input
 from torch_flows.networks.attention import CausalTransformer
 from torch_flows.numerics import full_precision, is_eager
@@ -259,14 +259,17 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        z, context, *weights = ctx.saved_tensors
-        # the weights of that time, which ``functional_call`` may have put there
-        state = {f"bijector.{n}": w for n, w in zip(ctx.names, weights, strict=True)}
-        again = torch.is_grad_enabled()
+        needed, again = ctx.needs_input_grad[2:], torch.is_grad_enabled()
         with torch.enable_grad():
+            # by these, as z itself may depend on the context
+            z, context, *weights = given = [
+                tracked(x, again) if need else x
+                for x, need in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            # the weights of that time, which ``functional_call`` may have put there
+            state = {f"bijector.{n}": w for n, w in zip(ctx.names, weights, strict=True)}
             outputs = functional_call(_Steps(ctx.bijector), state, (z, context))
-            needed = ctx.needs_input_grad[2:]
-            inputs = [x for x, need in zip((z, context, *weights), needed, strict=True) if need]
+            inputs = [x for x, need in zip(given, needed, strict=True) if need]
             found = iter(
                 torch.autograd.grad(
                     outputs, inputs, gradients, create_graph=again, allow_unused=True

@@ -9,7 +9,7 @@ from torch.nn import functional
 from flow_bridge import checks
 from flow_bridge.architecture import count_construction
 from torch_flows.networks.activations import ACTIVATIONS, in_place
-from torch_flows.networks.mlp import layer_norms, normalize, pairs_of, scale_weights
+from torch_flows.networks.mlp import Layer, dropouts, normalizations, scale_weights
 from torch_flows.registry import register_network
 
 
@@ -29,17 +29,19 @@ class ConvNet(nn.Module):
         in_channels, out_channels: the widths of input and output.
         hidden_channels: width between the convolutions.
         activation: a name in ``ACTIVATIONS``.
-        normalization: ``"layer_norm"``, for layer normalisation of the channels of each pixel in front of
-            every activation, or ``None``.
+        normalization: in front of every activation, ``"layer_norm"``, of the channels of each pixel, or
+            ``"batch_norm"``, of each channel over the pixels of all images; or ``None``; see ``MLP``.
         initial_scale: factor of the last convolution's first weights.
+        dropout: as in ``MLP``.
 
     Raises:
-        ValueError: for an unknown name, a width below 1 and the normalisation of a single channel.
+        ValueError: for an unknown name, a width below 1 and the layer normalisation of a single channel.
     """
 
     event_ndim = 3
     layers: Sequence[nn.Conv2d]
-    norms: Sequence[nn.LayerNorm]
+    norms: Sequence[Layer]
+    drops: Sequence[Layer]
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class ConvNet(nn.Module):
         activation: str = "relu",
         normalization: str | None = None,
         initial_scale: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         checks.positive_int(
@@ -58,7 +61,7 @@ class ConvNet(nn.Module):
             out_channels=out_channels,
         )
         checks.one_of("ConvNet", "activation", activation, ACTIVATIONS)
-        checks.layer_normalization("ConvNet", normalization, [hidden_channels])
+        checks.regularization("ConvNet", normalization, dropout, [hidden_channels])
         checks.non_negative_number("ConvNet", initial_scale=initial_scale)
         count_construction(3)
         self.activation = activation
@@ -70,7 +73,8 @@ class ConvNet(nn.Module):
             ]
         )
         widths = (hidden_channels, hidden_channels)
-        self.norms = layer_norms(normalization, widths)  # type: ignore[assignment]
+        self.norms = normalizations(normalization, widths)  # type: ignore[assignment]
+        self.drops = dropouts(dropout, len(widths))  # type: ignore[assignment]
         scale_weights(self.layers[-1], initial_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,14 +82,19 @@ class ConvNet(nn.Module):
         batch = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:]).movedim(-3, -1).contiguous().movedim(-1, -3)
         *layers, last = self.layers
-        activation, norms = in_place(self.activation), pairs_of(self.norms)
+        activation = in_place(self.activation)
         for i, layer in enumerate(layers):
             x = layer(x)
-            if norms:
-                x = normalize(x.movedim(-3, -1), *norms[i]).movedim(-1, -3)
+            x = _of_channels(self.norms[i], x) if self.norms else x
             x = activation(x)
+            x = _of_channels(self.drops[i], x) if self.drops else x
         x = last(x).contiguous()
         return x.reshape(*batch, *x.shape[-3:])
+
+
+def _of_channels(layer: Layer, x: Tensor) -> Tensor:
+    """A layer of the last axis, of images."""
+    return layer(x.movedim(-3, -1)).movedim(-1, -3)
 
 
 @register_network

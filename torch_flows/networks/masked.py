@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from flow_bridge.masks import Autoregression, Degrees, Order
 from torch_flows.networks.activations import ACTIVATIONS
 from torch_flows.networks.mlp import (
     MLP,
+    Layer,
     Weights,
     apply_layers,
     branch_terms,
     context_layers,
+    dropouts,
     linear_layers,
+    normalizations,
 )
 from torch_flows.networks.residual import ResidualMLP, apply_blocks, context_counts, start_small
 from torch_flows.registry import register_network
@@ -28,7 +31,8 @@ class Unrolled(NamedTuple):
     Attributes:
         weights: per layer, ``(units above, units below)``, without what the context meets.
         sums: per layer, the bias and what the context adds, ``(units, 1)`` or ``(units, batch)``.
-        gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``.
+        gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``. Where a
+            batch normalisation follows that, ``(units, batch, 4)``: these, its mean, factor and bias.
     """
 
     weights: list[Tensor]
@@ -45,6 +49,8 @@ class MaskedNetwork(nn.Module):
     layers: Sequence[nn.Linear]
     gates: Sequence[nn.Linear]
     branches: Sequence[nn.Linear]
+    norms: Sequence[Layer]
+    drops: Sequence[Layer]
 
     def __init__(
         self,
@@ -53,6 +59,8 @@ class MaskedNetwork(nn.Module):
         num_gates: int = 0,
         num_branches: int = 0,
         initial_scale: float = 1.0,
+        normalization: str | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -66,6 +74,11 @@ class MaskedNetwork(nn.Module):
         apart = plan.context_dim, widths[1]
         self.gates = context_layers(num_gates, *apart)  # type: ignore[assignment]
         self.branches = context_layers(num_branches, *apart)  # type: ignore[assignment]
+        owner = type(self).__name__
+        checks.masked_normalization(owner, normalization)
+        checks.regularization(owner, normalization, dropout, ())
+        self.norms = normalizations(normalization, self.normalized_widths())  # type: ignore[assignment]
+        self.drops = dropouts(dropout, self.num_dropouts())  # type: ignore[assignment]
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
         degrees[0] = degrees[0][:in_dim]
         for i, (below, above) in enumerate(pairwise(degrees)):
@@ -74,6 +87,14 @@ class MaskedNetwork(nn.Module):
         for i, order in enumerate(plan.sorting):
             if order is not None:
                 self.register_buffer(f"sorting_{i}", torch.as_tensor(order), persistent=False)
+
+    def normalized_widths(self) -> Sequence[int]:
+        """Of what would be normalised."""
+        return self.plan.hidden_dims
+
+    def num_dropouts(self) -> int:
+        """How many dropouts there would be."""
+        return len(self.plan.hidden_dims)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Args: x, and a context of its batch shape."""
@@ -91,7 +112,15 @@ class MaskedNetwork(nn.Module):
         self, x: Tensor, weights: Weights, gates: Sequence[Tensor], terms: Sequence[Tensor]
     ) -> Tensor:
         """The network with given weights, and with what a context makes of its gates and branches."""
-        return apply_layers(self.activation, x, weights, terms)
+        return apply_layers(self.activation, x, weights, terms, self.norms, self.drops)
+
+    def folded_norms(self) -> list[tuple[int, Any]]:
+        """The batch normalisations of what a layer gives, with the number of the layer."""
+        return list(enumerate(self.norms))
+
+    def block_norms(self) -> list[tuple[int, Any]]:
+        """Those of what a layer has added to a residual."""
+        return []
 
     def step(
         self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
@@ -121,6 +150,15 @@ class MaskedNetwork(nn.Module):
             for i, layer in enumerate(self.gates):
                 gates[2 * i + 2] = layer(context).sigmoid().T
         weights[0] = weights[0][:, : plan.num_inputs]
+        for i, norm in self.folded_norms():
+            mean, factor, bias = (array.unsqueeze(-1) for array in norm.line())
+            weights[i], sums[i] = weights[i] * factor, (sums[i] - mean) * factor + bias
+        for i, norm in self.block_norms():
+            line = torch.stack(norm.line(), -1).unsqueeze(1)
+            gate = gates[i]
+            gate = torch.ones_like(line[..., 0]) if gate is None else gate
+            line = line.expand(-1, gate.shape[1], -1)
+            gates[i] = torch.cat([gate.unsqueeze(-1), line], -1)
         for i, is_sorted in enumerate(self.is_sorted):
             if is_sorted:
                 continue
@@ -149,6 +187,8 @@ class MaskedMLP(MaskedNetwork):
         context, initial_scale: as in ``MLP``.
         num_features: how many inputs there are for each dimension: the input is of width ``dim`` times
             this, the first feature of all dimensions, then the second of all.
+        normalization: ``"batch_norm"`` or ``None``, as in ``MLP``.
+        dropout: as in ``MLP``.
 
     Raises:
         ValueError: for an unknown order or name, degrees that do not fit, a width below 1 and a branch
@@ -169,13 +209,16 @@ class MaskedMLP(MaskedNetwork):
         context: str = "concatenate",
         initial_scale: float = 1.0,
         num_features: int = 1,
+        normalization: str | None = None,
+        dropout: float = 0.0,
     ) -> None:
         hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
         widths = dim, hidden_dims, num_parameters
         plan = Autoregression(*widths, order, context_dim, degrees, num_features)
         num_branches = int(context == "branch" and context_dim > 0)
-        super().__init__(plan, activation, 0, num_branches, initial_scale)
+        options = initial_scale, normalization, dropout
+        super().__init__(plan, activation, 0, num_branches, *options)
 
 
 @register_network
@@ -192,6 +235,8 @@ class MaskedResidualMLP(MaskedNetwork):
         pre_activation: as in ``ResidualMLP``.
         initial_scale: as in ``MLP``.
         num_features: as in ``MaskedMLP``.
+        normalization: ``"batch_norm"`` or ``None``, as in ``ResidualMLP``.
+        dropout: as in ``ResidualMLP``.
 
     Raises:
         ValueError: for an unknown name, degrees that do not fit or a number below 1.
@@ -213,6 +258,8 @@ class MaskedResidualMLP(MaskedNetwork):
         pre_activation: bool = True,
         initial_scale: float = 1.0,
         num_features: int = 1,
+        normalization: str | None = None,
+        dropout: float = 0.0,
     ) -> None:
         checks.residual_network(
             "ResidualMLP", hidden_dim, num_blocks, context, context_dim, pre_activation
@@ -224,24 +271,41 @@ class MaskedResidualMLP(MaskedNetwork):
         widths = dim, hidden_dims, num_parameters
         plan = Autoregression(*widths, order, context_dim, listed, num_features)
         counts = context_counts(context, context_dim, num_blocks)
-        super().__init__(plan, activation, *counts, initial_scale)
+        super().__init__(plan, activation, *counts, initial_scale, normalization, dropout)
         self.pre_activation = pre_activation
         start_small(self.layers)
+
+    def normalized_widths(self) -> Sequence[int]:
+        return self.plan.hidden_dims[1:]
+
+    def num_dropouts(self) -> int:
+        return len(self.plan.hidden_dims) // 2
+
+    def folded_norms(self) -> list[tuple[int, Any]]:
+        return [(i, norm) for i, norm in enumerate(self.norms) if i % 2]
+
+    def block_norms(self) -> list[tuple[int, Any]]:
+        return [(i, norm) for i, norm in enumerate(self.norms) if not i % 2]
 
     def evaluate(
         self, x: Tensor, weights: Weights, gates: Sequence[Tensor], terms: Sequence[Tensor]
     ) -> Tensor:
-        return apply_blocks(self.activation, self.pre_activation, x, weights, gates, terms)
+        form = self.activation, self.pre_activation
+        return apply_blocks(*form, x, weights, gates, terms, self.norms, self.drops)
 
     def step(
         self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if i % 2:
             return ACTIVATIONS[self.activation](total), residual
+        line: list[Tensor] = []
+        if gate is not None and gate.ndim == 3:
+            gate, *line = gate.unbind(-1)
         if residual is not None:
             total = residual + total if gate is None else torch.addcmul(residual, total, gate)
+        value = (total - line[0]) * line[1] + line[2] if line else total
         plain = i == len(self.layers) - 2 or not self.pre_activation
-        return total if plain else ACTIVATIONS[self.activation](total), total
+        return value if plain else ACTIVATIONS[self.activation](value), total
 
 
 MASKED: dict[type, type[MaskedNetwork]] = {MLP: MaskedMLP, ResidualMLP: MaskedResidualMLP}

@@ -1,6 +1,6 @@
 """Multilayer perceptrons."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch.nn import functional
 from flow_bridge import checks
 from flow_bridge.masks import Mask, Partition, as_index
 from torch_flows.networks.activations import ACTIVATIONS, in_place
+from torch_flows.networks.regularization import BatchNormalization, Dropout
 from torch_flows.numerics import at_least_float32
 from torch_flows.registry import register_network
 
 Weights = Sequence[tuple[Tensor, Tensor]]
+Layer = Callable[[Tensor], Tensor]
 
 EPS = 1e-5
 """What layer normalisation adds to a variance."""
@@ -25,19 +27,21 @@ def apply_layers(
     x: Tensor,
     weights: Weights,
     terms: Sequence[Tensor] = (),
-    norms: Weights = (),
+    norms: Sequence[Layer] = (),
+    drops: Sequence[Layer] = (),
 ) -> Tensor:
     """Linear layers with an activation between them.
 
     Args:
         terms: what the first layer gains.
-        norms: factors and shifts of the layer normalisations in front of the activations.
+        norms, drops: what stands in front of the activations, and what behind them.
     """
     function = in_place(activation)
     for i, (weight, bias) in enumerate(weights[:-1]):
         x = functional.linear(x, weight, bias)
         x = x + terms[0] if terms and not i else x
-        x = function(normalize(x, *norms[i]) if norms else x)
+        x = function(norms[i](x) if norms else x)
+        x = drops[i](x) if drops else x
     return functional.linear(x, *weights[-1])
 
 
@@ -60,6 +64,13 @@ def branch_terms(
     return [ACTIVATIONS[activation](terms[0]), *terms[1:]] if terms else []
 
 
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, by ``normalize``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(x, self.weight, self.bias)
+
+
 def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0) -> nn.ModuleList:
     """One linear layer from each width to the next, the last one's weights times a factor."""
     checks.non_negative_number(owner, initial_scale=initial_scale)
@@ -77,9 +88,16 @@ def scale_weights(layer: nn.Module, factor: float) -> None:
         )
 
 
-def layer_norms(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
-    """A layer normalisation for each width, or none."""
-    return nn.ModuleList(nn.LayerNorm(width, EPS) for width in widths if normalization)
+def normalizations(normalization: str | None, widths: Sequence[int]) -> nn.ModuleList:
+    """A layer or batch normalisation for each width, or none."""
+    if normalization == "batch_norm":
+        return nn.ModuleList(BatchNormalization(width) for width in widths)
+    return nn.ModuleList(LayerNorm(width, EPS) for width in widths if normalization)
+
+
+def dropouts(rate: float, count: int) -> nn.ModuleList:
+    """As many dropouts, or none."""
+    return nn.ModuleList(Dropout(rate) for _ in range(count) if rate)
 
 
 def pairs_of(modules: Iterable[Any]) -> list[tuple[Tensor, Tensor]]:
@@ -103,18 +121,23 @@ class MLP(nn.Module):
         context: how a context enters: ``"concatenate"``, next to x; ``"branch"``, by a layer of its
             own, the first hidden layer being act(W x + b + act(V c + d)).
         context_dim: width of the context, 0 for none.
-        normalization: ``"layer_norm"``, for layer normalisation in front of every activation, or ``None``.
+        normalization: ``"layer_norm"`` or ``"batch_norm"``, one in front of every activation, or ``None``.
+            In training batch normalisation makes every row depend on the whole batch, so that the density of
+            a row is one given the others.
         initial_scale: factor of the last layer's first weights; with 0 most maps start as the identity.
+        dropout: the share of hidden values that each step of training sets to 0, behind every activation.
+            Densities are then noisy in training.
 
     Raises:
         ValueError: for an unknown name, a width below 1, a branch without a hidden layer and the
-            normalisation of a single unit.
+            layer normalisation of a single unit.
     """
 
     event_ndim = 1
     layers: Sequence[nn.Linear]
     branches: Sequence[nn.Linear]
-    norms: Sequence[nn.LayerNorm]
+    norms: Sequence[Layer]
+    drops: Sequence[Layer]
 
     def __init__(
         self,
@@ -126,10 +149,11 @@ class MLP(nn.Module):
         context_dim: int = 0,
         normalization: str | None = None,
         initial_scale: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         hidden_dims = checks.perceptron("MLP", hidden_dims, context, context_dim)
-        checks.layer_normalization("MLP", normalization, hidden_dims)
+        checks.regularization("MLP", normalization, dropout, hidden_dims)
         checks.one_of("MLP", "activation", activation, ACTIVATIONS)
         self.in_dim, self.out_dim = in_dim, out_dim
         self.hidden_dims = hidden_dims
@@ -138,12 +162,14 @@ class MLP(nn.Module):
         self.context_dim = context_dim
         self.normalization = normalization
         self.initial_scale = initial_scale
+        self.dropout = dropout
         branched = context == "branch" and context_dim > 0
         in_dim = in_dim if branched else in_dim + context_dim
         widths = (in_dim, *hidden_dims, out_dim)
         self.layers = linear_layers("MLP", widths, initial_scale)  # type: ignore[assignment]
         self.branches = context_layers(int(branched), context_dim, (*hidden_dims, 0)[0])  # type: ignore[assignment]
-        self.norms = layer_norms(normalization, hidden_dims)  # type: ignore[assignment]
+        self.norms = normalizations(normalization, hidden_dims)  # type: ignore[assignment]
+        self.drops = dropouts(dropout, len(hidden_dims))  # type: ignore[assignment]
 
     def forward(
         self,
@@ -163,8 +189,9 @@ class MLP(nn.Module):
         branched = self.context == "branch"
         terms = branch_terms(self.activation, self.branches, context) if branched else ()
         h = x if context is None or terms else torch.cat([x, context], -1)
-        norms = pairs_of(self.norms) if self.normalization else ()
-        out = apply_layers(self.activation, h, weights, terms, norms)
+        norms = self.norms if self.normalization else ()
+        drops = self.drops if self.dropout else ()
+        out = apply_layers(self.activation, h, weights, terms, norms, drops)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
 

@@ -9,12 +9,13 @@ from torch.nn import functional
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.mlp import (
+    Layer,
     Weights,
     branch_terms,
     context_layers,
-    layer_norms,
+    dropouts,
     linear_layers,
-    normalize,
+    normalizations,
     pairs_of,
 )
 from torch_flows.registry import register_network
@@ -30,24 +31,27 @@ def apply_blocks(
     weights: Weights,
     gates: Sequence[Tensor],
     terms: Sequence[Tensor],
-    norms: Weights = (),
+    norms: Sequence[Layer] = (),
+    drops: Sequence[Layer] = (),
 ) -> Tensor:
     """A linear layer, blocks h + W1 act(W0 act(h)) gate, and a linear layer.
 
     Args:
         pre_activation: whether blocks have the activation of h.
         terms: what the first layer and the first one of each block gain.
-        norms: factors and shifts of the two layer normalisations of each block.
+        norms: what each block begins with, and what stands in front of its second activation.
+        drops: what stands behind that, one for each block.
     """
     function, consume = ACTIVATIONS[activation], in_place(activation)
     h = functional.linear(x, *weights[0])
     h = h + terms[0] if terms else h
     for k, i in enumerate(range(1, len(weights) - 1, 2)):
-        step = normalize(h, *norms[2 * k]) if norms else h
+        step = norms[2 * k](h) if norms else h
         step = functional.linear(function(step) if pre_activation else step, *weights[i])
         step = step + terms[k + 1] if terms else step
-        step = normalize(step, *norms[2 * k + 1]) if norms else step
-        step = functional.linear(consume(step), *weights[i + 1])
+        step = norms[2 * k + 1](step) if norms else step
+        step = consume(step)
+        step = functional.linear(drops[k](step) if drops else step, *weights[i + 1])
         h = torch.addcmul(h, step, gates[k]) if gates else h + step
     return functional.linear(h, *weights[-1])
 
@@ -80,12 +84,13 @@ class ResidualMLP(nn.Module):
             act(V c + d) and blocks h + W1 act(W0 act(h) + V_k c + d_k).
         context_dim: width of the context, 0 for none.
         pre_activation: whether blocks begin with an activation; else they are h + W1 act(W0 h).
-        normalization: ``"layer_norm"``, for layer normalisation of what a block begins with and in front of
-            its second activation, or ``None``.
+        normalization: ``"layer_norm"`` or ``"batch_norm"``, for one of what a block begins with and one in
+            front of its second activation, or ``None``; see ``MLP``.
         initial_scale: as in ``MLP``.
+        dropout: as in ``MLP``, behind the second activation of each block.
 
     Raises:
-        ValueError: for an unknown name, a number below 1 and the normalisation of a single unit.
+        ValueError: for an unknown name, a number below 1 and the layer normalisation of a single unit.
 
     Reference: He et al. (2016), arXiv:1603.05027; Durkan et al. (2019), arXiv:1906.04032.
     """
@@ -94,7 +99,8 @@ class ResidualMLP(nn.Module):
     layers: Sequence[nn.Linear]
     gates: Sequence[nn.Linear]
     branches: Sequence[nn.Linear]
-    norms: Sequence[nn.LayerNorm]
+    norms: Sequence[Layer]
+    drops: Sequence[Layer]
 
     def __init__(
         self,
@@ -108,13 +114,14 @@ class ResidualMLP(nn.Module):
         pre_activation: bool = True,
         normalization: str | None = None,
         initial_scale: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         checks.residual_network(
             "ResidualMLP", hidden_dim, num_blocks, context, context_dim, pre_activation
         )
         checks.one_of("ResidualMLP", "activation", activation, ACTIVATIONS)
-        checks.layer_normalization("ResidualMLP", normalization, [hidden_dim])
+        checks.regularization("ResidualMLP", normalization, dropout, [hidden_dim])
         hidden_dims = (hidden_dim,) * (1 + 2 * num_blocks)
         self.in_dim, self.out_dim = in_dim, out_dim
         self.hidden_dim = hidden_dim
@@ -125,6 +132,7 @@ class ResidualMLP(nn.Module):
         self.pre_activation = pre_activation
         self.normalization = normalization
         self.initial_scale = initial_scale
+        self.dropout = dropout
         num_gates, num_branches = context_counts(context, context_dim, num_blocks)
         in_dim = in_dim if num_branches else in_dim + context_dim
         widths = (in_dim, *hidden_dims, out_dim)
@@ -132,13 +140,15 @@ class ResidualMLP(nn.Module):
         start_small(self.layers)
         self.gates = context_layers(num_gates, context_dim, hidden_dim)  # type: ignore[assignment]
         self.branches = context_layers(num_branches, context_dim, hidden_dim)  # type: ignore[assignment]
-        self.norms = layer_norms(normalization, hidden_dims[1:])  # type: ignore[assignment]
+        self.norms = normalizations(normalization, hidden_dims[1:])  # type: ignore[assignment]
+        self.drops = dropouts(dropout, num_blocks)  # type: ignore[assignment]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Args: x, and a context of its batch shape."""
-        weights, norms = pairs_of(self.layers), pairs_of(self.norms)
+        weights = pairs_of(self.layers)
         gates = [gate(context).sigmoid() for gate in self.gates]
         terms = branch_terms(self.activation, self.branches, context)
         h = x if context is None or terms else torch.cat([x, context], -1)
         form = self.activation, self.pre_activation
-        return apply_blocks(*form, h, weights, gates, terms, norms).to(x.dtype)
+        layers = self.norms, self.drops
+        return apply_blocks(*form, h, weights, gates, terms, *layers).to(x.dtype)
