@@ -133,6 +133,15 @@ def test_gradients_are_those_of_the_weights_of_the_call() -> None:
     torch.autograd.gradgradcheck(lambda z: model.inverse(z, context[:1]), row)
 
 
+def test_gradients_through_the_inverse_of_shifts() -> None:
+    """Their log-det is a constant."""
+    model = torch_flows.TransformerAutoregressive(
+        3, torch_flows.ShiftMap(), hidden_dim=4, num_heads=1, initial_scale=1.0
+    ).double()
+    z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model.inverse, z)
+
+
 def test_gradients_in_a_context_that_several_layers_see() -> None:
     flow = arch(
         "TarFlow", shape=4, num_layers=2, hidden_dim=4, num_heads=2, num_blocks=1, context_dim=2

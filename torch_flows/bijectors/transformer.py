@@ -270,9 +270,15 @@ class _Recomputed(torch.autograd.Function):
             state = {f"bijector.{n}": w for n, w in zip(ctx.names, weights, strict=True)}
             outputs = functional_call(_Steps(ctx.bijector), state, (z, context))
             inputs = [x for x, need in zip(given, needed, strict=True) if need]
+            # without those that are constant, as the log-det of a shift
+            pairs = [p for p in zip(outputs, gradients, strict=True) if p[0].requires_grad]
             found = iter(
                 torch.autograd.grad(
-                    outputs, inputs, gradients, create_graph=again, allow_unused=True
+                    [output for output, _ in pairs],
+                    inputs,
+                    [gradient for _, gradient in pairs],
+                    create_graph=again,
+                    allow_unused=True,
                 )
             )
         return None, None, *(next(found) if need else None for need in needed)
