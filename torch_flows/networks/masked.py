@@ -77,6 +77,7 @@ class MaskedNetwork(nn.Module):
         owner = type(self).__name__
         checks.masked_normalization(owner, normalization)
         checks.regularization(owner, normalization, dropout, ())
+        self.is_regularized = bool(normalization or dropout)
         self.norms = normalizations(normalization, self.normalized_widths())  # type: ignore[assignment]
         self.drops = dropouts(dropout, self.num_dropouts())  # type: ignore[assignment]
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
@@ -112,7 +113,8 @@ class MaskedNetwork(nn.Module):
         self, x: Tensor, weights: Weights, gates: Sequence[Tensor], terms: Sequence[Tensor]
     ) -> Tensor:
         """The network with given weights, and with what a context makes of its gates and branches."""
-        return apply_layers(self.activation, x, weights, terms, self.norms, self.drops)
+        layers = (self.norms, self.drops) if self.is_regularized else ()
+        return apply_layers(self.activation, x, weights, terms, *layers)
 
     def folded_norms(self) -> list[tuple[int, Any]]:
         """The batch normalisations of what a layer gives, with the number of the layer."""
@@ -291,7 +293,8 @@ class MaskedResidualMLP(MaskedNetwork):
         self, x: Tensor, weights: Weights, gates: Sequence[Tensor], terms: Sequence[Tensor]
     ) -> Tensor:
         form = self.activation, self.pre_activation
-        return apply_blocks(*form, x, weights, gates, terms, self.norms, self.drops)
+        layers = (self.norms, self.drops) if self.is_regularized else ()
+        return apply_blocks(*form, x, weights, gates, terms, *layers)
 
     def step(
         self, i: int, total: Tensor, residual: Tensor | None, gate: Tensor | None
