@@ -35,8 +35,8 @@ class Network:
 
     Examples:
         >>> import torch_flows
-        >>> torch_flows.Network(torch_flows.ConvNet, hidden_channels=8)
-        Network(ConvNet, hidden_channels=8, activation='relu', normalization=None, initial_scale=0.0)
+        >>> torch_flows.Network(torch_flows.HollowMLP, hidden_dims=(8,), width=4)
+        Network(HollowMLP, hidden_dims=(8,), width=4, activation='tanh')
     """
 
     cls: type

@@ -547,7 +547,7 @@ def test_another_base(run, table, tmp_path) -> None:
         command = ("train", table, "--out", out := tmp_path / f"{number}", "--no-picture")
         code, _, err = run(*command, *TINY, "--base", "StudentT", *options, "--backend", "torch")
         assert code == 0, err
-        base = {"type": "StudentT", "dim": 3, "df": df}
+        base = {"type": "StudentT", "dim": 3, "df": df, "learned": False}
         assert read_header(out).description["base"] == base
 
 

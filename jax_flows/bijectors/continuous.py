@@ -23,7 +23,7 @@ from flow_bridge.ode import (
     solver_message,
 )
 from jax_flows.bijectors.base import Bijector
-from jax_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
+from jax_flows.derivatives import evaluate, jacobian, trace, trace_weight, vjp
 from jax_flows.inputs import check_input, check_probe
 from jax_flows.networks.conditioner import build_conditioner, conditioner_shapes
 from jax_flows.networks.mlp import MLP
@@ -372,12 +372,12 @@ class _Field:
         if noise is None:
             rate = trace(layers, slopes, for_trace)
         else:
-            pushed = jvp(layers, slopes, noise)
-            rate = (pushed * noise).sum(-1)
+            pulled = vjp(layers, slopes, noise)
+            rate = (pulled * noise).sum(-1)
         if self.kinetic_energy:
             rate = rate - self.kinetic_energy * jnp.square(dx).sum(-1)
         if self.jacobian_norm:
-            matrix = pushed[..., None] if noise is not None else jacobian(layers, slopes)
+            matrix = pulled[..., None, :] if noise is not None else jacobian(layers, slopes)
             rate = rate - self.jacobian_norm * jnp.square(matrix).sum((-2, -1))
         return jnp.concatenate([dx, jnp.broadcast_to(rate, dx.shape[:-1])[..., None]], -1)
 

@@ -22,7 +22,7 @@ from flow_bridge.ode import (
     solver_message,
 )
 from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.derivatives import evaluate, jacobian, jvp, trace, trace_weight
+from torch_flows.derivatives import evaluate, jacobian, trace, trace_weight, vjp
 from torch_flows.devices import own_rows
 from torch_flows.inputs import check_input, check_probe
 from torch_flows.networks.conditioner import build_conditioner
@@ -332,12 +332,12 @@ class _Field:
         if noise is None:
             rate = trace(layers, slopes, for_trace)
         else:
-            pushed = jvp(layers, slopes, noise)
-            rate = (pushed * noise).sum(-1)
+            pulled = vjp(layers, slopes, noise)
+            rate = (pulled * noise).sum(-1)
         if self.kinetic_energy:
             rate = rate - self.kinetic_energy * dx.square().sum(-1)
         if self.jacobian_norm:
-            matrix = pushed.unsqueeze(-1) if noise is not None else jacobian(layers, slopes)
+            matrix = pulled.unsqueeze(-2) if noise is not None else jacobian(layers, slopes)
             rate = rate - self.jacobian_norm * matrix.square().sum((-2, -1))
         return torch.cat([dx, rate.expand(dx.shape[:-1]).unsqueeze(-1)], -1)
 
@@ -352,7 +352,7 @@ class _NetworkField:
 
     def __call__(self, t: Tensor | float, state: Tensor, weights: Weights) -> Tensor:
         context, noise, *arrays = weights
-        owner, x = self.bijector, state[:, :-1].contiguous()  # as jvp of compiled code needs it
+        owner, x = self.bijector, state[:, :-1].contiguous()  # as products of compiled code need it
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
         given = time_inputs(t, owner.time_features)
         given = given if context is None else torch.cat([given, context], -1)
