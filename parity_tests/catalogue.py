@@ -468,7 +468,8 @@ CASES = [
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),
     # models
     Case("Glow-options", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, activation="tanh",
-                              conditioner=arch("ConvNet", hidden_channels=3, activation="gelu"),
+                              conditioner=arch("ConvNet", hidden_channels=3, activation="gelu",
+                                               normalization="layer_norm"),
                               scale="sigmoid", offset=2.0, normalization=None, permutation="random",
                               base=arch("DiagonalNormal", dim=[2, 4, 4]))),
     Case("MAF-options", arch("MAF", dim=3, hidden_dims=[5], num_layers=2, activation="tanh",

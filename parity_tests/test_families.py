@@ -293,6 +293,19 @@ def test_families_return(name: str, half: str) -> None:
     assert (np.abs(log_back + log_slope) <= 1e-11 + 1e-12 * lost).all()
 
 
+@pytest.mark.parametrize("half", HALVES)
+def test_a_polynomial_returns_from_where_it_is_steep(half: str) -> None:
+    """Its values are far beyond 1e30, where maps with tangents are continued along them."""
+    map = HALVES[half].SumOfSquaresMap(2, outside="polynomial")
+    x = np.array([[1e8, -1e12, 1e20]])
+    parameters = np.full((1, 3, map.num_parameters), 0.3)
+    z, log_slope = on(HALVES[half], map, "forward", x, parameters)
+    assert np.abs(z).min() > 1e35
+    back, log_back = on(HALVES[half], map, "inverse", z, parameters)
+    np.testing.assert_allclose(back, x, rtol=1e-13)
+    np.testing.assert_allclose(log_back, -log_slope, rtol=1e-13)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_gradients_of_families_far_out(name: str) -> None:
     """Finite in float32 to 1e4, in both directions and both halves, at every corner."""

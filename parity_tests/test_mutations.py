@@ -137,24 +137,12 @@ def other_eps(original: Any, half: str) -> Any:
     return lambda self, *a: original(self, *a[:-1], a[-1] + 1e-6)
 
 
-def biased_variance(original: Any, half: str) -> Any:
-    """The running variance of a batch of 10 rows with ddof 0."""
-
-    def update(self: Any, first: Any, second: Any) -> Any:
-        if half == "torch":
-            return original(self, first, second * 9 / 10)
-        return original(self, first, {**second, "var": second["var"] * 9 / 10})
-
-    return update
-
-
 def other_momentum(original: Any, half: str) -> Any:
-    def update(self: Any, first: Any, second: Any) -> Any:
-        if half == "torch":
-            return original(self, first * 1.1, second)
-        return original(self, first, {**second, "mean": second["mean"] * 1.1})
+    def store(running: Any, new: Any) -> Any:
+        moved = zip(running, new, strict=True)
+        return original(running, [old + 1.1 * (value - old) for old, value in moved])
 
-    return update
+    return store
 
 
 def wrong_above_8(original: Any, half: str) -> Any:
@@ -366,6 +354,7 @@ def elementwise(name: str, event_ndim: int = 1, **arguments: Any) -> Judge:
 CONSTANTS = in_both(test_oracles.test_base_densities_against_scipy)
 CONTEXTS = in_both(test_bases.test_conditional_bases_against_scipy)
 BATCH_NORM = in_both(test_oracles.test_batch_norm_against_torch_nn)
+NETWORK_NORM = in_both(test_oracles.test_batch_normalization_of_networks_against_torch_nn)
 TRAINING = one_model(arch("BatchNorm", dim=3))
 
 MUTANTS = [
@@ -420,11 +409,15 @@ MUTANTS = [
     Mutant("normalisation", "eps", N + "BatchNorm._normalize", other_eps,
            consistent(arch("BatchNorm", dim=3), 3)),
     Mutant("normalisation", "eps in training", N + "BatchNorm._normalize", other_eps, BATCH_NORM, BOTH),
-    Mutant("normalisation", "running variance with ddof 0", N + "BatchNorm._update",
-           biased_variance, BATCH_NORM),
-    Mutant("normalisation", "momentum", N + "BatchNorm._update", other_momentum, BATCH_NORM),
-    Mutant("normalisation", "momentum, in the parity check", N + "BatchNorm._update",
-           other_momentum, TRAINING, ("jax",)),
+    Mutant("normalisation", "running variance with ddof 0", N + "unbiased",
+           result(lambda var: var * 9 / 10), BATCH_NORM),
+    Mutant("normalisation", "momentum", N + "store", other_momentum, BATCH_NORM),
+    Mutant("normalisation", "momentum, in the parity check", N + "store", other_momentum, TRAINING,
+           ("jax",)),
+    Mutant("normalisation", "running variance with ddof 0, in networks",
+           "networks.regularization:unbiased", result(lambda var: var * 9 / 10), NETWORK_NORM, BOTH),
+    Mutant("normalisation", "momentum, in networks", "networks.regularization:store", other_momentum,
+           NETWORK_NORM, BOTH),
     Mutant("normalisation", "ActNorm: one pixel's log-det", N + "ActNorm._log_det",
            result(lambda s: s / 4), consistent(arch("ActNorm", dim=[2, 2, 2]), 2, 2, 2)),
     Mutant("normalisation", "Standardize: log-det", N + "Standardize.map_inverse",

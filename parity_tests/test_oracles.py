@@ -16,7 +16,9 @@ import jax_flows
 import torch_flows
 from flow_bridge.weights import torch_to_jax
 from jax_flows.checkpoint import from_numpy
+from jax_flows.networks.regularization import BatchNormalization as JaxBatchNormalization
 from parity_tests.catalogue import CASES, Case, arch
+from torch_flows.networks.regularization import BatchNormalization
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -281,6 +283,40 @@ def test_batch_norm_against_torch_nn(half: str) -> None:
         found = [z, after, running["mean"], running["var"]]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_batch_normalization_of_networks_against_torch_nn(half: str) -> None:
+    """Between the layers of networks: two batches in training, of the pixels of images, then evaluation."""
+    generator = np.random.default_rng(0)
+    batches = 3 * generator.standard_normal((2, 3, 5, 4)) + 1
+    weights = {name: generator.standard_normal(4) for name in ("weight", "bias")}
+    oracle = torch.nn.BatchNorm1d(4).double()
+    oracle.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    rows = torch.from_numpy(batches).flatten(1, 2)
+    expected = [oracle(rows[0]), oracle(rows[1]), oracle.eval()(rows[0])]
+    expected = [*expected, oracle.running_mean, oracle.running_var]
+    if half == "torch":
+        norm = BatchNormalization(4).double()
+        norm.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+        x = torch.from_numpy(batches)
+        found = [norm(x[0]), norm(x[1]), norm.eval()(x[0]), norm.running_mean, norm.running_var]
+        found = [array.detach().numpy() for array in found]
+    else:
+        layer = JaxBatchNormalization(4)
+        state = layer.init(jax.random.key(0), jnp.asarray(batches[0]))
+        params = {"scale": jnp.asarray(weights["weight"]), "bias": jnp.asarray(weights["bias"])}
+        found = []
+        for x in batches:
+            state = {"params": params, "batch_stats": state["batch_stats"]}
+            z, state = layer.apply(state, jnp.asarray(x), mutable=["batch_stats"])
+            found.append(z)
+        running = state["batch_stats"]
+        after = layer.apply({"params": params, "batch_stats": running}, jnp.asarray(batches[0]))
+        found += [after, running["mean"], running["var"]]
+    for ours, theirs in zip(found, expected, strict=True):
+        theirs = theirs.detach().numpy()
+        np.testing.assert_allclose(np.reshape(ours, theirs.shape), theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("half", ["torch", "jax"])

@@ -11,8 +11,11 @@ from jax import Array
 
 from flow_bridge import checks
 from jax_flows.bijectors.base import Bijector
+from jax_flows.networks.regularization import moments, store, unbiased
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables
+
+AVERAGES = ("mean", "var")
 
 
 @register
@@ -70,13 +73,15 @@ class BatchNorm(Bijector):
     def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
+        running = _averages(variables)
         rows = x.reshape(-1, self.dim)
-        checks.enough_rows("BatchNorm", rows.shape[0])
-        mean = rows.mean(0)
-        var = jnp.square(rows - mean).mean(0)
-        new = {"mean": mean, "var": var * (rows.shape[0] / (rows.shape[0] - 1))}
-        batch_stats = self._update(variables["batch_stats"], new)
-        return *self._normalize(variables["params"], x, mean, var), batch_stats
+        mean, var = moments(rows)
+        of_batch = mean, unbiased(var, "BatchNorm", len(rows))
+        pairs = zip(running, of_batch, strict=True)
+        new = store(running, [old + self.momentum * (new - old) for old, new in pairs])
+        return *self._normalize(variables["params"], x, mean, var), dict(
+            zip(AVERAGES, new, strict=True)
+        )
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         params, running = variables["params"], variables["batch_stats"]
@@ -87,12 +92,9 @@ class BatchNorm(Bijector):
     def map_and_set_statistics(
         self, variables: Variables, x: Array, context: Array | None, weights: Array | None
     ) -> tuple[Array, Variables]:
-        rows = x.reshape(-1, self.dim)
-        share = jnp.ones(len(rows), x.dtype) if weights is None else weights.reshape(-1)
-        share = (share / share.mean())[:, None]
-        mean = (share * rows).mean(0)
-        var = (share * jnp.square(rows - mean)).mean(0)
-        batch_stats = self._store(variables["batch_stats"], {"mean": mean, "var": var})
+        weights_of_rows = None if weights is None else weights.reshape(-1)
+        of_data = moments(x.reshape(-1, self.dim), weights_of_rows)
+        batch_stats = dict(zip(AVERAGES, store(_averages(variables), of_data), strict=True))
         variables = {**variables, "batch_stats": batch_stats}
         return super().map_and_set_statistics(variables, x, context, weights)
 
@@ -101,14 +103,9 @@ class BatchNorm(Bijector):
         z = (x - mean) * jnp.exp(log_scale) + params["beta"]
         return z, jnp.broadcast_to(log_scale.sum(), x.shape[:-1])
 
-    def _update(self, running: Variables, new: Variables) -> Variables:
-        return self._store(
-            running, {name: a + self.momentum * (new[name] - a) for name, a in running.items()}
-        )
 
-    def _store(self, running: Variables, new: Variables) -> Variables:
-        finite = jnp.isfinite(new["mean"]).all() & jnp.isfinite(new["var"]).all()
-        return {name: jnp.where(finite, new[name], old) for name, old in running.items()}
+def _averages(variables: Variables) -> list[Array]:
+    return [variables["batch_stats"][name] for name in AVERAGES]
 
 
 @register

@@ -15,7 +15,7 @@ from flow_bridge import attention as bridge
 from flow_bridge import checks
 from flow_bridge.layouts import stack_name
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import matmul, normalize
+from jax_flows.networks.mlp import SAVED, matmul, normalize
 from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables, linear_shapes, stacked_shapes
@@ -187,7 +187,7 @@ class TokenNetwork:
             h = h + self.context_term(params, context)
 
         # the backward pass keeps the products and computes the rest anew, as in ``apply_layers``
-        @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+        @partial(jax.checkpoint, policy=SAVED)
         def step(h: Array, layer: Params) -> tuple[Array, None]:
             return self.block(layer, h, mask), None
 

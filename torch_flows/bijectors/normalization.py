@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from torch_flows.bijectors.base import Bijector, Output
-from torch_flows.devices import mean_over_ranks, num_ranks
+from torch_flows.devices import mean_over_ranks
+from torch_flows.networks.regularization import moments, store, unbiased
 from torch_flows.registry import register
 
 
@@ -56,14 +57,14 @@ class BatchNorm(Bijector):
         self.register_buffer("running_var", torch.ones(dim))
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        running = self.running_mean, self.running_var
         if not self.training:
-            return self._normalize(x, self.running_mean, self.running_var)
+            return self._normalize(x, *running)
         rows = x.reshape(-1, self.dim)
-        num_rows = rows.shape[0] * num_ranks()
-        checks.enough_rows("BatchNorm", num_rows)
-        mean = mean_over_ranks(rows.mean(0))
-        var = mean_over_ranks((rows - mean).square().mean(0))
-        self._update(mean.detach(), var.detach() * (num_rows / (num_rows - 1)))
+        mean, var = moments(rows)
+        of_batch = mean.detach(), unbiased(var.detach(), "BatchNorm", len(rows))
+        pairs = zip(running, of_batch, strict=True)
+        store(running, [old + self.momentum * (new - old) for old, new in pairs])
         return self._normalize(x, mean, var)
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
@@ -74,27 +75,15 @@ class BatchNorm(Bijector):
     def map_and_set_statistics(
         self, x: Tensor, context: Tensor | None, weights: Tensor | None
     ) -> Tensor:
-        rows = x.reshape(-1, self.dim)
-        share = rows.new_ones(len(rows)) if weights is None else weights.reshape(-1)
-        share = (share / mean_over_ranks(share.mean()))[:, None]
-        mean = mean_over_ranks((share * rows).mean(0))
-        var = mean_over_ranks((share * (rows - mean).square()).mean(0))
-        self._store(mean, var)
+        weights_of_rows = None if weights is None else weights.reshape(-1)
+        of_data = moments(x.reshape(-1, self.dim), weights_of_rows)
+        store((self.running_mean, self.running_var), of_data)
         return super().map_and_set_statistics(x, context, weights)
 
     def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Output:
         log_scale = self.log_gamma - (var + self.eps).log() / 2
         z = (x - mean) * log_scale.exp() + self.beta
         return z, log_scale.sum().expand(x.shape[:-1])
-
-    def _update(self, mean: Tensor, var: Tensor) -> None:
-        pairs = (self.running_mean, mean), (self.running_var, var)
-        self._store(*(running + self.momentum * (new - running) for running, new in pairs))
-
-    def _store(self, mean: Tensor, var: Tensor) -> None:
-        finite = mean.isfinite().all() & var.isfinite().all()
-        for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(torch.where(finite, new, running))
 
 
 @register

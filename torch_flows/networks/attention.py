@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flow_bridge import attention as bridge
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
-from torch_flows.networks.mlp import EPS, normalize, scale_weights
+from torch_flows.networks.mlp import EPS, LayerNorm, scale_weights
 from torch_flows.registry import register_network
 
 Cache = list[Tensor]
@@ -30,10 +30,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(-1) @ v
 
 
-def _normalize(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    return normalize(x, layer.weight, layer.bias)
-
-
 class AttentionBlock(nn.Module):
     """h + attention(norm(h)), and then h + MLP(norm(h)), of tokens ``(*batch, tokens, hidden_dim)``."""
 
@@ -41,11 +37,11 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.activation = activation
-        self.attention_norm = nn.LayerNorm(hidden_dim, EPS)
+        self.attention_norm = LayerNorm(hidden_dim, EPS)
         # no bias: that of the keys would move no result
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.projection = nn.Linear(hidden_dim, hidden_dim)
-        self.mlp_norm = nn.LayerNorm(hidden_dim, EPS)
+        self.mlp_norm = LayerNorm(hidden_dim, EPS)
         self.expand = nn.Linear(hidden_dim, bridge.EXPANSION * hidden_dim)
         self.contract = nn.Linear(bridge.EXPANSION * hidden_dim, hidden_dim)
 
@@ -70,13 +66,13 @@ class AttentionBlock(nn.Module):
 
     def heads(self, h: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
-        qkv = self.qkv(_normalize(self.attention_norm, h)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(self.attention_norm(h)).unflatten(-1, (3, self.num_heads, -1))
         return tuple([part.transpose(-3, -2) for part in qkv.unbind(-3)])
 
     def finish(self, h: Tensor, found: Tensor) -> Tensor:
         """The rest of the block, given what the heads found."""
         h = h + self.projection(found.transpose(-3, -2).flatten(-2))
-        wide = in_place(self.activation)(self.expand(_normalize(self.mlp_norm, h)))
+        wide = in_place(self.activation)(self.expand(self.mlp_norm(h)))
         return h + self.contract(wide)
 
 
@@ -122,7 +118,7 @@ class TokenNetwork(nn.Module):
         blocks = [AttentionBlock(hidden_dim, num_heads, activation) for _ in range(num_blocks)]
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         if self.final_norm:
-            self.norm = nn.LayerNorm(hidden_dim, EPS)
+            self.norm = LayerNorm(hidden_dim, EPS)
         self.read = nn.Linear(hidden_dim, out_dim)
         scale_weights(self.read, initial_scale)
 
@@ -133,7 +129,7 @@ class TokenNetwork(nn.Module):
             h = h + self.embed_context(context).unsqueeze(-2)
         for block in self.blocks:
             h = block(h, mask)
-        return self.read(_normalize(self.norm, h) if self.final_norm else h)
+        return self.read(self.norm(h) if self.final_norm else h)
 
 
 @register_network

@@ -153,10 +153,8 @@ class SumOfSquaresMap(UnivariateMap):
         given = self._constrained(parameters)
         if self.outside == "polynomial":
             wide = at_least_float32(z)
-            near = wide.clamp(-FARTHEST, FARTHEST)
-            ends = bracket(self._evaluate, near, given, self.bound)
-            x, log_slope = invert(self._evaluate, near, given, *ends)
-            x = x + (wide - near) * log_slope.exp()
+            ends = bracket(self._evaluate, wide, given, self.bound)
+            x, log_slope = invert(self._evaluate, wide, given, *ends)
             return x.to(z.dtype), log_slope.to(z.dtype)
         return _inverse(self._evaluate, z, given, -self.bound, self.bound)
 
