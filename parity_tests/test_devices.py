@@ -189,13 +189,14 @@ def done(name, result):
         jax_flows.save(flow, result[0], f"{folder}/{name}")
 """
 TORCH_JOB = """
-import os, sys
+import atexit, os, sys
 import numpy as np, torch
 import torch.distributed as dist
 import torch_flows
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+atexit.register(dist.destroy_process_group)  # else its threads may abort the process at its end
 x = np.load(folder + "/x.npy")
 def fit(data=x, model="model", flow=None, **options):
     flow = flow or torch_flows.load(f"{folder}/{model}")
