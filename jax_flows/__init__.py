@@ -68,7 +68,7 @@ from jax_flows.distributions import (
     Uniform,
     VonMises,
 )
-from jax_flows.export import export
+from jax_flows.export import export, fixed_grid
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
@@ -80,6 +80,7 @@ from jax_flows.losses import (
     Loss,
     NegativeLogLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
 from jax_flows.models.autoregressive import IAF, MAF, NAF
@@ -196,6 +197,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -236,6 +238,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
     "import_flow",
     "load",
     "pullback",
