@@ -153,15 +153,19 @@ def _error(
     context: Array | None,
 ) -> float:
     """How far a map and its inverse are from finer ones."""
-    (bijector, own), (finer_bijector, finer_own) = given, finer
-    z, log_det = finer_bijector.map_forward(finer_own, x, context)
-    pairs = [
-        *zip(bijector.map_forward(own, x, context), (z, log_det), strict=True),
-        *zip(
-            bijector.map_inverse(own, z, context),
-            finer_bijector.map_inverse(finer_own, z, context),
-            strict=True,
-        ),
-    ]
-    found = [jnp.abs(a - b) / jnp.maximum(jnp.abs(b), 1) for a, b in pairs]
-    return max((float(value.max(initial=0)) for value in found), default=0.0)
+    maps = [bijector for bijector, _ in (given, finer)]
+
+    def largest(variables: list[Variables], x: Array, context: Array | None) -> Array:
+        z, _ = maps[1].map_forward(variables[1], x, context)
+        pairs = list(zip(maps, variables, strict=True))
+        coarse, fine = (
+            (*map.map_forward(own, x, context), *map.map_inverse(own, z, context))
+            for map, own in pairs
+        )
+        found = [
+            (jnp.abs(a - b) / jnp.maximum(jnp.abs(b), 1)).max(initial=0)
+            for a, b in zip(coarse, fine, strict=True)
+        ]
+        return jnp.stack(found).max()
+
+    return float(jax.jit(largest)([own for _, own in (given, finer)], x, context))

@@ -374,6 +374,10 @@ def test_adaptive_solver_cannot_be_exported_from_torch(tmp_path) -> None:
         torch_flows.export(flow, tmp_path / "model.pt2")
     with pytest.raises(Exception, match=r"(?i)dynamic|data|host|specializ|attribute|guard"):
         _trace(flow, "log_prob", {"x": (2,)})
+    x = torch.randn(7, 2)
+    fixed, _ = torch_flows.fixed_grid(flow, x)
+    program = _trace(fixed, "log_prob", {"x": (2,)}).module()
+    torch.testing.assert_close(program(x), fixed.log_prob(x))
 
 
 @pytest.mark.slow
