@@ -38,6 +38,7 @@ from jax_flows.bijectors.elementwise import (
     LeakyReLU,
     LeakyTanh,
     Logit,
+    NormalClip,
     Rescale,
     Sigmoid,
     Softclip,
@@ -105,7 +106,7 @@ from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
-from jax_flows.univariate.mixture import LogisticMixtureMap
+from jax_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
 from jax_flows.univariate.monotone import MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -185,6 +186,8 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NormalClip",
+    "NormalMixtureMap",
     "OptimalTransportFlowMatching",
     "Patches",
     "Permutation",

@@ -173,6 +173,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "autoregressive": lambda d: d.one_of(True, False),
     "base": lambda d: draw_type(d, torch_flows.Distribution),
     "bound": lambda d: d.one_of(1.0, 2.0),
+    "NormalMixtureMap.bound": lambda d: d.one_of(None, 2.0),
+    "NormalClip.share": lambda d: d.one_of(1e-6, 0.1),
     "boundary": lambda d: d.one_of("identity", "linear", "kinked", "bounded", "circular"),
     "LinearSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
     "QuadraticSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),

@@ -378,6 +378,8 @@ MUTANTS = [
            in_both(test_dense.test_elementwise_against_mpmath, np.float64, "Tanh"), BOTH),
     Mutant("elementwise", "Softclip: half a log-slope", E + "Softclip.map_entries",
            outputs(lambda z, s: (z, s / 2)), elementwise("Softclip", bound=2.0)),
+    Mutant("elementwise", "NormalClip: half a log-slope", E + "NormalClip.map_entries",
+           outputs(lambda z, s: (z, s / 2)), elementwise("NormalClip", share=0.2)),
     Mutant("elementwise", "Affine: inverse's log-det", E + "Affine.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(FREE, 2)),
     Mutant("elementwise", "Rescale: mean in place of sum", E + "Rescale.map_forward",
@@ -481,6 +483,9 @@ MUTANTS = [
     # univariate maps
     Mutant("mixture", "log-slope off by 1e-9", M + "_evaluate", outputs(lambda z, s: (z, s + 1e-9)),
            in_both(test_monotone.test_mixtures_against_mpmath), BOTH),
+    Mutant("mixture", "of normals: log-slope off by 1e-9", M + "_logit_of_normals",
+           outputs(lambda z, s: (z, s + 1e-9)),
+           partial(test_families.test_values_and_slopes_against_mpmath, "NormalMixtureMap"), BOTH),
     Mutant("mixture", "weights of two components exchanged", M + "_normalized",
            outputs(lambda r, total: (r[::-1] if isinstance(r, jax.Array) else r.flip(0), total)),
            consistent(MIXTURE, 2)),
