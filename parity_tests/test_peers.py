@@ -21,6 +21,7 @@ from flow_bridge.importers import (
     freia,
     import_flow,
     networks,
+    nflows,
     normflows,
     parts,
     pyro,
@@ -182,10 +183,6 @@ def refused() -> Iterator[tuple[str, Any, str]]:
         (
             lambda f, n: f.AffineCouplingBlock(n.MLP([2, 4, 2], output_fn="sigmoid")),
             "ends in Sigmoid",
-        ),
-        (
-            lambda f, n: f.MaskedAffineAutoregressive(3, 4, use_batch_norm=True),
-            "batch normalisation in residual blocks",
         ),
         (
             lambda f, n: f.AutoregressiveRationalQuadraticSpline(
@@ -383,6 +380,7 @@ MUTANTS = {
         normflows.SIGMOID | {"offset": 0.0},
         "normflows_maf",
     ),
+    "variances as they are": (nflows, "EPS", 1e-3, "nflows_batch_norm_context"),
     "outputs not shrunk": (freia, "SHRINK", 1.0, "freia_all_in_one"),
     "2 / pi for 0.636": (freia, "STEEPNESS", 2 / np.pi, "freia_graph"),
 }
