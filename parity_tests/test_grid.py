@@ -303,7 +303,7 @@ def test_activations_agree() -> None:
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "sin"])
 def test_slopes_of_activations_far_out(name: str) -> None:
     """Where squares and cubes overflow, the slope is still that of the asymptote."""
-    points = torch.tensor([-1e200, 1e200])
+    points = torch.tensor([-1e200, 1e200], dtype=torch.float64)
     _, slope = VALUE_AND_SLOPE[name](points)
     expected = ACTIVATIONS[name](points) / points  # a straight line through the origin, to rounding
     for found in (slope, JAX_SLOPES[name](jnp.asarray(points.numpy()))[1]):
