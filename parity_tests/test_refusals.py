@@ -612,7 +612,7 @@ def embedding(model: Any) -> Any:
 
 
 SBI: list[tuple[str, Spoil, str]] = [
-    ("maf", embedding, "is no flow: only NFlowsFlow and ZukoFlow are"),
+    ("maf", embedding, "is no flow: only NFlowsFlow, ZukoFlow and ZukoUnconditionalFlow are"),
     ("maf", setting("_input_shape", torch.Size([2, 2])), "samples that are no vectors"),
     ("maf", setting("_condition_shape", torch.Size([2, 2])), "embed them yourself"),
 ]
