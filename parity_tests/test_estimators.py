@@ -39,12 +39,6 @@ def from_nflows(make: Callable[[Any], Any], **options: Any) -> Callable[[], Any]
     return model
 
 
-def residual(below: int, above: int) -> Any:
-    from nflows.nn.nets import ResidualNet
-
-    return ResidualNet(below, above, 4, use_batch_norm=True)
-
-
 def embedded(*modules: Any) -> Callable[[], Any]:
     net = torch.nn.Sequential(*modules)
     return from_nflows(
@@ -117,10 +111,6 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (
         from_nflows(lambda t: t.MaskedPiecewiseCubicAutoregressiveTransform(4, 3, 4)),
         "with tails=None has no counterpart",
-    ),
-    (
-        from_nflows(lambda t: t.AffineCouplingTransform(torch.tensor([1, 0, 1]), residual)),
-        "batch normalisation in residual blocks",
     ),
     (turned, "a scale that is not above 0"),
     (embedded(Convolution()), "keep it, and import with embedding='outside'"),
