@@ -107,7 +107,7 @@ from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
 from jax_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
-from jax_flows.univariate.monotone import MonotoneNetworkMap
+from jax_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -162,6 +162,7 @@ __all__ = [
     "HollowMLP",
     "ImageTransformer",
     "ImportanceWeighted",
+    "IntegratedNetworkMap",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",

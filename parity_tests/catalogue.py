@@ -162,6 +162,9 @@ MAPS = {
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
+    "IntegratedNetworkMap": arch(
+        "IntegratedNetworkMap", hidden_dims=[2], bound=2.0, num_intervals=2
+    ),
     "NormalMixtureMap": arch("NormalMixtureMap", num_components=2),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -180,7 +183,7 @@ MAPS = {
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
     "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
-    "NormalMixtureMap",
+    "NormalMixtureMap", "IntegratedNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 

@@ -207,6 +207,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "hidden_channels": lambda d: d.one_of(1, 3),
     "hidden_dim": lambda d: d.one_of(1, 4),
     "hidden_dims": lambda d: d.several(0, 2, 4),
+    "num_intervals": lambda d: d.one_of(1, 3),
     "MonotoneNetworkMap.hidden_dims": lambda d: d.several(1, 2, 2, 3),
     "high": lambda d: d.one_of(1.0, 3.0),
     "jacobian_norm": lambda d: d.one_of(0.0, 0.2),

@@ -100,6 +100,25 @@ def network(x: Any, p: list[Any]) -> Any:
     return values[0]
 
 
+def integral(x: Any, p: list[Any]) -> Any:
+    """By the trapezoidal rule with nodes at -3, -1.5, 0, 1.5, 3, of a network of 2 and 3 hidden units."""
+
+    def integrand(u: Any) -> Any:
+        values = [mpmath.tanh((1 + p[j]) * u + p[2 + j] + (1.5, -1.5)[j]) for j in (0, 1)]
+        rows = [[p[4 + 2 * j + i] + (i == j % 2) for i in (0, 1)] for j in range(3)]
+        sums = [sum(w * v for w, v in zip(row, values, strict=True)) for row in rows]
+        values = [mpmath.tanh(total + b) for total, b in zip(sums, p[10:13], strict=True)]
+        n = sum(w * v for w, v in zip(p[13:16], values, strict=True)) + p[16]
+        return mpmath.exp(7 * mpmath.tanh(n / 7))
+
+    sign, left, total = mpmath.sign(x), abs(x), mpf(0)
+    for k in range(2):
+        first, last = (integrand(sign * mpf(1.5) * i) for i in (k, k + 1))
+        width = min(max(left - mpf(1.5) * k, 0), mpf(1.5))
+        total += width * (first + (last - first) * width / 3)
+    return p[17] + sign * (total + max(left - 3, 0) * last)
+
+
 def elu(u: Any) -> Any:
     return u if u > 0 else mpmath.expm1(u)
 
@@ -242,6 +261,13 @@ FAMILIES = {
     ),
     "SumOfSquaresMap-polynomial": Family(
         arch("SumOfSquaresMap", degree=2, bound=3.0, outside="polynomial"), squares, 2.0, 1.0
+    ),
+    "IntegratedNetworkMap": Family(
+        arch("IntegratedNetworkMap", hidden_dims=[2, 3], bound=3.0, num_intervals=2),
+        integral,
+        4.0,
+        1.0,
+        4,
     ),
     "MonotoneNetworkMap": Family(arch("MonotoneNetworkMap", hidden_dims=[3, 2]), network, 4.0),
 }

@@ -513,6 +513,11 @@ MUTANTS = [
     Mutant("monotone", "a bracket of another root", Y + "bracket",
            outputs(lambda low, high: (low + 0.4 * (high - low), low + 0.6 * (high - low))),
            consistent(arch("Elementwise", dim=2, map=arch("MonotoneNetworkMap", hidden_dims=[2])), 2)),
+    Mutant("monotone", "an integrand of another bound", Y + "INTEGRAND_LOG", value(7.001),
+           partial(test_families.test_values_and_slopes_against_mpmath, "IntegratedNetworkMap"), BOTH),
+    Mutant("monotone", "nodes of another start", Y + "integrand_starts",
+           lambda original, half: lambda widths, bound: original(widths, bound * (1 + 1e-9)),
+           partial(test_families.test_values_and_slopes_against_mpmath, "IntegratedNetworkMap"), BOTH),
     *[Mutant("pieces", f"{name}: sizes off by 1e-9", W + "_Pieces._knots",
              outputs(lambda knots, sizes: (knots, sizes ** (1 + 1e-9))),
              partial(test_families.test_values_and_slopes_against_mpmath, name), BOTH)

@@ -107,7 +107,7 @@ from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
 from torch_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
-from torch_flows.univariate.monotone import MonotoneNetworkMap
+from torch_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -162,6 +162,7 @@ __all__ = [
     "HollowMLP",
     "ImageTransformer",
     "ImportanceWeighted",
+    "IntegratedNetworkMap",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
