@@ -20,6 +20,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.block_autoregressive import BlockAutoregressive
 from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
@@ -83,7 +84,7 @@ from jax_flows.losses import (
     OptimalTransportFlowMatching,
     ReverseKL,
 )
-from jax_flows.models.autoregressive import IAF, MAF, NAF
+from jax_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.gaussianization import GaussianizationFlow
@@ -120,6 +121,7 @@ from jax_flows.univariate.splines import SplineMap
 from jax_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -138,6 +140,7 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",

@@ -20,6 +20,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.block_autoregressive import BlockAutoregressive
 from torch_flows.bijectors.blockwise import Blockwise
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import (
@@ -83,7 +84,7 @@ from torch_flows.losses import (
     OptimalTransportFlowMatching,
     ReverseKL,
 )
-from torch_flows.models.autoregressive import IAF, MAF, NAF
+from torch_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.gaussianization import GaussianizationFlow
@@ -120,6 +121,7 @@ from torch_flows.univariate.splines import SplineMap
 from torch_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -138,6 +140,7 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
