@@ -162,6 +162,10 @@ MAPS = {
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
+    "IntegratedNetworkMap": arch(
+        "IntegratedNetworkMap", hidden_dims=[2], bound=2.0, num_intervals=2
+    ),
+    "NormalMixtureMap": arch("NormalMixtureMap", num_components=2),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -179,6 +183,7 @@ MAPS = {
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
     "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
+    "NormalMixtureMap", "IntegratedNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
@@ -246,7 +251,8 @@ CASES = [
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
     Case("Softclip", arch("Chain", bijectors=[
-        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("Softclip", bound=3.0)
+        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("NormalClip", share=0.2),
+        arch("Softclip", bound=3.0)
     ]), dim=2, smooth=False),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(

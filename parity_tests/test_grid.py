@@ -31,7 +31,12 @@ from torch_flows.networks.regularization import Dropout
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
+STARTS = {
+    "LogisticMixtureMap": 0.17,
+    "NormalMixtureMap": 0.25,
+    "MoebiusMap": 0.01,
+    "SumOfSquaresMap": 0.01,
+}
 """How far from the identity zeros may be, where the class says so."""
 
 

@@ -226,6 +226,19 @@ NFLOWS: list[tuple[str, Spoil, str]] = [
         setting(f"{MADE}.blocks.0.batch_norm.track_running_stats", False),
         "BatchNorm1d has no counterpart with track_running_stats=False",
     ),
+    (
+        "batch_norm_context",
+        all_of(
+            setting(f"{MADE}.blocks.0.batch_norm_layers.1.eps", 1e-9),
+            filling(f"{MADE}.blocks.0.batch_norm_layers.1.running_var", 0.0),
+        ),
+        "BatchNorm1d with eps=1e-09 has no counterpart: only with 1e-05 and more",
+    ),
+    (
+        "batch_norm_context",
+        setting(f"{MADE}.blocks.1.use_batch_norm", False),
+        "in some residual blocks of a network and not in others",
+    ),
 ]
 
 
@@ -599,7 +612,7 @@ def embedding(model: Any) -> Any:
 
 
 SBI: list[tuple[str, Spoil, str]] = [
-    ("maf", embedding, "is no flow: only NFlowsFlow and ZukoFlow are"),
+    ("maf", embedding, "is no flow: only NFlowsFlow, ZukoFlow and ZukoUnconditionalFlow are"),
     ("maf", setting("_input_shape", torch.Size([2, 2])), "samples that are no vectors"),
     ("maf", setting("_condition_shape", torch.Size([2, 2])), "embed them yourself"),
 ]

@@ -151,6 +151,22 @@ def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
     return part("LULinear", arrays, dim=dim, **options)
 
 
+def rotation(weight: np.ndarray) -> Part:
+    """z = W x for an orthogonal W of determinant 1, by reflections that make its columns those of 1."""
+    dim, rest, found = len(weight), weight.copy(), []
+    for j in range(dim):
+        v = np.where(np.arange(dim) < j, 0, rest[:, j])
+        v[j] -= 1
+        if rest[j, j] > 0:  # not the difference of two numbers near 1
+            v[j] = -(v[j + 1 :] @ v[j + 1 :]) / (1 + rest[j, j])
+        if v.any():
+            found.append(v)
+            rest = rest - 2 * np.outer(v, v @ rest) / (v @ v)
+    vectors = np.zeros((max(2, dim - dim % 2), dim))
+    vectors[: len(found)] = found[: len(vectors)] or vectors[:0]
+    return part("Rotation", {"vectors": vectors}, dim=dim)
+
+
 def affine(scale: np.ndarray, shift: np.ndarray, where: str) -> Part:
     """z = scale x + shift."""
     if not (scale > 0).all():
