@@ -91,7 +91,7 @@ from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
-from jax_flows.models.transformer import Jet, TarFlow
+from jax_flows.models.transformer import Jet, TarFlow, guided
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.attention import ImageTransformer, Transformer
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -243,6 +243,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "guided",
     "import_flow",
     "load",
     "pullback",

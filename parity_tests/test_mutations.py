@@ -259,9 +259,9 @@ def own_token(original: Any, half: str) -> Any:
     """Parameters read out at the place of their own token."""
 
     def run(self: Any, *inputs: Any) -> Any:
-        *params, h, context, mask = inputs
+        *params, h, context, causal = inputs
         h = torch.roll(h, -1, -2) if half == "torch" else jnp.roll(h, -1, -2)
-        return original(self, *params, h, context, mask)
+        return original(self, *params, h, context, causal)
 
     return run
 

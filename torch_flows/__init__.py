@@ -91,7 +91,7 @@ from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
-from torch_flows.models.transformer import Jet, TarFlow
+from torch_flows.models.transformer import Jet, TarFlow, guided
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.attention import ImageTransformer, Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -243,6 +243,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "guided",
     "import_flow",
     "load",
     "pullback",
