@@ -20,6 +20,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.block_autoregressive import BlockAutoregressive
 from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
@@ -38,6 +39,7 @@ from jax_flows.bijectors.elementwise import (
     LeakyReLU,
     LeakyTanh,
     Logit,
+    NormalClip,
     Rescale,
     Sigmoid,
     Softclip,
@@ -83,14 +85,14 @@ from jax_flows.losses import (
     Reflow,
     ReverseKL,
 )
-from jax_flows.models.autoregressive import IAF, MAF, NAF
+from jax_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
-from jax_flows.models.transformer import Jet, TarFlow
+from jax_flows.models.transformer import Jet, TarFlow, guided
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.attention import ImageTransformer, Transformer
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -106,8 +108,8 @@ from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
-from jax_flows.univariate.mixture import LogisticMixtureMap
-from jax_flows.univariate.monotone import MonotoneNetworkMap
+from jax_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from jax_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -120,6 +122,7 @@ from jax_flows.univariate.splines import SplineMap
 from jax_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -138,6 +141,7 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
@@ -162,6 +166,7 @@ __all__ = [
     "HollowMLP",
     "ImageTransformer",
     "ImportanceWeighted",
+    "IntegratedNetworkMap",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -186,6 +191,8 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NormalClip",
+    "NormalMixtureMap",
     "OptimalTransportFlowMatching",
     "Patches",
     "Permutation",
@@ -239,6 +246,7 @@ __all__ = [
     "fit",
     "fit_to_energy",
     "fixed_grid",
+    "guided",
     "import_flow",
     "load",
     "pullback",

@@ -162,6 +162,10 @@ MAPS = {
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
+    "IntegratedNetworkMap": arch(
+        "IntegratedNetworkMap", hidden_dims=[2], bound=2.0, num_intervals=2
+    ),
+    "NormalMixtureMap": arch("NormalMixtureMap", num_components=2),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -179,6 +183,7 @@ MAPS = {
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
     "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
+    "NormalMixtureMap", "IntegratedNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
@@ -246,7 +251,8 @@ CASES = [
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
     Case("Softclip", arch("Chain", bijectors=[
-        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("Softclip", bound=3.0)
+        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("NormalClip", share=0.2),
+        arch("Softclip", bound=3.0)
     ]), dim=2, smooth=False),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
@@ -380,6 +386,8 @@ CASES = [
     Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
                                conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                 context="branch", degrees="cyclic"), order="reverse")),
+    Case("BlockAutoregressive", arch("BlockAutoregressive", dim=3, hidden_dims=[2, 3], context_dim=2,
+                                     gate=True), slow=True),
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
@@ -500,6 +508,7 @@ CASES = [
          slow=True),
     Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
          slow=True),
+    Case("BNAF", arch("BNAF", dim=2, hidden_dims=[3], num_layers=2), slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2), slow=True),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),

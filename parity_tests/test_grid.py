@@ -31,7 +31,12 @@ from torch_flows.networks.regularization import Dropout
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
+STARTS = {
+    "LogisticMixtureMap": 0.17,
+    "NormalMixtureMap": 0.25,
+    "MoebiusMap": 0.01,
+    "SumOfSquaresMap": 0.01,
+}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -298,6 +303,16 @@ def test_activations_agree() -> None:
         for other in others:
             np.testing.assert_allclose(np.asarray(other), ACTIVATIONS[name](points), atol=1e-14)
         np.testing.assert_allclose(np.asarray(jax_slope), slope, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "sin"])
+def test_slopes_of_activations_far_out(name: str) -> None:
+    """Where squares and cubes overflow, the slope is still that of the asymptote."""
+    points = torch.tensor([-1e200, 1e200], dtype=torch.float64)
+    _, slope = VALUE_AND_SLOPE[name](points)
+    expected = ACTIVATIONS[name](points) / points  # a straight line through the origin, to rounding
+    for found in (slope, JAX_SLOPES[name](jnp.asarray(points.numpy()))[1]):
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["leaky_relu:0.01", "leaky_relu", "mish", "selu"])

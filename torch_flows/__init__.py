@@ -20,6 +20,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.block_autoregressive import BlockAutoregressive
 from torch_flows.bijectors.blockwise import Blockwise
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import (
@@ -38,6 +39,7 @@ from torch_flows.bijectors.elementwise import (
     LeakyReLU,
     LeakyTanh,
     Logit,
+    NormalClip,
     Rescale,
     Sigmoid,
     Softclip,
@@ -83,14 +85,14 @@ from torch_flows.losses import (
     Reflow,
     ReverseKL,
 )
-from torch_flows.models.autoregressive import IAF, MAF, NAF
+from torch_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
-from torch_flows.models.transformer import Jet, TarFlow
+from torch_flows.models.transformer import Jet, TarFlow, guided
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.attention import ImageTransformer, Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -106,8 +108,8 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
-from torch_flows.univariate.mixture import LogisticMixtureMap
-from torch_flows.univariate.monotone import MonotoneNetworkMap
+from torch_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from torch_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -120,6 +122,7 @@ from torch_flows.univariate.splines import SplineMap
 from torch_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -138,6 +141,7 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
@@ -162,6 +166,7 @@ __all__ = [
     "HollowMLP",
     "ImageTransformer",
     "ImportanceWeighted",
+    "IntegratedNetworkMap",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -186,6 +191,8 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NormalClip",
+    "NormalMixtureMap",
     "OptimalTransportFlowMatching",
     "Patches",
     "Permutation",
@@ -239,6 +246,7 @@ __all__ = [
     "fit",
     "fit_to_energy",
     "fixed_grid",
+    "guided",
     "import_flow",
     "load",
     "pullback",
