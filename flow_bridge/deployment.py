@@ -53,6 +53,14 @@ def solver_message() -> str:
     )
 
 
+def field_message() -> str:
+    """What a field says whose rates PyTorch's exporter does not follow."""
+    return (
+        "ContinuousBijector with a conditioner or circular columns differentiates a network in its rates, "
+        "which torch.export does not follow: export it from JAX."
+    )
+
+
 def no_solver(owner: str, found: bool) -> str:
     """What ``fixed_grid`` says to a flow that it cannot change, and whether it has a solver at all."""
     if found:

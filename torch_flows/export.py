@@ -37,7 +37,7 @@ def export(flow: nn.Module, path: str | os.PathLike[str], method: str = "log_pro
         ValueError: for another suffix or method, for an event shape with open axes, for weights
             that are not float32 (ONNX only: its runtimes lack float64 operators), and for a
             continuous bijector with solver ``"dopri5"``, whose steps are chosen on the host, unless
-            they are fixed, see ``fixed_grid``.
+            they are fixed, see ``fixed_grid``; for one with a conditioner or circular columns.
         ImportError: for ONNX, without the packages ``onnx`` and ``onnxscript``.
     """
     path = bridge.check_path("torch_flows.export", path, (".onnx", ".pt2"))
@@ -45,6 +45,8 @@ def export(flow: nn.Module, path: str | os.PathLike[str], method: str = "log_pro
     for module in flow.modules():
         if getattr(module, "adaptive", False):
             raise ValueError(bridge.solver_message())
+        if not getattr(module, "closed_form", True):
+            raise ValueError(bridge.field_message())
     dtype = _like(flow).dtype
     if path.suffix == ".onnx" and dtype != torch.float32:
         raise ValueError(bridge.onnx_dtype_message(str(dtype).removeprefix("torch.")))

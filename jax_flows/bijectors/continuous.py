@@ -232,6 +232,11 @@ class ContinuousBijector(Bijector):
     def adaptive(self) -> bool:  # type: ignore[override]
         return self.solver == "dopri5" and not self.grid
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether the rates need no derivative of a network by automatic differentiation."""
+        return self.conditioner is None and not self.circular
+
     def refined(self) -> dict[str, Any]:
         if self.solver == "rk4":
             return {"num_steps": REFINEMENT * self.num_steps}
@@ -426,14 +431,14 @@ class ContinuousBijector(Bijector):
         return jnp.stack(columns, -1)
 
     def _field(self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0) -> "Field":
-        if self.conditioner is not None or self.circular:
+        if not self.closed_form:
             return _NetworkField(self, kinetic_energy, jacobian_norm)
         return _Field(self.activation, kinetic_energy, jacobian_norm, self.time_scaling)
 
     def _weights(self, variables: Variables, context: Array | None, noise: Array | None) -> Weights:
         """What the field needs: the rows of t, what the trace needs, the probe, the layers; without
         a closed form the context, the probe, and all of the network's weights."""
-        if self.conditioner is not None or self.circular:
+        if not self.closed_form:
             network = {"params": {"network": variables["params"]["network"]}}
             return context, noise, jax.tree.map(at_least_float32, network)
         network = variables["params"]["network"]

@@ -216,6 +216,11 @@ class ContinuousBijector(Bijector):
     def adaptive(self) -> bool:  # type: ignore[override]
         return self.solver == "dopri5" and not self.grid
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether the rates need no derivative of a network by automatic differentiation."""
+        return self.conditioner is None and not self.circular
+
     def refined(self) -> dict[str, Any]:
         if self.solver == "rk4":
             return {"num_steps": REFINEMENT * self.num_steps}
@@ -390,7 +395,7 @@ class ContinuousBijector(Bijector):
         return torch.stack(columns, -1)
 
     def _field(self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0) -> "Field":
-        if self.conditioner is not None or self.circular:
+        if not self.closed_form:
             return _NetworkField(self, kinetic_energy, jacobian_norm)
         return _Field(self.activation, kinetic_energy, jacobian_norm, self.time_scaling)
 
@@ -398,7 +403,7 @@ class ContinuousBijector(Bijector):
         """What the field needs: the columns of t, what the trace needs, the probe, the layers; without
         a closed form the context, the probe, and all of the network's weights."""
         network: Any = self.network
-        if self.conditioner is not None or self.circular:
+        if not self.closed_form:
             return context, noise, *map(at_least_float32, network.parameters())
         layers: list[tuple[Tensor, Tensor]] = [
             (at_least_float32(a.weight), at_least_float32(a.bias)) for a in network.layers
