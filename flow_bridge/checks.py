@@ -72,6 +72,14 @@ def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden_dims)
 
 
+def some_hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
+    """``hidden_dims`` as ``hidden_widths`` gives them, of one layer at least."""
+    widths = hidden_widths(owner, hidden_dims)
+    if not widths:
+        raise ValueError(f"{owner} expects hidden_dims of one layer at least, got {widths}.")
+    return widths
+
+
 def perceptron(
     owner: str, hidden_dims: Sequence[int], context: str, context_dim: int
 ) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.block_autoregressive import BlockAutoregressive
 from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
@@ -83,14 +84,14 @@ from jax_flows.losses import (
     OptimalTransportFlowMatching,
     ReverseKL,
 )
-from jax_flows.models.autoregressive import IAF, MAF, NAF
+from jax_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
-from jax_flows.models.transformer import Jet, TarFlow
+from jax_flows.models.transformer import Jet, TarFlow, guided
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.attention import ImageTransformer, Transformer
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -120,6 +121,7 @@ from jax_flows.univariate.splines import SplineMap
 from jax_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -138,6 +140,7 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
@@ -240,6 +243,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "guided",
     "import_flow",
     "load",
     "pullback",

@@ -386,6 +386,8 @@ CASES = [
     Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
                                conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                 context="branch", degrees="cyclic"), order="reverse")),
+    Case("BlockAutoregressive", arch("BlockAutoregressive", dim=3, hidden_dims=[2, 3], context_dim=2,
+                                     gate=True), slow=True),
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
@@ -506,6 +508,7 @@ CASES = [
          slow=True),
     Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
          slow=True),
+    Case("BNAF", arch("BNAF", dim=2, hidden_dims=[3], num_layers=2), slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2), slow=True),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),

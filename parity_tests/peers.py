@@ -600,6 +600,12 @@ def flowjax() -> dict[str, Peer]:
         "masked_spline": Peer(lambda: model(masked, 3, transformer=spline, **context, **size), 2),
         "planar": Peer(lambda: model(flows.planar_flow, 3, flow_layers=2)),
         "scaled": Peer(scaled),
+        "bnaf": Peer(
+            lambda: model(
+                flows.block_neural_autoregressive_flow, 3, flow_layers=2, nn_block_dim=3, cond_dim=2
+            ),
+            2,
+        ),
         "triangular_spline": Peer(
             lambda: model(flows.triangular_spline_flow, 3, flow_layers=2, knots=3, cond_dim=2), 2
         ),
@@ -682,9 +688,12 @@ def numpyro() -> dict[str, Peer]:
     from jax import numpy as jnp
     from jax.example_libraries import stax
     from numpyro.distributions import Normal, TransformedDistribution
-    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.distributions.flows import (
+        BlockNeuralAutoregressiveTransform,
+        InverseAutoregressiveTransform,
+    )
     from numpyro.distributions.transforms import AffineTransform, PermuteTransform
-    from numpyro.nn import AutoregressiveNN
+    from numpyro.nn import AutoregressiveNN, BlockNeuralAutoregressiveNN
 
     def iaf() -> Any:
         given: list[Any] = []
@@ -699,7 +708,16 @@ def numpyro() -> dict[str, Peer]:
         base = Normal(jnp.zeros(3), 1).to_event(1)
         return TransformedDistribution(base, [*given, scale])
 
-    return {"iaf": Peer(iaf)}
+    def bnaf() -> Any:
+        given: list[Any] = []
+        for i, residual in enumerate(("gated", "normal", None)):
+            init, apply = BlockNeuralAutoregressiveNN(2, [3, 2], residual)
+            weights = shaken(init(jax.random.key(i), (2,))[1])
+            given.append(BlockNeuralAutoregressiveTransform(partial(apply, weights)))
+            given.append(PermuteTransform(jnp.arange(2)[::-1]))
+        return TransformedDistribution(Normal(jnp.zeros(2), 1).to_event(1), given)
+
+    return {"iaf": Peer(iaf), "bnaf": Peer(bnaf)}
 
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -259,9 +259,9 @@ def own_token(original: Any, half: str) -> Any:
     """Parameters read out at the place of their own token."""
 
     def run(self: Any, *inputs: Any) -> Any:
-        *params, h, context, mask = inputs
+        *params, h, context, causal = inputs
         h = torch.roll(h, -1, -2) if half == "torch" else jnp.roll(h, -1, -2)
-        return original(self, *params, h, context, mask)
+        return original(self, *params, h, context, causal)
 
     return run
 
@@ -553,6 +553,8 @@ MUTANTS = [
            consistent(TOKENS, 4)),
     Mutant("transformers", "scores divided by another root", "networks.attention:attend", other_temperature,
            in_both(test_transformer.test_a_block_is_that_of_pytorch)),
+    Mutant("autoregressive", "blocks: log-slope off by 1e-9", "bijectors.block_autoregressive:_through",
+           result(lambda s: s + 1e-9), test_autoregressive.test_block_networks_return, BOTH),
     # planar, radial, Sylvester
     Mutant("planar", "log-det", P + "_log_det", result(lambda s: s * (1 + 1e-9)),
            consistent(arch("Planar", dim=3), 3)),

@@ -20,6 +20,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.block_autoregressive import BlockAutoregressive
 from torch_flows.bijectors.blockwise import Blockwise
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import (
@@ -83,14 +84,14 @@ from torch_flows.losses import (
     OptimalTransportFlowMatching,
     ReverseKL,
 )
-from torch_flows.models.autoregressive import IAF, MAF, NAF
+from torch_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
-from torch_flows.models.transformer import Jet, TarFlow
+from torch_flows.models.transformer import Jet, TarFlow, guided
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.attention import ImageTransformer, Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -120,6 +121,7 @@ from torch_flows.univariate.splines import SplineMap
 from torch_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -138,6 +140,7 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
@@ -240,6 +243,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "guided",
     "import_flow",
     "load",
     "pullback",
