@@ -39,7 +39,11 @@ def differential_evolution(
             first = generator.integers(half, size=values[i].shape)
             second = (first + generator.integers(1, half, size=first.shape)) % half
             difference = _rows(others, first) - _rows(others, second)
-            noise = 1e-5 * others.std(-2, keepdims=True) * generator.standard_normal(start[..., :half, :].shape)
+            noise = (
+                1e-5
+                * others.std(-2, keepdims=True)
+                * generator.standard_normal(start[..., :half, :].shape)
+            )
             proposal = walkers[i] + factor * difference + noise
             value = log_density(proposal)
             bar = np.log1p(-generator.uniform(size=value.shape))
@@ -59,7 +63,7 @@ def hamiltonian(
     num_leapfrog: int = 5,
     warm_up: int = 100,
 ) -> tuple[np.ndarray, float]:
-    """Hamiltonian Monte Carlo; in the warm-up the step size goes where 80 percent are accepted.
+    """Hamiltonian Monte Carlo; in the warm-up the step size goes where 90 percent are accepted.
 
     Args:
         value_and_gradient: of the log-density, from ``(chains, dim)`` to ``(chains,)`` and ``(chains, dim)``.
@@ -77,7 +81,7 @@ def hamiltonian(
     for step in range(warm_up + num_steps):
         momentum = generator.standard_normal(z.shape)
         point, slope, energy = z, gradient, value - (momentum**2).sum(-1) / 2
-        size = step_size * generator.uniform(0.8, 1.2)
+        size = step_size * generator.uniform(0.5, 1.1)
         for _ in range(generator.integers(1, 2 * num_leapfrog)):
             momentum = momentum + size / 2 * slope
             point = point + size * momentum
@@ -92,7 +96,7 @@ def hamiltonian(
         value = np.where(accept, new, value)
         rate = np.exp(np.minimum(change, 0)).mean()
         if step < warm_up:
-            step_size *= np.exp((rate - 0.8) / (1 + step) ** 0.5)
+            step_size *= np.exp((rate - 0.9) / (1 + step) ** 0.5)
         else:
             kept.append(z)
             rates.append(rate)
