@@ -462,7 +462,7 @@ CASES = [
         arch("Product", columns=[[0, 1], [2]], distributions=[
             arch("Uniform", dim=2, low=-1.0, high=1.0), arch("DiagonalNormal", dim=1)])),
          draw=lambda generator, shape: generator.uniform(-1, 1, shape)),
-    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
+    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5], solver="dopri5", grid=[0.0, 0.4, 1.0])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
     Case("Continuous-conditioner", continuous(
@@ -472,8 +472,8 @@ CASES = [
     Case("Continuous-estimate", continuous(
         dim=3, trace="hutchinson", probe="gaussian", conditioner=arch(
             "MLP", hidden_dims=[5, 4], activation="tanh", normalization="layer_norm")), scale=0.2),
-    Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
-                                            jacobian_norm=0.2)),
+    Case("Continuous-penalties", continuous(dim=2, num_steps=6, trace="hutchinson", kinetic_energy=0.3,
+                                            jacobian_norm=0.2, time_scaling=True)),
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),
     # models
     Case("Glow-options", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, activation="tanh",

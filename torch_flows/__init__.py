@@ -71,7 +71,7 @@ from torch_flows.distributions import (
     Uniform,
     VonMises,
 )
-from torch_flows.export import export
+from torch_flows.export import export, fixed_grid
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
@@ -83,6 +83,7 @@ from torch_flows.losses import (
     Loss,
     NegativeLogLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
 from torch_flows.models.autoregressive import BNAF, IAF, MAF, NAF
@@ -205,6 +206,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -245,6 +247,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
     "guided",
     "import_flow",
     "load",
