@@ -251,7 +251,11 @@ def _block(node: Tree, activation: str) -> Any:
             **rest,
         )
     layers = [linear(layer) for layer in items(node["linear_layers"], "a residual block")]
-    rest = {k: v for k, v in node.items() if k not in ("linear_layers", "context_layer")}
+    own = ("linear_layers", "context_layer", "batch_norm_layers")
+    rest = {k: v for k, v in node.items() if k not in own}
+    if "batch_norm_layers" in node:
+        norms = items(node["batch_norm_layers"], "a residual block")
+        rest["batch_norm_layers"] = [stand_in("BatchNorm1d", eps=1e-3, **norm) for norm in norms]
     if "context_layer" in node:
         rest["context_layer"] = linear(node["context_layer"])
     return stand_in(
