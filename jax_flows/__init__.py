@@ -47,6 +47,7 @@ from jax_flows.bijectors.elementwise import (
     Tanh,
 )
 from jax_flows.bijectors.linear import (
+    ConvolutionExponential,
     Invertible1x1Conv,
     LULinear,
     Permutation,
@@ -70,7 +71,7 @@ from jax_flows.distributions import (
     Uniform,
     VonMises,
 )
-from jax_flows.export import export
+from jax_flows.export import export, fixed_grid
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import dequantize, quantize
 from jax_flows.importing import import_flow
@@ -82,6 +83,7 @@ from jax_flows.losses import (
     Loss,
     NegativeLogLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
 from jax_flows.models.autoregressive import BNAF, IAF, MAF, NAF
@@ -147,6 +149,7 @@ __all__ = [
     "ConvAffineCoupling",
     "ConvEmbedding",
     "ConvNet",
+    "ConvolutionExponential",
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
@@ -203,6 +206,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -243,6 +247,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
     "guided",
     "import_flow",
     "load",

@@ -47,6 +47,7 @@ from torch_flows.bijectors.elementwise import (
     Tanh,
 )
 from torch_flows.bijectors.linear import (
+    ConvolutionExponential,
     Invertible1x1Conv,
     LULinear,
     Permutation,
@@ -70,7 +71,7 @@ from torch_flows.distributions import (
     Uniform,
     VonMises,
 )
-from torch_flows.export import export
+from torch_flows.export import export, fixed_grid
 from torch_flows.flows import Flow, pullback, standardized
 from torch_flows.images import dequantize, quantize
 from torch_flows.importing import import_flow
@@ -82,6 +83,7 @@ from torch_flows.losses import (
     Loss,
     NegativeLogLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
 from torch_flows.models.autoregressive import BNAF, IAF, MAF, NAF
@@ -147,6 +149,7 @@ __all__ = [
     "ConvAffineCoupling",
     "ConvEmbedding",
     "ConvNet",
+    "ConvolutionExponential",
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
@@ -203,6 +206,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -243,6 +247,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
     "guided",
     "import_flow",
     "load",
