@@ -71,6 +71,20 @@ def circular() -> Any:
     return from_zuko("MAF", univariate=CircularRQSTransform, shapes=shapes)()
 
 
+def masked_gaussianization() -> Any:
+    from zuko.transforms import GaussianizationTransform
+
+    return from_zuko("MAF", univariate=GaussianizationTransform, shapes=[(4,), (4,)])()
+
+
+def wider_base() -> Any:
+    model = from_zuko("GF")()
+    model.base = from_zuko("MAF")().base
+    for value in model.base.buffers():
+        value.mul_(2).add_(1)
+    return model
+
+
 def turned() -> Any:
     model = from_nflows(lambda t: t.PointwiseAffineTransform(torch.ones(3), torch.ones(3)))()
     model._transform._scale.neg_()
@@ -81,6 +95,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (from_zuko("NCSF"), "zuko's base BoxUniform has no counterpart"),
     (circular, "its network sees angles as they are"),
     (from_zuko("BPF"), "its z jumps by 1e-5 at both ends of its interval"),
+    (masked_gaussianization, "has no counterpart outside an ElementWiseTransform"),
+    (wider_base, "before another base than a standard normal has no counterpart"),
     (from_zuko("SOSPF", degree=1), "no more polynomials than coefficients"),
     (from_zuko("UNAF"), "its log|det| is not that of its z"),
     (from_zuko("MAF", residual=True), "hidden layers of different widths"),

@@ -31,7 +31,12 @@ from torch_flows.networks.regularization import Dropout
 HALVES = (torch_flows, jax_flows)
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
+STARTS = {
+    "LogisticMixtureMap": 0.17,
+    "NormalMixtureMap": 0.25,
+    "MoebiusMap": 0.01,
+    "SumOfSquaresMap": 0.01,
+}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -205,6 +210,9 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.BernsteinMap(min_slope=1e-7), "min_slope from 1e-6 to below 1"),
         (lambda h: h.SumOfSquaresMap(2, 4), r"num_squares up to degree \+ 1 = 3, got 4"),
         (lambda h: h.SumOfSquaresMap(outside="linear"), "outside to be one of polynomial, tangent"),
+        (lambda h: h.ConvolutionExponential(2, 4), "expects kernel_size to be odd, got 4"),
+        (lambda h: h.Glow((1, 8, 8), map=h.ShiftMap(), bound=2.0), "got a map and a scale, bound or offset"),
+        (lambda h: h.BlockAutoregressive(2, ()), "expects hidden_dims of one layer at least"),
         (lambda h: h.MonotoneNetworkMap((3, 1)), r"hidden_dims from 2 on, one at least, got \(3, 1\)"),
         (lambda h: h.MonotoneNetworkMap(()), "hidden_dims from 2 on"),
         (lambda h: h.StudentT(2, 0.5, learned=True), "df from 1 to 1000 where it is learned, got 0.5"),

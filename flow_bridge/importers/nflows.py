@@ -406,7 +406,7 @@ def residual_block(block: Any, name: str, notes: list[str], where: str) -> list[
     notes.append(NORMALIZED)
     norms = contents(field(block, "batch_norm_layers", where), where)
     return [
-        layer._replace(norm=batch_normalization(norm, where))
+        Linear(*layer[:3], norm=batch_normalization(norm, where))
         for layer, norm in zip(layers, norms, strict=True)
     ]
 

@@ -15,7 +15,7 @@ from jax_flows.univariate.base import Output, UnivariateMap, unstack
 from jax_flows.univariate.roots import invert
 
 LOG_ROOT = math.log(2 * math.pi) / 2
-DEPTH, SPLIT = 24, 4.0
+DEPTH, SPLIT = 24, 4.5
 """Of the continued fraction for the tail, which takes over from here."""
 
 
