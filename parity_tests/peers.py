@@ -722,7 +722,8 @@ def numpyro() -> dict[str, Peer]:
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 SLOPE: Mapping[str, Any] = {"slope": 1e-3}
-BOX: Mapping[str, Any] = {"tail_bound": 2.5}
+SPLINES: Mapping[str, Any] = {"univariate": "MonotonicRQSTransform"}
+BOX: Mapping[str, Any] = {"tail_bound": 2.5, "spline": "rational_quadratic"}
 FULLY: Mapping[str, Any] = {"embedding_activation": "relu"}
 STATES: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(
@@ -732,17 +733,17 @@ STATES: dict[str, Mapping[str, Any]] = {
             "zuko_maf_passes",
             "zuko_maf_residual",
             "zuko_maf_one_dimension",
-            "zuko_maf_one_dimension_alone",
-            "zuko_nsf",
-            "zuko_nsf_passes",
             "zuko_nice",
         ],
         SLOPE,
     ),
+    "zuko_maf_one_dimension_alone": {**SLOPE, **SPLINES},
+    "zuko_nsf": {**SLOPE, **SPLINES},
+    "zuko_nsf_passes": {**SLOPE, **SPLINES},
     "zuko_maf_slope": {"slope": 1e-4},  # these two files were written by zuko 1.4.1
-    "zuko_nsf_slope": {"slope": 1e-4},
+    "zuko_nsf_slope": {"slope": 1e-4, **SPLINES},
     "zuko_maf_context": {**SLOPE, "activation": "elu"},
-    "zuko_nice_spline": {**SLOPE, "bound": 3.0},
+    "zuko_nice_spline": {**SLOPE, **SPLINES, "bound": 3.0},
     **dict.fromkeys(
         [
             "nflows_maf",

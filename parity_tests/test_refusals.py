@@ -685,7 +685,9 @@ OF_MADE = {
     for name, layer in (("initial_layer", LAYER), ("final_layer", LAST))
     for key, array in layer.items()
 }
+FINAL = "_transform.autoregressive_net.final_layer"
 BASE = {"q0.loc": ONE, "q0.log_scale": ONE}
+HYPER = "transform.transforms.0.hyper.0"
 NORMAL = {"base.loc": ONE[0], "base.scale": ONE[0]}
 STATES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("nflows", {"_transform.a": ONE, "_transform.a.b": ONE}, {}, "lies inside another one"),
@@ -696,7 +698,22 @@ STATES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {},
         "the activations of the embedding network are in no file",
     ),
-    ("nflows", OF_MADE, {}, "3 parameters for a dimension belong to no transform"),
+    ("nflows", OF_MADE, {}, "3 parameters for a dimension are those of a spline: state spline"),
+    ("nflows", OF_MADE, {"spline": "cubic"}, "3 parameters for a dimension belong to no cubic"),
+    ("nflows", OF_MADE, {"spline": "linear"}, "state tail_bound"),
+    ("nflows", OF_MADE, {"spline": "linear", "tail_bound": 3.0}, "has no tails, and no counter"),
+    (
+        "nflows",
+        OF_MADE | {f"{FINAL}.{key}": array[:2] for key, array in LAST.items()},
+        {"spline": "rational_quadratic"},
+        "those of an affine transform or of a rational_quadratic spline",
+    ),
+    (
+        "nflows",
+        {"_transform.unnormalized_heights": ONE},
+        {"tail_bound": 3.0},
+        "a transform with the arrays ['unnormalized_heights'] is not known",
+    ),
     (
         "nflows",
         {
@@ -720,6 +737,12 @@ STATES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         NORMAL | {"transform.transforms.0.hyper.0.bias": ONE},
         {"slope": 1e-3},
         "is not linear layers",
+    ),
+    (
+        "zuko",
+        NORMAL | {f"{HYPER}.weight": np.ones((17, 1)), f"{HYPER}.bias": np.ones(17)},  # of a BPF
+        {"slope": 1e-3},
+        "has 17 parameters for a dimension, and MonotonicAffineTransform has 2: state univariate",
     ),
 ]
 

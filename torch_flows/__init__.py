@@ -47,6 +47,7 @@ from torch_flows.bijectors.elementwise import (
     Tanh,
 )
 from torch_flows.bijectors.linear import (
+    ConvolutionExponential,
     Invertible1x1Conv,
     LULinear,
     Permutation,
@@ -148,6 +149,7 @@ __all__ = [
     "ConvAffineCoupling",
     "ConvEmbedding",
     "ConvNet",
+    "ConvolutionExponential",
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
