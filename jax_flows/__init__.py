@@ -71,7 +71,7 @@ from jax_flows.distributions import (
 )
 from jax_flows.export import export
 from jax_flows.flows import Flow, pullback, standardized
-from jax_flows.images import dequantize, quantize
+from jax_flows.images import denoise, dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
     AnnealedBootstrap,
@@ -80,6 +80,7 @@ from jax_flows.losses import (
     ImportanceWeighted,
     Loss,
     NegativeLogLikelihood,
+    NoisyLikelihood,
     OptimalTransportFlowMatching,
     ReverseKL,
 )
@@ -187,6 +188,7 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NoisyLikelihood",
     "NormalClip",
     "NormalMixtureMap",
     "OptimalTransportFlowMatching",
@@ -234,6 +236,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "cylinder_from_sphere",
+    "denoise",
     "dequantize",
     "energies",
     "exponential_decay",

@@ -71,7 +71,7 @@ from torch_flows.distributions import (
 )
 from torch_flows.export import export
 from torch_flows.flows import Flow, pullback, standardized
-from torch_flows.images import dequantize, quantize
+from torch_flows.images import denoise, dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.losses import (
     AnnealedBootstrap,
@@ -80,6 +80,7 @@ from torch_flows.losses import (
     ImportanceWeighted,
     Loss,
     NegativeLogLikelihood,
+    NoisyLikelihood,
     OptimalTransportFlowMatching,
     ReverseKL,
 )
@@ -187,6 +188,7 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NoisyLikelihood",
     "NormalClip",
     "NormalMixtureMap",
     "OptimalTransportFlowMatching",
@@ -234,6 +236,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "cylinder_from_sphere",
+    "denoise",
     "dequantize",
     "energies",
     "exponential_decay",
