@@ -20,6 +20,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.block_autoregressive import BlockAutoregressive
 from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
@@ -46,6 +47,7 @@ from jax_flows.bijectors.elementwise import (
     Tanh,
 )
 from jax_flows.bijectors.linear import (
+    ConvolutionExponential,
     Invertible1x1Conv,
     LULinear,
     Permutation,
@@ -69,7 +71,7 @@ from jax_flows.distributions import (
     Uniform,
     VonMises,
 )
-from jax_flows.export import export
+from jax_flows.export import export, fixed_grid
 from jax_flows.flows import Flow, pullback, standardized
 from jax_flows.images import denoise, dequantize, quantize
 from jax_flows.importing import import_flow
@@ -82,9 +84,10 @@ from jax_flows.losses import (
     NegativeLogLikelihood,
     NoisyLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
-from jax_flows.models.autoregressive import IAF, MAF, NAF
+from jax_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.gaussianization import GaussianizationFlow
@@ -121,6 +124,7 @@ from jax_flows.univariate.splines import SplineMap
 from jax_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -139,12 +143,14 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
     "ConvEmbedding",
     "ConvNet",
+    "ConvolutionExponential",
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
@@ -202,6 +208,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -243,6 +250,7 @@ __all__ = [
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
     "guided",
     "import_flow",
     "load",

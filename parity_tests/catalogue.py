@@ -386,6 +386,8 @@ CASES = [
     Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
                                conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                 context="branch", degrees="cyclic"), order="reverse")),
+    Case("BlockAutoregressive", arch("BlockAutoregressive", dim=3, hidden_dims=[2, 3], context_dim=2,
+                                     gate=True), slow=True),
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
@@ -415,6 +417,7 @@ CASES = [
     Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
     Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
     Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1, signs=[-1]), dim=2),
+    Case("ConvolutionExponential", arch("ConvolutionExponential", channels=2, bound=2.0), dim=3),
     Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
     Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
     Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),
@@ -459,7 +462,7 @@ CASES = [
         arch("Product", columns=[[0, 1], [2]], distributions=[
             arch("Uniform", dim=2, low=-1.0, high=1.0), arch("DiagonalNormal", dim=1)])),
          draw=lambda generator, shape: generator.uniform(-1, 1, shape)),
-    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
+    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5], solver="dopri5", grid=[0.0, 0.4, 1.0])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
     Case("Continuous-conditioner", continuous(
@@ -469,14 +472,15 @@ CASES = [
     Case("Continuous-estimate", continuous(
         dim=3, trace="hutchinson", probe="gaussian", conditioner=arch(
             "MLP", hidden_dims=[5, 4], activation="tanh", normalization="layer_norm")), scale=0.2),
-    Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
-                                            jacobian_norm=0.2)),
+    Case("Continuous-penalties", continuous(dim=2, num_steps=6, trace="hutchinson", kinetic_energy=0.3,
+                                            jacobian_norm=0.2, time_scaling=True)),
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),
     # models
     Case("Glow-options", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, activation="tanh",
                               conditioner=arch("ConvNet", hidden_channels=3, activation="gelu",
                                                normalization="layer_norm"),
                               scale="sigmoid", offset=2.0, normalization=None, permutation="random",
+                              mask="checkerboard",
                               base=arch("DiagonalNormal", dim=[2, 4, 4]))),
     Case("MAF-options", arch("MAF", dim=3, hidden_dims=[5], num_layers=2, activation="tanh",
                              scale="softplus", order="random", normalization="act_norm",
@@ -484,7 +488,7 @@ CASES = [
     Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
          smooth=False),
     Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
-                              context_dim=3), smooth=False, slow=True),
+                              context_dim=3, map=arch("CubicMap")), smooth=False, slow=True),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
     Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dims=[6, 6], num_layers=3, context_dim=2),
          smooth=False),
@@ -506,6 +510,7 @@ CASES = [
          slow=True),
     Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
          slow=True),
+    Case("BNAF", arch("BNAF", dim=2, hidden_dims=[3], num_layers=2), slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=6), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2), slow=True),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),

@@ -600,6 +600,12 @@ def flowjax() -> dict[str, Peer]:
         "masked_spline": Peer(lambda: model(masked, 3, transformer=spline, **context, **size), 2),
         "planar": Peer(lambda: model(flows.planar_flow, 3, flow_layers=2)),
         "scaled": Peer(scaled),
+        "bnaf": Peer(
+            lambda: model(
+                flows.block_neural_autoregressive_flow, 3, flow_layers=2, nn_block_dim=3, cond_dim=2
+            ),
+            2,
+        ),
         "triangular_spline": Peer(
             lambda: model(flows.triangular_spline_flow, 3, flow_layers=2, knots=3, cond_dim=2), 2
         ),
@@ -682,9 +688,12 @@ def numpyro() -> dict[str, Peer]:
     from jax import numpy as jnp
     from jax.example_libraries import stax
     from numpyro.distributions import Normal, TransformedDistribution
-    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.distributions.flows import (
+        BlockNeuralAutoregressiveTransform,
+        InverseAutoregressiveTransform,
+    )
     from numpyro.distributions.transforms import AffineTransform, PermuteTransform
-    from numpyro.nn import AutoregressiveNN
+    from numpyro.nn import AutoregressiveNN, BlockNeuralAutoregressiveNN
 
     def iaf() -> Any:
         given: list[Any] = []
@@ -699,12 +708,22 @@ def numpyro() -> dict[str, Peer]:
         base = Normal(jnp.zeros(3), 1).to_event(1)
         return TransformedDistribution(base, [*given, scale])
 
-    return {"iaf": Peer(iaf)}
+    def bnaf() -> Any:
+        given: list[Any] = []
+        for i, residual in enumerate(("gated", "normal", None)):
+            init, apply = BlockNeuralAutoregressiveNN(2, [3, 2], residual)
+            weights = shaken(init(jax.random.key(i), (2,))[1])
+            given.append(BlockNeuralAutoregressiveTransform(partial(apply, weights)))
+            given.append(PermuteTransform(jnp.arange(2)[::-1]))
+        return TransformedDistribution(Normal(jnp.zeros(2), 1).to_event(1), given)
+
+    return {"iaf": Peer(iaf), "bnaf": Peer(bnaf)}
 
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 SLOPE: Mapping[str, Any] = {"slope": 1e-3}
-BOX: Mapping[str, Any] = {"tail_bound": 2.5}
+SPLINES: Mapping[str, Any] = {"univariate": "MonotonicRQSTransform"}
+BOX: Mapping[str, Any] = {"tail_bound": 2.5, "spline": "rational_quadratic"}
 FULLY: Mapping[str, Any] = {"embedding_activation": "relu"}
 STATES: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(
@@ -714,17 +733,17 @@ STATES: dict[str, Mapping[str, Any]] = {
             "zuko_maf_passes",
             "zuko_maf_residual",
             "zuko_maf_one_dimension",
-            "zuko_maf_one_dimension_alone",
-            "zuko_nsf",
-            "zuko_nsf_passes",
             "zuko_nice",
         ],
         SLOPE,
     ),
+    "zuko_maf_one_dimension_alone": {**SLOPE, **SPLINES},
+    "zuko_nsf": {**SLOPE, **SPLINES},
+    "zuko_nsf_passes": {**SLOPE, **SPLINES},
     "zuko_maf_slope": {"slope": 1e-4},  # these two files were written by zuko 1.4.1
-    "zuko_nsf_slope": {"slope": 1e-4},
+    "zuko_nsf_slope": {"slope": 1e-4, **SPLINES},
     "zuko_maf_context": {**SLOPE, "activation": "elu"},
-    "zuko_nice_spline": {**SLOPE, "bound": 3.0},
+    "zuko_nice_spline": {**SLOPE, **SPLINES, "bound": 3.0},
     **dict.fromkeys(
         [
             "nflows_maf",

@@ -553,6 +553,11 @@ MUTANTS = [
            consistent(TOKENS, 4)),
     Mutant("transformers", "scores divided by another root", "networks.attention:attend", other_temperature,
            in_both(test_transformer.test_a_block_is_that_of_pytorch)),
+    Mutant("autoregressive", "blocks: log-slope off by 1e-9", "bijectors.block_autoregressive:_through",
+           result(lambda s: s + 1e-9), test_autoregressive.test_block_networks_return, BOTH),
+    Mutant("images", "an exponential without its last terms", "bijectors.linear:exponential_terms",
+           result(lambda count: count - 8),
+           in_both(test_images.test_the_convolution_exponential_is_that_of_a_matrix), BOTH),
     # planar, radial, Sylvester
     Mutant("planar", "log-det", P + "_log_det", result(lambda s: s * (1 + 1e-9)),
            consistent(arch("Planar", dim=3), 3)),

@@ -20,6 +20,7 @@ from flow_bridge.importers import (
     flowjax,
     freia,
     import_flow,
+    import_state,
     networks,
     nflows,
     normflows,
@@ -393,6 +394,33 @@ def test_errors_in_the_importers_are_found(mutant: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(owner, name, value)
     with pytest.raises(ConversionError):
         torch_flows.import_flow(model)
+
+
+@pytest.mark.parametrize("spline", ["Linear", "Quadratic", "Cubic", "RationalQuadratic"])
+def test_states_tell_splines_once_their_kind_is_stated(spline: str) -> None:
+    transforms = pytest.importorskip("nflows.transforms")
+    from nflows import distributions, flows
+    from nflows.nn.nets import ResidualNet
+
+    box = {"num_bins": 5, "tails": "linear", "tail_bound": 2.5}
+    start = f"Piecewise{spline}"
+    net = functools.partial(ResidualNet, hidden_features=5, num_blocks=1)
+    given = {"apply_unconditional_transform": True, **box}
+    layers = [
+        getattr(transforms, f"{start}CouplingTransform")(torch.tensor([1, 0, 1]), net, **given),
+        getattr(transforms, f"{start}CDF")([3], **box),
+    ]
+    if "Quadratic" in spline:
+        made = getattr(transforms, f"Masked{start}AutoregressiveTransform")
+        layers.append(made(features=3, hidden_features=5, **box))
+    base = distributions.StandardNormal([3])
+    model = perturbed(flows.Flow(transforms.CompositeTransform(layers), base))
+    kind = {"RationalQuadratic": "rational_quadratic"}.get(spline, spline.lower())
+    found = import_state("nflows", model.state_dict(), spline=kind, tail_bound=2.5)
+    expected = import_flow(model)
+    assert found.architecture == expected.architecture
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array, name)
 
 
 def of_zuko(dim: int, context_dim: int) -> Iterator[Any]:

@@ -167,6 +167,37 @@ def rotation(weight: np.ndarray) -> Part:
     return part("Rotation", {"vectors": vectors}, dim=dim)
 
 
+def block_network(
+    layers: Sequence[tuple[np.ndarray, np.ndarray]],
+    dim: int,
+    leak: float,
+    where: str,
+    context_weight: np.ndarray | None = None,
+    gate: float | None = None,
+) -> Part:
+    """``BlockAutoregressive`` of weights ``(out, in)``, whose blocks are lower triangular, and biases."""
+    arrays: dict[str, Any] = {}
+    widths = []
+    for i, (weight, bias) in enumerate(layers):
+        blocks = weight.reshape(dim, len(bias) // dim, dim, -1)
+        own = np.stack([blocks[j, :, j] for j in range(dim)])
+        above = np.triu(np.ones((dim, dim), bool), 1)
+        if not (own > 0).all() or blocks.swapaxes(1, 2)[above].any():
+            raise UnsupportedModel(
+                f"{where} has no counterpart unless its blocks are lower triangular and above 0 on the "
+                "diagonal."
+            )
+        arrays |= {f"diagonal_{i}": np.log(own), f"weight_{i}": weight, f"bias_{i}": bias}
+        widths.append(len(bias) // dim)
+    options = {"dim": dim, "hidden_dims": widths[:-1], "leak": leak, "gate": gate is not None}
+    if context_weight is not None:
+        arrays["context_weight"] = context_weight
+        options["context_dim"] = context_weight.shape[1]
+    if gate is not None:
+        arrays["raw_gate"] = np.array(gate)
+    return part("BlockAutoregressive", arrays, **options)
+
+
 def affine(scale: np.ndarray, shift: np.ndarray, where: str) -> Part:
     """z = scale x + shift."""
     if not (scale > 0).all():

@@ -92,8 +92,6 @@ class Checkerboard:
 class Coupling(Conditioned):
     """z_free = map(x_free; parameters(x_fixed)); log|det| is the sum of the logs of the map's slopes.
 
-    A chain of couplings of the same parts hands these on, without putting x together in between.
-
     Args:
         dim: number of dimensions, at least 2; or the shape (channels, height, width) of images, of
             which height and width may be ``None``, for any.
