@@ -162,7 +162,7 @@ class NoisyLikelihood(NegativeLogLikelihood):
     def draw(
         self, flow: Flow, generator: np.random.Generator, num_rows: int
     ) -> tuple[np.ndarray, ...]:
-        return (generator.standard_normal((num_rows, *flow.event_shape)),)
+        return (generator.standard_normal((num_rows, *map(checks.known, flow.event_shape))),)
 
     def __call__(
         self,

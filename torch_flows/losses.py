@@ -123,7 +123,7 @@ class NoisyLikelihood(NegativeLogLikelihood):
     def draw(
         self, flow: Flow, generator: np.random.Generator, num_rows: int
     ) -> tuple[np.ndarray, ...]:
-        return (generator.standard_normal((num_rows, *flow.event_shape)),)
+        return (generator.standard_normal((num_rows, *map(checks.known, flow.event_shape))),)
 
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
         return super().__call__(flow, x + self.sigma * noise[0], context)
