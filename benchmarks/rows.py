@@ -118,6 +118,23 @@ def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, bat
     return Row(name, "residual", dim, hidden_dims, layers, batch, options=options)
 
 
+def monotone(model: str, **options: Any) -> Row:
+    """A flow whose univariate map has no closed inverse, or a library's own of the kind, as it builds it.
+
+    Sizes differ where the maps do: each library has its own for a name.
+    """
+    return Row(
+        f"{model}-8",
+        model,
+        8,
+        (64, 64),
+        3,
+        256,
+        options={"own_sizes": True} | options,
+        tolerance=1e-2,
+    )
+
+
 ROWS = {
     row.name: row
     for row in (
@@ -128,6 +145,8 @@ ROWS = {
         continuous("continuous-8", 8, (64, 64), 512),
         residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
+        *(monotone(model) for model in ("sospf", "naf", "unaf", "bpf", "bnaf")),
+        monotone("gf", growth=0.2),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
         *(
             imported(library, width, layers, num_samples)
