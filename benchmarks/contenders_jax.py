@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -171,8 +172,31 @@ class Twinflows(Contender):
         self.init(Flow(bijector, StandardNormal(row.dim)))
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
 
+    matching = continuous
+
+    def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
+        if self.row.model != "matching":
+            return super().train_step(params, opt_state, x)
+        from jax_flows import FlowMatching
+
+        loss = FlowMatching()
+
+        def mean(params: Any) -> Array:
+            return loss(self.flow, self.variables(params), x, None, *self.noise).mean()
+
+        updates, opt_state = self.optimizer.update(jax.grad(mean)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    @property
+    def noise(self) -> list[Array]:
+        """What the loss draws; ``fit`` does so on the host, before the step."""
+        from jax_flows import FlowMatching
+
+        drawn = FlowMatching().draw(self.flow, np.random.default_rng(0), self.row.batch)
+        return [jnp.asarray(array, self.x.dtype) for array in drawn]
+
     def evaluations(self) -> int | None:
-        if self.row.model != "continuous":
+        if self.row.model not in ("continuous", "matching"):
             return None
         bijector = {"params": self.params["bijector"]}
         return int(self.flow.bijector.count_evaluations(bijector, self.x))
@@ -516,6 +540,8 @@ class Diffrax(Contender):
     def continuous(self, row: Row) -> None:
         layers = init_mlp(jax.random.key(0), row.dim + 1, row.hidden_dims, row.dim)
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, layers)
+
+    matching = continuous
 
     def solve(self, params: Any, x: Array, log_det: Array | None, start: float) -> Any:
         import diffrax

@@ -1,6 +1,6 @@
 """What is measured: one row per model, the same for every contender."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -109,6 +109,20 @@ def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) ->
     return Row(name, "continuous", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
 
 
+def matching(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
+    """The model of ``continuous``; the training step is that of flow matching, for those that have it.
+
+    The others take their step of maximum likelihood.
+    """
+    return replace(continuous(name, dim, hidden_dims, batch), model="matching")
+
+
+def exact(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int, hollow: bool) -> Row:
+    """The exact density by two steps of the classical method, the trace in closed form or by a loop."""
+    options = {"growth": 1.0, "hollow": hollow, "num_steps": 2}
+    return Row(name, "exact", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
+
+
 def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
     """Invertible residual blocks with the exact log-determinant, Lipschitz constant 0.9.
 
@@ -143,6 +157,9 @@ ROWS = {
         spline("spline-8", 8, (128, 128), 6, 1024, 8),
         continuous("continuous-2", 2, (64, 64), 512),
         continuous("continuous-8", 8, (64, 64), 512),
+        matching("matching-8", 8, (64, 64), 512),
+        exact("exact-256", 256, (256, 256), 64, False),
+        exact("exact-256-hollow", 256, (256, 256), 64, True),
         residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
         *(monotone(model) for model in ("sospf", "naf", "unaf", "bpf", "bnaf")),

@@ -73,7 +73,7 @@ from jax_flows.distributions import (
 )
 from jax_flows.export import export, fixed_grid
 from jax_flows.flows import Flow, pullback, standardized
-from jax_flows.images import dequantize, quantize
+from jax_flows.images import denoise, dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
     AnnealedBootstrap,
@@ -82,6 +82,7 @@ from jax_flows.losses import (
     ImportanceWeighted,
     Loss,
     NegativeLogLikelihood,
+    NoisyLikelihood,
     OptimalTransportFlowMatching,
     Reflow,
     ReverseKL,
@@ -193,6 +194,7 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NoisyLikelihood",
     "NormalClip",
     "NormalMixtureMap",
     "OptimalTransportFlowMatching",
@@ -241,6 +243,7 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "cylinder_from_sphere",
+    "denoise",
     "dequantize",
     "energies",
     "exponential_decay",
