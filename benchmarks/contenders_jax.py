@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -171,8 +172,31 @@ class Twinflows(Contender):
         self.init(Flow(bijector, StandardNormal(row.dim)))
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
 
+    matching = continuous
+
+    def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
+        if self.row.model != "matching":
+            return super().train_step(params, opt_state, x)
+        from jax_flows import FlowMatching
+
+        loss = FlowMatching()
+
+        def mean(params: Any) -> Array:
+            return loss(self.flow, self.variables(params), x, None, *self.noise).mean()
+
+        updates, opt_state = self.optimizer.update(jax.grad(mean)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    @property
+    def noise(self) -> list[Array]:
+        """What the loss draws; ``fit`` does so on the host, before the step."""
+        from jax_flows import FlowMatching
+
+        drawn = FlowMatching().draw(self.flow, np.random.default_rng(0), self.row.batch)
+        return [jnp.asarray(array, self.x.dtype) for array in drawn]
+
     def evaluations(self) -> int | None:
-        if self.row.model != "continuous":
+        if self.row.model not in ("continuous", "matching"):
             return None
         bijector = {"params": self.params["bijector"]}
         return int(self.flow.bijector.count_evaluations(bijector, self.x))
@@ -200,6 +224,47 @@ class Twinflows(Contender):
 
         self.flow, variables = import_flow(Flowjax.build_maf(row))
         self.params, self.batch_stats = variables["params"], variables["batch_stats"]
+
+    def sospf(self, row: Row) -> None:
+        from jax_flows import SumOfSquaresMap
+
+        self.masked(row, SumOfSquaresMap(4, 3, 10.0, outside="polynomial"))
+
+    def gf(self, row: Row) -> None:
+        from jax_flows import Chain, Elementwise, Flow, NormalMixtureMap, Rotation, StandardNormal
+
+        layers = [Elementwise(row.dim, NormalMixtureMap()), Rotation(row.dim)] * row.layers
+        self.init(Flow(Chain(tuple(layers[:-1])), StandardNormal(row.dim)))
+
+    def naf(self, row: Row) -> None:
+        from jax_flows import NAF
+
+        self.init(NAF(row.dim, row.hidden_dims, row.layers, activation="relu"))
+
+    def unaf(self, row: Row) -> None:
+        from jax_flows import IntegratedNetworkMap
+
+        self.masked(row, IntegratedNetworkMap())
+
+    def bpf(self, row: Row) -> None:
+        from jax_flows import BernsteinMap
+
+        self.masked(row, BernsteinMap(16))
+
+    def bnaf(self, row: Row) -> None:
+        from jax_flows import import_flow
+
+        self.flow, variables = import_flow(Flowjax.build_bnaf(row), check=False)
+        self.params, self.batch_stats = variables["params"], variables.get("batch_stats", {})
+
+    def masked(self, row: Row, map: Any) -> None:
+        """Masked autoregressive maps, their orders reversed by turns."""
+        from jax_flows import MLP, Chain, Flow, MaskedAutoregressive, Network, StandardNormal
+
+        network = Network(MLP, hidden_dims=row.hidden_dims, activation="relu")
+        orders = [(None, "reverse")[i % 2] for i in range(row.layers)]
+        layers = [MaskedAutoregressive(row.dim, map, network, order) for order in orders]
+        self.init(Flow(Chain(tuple(layers)), StandardNormal(row.dim)))
 
     def glow(self, row: Row) -> None:
         from jax_flows import Glow
@@ -281,6 +346,19 @@ class Flowjax(Contender):
         self.partition(self.build_maf(row))
 
     maf_of_flowjax = maf
+
+    @staticmethod
+    def build_bnaf(row: Row) -> Any:
+        from flowjax.distributions import StandardNormal
+        from flowjax.flows import block_neural_autoregressive_flow
+
+        base = StandardNormal(row.event_shape)
+        return block_neural_autoregressive_flow(
+            jax.random.key(0), base_dist=base, flow_layers=row.layers
+        )
+
+    def bnaf(self, row: Row) -> None:
+        self.partition(self.build_bnaf(row))
 
     def partition(self, flow: Any) -> None:
         """Trainable arrays apart from everything else, as flowjax's own training loop does."""
@@ -462,6 +540,8 @@ class Diffrax(Contender):
     def continuous(self, row: Row) -> None:
         layers = init_mlp(jax.random.key(0), row.dim + 1, row.hidden_dims, row.dim)
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, layers)
+
+    matching = continuous
 
     def solve(self, params: Any, x: Array, log_det: Array | None, start: float) -> Any:
         import diffrax

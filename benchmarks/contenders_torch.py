@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +93,7 @@ class Contender:
 
     def evaluations(self) -> int | None:
         """How often ``log_prob`` evaluates the network of a differential equation."""
-        if self.row.model != "continuous":
+        if self.row.model not in ("continuous", "matching"):
             return None
         count = 0
 
@@ -180,8 +181,31 @@ class Twinflows(Contender):
         )
         return grown(Flow(bijector, StandardNormal(row.dim)), row)
 
+    matching = continuous
+
+    def exact(self: Any, row: Row) -> nn.Module:
+        from torch_flows import HollowMLP, Network, NeuralODE
+
+        num_steps = row.options["num_steps"]
+        given: dict[str, Any] = {"solver": "rk4", "num_steps": num_steps}
+        if row.options["hollow"]:
+            given["conditioner"] = Network(HollowMLP, hidden_dims=row.hidden_dims)
+        return NeuralODE(row.dim, row.hidden_dims, **given)
+
+    def train_step(self, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        if self.row.model != "matching":
+            return super().train_step(x, optimizer)
+        from torch_flows import FlowMatching
+
+        loss = FlowMatching()
+        drawn = loss.draw(self.flow, np.random.default_rng(0), len(x))  # on the host, as fit does
+        noise = [torch.from_numpy(array).to(x) for array in drawn]
+        optimizer.zero_grad()
+        loss(self.flow, x, None, *noise).mean().backward()
+        optimizer.step()
+
     def evaluations(self) -> int | None:
-        if self.row.model != "continuous":
+        if self.row.model not in ("continuous", "matching"):
             return None
         return self.flow.bijector.count_evaluations(self.x)
 
@@ -211,6 +235,46 @@ class Twinflows(Contender):
         from torch_flows import import_flow
 
         return import_flow(Nflows.maf(self, row))
+
+    def sospf(self, row: Row) -> nn.Module:
+        from torch_flows import import_flow
+
+        return import_flow(Zuko.sospf(self, row), check=False)
+
+    def gf(self, row: Row) -> nn.Module:
+        from torch_flows import import_flow
+
+        return import_flow(Zuko.gf(self, row), check=False)
+
+    def naf(self, row: Row) -> nn.Module:
+        from torch_flows import NAF
+
+        return NAF(row.dim, row.hidden_dims, row.layers, activation="relu")
+
+    def unaf(self, row: Row) -> nn.Module:
+        from torch_flows import IntegratedNetworkMap
+
+        return self.masked(row, IntegratedNetworkMap())
+
+    def bpf(self, row: Row) -> nn.Module:
+        from torch_flows import BernsteinMap
+
+        return self.masked(row, BernsteinMap(16))
+
+    def bnaf(self, row: Row) -> nn.Module:
+        from torch_flows import BNAF
+
+        return BNAF(row.dim, (8,), row.layers)
+
+    @staticmethod
+    def masked(row: Row, map: Any) -> nn.Module:
+        """Masked autoregressive maps, their orders reversed by turns."""
+        from torch_flows import MLP, Chain, Flow, MaskedAutoregressive, Network, StandardNormal
+
+        network = Network(MLP, hidden_dims=row.hidden_dims, activation="relu")
+        orders = [(None, "reverse")[i % 2] for i in range(row.layers)]
+        layers = [MaskedAutoregressive(row.dim, map, network, order) for order in orders]
+        return Flow(Chain(layers), StandardNormal(row.dim))
 
     def glow(self, row: Row) -> nn.Module:
         from torch_flows import Glow
@@ -265,6 +329,8 @@ class Zuko(Contender):
         )
         return grown(flow, row)
 
+    matching = continuous
+
     def velocity(self) -> nn.Module:
         from zuko.nn import MLP
 
@@ -277,6 +343,31 @@ class Zuko(Contender):
 
     maf_of_zuko = maf
 
+    def sospf(self: Any, row: Row) -> nn.Module:
+        from zuko.flows import SOSPF
+
+        return SOSPF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def gf(self: Any, row: Row) -> nn.Module:
+        from zuko.flows import GF
+
+        return grown(GF(row.dim, transforms=row.layers), row)
+
+    def naf(self, row: Row) -> nn.Module:
+        from zuko.flows import NAF
+
+        return NAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def unaf(self, row: Row) -> nn.Module:
+        from zuko.flows import UNAF
+
+        return UNAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def bpf(self, row: Row) -> nn.Module:
+        from zuko.flows import BPF
+
+        return BPF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
     def log_prob(self, x: Tensor) -> Tensor:
         return self.flow().log_prob(x)
 
@@ -285,7 +376,10 @@ class Zuko(Contender):
 
     def inverse(self, z: Tensor) -> Tensor:
         inverse = self.flow().transform.inv
-        if self.row.model == "continuous":  # with the log-determinant, which the others compute too
+        if self.row.model in (
+            "continuous",
+            "matching",
+        ):  # with the log-determinant, which the others compute too
             return inverse.call_and_ladj(z)[0]
         return inverse(z)
 
@@ -555,6 +649,8 @@ class Torchflows(Contender):
         )
         return grown(Flow(bijection), row)
 
+    matching = continuous
+
     def velocity(self) -> nn.Module:
         return self.flow.bijection.f
 
@@ -569,6 +665,77 @@ class Torchflows(Contender):
         with torch.no_grad():
             round_trip = (self.inverse(self.forward(self.x)) - self.x).abs().max().item()
         return round_trip, 0.0
+
+
+class TorchCFM(Contender):
+    """The loop of torchcfm's examples, written out: the package itself has no density and pins old ones."""
+
+    name, requires = "torchcfm's loop", "torch"
+
+    def matching(self, row: Row) -> nn.Module:
+        width_in = row.dim + 1
+        return nn.Sequential(
+            *(
+                layer if isinstance(layer, nn.Linear) else nn.Tanh()
+                for layer in mlp(width_in, row.hidden_dims, row.dim)
+            )
+        )
+
+    def train_step(self, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        noise = torch.randn_like(x)
+        t = torch.rand(len(x)).type_as(x)[:, None]
+        point = t * x + (1 - t) * noise + 0.0 * torch.randn_like(x)
+        velocity = self.flow(torch.cat([point, t], -1))
+        torch.mean((velocity - (x - noise)) ** 2).backward()
+        optimizer.step()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, num_samples: int) -> Tensor:
+        raise NotImplementedError
+
+    def evaluations(self) -> int | None:
+        return None
+
+    def check(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+class Loop(Contender):
+    """Our own field and solver, its trace from one vector-Jacobian product for each dimension."""
+
+    name, requires = "loop", "torch_flows"
+    exact = Twinflows.exact
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        bijector, steps = self.flow.bijector, self.row.options["num_steps"]
+
+        def rate(t: float, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                velocity = bijector.velocity(x, t)
+                slopes = [
+                    torch.autograd.grad(velocity[:, i].sum(), x, retain_graph=True)[0][:, i]
+                    for i in range(x.shape[1])
+                ]
+            return torch.cat([velocity.detach(), sum(slopes)[:, None]], -1)
+
+        state, h = torch.cat([x, torch.zeros_like(x[:, :1])], -1), 1 / steps
+        for i in range(steps):
+            k1 = rate(i * h, state[:, :-1])
+            k2 = rate((i + 0.5) * h, (state + h / 2 * k1)[:, :-1])
+            k3 = rate((i + 0.5) * h, (state + h / 2 * k2)[:, :-1])
+            k4 = rate((i + 1) * h, (state + h * k3)[:, :-1])
+            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return self.flow.base.log_prob(state[:, :-1]) + state[:, -1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.forward(x)[0]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow.inverse(z)[0]
 
 
 class Floor:
@@ -599,4 +766,4 @@ class Floor:
         return self.train if op.startswith("train") else self.forward
 
 
-CONTENDERS = (Twinflows, FrEIA, Nflows, Normflows, Torchflows, Zuko)
+CONTENDERS = (Twinflows, FrEIA, Nflows, Normflows, TorchCFM, Torchflows, Zuko, Loop)

@@ -1,6 +1,6 @@
 """What is measured: one row per model, the same for every contender."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -109,6 +109,20 @@ def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) ->
     return Row(name, "continuous", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
 
 
+def matching(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
+    """The model of ``continuous``; the training step is that of flow matching, for those that have it.
+
+    The others take their step of maximum likelihood.
+    """
+    return replace(continuous(name, dim, hidden_dims, batch), model="matching")
+
+
+def exact(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int, hollow: bool) -> Row:
+    """The exact density by two steps of the classical method, the trace in closed form or by a loop."""
+    options = {"growth": 1.0, "hollow": hollow, "num_steps": 2}
+    return Row(name, "exact", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
+
+
 def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
     """Invertible residual blocks with the exact log-determinant, Lipschitz constant 0.9.
 
@@ -116,6 +130,16 @@ def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, bat
     """
     options = {"growth": 3.0}
     return Row(name, "residual", dim, hidden_dims, layers, batch, options=options)
+
+
+def monotone(model: str, **options: Any) -> Row:
+    """A flow whose univariate map has no closed inverse, or a library's own of the kind, as it builds it.
+
+    Sizes differ where the maps do: each library has its own for a name.
+    """
+    options = {"own_sizes": True} | options
+    # flowjax's search for an inverse is off by 0.015
+    return Row(f"{model}-8", model, 8, (64, 64), 3, 256, options=options, tolerance=0.03)
 
 
 ROWS = {
@@ -126,8 +150,13 @@ ROWS = {
         spline("spline-8", 8, (128, 128), 6, 1024, 8),
         continuous("continuous-2", 2, (64, 64), 512),
         continuous("continuous-8", 8, (64, 64), 512),
+        matching("matching-8", 8, (64, 64), 512),
+        exact("exact-256", 256, (256, 256), 64, False),
+        exact("exact-256-hollow", 256, (256, 256), 64, True),
         residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
+        *(monotone(model) for model in ("sospf", "naf", "unaf", "bpf", "bnaf")),
+        monotone("gf", growth=0.2),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
         *(
             imported(library, width, layers, num_samples)

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
 
 from flow_bridge import checks
-from flow_bridge.architecture import count_construction
+from flow_bridge.architecture import count_construction, count_entries
 from flow_bridge.masks import CHECKERBOARDS, Mask, random_permutation
 
 EXPANSION = 4
@@ -17,15 +21,126 @@ SWEEP_TOLERANCE = 16.0
 """By how many units in the last place of 1 + |x| a sweep may still move what is called solved."""
 
 
-def check_transformer(
-    owner: str, hidden_dim: int, num_blocks: int, num_heads: int, context_dim: int
-) -> None:
-    """Check the numbers of a stack of attention blocks."""
-    checks.positive_int(owner, hidden_dim=hidden_dim, num_blocks=num_blocks, num_heads=num_heads)
-    checks.non_negative_int(owner, context_dim=context_dim)
-    checks.divisible(owner, num_heads, hidden_dim=hidden_dim)
-    checks.regularization(owner, "layer_norm", 0.0, [hidden_dim])
-    count_construction(6 * num_blocks + 2)
+ROTARY_BASE = 1e4
+"""By how much slower the last pair of rotary positions turns than the first."""
+
+CONTEXTS = ("add", "prefix", "cross")
+"""How a context enters a transformer."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The arguments that all transformers have, of these names."""
+
+    hidden_dim: int
+    num_blocks: int
+    num_heads: int
+    activation: str = "gelu"
+    context_dim: int = 0
+    initial_scale: float = 0.0
+    rotary: bool = False
+    qk_norm: bool = False
+    gated: bool = False
+    context: str = "add"
+    context_tokens: int = 1
+    checkpointing: bool = False
+
+    @classmethod
+    def of(cls, owner: Any) -> "Blocks":
+        """Those of an object with such attributes."""
+        return cls(**{field.name: getattr(owner, field.name) for field in fields(cls)})
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_dim // self.num_heads
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the tokens attend to the context apart from each other."""
+        return self.context_dim > 0 and self.context == "cross"
+
+    @property
+    def num_prefix(self) -> int:
+        """How many tokens of the context stand before the others."""
+        return self.context_tokens if self.context_dim and self.context == "prefix" else 0
+
+    def check(self, owner: str, activations: Any) -> None:
+        """Raise ``ValueError`` for what makes no transformer."""
+        sizes = {name: getattr(self, name) for name in ("hidden_dim", "num_blocks", "num_heads")}
+        checks.positive_int(owner, **sizes, context_tokens=self.context_tokens)
+        checks.non_negative_int(owner, context_dim=self.context_dim)
+        checks.divisible(owner, self.num_heads, hidden_dim=self.hidden_dim)
+        checks.regularization(owner, "layer_norm", 0.0, [self.hidden_dim])
+        checks.one_of(owner, "activation", self.activation, activations)
+        checks.non_negative_number(owner, initial_scale=self.initial_scale)
+        flags = ("rotary", "qk_norm", "gated", "checkpointing")
+        checks.boolean(owner, **{name: getattr(self, name) for name in flags})
+        checks.one_of(owner, "context", self.context, CONTEXTS)
+        checks.divisible(owner, self.context_tokens, context_dim=self.context_dim)
+        if self.context == "add" and self.context_tokens > 1:
+            raise ValueError(f"{owner} adds a context of one token, got {self.context_tokens}.")
+        if self.rotary and self.head_dim % 2:
+            raise ValueError(
+                f"{owner} turns pairs: rotary needs heads of even width, got {self.head_dim}."
+            )
+        count_construction((6 + 4 * self.crosses) * self.num_blocks + 2)
+
+    def turns(self, num_tokens: int) -> np.ndarray:
+        """The cosines and sines of the places of all tokens and pairs, ``(2, places, head_dim / 2)``."""
+        places, pairs = self.num_prefix + num_tokens, self.head_dim // 2
+        count_entries(2 * places * pairs)
+        angles = np.arange(places)[:, None] * ROTARY_BASE ** (-np.arange(pairs) / pairs)
+        return np.stack([np.cos(angles), np.sin(angles)])
+
+
+Guidance = float | tuple[float, float] | None
+
+
+def guidance_weights(
+    owner: str, guidance: Guidance, num_tokens: int, context_dim: int
+) -> list[float] | None:
+    """The weight of every token, in the order of generation."""
+    if guidance is None:
+        return None
+    ends = [guidance] * 2 if isinstance(guidance, int | float) else list(guidance)
+    if len(ends) != 2:
+        raise ValueError(f"{owner} expects guidance as a weight or as two, got {guidance!r}.")
+    checks.non_negative_number(owner, guidance=ends[0])
+    checks.non_negative_number(owner, guidance=ends[1])
+    if not context_dim or context_dim % 2:
+        raise ValueError(
+            f"{owner} with guidance takes two contexts side by side: context_dim must be even, "
+            f"got {context_dim}."
+        )
+    count_entries(num_tokens)
+    return np.linspace(ends[0], ends[1], num_tokens).tolist()
+
+
+def guided_architecture(owner: str, architecture: Any, guidance: Guidance) -> Any:
+    """An architecture whose transformers are guided, and in which a chain's context is two."""
+    guided = 0
+
+    def change(part: Any) -> Any:
+        nonlocal guided
+        if isinstance(part, list | tuple):
+            return [change(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        part = {name: change(value) for name, value in part.items()}
+        if part["type"] in ("TransformerAutoregressive", "TarFlow"):
+            guided += 1
+            if part["guidance"] is not None or not part["context_dim"]:
+                raise ValueError(
+                    f"{owner} expects transformers with a context and without guidance."
+                )
+            part |= {"guidance": guidance, "context_dim": 2 * part["context_dim"]}
+        return part
+
+    changed = change(architecture)
+    if not guided:
+        raise ValueError(f"{owner} expects a flow of transformers with a context.")
+    return changed
 
 
 def num_tokens(owner: str, dim: int, token_dim: int) -> int:
@@ -33,6 +148,18 @@ def num_tokens(owner: str, dim: int, token_dim: int) -> int:
     checks.positive_int(owner, dim=dim, token_dim=token_dim)
     checks.divisible(owner, token_dim, dim=dim)
     return dim // token_dim
+
+
+def depths(owner: str, num_blocks: int | Sequence[int], num_layers: int) -> list[int]:
+    """How many blocks each transformer has."""
+    if isinstance(num_blocks, int):
+        return [num_blocks] * num_layers
+    if len(num_blocks) != num_layers:
+        raise ValueError(
+            f"{owner} expects num_blocks as a number or as {num_layers} numbers, one for each layer, "
+            f"got {len(num_blocks)}."
+        )
+    return list(num_blocks)
 
 
 def shape_of(owner: str, shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -58,9 +185,10 @@ def tokens_of(
     return math.prod(image), image[0] * patch_size**2, image
 
 
-def check_pixels(num_tokens: int, size: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless an image has one pixel for each token."""
-    if math.prod(size) != num_tokens:
+def check_pixels(num_tokens: int, size: Sequence[int | None]) -> None:
+    """Raise ``ValueError`` if an image of a known size has not one pixel for each token."""
+    known = [side for side in size if side is not None]
+    if len(known) == len(size) and math.prod(known) != num_tokens:
         raise ValueError(
             f"ImageTransformer of num_tokens={num_tokens} expects as many pixels, got "
             f"{' x '.join(map(str, size))}."

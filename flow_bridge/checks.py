@@ -72,6 +72,22 @@ def hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden_dims)
 
 
+def odd(owner: str, **values: int) -> None:
+    """Raise ``ValueError`` unless all are odd integers above 0."""
+    positive_int(owner, **values)
+    for name, value in values.items():
+        if not value % 2:
+            raise ValueError(f"{owner} expects {name} to be odd, got {value}.")
+
+
+def some_hidden_widths(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
+    """``hidden_dims`` as ``hidden_widths`` gives them, of one layer at least."""
+    widths = hidden_widths(owner, hidden_dims)
+    if not widths:
+        raise ValueError(f"{owner} expects hidden_dims of one layer at least, got {widths}.")
+    return widths
+
+
 def perceptron(
     owner: str, hidden_dims: Sequence[int], context: str, context_dim: int
 ) -> tuple[int, ...]:
@@ -574,6 +590,14 @@ def initial_scale(owner: str, value: float, conditioner: Any, default: float = 1
         raise ValueError(
             f"{owner} got an initial_scale and a conditioner: give it to that, as in "
             "Network(MLP, initial_scale=0.1)."
+        )
+
+
+def map_alone(owner: str, scale: str | None, bound: float, offset: float | None) -> None:
+    """Raise ``ValueError`` for options of an affine map where another one is given."""
+    if (scale, bound, offset) != ("tanh", 1.0, None):
+        raise ValueError(
+            f"{owner} got a map and a scale, bound or offset, which are of the map that it replaces."
         )
 
 

@@ -48,8 +48,26 @@ def solver_message() -> str:
     """What a solver that chooses its steps on the host says."""
     return (
         "solver 'dopri5' chooses its steps on the host and cannot be exported from PyTorch: build "
-        "the flow with solver='rk4' and enough num_steps, and load the same weights into it."
+        "the flow with solver='rk4' and enough num_steps and load the same weights into it, or take its "
+        "steps from a run with fixed_grid(flow, x)."
     )
+
+
+def field_message() -> str:
+    """What a field says whose rates PyTorch's exporter does not follow."""
+    return (
+        "ContinuousBijector with a conditioner or circular columns differentiates a network in its rates, "
+        "which torch.export does not follow: export it from JAX."
+    )
+
+
+def no_solver(owner: str, found: bool) -> str:
+    """What ``fixed_grid`` says to a flow that it cannot change, and whether it has a solver at all."""
+    if found:
+        return (
+            f"{owner} fixes solvers that are a flow's bijector or stand in its chain, not deeper."
+        )
+    return f"{owner} expects a flow with a ContinuousBijector of solver 'dopri5', and found none."
 
 
 def onnx_dtype_message(dtype: str) -> str:

@@ -42,6 +42,15 @@ def log_slope(alpha: float) -> float:
     return math.log1p(-2 * alpha)
 
 
+def exponential_terms(bound: float, eps: float) -> int:
+    """How many powers of a matrix of norm ``bound`` its exponential needs, for a rest below rounding."""
+    rest, count = bound, 1
+    while rest * 2 > eps:
+        count += 1
+        rest *= bound / count
+    return count
+
+
 def bits_per_dimension(log_prob: T, event_shape: int | Sequence[int], num_levels: int = 1) -> T:
     """Bits per dimension of quantised data: -log_prob / (D log 2) + log2(num_levels).
 

@@ -1,5 +1,9 @@
 """What the losses of continuous flows share: paths, times, and the matching of a minibatch."""
 
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from flow_bridge import checks
@@ -21,6 +25,53 @@ def check_matching(owner: str, path: str, sigma: float, times: str) -> None:
         raise ValueError(f"{owner} has sigma with the other paths only, not {path!r}.")
     if path == "lipman" and sigma >= 1:
         raise ValueError(f"{owner} expects sigma below 1 with the path 'lipman', got {sigma!r}.")
+
+
+def check_circle(owner: str, path: str, circular: Sequence[int]) -> None:
+    """Raise ``ValueError`` for a path that shrinks angles."""
+    if circular and path in ("lipman", "variance_preserving"):
+        raise ValueError(
+            f"{owner} has no path {path!r} for circular columns, which cannot shrink: take 'rectified'."
+        )
+
+
+def host_pairs(owner: str, x: Any, z: Any, context: Any) -> list[np.ndarray]:
+    """x, z and the context if there is one, on the host; ``ValueError`` unless they are rows of pairs."""
+    given = [array for array in (x, z, context) if array is not None]
+    arrays = [np.asarray(a.numpy(force=True) if hasattr(a, "detach") else a) for a in given]
+    counts = {len(array) if array.ndim > 1 else 0 for array in arrays}
+    if len(counts) > 1 or not min(counts):
+        shapes = [array.shape for array in arrays]
+        raise ValueError(
+            f"{owner} expects x, z and a context of as many rows, got shapes {shapes}."
+        )
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{owner} got a NaN or an infinity.")
+    return arrays
+
+
+def check_pairs(
+    owner: str, shapes: tuple[tuple[int, ...], tuple[int, ...], int | None], flow: Any
+) -> None:
+    """Raise ``ValueError`` unless pairs are those of a flow: shapes of x and z, width of the context."""
+    expected = tuple(flow.event_shape), tuple(flow.latent_shape), flow.context_dim or None
+    if shapes != expected:
+        raise ValueError(
+            f"{owner} expects x, z and a context of widths {expected} for this flow, got {shapes}."
+        )
+
+
+def draws_its_own(owner: str) -> str:
+    """What a loss says to data that it would not look at."""
+    return f"{owner} holds its own x and z: fit(flow, None, loss=..., num_steps=...)."
+
+
+def digest(*arrays: np.ndarray | None) -> str:
+    """A hash of arrays."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 def needs_continuous(owner: str, bijector: str) -> str:

@@ -210,6 +210,34 @@ def check_monotone(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
+INTEGRAND_LOG = 7.0
+"""The log of what an ``IntegratedNetworkMap`` integrates stays within this of 0, as in zuko."""
+
+
+def check_integrand(
+    owner: str, hidden_dims: Sequence[int], bound: float, num_intervals: int
+) -> tuple[int, ...]:
+    """The widths of the network that an ``IntegratedNetworkMap`` integrates."""
+    check_box(owner, -bound, bound)
+    checks.positive_int(owner, num_intervals=num_intervals)
+    return checks.hidden_widths(owner, hidden_dims)
+
+
+Starts = list[tuple[list[list[float]], list[float]]]
+
+
+def integrand_starts(widths: Sequence[int], bound: float) -> Starts:
+    """Where weights and biases of its layers start: steps along the interval, and no outputs."""
+    starts, below = [], 1
+    for i, width in enumerate(widths):
+        # steps in turn where there are more units than below
+        weight = [[float(j % below == k) for k in range(below)] for j in range(width)]
+        edges = [bound * (1 - (2 * j + 1) / width) for j in range(width)]
+        starts.append((weight, [0.0] * width if i else edges))
+        below = width
+    return [*starts, ([[0.0] * below], [0.0])]
+
+
 def spread(width: int) -> list[float]:
     """Where the biases of a layer of a monotone network start: one half of the units as the other."""
     if width == 1:

@@ -20,6 +20,7 @@ from jax_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.block_autoregressive import BlockAutoregressive
 from jax_flows.bijectors.blockwise import Blockwise
 from jax_flows.bijectors.continuous import ContinuousBijector
 from jax_flows.bijectors.coupling import (
@@ -38,6 +39,7 @@ from jax_flows.bijectors.elementwise import (
     LeakyReLU,
     LeakyTanh,
     Logit,
+    NormalClip,
     Rescale,
     Sigmoid,
     Softclip,
@@ -45,6 +47,7 @@ from jax_flows.bijectors.elementwise import (
     Tanh,
 )
 from jax_flows.bijectors.linear import (
+    ConvolutionExponential,
     Invertible1x1Conv,
     LULinear,
     Permutation,
@@ -68,9 +71,9 @@ from jax_flows.distributions import (
     Uniform,
     VonMises,
 )
-from jax_flows.export import export
+from jax_flows.export import export, fixed_grid
 from jax_flows.flows import Flow, pullback, standardized
-from jax_flows.images import dequantize, quantize
+from jax_flows.images import denoise, dequantize, quantize
 from jax_flows.importing import import_flow
 from jax_flows.losses import (
     AnnealedBootstrap,
@@ -79,17 +82,19 @@ from jax_flows.losses import (
     ImportanceWeighted,
     Loss,
     NegativeLogLikelihood,
+    NoisyLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
-from jax_flows.models.autoregressive import IAF, MAF, NAF
+from jax_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from jax_flows.models.continuous import FFJORD, NeuralODE
 from jax_flows.models.coupling import NICE, RealNVP
 from jax_flows.models.gaussianization import GaussianizationFlow
 from jax_flows.models.images import Glow
 from jax_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from jax_flows.models.spline import NeuralSplineFlow
-from jax_flows.models.transformer import Jet, TarFlow
+from jax_flows.models.transformer import Jet, TarFlow, guided
 from jax_flows.networks.activations import register_activation
 from jax_flows.networks.attention import ImageTransformer, Transformer
 from jax_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -105,8 +110,8 @@ from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
-from jax_flows.univariate.mixture import LogisticMixtureMap
-from jax_flows.univariate.monotone import MonotoneNetworkMap
+from jax_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from jax_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -119,6 +124,7 @@ from jax_flows.univariate.splines import SplineMap
 from jax_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -137,12 +143,14 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
     "ConvEmbedding",
     "ConvNet",
+    "ConvolutionExponential",
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
@@ -161,6 +169,7 @@ __all__ = [
     "HollowMLP",
     "ImageTransformer",
     "ImportanceWeighted",
+    "IntegratedNetworkMap",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -185,6 +194,9 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NoisyLikelihood",
+    "NormalClip",
+    "NormalMixtureMap",
     "OptimalTransportFlowMatching",
     "Patches",
     "Permutation",
@@ -196,6 +208,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -230,12 +243,15 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "cylinder_from_sphere",
+    "denoise",
     "dequantize",
     "energies",
     "exponential_decay",
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
+    "guided",
     "import_flow",
     "load",
     "pullback",

@@ -42,7 +42,8 @@ def _gelu(x: Array) -> tuple[Array, Array]:
 def _gelu_tanh(x: Array) -> tuple[Array, Array]:
     c = math.sqrt(2 / math.pi)
     share = jax.nn.sigmoid(2 * c * (x + 0.044715 * x * x * x))
-    return x * share, share + 2 * c * x * (1 + 0.134145 * x * x) * share * (1 - share)
+    near = jnp.clip(x, -30, 30)  # the share is 0 or 1 beyond, and x * x may overflow
+    return x * share, share + 2 * c * near * (1 + 0.134145 * near * near) * share * (1 - share)
 
 
 def _sigmoid(x: Array) -> tuple[Array, Array]:

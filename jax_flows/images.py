@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from flow_bridge import checks
+from jax_flows.flows import Flow
+from jax_flows.variables import Variables
 
 
 def dequantize(
@@ -42,3 +44,27 @@ def quantize(x: Array, num_levels: int) -> Array:
     """The level of x on [0, 1]: floor(x * num_levels), kept within 0 and num_levels - 1."""
     checks.positive_int("quantize", num_levels=num_levels)
     return jnp.clip(jnp.floor(x * num_levels), 0, num_levels - 1)
+
+
+def denoise(
+    flow: Flow, variables: Variables, x: Array, sigma: float, context: Array | None = None
+) -> Array:
+    """The mean of what x was before normal noise of standard deviation sigma was added (Tweedie's formula).
+
+    It is x + sigma^2 times the score of the density of noisy x, which a flow trained with
+    ``NoisyLikelihood(sigma)`` has learned; one pass and its gradient.
+
+    Args:
+        flow: the flow.
+        variables: the arrays, from ``init``, ``fit`` or ``load``.
+        x: noisy data or samples, ``(*batch, *event_shape)``.
+        sigma: above 0.
+        context: as for ``Flow.score``.
+
+    Raises:
+        ValueError: for another sigma.
+
+    Reference: Efron (2011), Tweedie's formula and selection bias; Zhai et al. (2024), arXiv:2412.06329.
+    """
+    checks.positive_number("denoise", sigma=sigma)
+    return x + sigma**2 * flow.score(variables, x, context)

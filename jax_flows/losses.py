@@ -14,8 +14,13 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.matching import (
+    check_circle,
     check_matching,
+    check_pairs,
+    digest,
     draw_times,
+    draws_its_own,
+    host_pairs,
     matched,
     needs_continuous,
     needs_plain_space,
@@ -29,6 +34,7 @@ from jax_flows.bijectors.structure import Chain
 from jax_flows.distributions import StandardNormal
 from jax_flows.flows import Flow
 from jax_flows.numerics import sum_event
+from jax_flows.univariate.circular import wrapped
 from jax_flows.variables import Variables
 
 
@@ -130,6 +136,56 @@ class NegativeLogLikelihood(Loss):
 
     def describe(self) -> Any:
         return "negative log-likelihood"
+
+
+@dataclass(frozen=True)
+class NoisyLikelihood(NegativeLogLikelihood):
+    """-log q(x + sigma e) for e standard normal, drawn anew in every step: noise augmentation.
+
+    The flow learns the density of data blurred by noise, for data near thin sets as images are; ``denoise``
+    takes the noise off its samples.
+
+    Args:
+        sigma: above 0.
+
+    Raises:
+        ValueError: for another sigma.
+
+    Reference: Zhai et al. (2024), TarFlow, arXiv:2412.06329.
+    """
+
+    sigma: float = 0.05
+
+    def __post_init__(self) -> None:
+        checks.positive_number("NoisyLikelihood", sigma=self.sigma)
+
+    def draw(
+        self, flow: Flow, generator: np.random.Generator, num_rows: int
+    ) -> tuple[np.ndarray, ...]:
+        return (generator.standard_normal((num_rows, *map(checks.known, flow.event_shape))),)
+
+    def __call__(
+        self,
+        flow: Flow,
+        variables: Variables,
+        x: Any,
+        context: Array | None,
+        *noise: Array,
+    ) -> Array:
+        return super().__call__(flow, variables, x + self.sigma * noise[0], context)
+
+    def call_and_update(
+        self,
+        flow: Flow,
+        variables: Variables,
+        x: Any,
+        context: Array | None,
+        *noise: Array,
+    ) -> tuple[Array, Variables]:
+        return super().call_and_update(flow, variables, x + self.sigma * noise[0], context)
+
+    def describe(self) -> Any:
+        return ["noisy likelihood", self.sigma]
 
 
 @dataclass(frozen=True)
@@ -359,6 +415,9 @@ class FlowMatching(Loss):
     density of ``"lipman"`` is that of data blurred by a normal of that standard deviation; ``"rectified"``
     ends in z blurred too, which the base is not: its density is near that for a small sigma only.
 
+    In ``circular`` columns of the bijector z is the one of its angles that is nearest to x, so that paths
+    go the shorter way round; the base lies on the circle (``Uniform(dim, -pi, pi)``, ``VonMises``).
+
     The smallest loss is no bound of the likelihood: fit again without a loss to polish it. Members of a
     chain before the ``ContinuousBijector`` (``Standardize``) and the base are not trained. The solver and
     the trace play no part.
@@ -373,7 +432,7 @@ class FlowMatching(Loss):
 
     Reference: Lipman et al. (2023), arXiv:2210.02747; Liu et al. (2023), arXiv:2209.03003; Albergo and
     Vanden-Eijnden (2023), arXiv:2209.15571; Tong et al. (2024), arXiv:2302.00482; Esser et al. (2024),
-    arXiv:2403.03206, for the times.
+    arXiv:2403.03206, for the times; Chen and Lipman (2024), arXiv:2302.03660, for angles.
     """
 
     path: str = "rectified"
@@ -387,6 +446,7 @@ class FlowMatching(Loss):
         if not isinstance(_members(flow)[1], ContinuousBijector):
             name = type(flow.bijector).__name__
             raise ValueError(needs_continuous(type(self).__name__, name))
+        check_circle(type(self).__name__, self.path, _members(flow)[1].circular)
 
     def draw(
         self, flow: Flow, generator: np.random.Generator, num_rows: int
@@ -406,24 +466,40 @@ class FlowMatching(Loss):
         *noise: Array,
     ) -> Array:
         condition = None if context is None else flow.embed(variables, context)
-        parts = flow.split(variables)
-        (before, field), own = _members(flow), _split(flow, parts["bijector"])
         given = condition if flow.base.context_dim else None
-        z = flow.base.from_noise(parts["base"], noise[0], given)
+        z = flow.base.from_noise(flow.split(variables)["base"], noise[0], given)
+        return self.errors(flow, variables, x, z, condition, *noise[1:])
+
+    def errors(
+        self,
+        flow: Flow,
+        variables: Variables,
+        x: Array,
+        z: Array,
+        condition: Array | None,
+        t: Array,
+        *noise: Array,
+    ) -> Array:
+        """The loss of the paths from x to z at the times t, given the embedded context."""
+        before, field = _members(flow)
+        own = _split(flow, flow.split(variables)["bijector"])
         for bijector, arrays in zip(before, own, strict=False):
             x, _ = bijector.map_forward(arrays, x, condition if bijector.context_dim else None)
+        if field.circular:
+            near = x + wrapped(z - x, -math.pi, math.pi)
+            z = jnp.where(np.isin(np.arange(field.dim), field.circular), near, z)
         x, z = jax.lax.stop_gradient((x, z))
-        t = noise[1]
-        point, target, factor = self._path(x, z, t[:, None], noise[2:])
+        point, target, factor = self._path(x, z, t[:, None], noise)
         given = condition if field.context_dim else None
-        error = factor * field.velocity(own[-1], point, t, given) - target
+        velocity = field.velocity(own[-1], point, t, given)
+        error = (velocity if factor is None else factor * velocity) - target
         return jnp.square(error).sum(-1)
 
     def _path(
         self, x: Array, z: Array, t: Array, noise: Sequence[Array]
-    ) -> tuple[Array, Array, Array]:
-        """x_t, dx_t/dt times a factor, and the factor."""
-        factor, sigma = jnp.ones_like(t), self.sigma
+    ) -> tuple[Array, Array, Array | None]:
+        """x_t, dx_t/dt times a factor, and the factor unless it is 1."""
+        factor, sigma = None, self.sigma
         if self.path == "lipman":
             return (1 - t) * x + (sigma + (1 - sigma) * t) * z, (1 - sigma) * z - x, factor
         if self.path == "variance_preserving":
@@ -480,6 +556,73 @@ class OptimalTransportFlowMatching(FlowMatching):
     ) -> tuple[np.ndarray, ...]:
         x, *keys = rows
         return matched(x, noise[0], tuple(keys), self.max_rows), *noise[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class Reflow(Loss):
+    """Flow matching on the pairs (x, z) of a trained flow: |f(x_t, t) - (z - x)|^2, x_t = (1 - t) x + t z.
+
+    z is then no longer independent of x but a function of it, whose straight paths cross less: a second flow
+    (or the first, trained on) is straighter, and needs fewer steps of its solver for the same map. The loss
+    itself, its mean the flow's straightness, is 0 where one step is exact. It draws its own pairs: ``fit``
+    without data, with ``num_steps``.
+
+    For pairs take ``x = flow.sample(n)`` and z of ``flow.forward(x)``, or that z of data x.
+
+    Args:
+        x: shape ``(num_rows, *event_shape)``, of either backend.
+        z: the latent of each, shape ``(num_rows, *latent_shape)``.
+        context: shape ``(num_rows, context_dim)``, for a conditional flow.
+        times: as in ``FlowMatching``.
+
+    Raises:
+        ValueError: for pairs that are not finite or not one for each row; in ``fit``, for another shape
+            than the flow's, for a flow of another kind, and with data.
+
+    Reference: Liu, Gong and Liu (2023), Flow Straight and Fast, arXiv:2209.03003.
+    """
+
+    needs_data = False
+    x: Any
+    z: Any
+    context: Any = None
+    times: str = "uniform"
+
+    def __post_init__(self) -> None:
+        pairs = host_pairs(type(self).__name__, self.x, self.z, self.context)
+        for name, array in zip(("x", "z", "context"), pairs, strict=False):
+            object.__setattr__(self, name, array)
+        check_matching(type(self).__name__, "rectified", 0.0, self.times)
+
+    def check(self, flow: Flow) -> None:
+        FlowMatching().check(flow)
+        width = None if self.context is None else self.context.shape[1]
+        shapes = self.x.shape[1:], self.z.shape[1:], width
+        check_pairs(type(self).__name__, shapes, flow)
+
+    def draw(
+        self, flow: Flow, generator: np.random.Generator, num_rows: int
+    ) -> tuple[np.ndarray, ...]:
+        rows = generator.integers(len(self.x), size=num_rows)
+        drawn = self.x[rows], self.z[rows], draw_times(generator, self.times, num_rows)
+        return drawn if self.context is None else (*drawn, self.context[rows])
+
+    def __call__(
+        self,
+        flow: Flow,
+        variables: Variables,
+        x: Any,
+        context: Array | None,
+        *noise: Array,
+    ) -> Array:
+        if x is not None:
+            raise ValueError(draws_its_own(type(self).__name__))
+        x, z, t, *given = noise
+        condition = flow.embed(variables, given[0]) if given else None
+        return FlowMatching().errors(flow, variables, x, z, condition, t)
+
+    def describe(self) -> Any:
+        return [type(self).__name__, self.times, digest(self.x, self.z, self.context)]
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,10 @@ MAPS = {
     "BernsteinMap": arch("BernsteinMap", degree=3, low=-2.0, high=2.5),
     "SumOfSquaresMap": arch("SumOfSquaresMap", degree=1, bound=3.0),
     "MonotoneNetworkMap": arch("MonotoneNetworkMap", hidden_dims=[2, 3]),
+    "IntegratedNetworkMap": arch(
+        "IntegratedNetworkMap", hidden_dims=[2], bound=2.0, num_intervals=2
+    ),
+    "NormalMixtureMap": arch("NormalMixtureMap", num_components=2),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -185,6 +189,7 @@ MAPS = {
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
     "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
+    "NormalMixtureMap", "IntegratedNetworkMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 
@@ -252,7 +257,8 @@ CASES = [
     Case("Sigmoid", arch("Sigmoid"), dim=3),
     Case("Tanh", arch("Tanh"), dim=3),
     Case("Softclip", arch("Chain", bijectors=[
-        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("Softclip", bound=3.0)
+        arch("LeakyTanh", bound=0.7), arch("LOFT", start=0.4), arch("NormalClip", share=0.2),
+        arch("Softclip", bound=3.0)
     ]), dim=2, smooth=False),
     Case("Tanh-image", arch("Tanh", event_ndim=3), dim=2),
     Case("Chain-to-unit-cube", flow(
@@ -386,6 +392,8 @@ CASES = [
     Case("Masked-branch", arch("MaskedAutoregressive", dim=4, map=arch("AffineMap"), context_dim=2,
                                conditioner=arch("MaskedMLP", hidden_dims=[5, 6], activation="tanh",
                                                 context="branch", degrees="cyclic"), order="reverse")),
+    Case("BlockAutoregressive", arch("BlockAutoregressive", dim=3, hidden_dims=[2, 3], context_dim=2,
+                                     gate=True), slow=True),
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
@@ -415,6 +423,7 @@ CASES = [
     Case("Squeeze-by-three", arch("Squeeze", factor=3), dim=3),
     Case("Invertible1x1Conv", arch("Invertible1x1Conv", channels=5), dim=3),
     Case("Invertible1x1Conv-one-channel", arch("Invertible1x1Conv", channels=1, signs=[-1]), dim=2),
+    Case("ConvolutionExponential", arch("ConvolutionExponential", channels=2, bound=2.0), dim=3),
     Case("ConvAffineCoupling", conv_coupling(channels=4), dim=4),
     Case("ConvAffineCoupling-odd", conv_coupling(channels=3, mask="second_half"), dim=3),
     Case("ConvAffineCoupling-alternating", conv_coupling(channels=4, mask="even"), dim=2),
@@ -459,7 +468,7 @@ CASES = [
         arch("Product", columns=[[0, 1], [2]], distributions=[
             arch("Uniform", dim=2, low=-1.0, high=1.0), arch("DiagonalNormal", dim=1)])),
          draw=lambda generator, shape: generator.uniform(-1, 1, shape)),
-    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5])),
+    Case("Continuous-dim1", continuous(dim=1, hidden_dims=[5], solver="dopri5", grid=[0.0, 0.4, 1.0])),
     Case("Continuous-context-deep", continuous(dim=3, hidden_dims=[5, 4, 4], context_dim=2)),
     Case("Continuous-linear", continuous(dim=3, hidden_dims=[])),
     Case("Continuous-conditioner", continuous(
@@ -469,14 +478,15 @@ CASES = [
     Case("Continuous-estimate", continuous(
         dim=3, trace="hutchinson", probe="gaussian", conditioner=arch(
             "MLP", hidden_dims=[5, 4], activation="tanh", normalization="layer_norm")), scale=0.2),
-    Case("Continuous-penalties", continuous(dim=2, trace="hutchinson", kinetic_energy=0.3,
-                                            jacobian_norm=0.2)),
+    Case("Continuous-penalties", continuous(dim=2, num_steps=6, trace="hutchinson", kinetic_energy=0.3,
+                                            jacobian_norm=0.2, time_scaling=True)),
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),
     # models
     Case("Glow-options", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, activation="tanh",
                               conditioner=arch("ConvNet", hidden_channels=3, activation="gelu",
                                                normalization="layer_norm"),
                               scale="sigmoid", offset=2.0, normalization=None, permutation="random",
+                              mask="checkerboard",
                               base=arch("DiagonalNormal", dim=[2, 4, 4]))),
     Case("MAF-options", arch("MAF", dim=3, hidden_dims=[5], num_layers=2, activation="tanh",
                              scale="softplus", order="random", normalization="act_norm",
@@ -484,7 +494,7 @@ CASES = [
     Case("Glow", arch("Glow", shape=[2, 4, 4], num_levels=2, num_steps=2, hidden_channels=5),
          smooth=False),
     Case("Glow-context", arch("Glow", shape=[1, 8, 4], num_levels=1, num_steps=3, hidden_channels=6,
-                              context_dim=3), smooth=False, slow=True),
+                              context_dim=3, map=arch("CubicMap")), smooth=False, slow=True),
     Case("RealNVP", arch("RealNVP", dim=2), smooth=False),
     Case("RealNVP-odd-context", arch("RealNVP", dim=5, hidden_dims=[6, 6], num_layers=3, context_dim=2),
          smooth=False),
@@ -506,6 +516,7 @@ CASES = [
          slow=True),
     Case("NAF", arch("NAF", dim=3, hidden_dims=[5], num_layers=2, num_components=2, activation="tanh"),
          slow=True),
+    Case("BNAF", arch("BNAF", dim=2, hidden_dims=[3], num_layers=2), slow=True),
     Case("PlanarFlow", arch("PlanarFlow", dim=2, num_layers=4), trajectory=True),
     Case("PlanarFlow-context", arch("PlanarFlow", dim=3, num_layers=4, context_dim=2), slow=True),
     Case("RadialFlow", arch("RadialFlow", dim=2, num_layers=5), trajectory=True),

@@ -167,12 +167,16 @@ class Draw:
         return self.shape[0] if len(self.shape) == 1 else list(self.shape)
 
 
+TRANSFORMERS = ("Transformer", "ImageTransformer", "TransformerAutoregressive", "TarFlow", "Jet")
+
 ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "activation": lambda d: d.one_of(*sorted(ACTIVATIONS), "leaky_relu:0.7"),
     "alpha": lambda d: d.one_of(0.05, 0.3, 1.0, 2.0),
     "autoregressive": lambda d: d.one_of(True, False),
     "base": lambda d: draw_type(d, torch_flows.Distribution),
     "bound": lambda d: d.one_of(1.0, 2.0),
+    "NormalMixtureMap.bound": lambda d: d.one_of(None, 2.0),
+    "NormalClip.share": lambda d: d.one_of(1e-6, 0.1),
     "boundary": lambda d: d.one_of("identity", "linear", "kinked", "bounded", "circular"),
     "LinearSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
     "QuadraticSplineMap.boundary": lambda d: d.one_of("identity", "bounded"),
@@ -205,9 +209,17 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "hidden_channels": lambda d: d.one_of(1, 3),
     "hidden_dim": lambda d: d.one_of(1, 4),
     "hidden_dims": lambda d: d.several(0, 2, 4),
+    "num_intervals": lambda d: d.one_of(1, 3),
     "MonotoneNetworkMap.hidden_dims": lambda d: d.several(1, 2, 2, 3),
     "high": lambda d: d.one_of(1.0, 3.0),
     "jacobian_norm": lambda d: d.one_of(0.0, 0.2),
+    "gate": lambda d: d.one_of(True, False),
+    "leak": lambda d: d.one_of(0.01, 0.3),
+    "BlockAutoregressive.hidden_dims": lambda d: d.several(1, 2, 1, 3),
+    "BNAF.hidden_dims": lambda d: d.several(1, 2, 1, 3),
+    "kernel_size": lambda d: d.one_of(1, 3),
+    "Glow.map": lambda d: d.one_of(None, None),
+    "Glow.mask": lambda d: d.one_of("first_half", "checkerboard"),
     "kinetic_energy": lambda d: d.one_of(0.0, 0.3),
     "learned": lambda d: d.one_of(True, False),
     "lipschitz": lambda d: d.one_of(0.5, 0.9, 0.97),
@@ -234,6 +246,13 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "num_blocks": lambda d: d.one_of(1, 2),
     "num_components": lambda d: d.one_of(1, 2, 3),
     "num_heads": lambda d: d.one_of(1, 2),
+    **{f"{owner}.context": lambda d: d.one_of("add", "prefix", "cross") for owner in TRANSFORMERS},
+    "context_tokens": lambda d: d.one_of(1, 1, 2),
+    "rotary": lambda d: d.one_of(True, False),
+    "qk_norm": lambda d: d.one_of(True, False),
+    "gated": lambda d: d.one_of(True, False),
+    "checkpointing": lambda d: d.one_of(True, False),
+    "guidance": lambda d: d.one_of(None, 1.0, [0.0, 2.0]) if d.context_dim else None,
     "Transformer.num_tokens": lambda d: d.one_of(1, 2),
     "ImageTransformer.num_tokens": lambda d: math.prod(d.shape[1:]),
     "max_sweeps": lambda d: d.one_of(None, 9),

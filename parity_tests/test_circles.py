@@ -109,6 +109,20 @@ def test_a_line_times_a_circle() -> None:
         assert log_prob[-1] == -np.inf
 
 
+def test_a_continuous_flow_on_the_torus() -> None:
+    steps = (np.arange(17) / 16).tolist()
+    field = arch("ContinuousBijector", dim=2, hidden_dims=[4], circular=[0, 1], grid=steps)
+    torus = flow(field, arch("Uniform", dim=2, low=-CIRCLE, high=CIRCLE))
+    angles = np.linspace(-CIRCLE, CIRCLE, 49)[:-1]
+    seam = np.array([[-CIRCLE, 0.4], [CIRCLE, 0.4], [CIRCLE + 0.1, 0.0]])
+    for log_prob in on_both(torus, np.concatenate([grid(angles, angles), seam]), 0.3):
+        mass = np.exp(log_prob[:-3]).mean() * (2 * CIRCLE) ** 2
+        assert mass == pytest.approx(1, abs=1e-10)
+        assert log_prob[-3] == pytest.approx(log_prob[-2], abs=1e-12)
+        assert log_prob[-1] == -np.inf
+        assert log_prob[:-3].std() > 0.1
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_columns_of_several_kinds(half: Any) -> None:
     parts = [half.StandardNormal(2), half.Uniform(1, -1.0, 2.0)]

@@ -1,5 +1,6 @@
 """Continuous flows: closed-form solutions, error control per row, unbiased traces, adaptive parity."""
 
+import copy
 import dataclasses
 import math
 import sys
@@ -80,7 +81,7 @@ def test_linear_field_is_a_matrix_exponential() -> None:
 @pytest.mark.parametrize("half", [torch_flows, jax_flows])
 def test_any_network_is_a_field(half) -> None:
     """The network of the closed form, given as a conditioner: the same rates, with a probe and penalties."""
-    given = {"solver": "rk4", "num_steps": 2, "trace": "hutchinson", "context_dim": 1}
+    given = {"solver": "rk4", "num_steps": 2, "context_dim": 1, "time_scaling": True}
     given |= {"kinetic_energy": 0.2, "jacobian_norm": 0.1, "time_features": 1}
     ours = continuous(dim=2, hidden_dims=(4,), **given)
     conditioner = half.Network(half.MLP, hidden_dims=(4,), activation="tanh")
@@ -156,6 +157,18 @@ def test_what_a_field_sees_of_time() -> None:
         jax_flows.bijectors.continuous.time_inputs(jnp.asarray([0.25, 1.0]), 2),
     ):
         np.testing.assert_allclose(np.asarray(found), expected, atol=1e-15)
+
+
+def test_a_scaled_field_without_a_network_is_that_of_normal_data() -> None:
+    """z = x, along the field of N(0, 1) under the rectified path."""
+    model, x, t = continuous(time_scaling=True, rtol=1e-10, atol=1e-10), normal(5, 3), 0.3
+    model.load_state_dict({name: torch.zeros_like(w) for name, w in model.state_dict().items()})
+    with torch.no_grad():
+        z, log_det = model.forward(x)
+    torch.testing.assert_close(z, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0, atol=1e-9)
+    expected = (t - (1 - t)) / (t**2 + (1 - t) ** 2) * x  # the regression of z - x on x_t
+    torch.testing.assert_close(model.velocity(x, t), expected)
 
 
 @pytest.mark.slow
@@ -395,9 +408,81 @@ def test_trajectory_and_evaluations() -> None:
     torch.testing.assert_close(torch_path[2], z, rtol=0, atol=1e-5)
     np.testing.assert_allclose(path, torch_path, rtol=0, atol=1e-5)
     assert abs(counts[0] - counts[1]) <= 0.5 * counts[0]
+    for half, given in ((model, ()), (jax_model, (variables,))):
+        with pytest.raises(ValueError, match="times that rise or fall throughout, got"):
+            half.trajectory(*given, x if half is model else x.numpy(), [0.0, 0.5, 0.3])
     assert continuous(solver="rk4", num_steps=7).count_evaluations(x) == 28
     fixed = dataclasses.replace(jax_model, solver="rk4", num_steps=7)
     assert fixed.count_evaluations(variables, x.numpy()) == 28
+
+
+def test_a_trajectory_is_one_solve() -> None:
+    network = torch_flows.Network(torch_flows.MLP, hidden_dims=(4,), activation="tanh")
+    model, x, times = continuous(dim=2, conditioner=network), normal(4, 2), np.linspace(1, 0, 41)
+    exact = continuous(dim=2, conditioner=network, solver="rk4", num_steps=20)
+    exact.load_state_dict(model.state_dict())
+    calls = []
+    hook = model.network.register_forward_hook(lambda *args: calls.append(1))
+    path = model.trajectory(x, times.tolist())
+    assert len(calls) < 1.5 * model.count_evaluations(x)
+    hook.remove()
+    middle = exact.trajectory(x, [1.0, times[17]])[1]
+    torch.testing.assert_close(path[17], middle, rtol=0, atol=1e-4)
+    weight = model.network.layers[0].weight
+    (found,) = torch.autograd.grad(path[17].sum(), weight)
+    (right,) = torch.autograd.grad(middle.sum(), exact.network.layers[0].weight)
+    torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("quick_jax")
+def test_a_grid_from_a_run() -> None:
+    """One map in both halves, near that of the adaptive steps, with the error that it says."""
+    bijectors = [architecture(m) for m in (torch_flows.Affine(2), *[continuous(dim=2)] * 2)]
+    flow = torch_flows.build(
+        {"type": "Flow", "bijector": {"type": "Chain", "bijectors": bijectors},
+         "base": {"type": "StandardNormal", "dim": 2}}
+    ).double()  # fmt: skip
+    other, variables = twin(flow)
+    x = normal(6, 2)
+    log_prob = flow.log_prob(x).detach()
+    fixed, error = torch_flows.fixed_grid(flow, x)
+    assert 0 < error < 1e-4
+    found, exact = fixed.log_prob(x).detach(), copy.deepcopy(fixed)
+    for solver in list(exact.bijector)[1:]:
+        solver.grid = solver.refined()["grid"]
+    assert 1e-12 < (found - exact.log_prob(x)).abs().max() < 10 * error
+    torch.testing.assert_close(found, log_prob, rtol=0, atol=1e-3)
+    same, same_variables = twin(fixed)
+    twins = jax.jit(same.log_prob)(same_variables, x.numpy())
+    np.testing.assert_allclose(twins, found, rtol=1e-12)
+    assert fixed.bijector[1].count_evaluations(x) == 6 * (len(fixed.bijector[1].grid) - 1)
+    in_jax, in_jax_variables, error = jax_flows.fixed_grid(other, variables, x.numpy())
+    assert 0 < error < 1e-4
+    found = jax.jit(in_jax.log_prob)(in_jax_variables, x.numpy())
+    np.testing.assert_allclose(found, log_prob, rtol=0, atol=1e-3)
+    torch.func.vmap(torch.func.hessian(fixed.log_prob))(x)
+
+
+@pytest.mark.parametrize("half", [torch_flows, jax_flows])
+def test_what_grids_and_columns_are_refused(half) -> None:
+    for grid in ((0.0, 0.5), (0.0, 0.5, 0.5, 1.0), (1.0,)):
+        with pytest.raises(ValueError, match="expects a grid of times that rise from 0 to 1, got"):
+            half.ContinuousBijector(2, grid=grid)
+    with pytest.raises(ValueError, match="a grid with solver 'dopri5' only, not 'rk4'"):
+        half.ContinuousBijector(2, solver="rk4", grid=(0.0, 1.0))
+    for columns in ((2,), (0, 0)):
+        with pytest.raises(ValueError, match="expects circular as some of its 2 columns, got"):
+            half.ContinuousBijector(2, circular=columns)
+    with pytest.raises(ValueError, match="takes time_scaling or circular columns, which have no"):
+        half.ContinuousBijector(2, circular=(1,), time_scaling=True)
+    inner = half.Invert(half.ContinuousBijector(2))
+    cases = {"in its chain, not deeper": inner, "solver 'dopri5', and found none": half.Affine(2)}
+    for sentence, bijector in cases.items():
+        flow = half.Flow(bijector, half.StandardNormal(2))
+        given = () if half is torch_flows else (flow.init(jax.random.key(0)),)
+        x = torch.zeros(3, 2) if half is torch_flows else jnp.zeros((3, 2))
+        with pytest.raises(ValueError, match=sentence):
+            half.fixed_grid(flow, *given, x)
 
 
 @pytest.mark.parametrize("adjoint", [True, False])

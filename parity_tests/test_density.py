@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import kstest
+from scipy.stats import binom, kstest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -185,6 +185,45 @@ def test_quantiles_of_several_targets_are_those_of_draws(base: str) -> None:
     assert (abs(found - np.quantile(drawn, [0.25, 0.5], 0)) < 0.1 * spread).all()
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+def test_whole_numbers(backend: str) -> None:
+    """Their probabilities are whole, and those of what they were drawn from; draws are numbers that occur."""
+    rng = np.random.default_rng(0)
+    x = pd.DataFrame({"count": rng.binomial(4, 0.3, 3000)})
+    options = {"num_layers": 1, "hidden_dims": [4], "num_bins": 8}
+    density = FlowDensity("nsf", backend, model_options=options, integers=["count"], num_epochs=20,
+                          bounds={"count": (0, 4)}, random_state=0, learning_rate=2e-2).fit(x)  # fmt: skip
+    numbers = pd.DataFrame({"count": np.arange(-1, 6)})
+    found = np.exp(density.score_samples(numbers))
+    assert found[0] == found[-1] == 0
+    assert found.sum() == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(found[1:-1], binom.pmf(np.arange(5), 4, 0.3), atol=0.03)
+    assert np.isneginf(density.score_samples(numbers + 0.5)).all()
+    assert set(density.sample(200)[:, 0]) <= set(range(5))
+    own = density.anomaly_scores(numbers[1:-1], 2000)
+    assert own[1] < 0.05 < own[2] < own[4]
+
+
+def test_whole_numbers_given_others() -> None:
+    """Quantiles are the smallest numbers of at least so much probability below and at them."""
+    x = RNG.normal(size=(300, 1))
+    y = np.column_stack([RNG.poisson(np.exp(x[:, 0])), RNG.poisson(2 + x[:, 0] ** 2)])
+    density = ConditionalFlowDensity("maf", "torch", integers=[0, 1], **QUICK).fit(x, y)
+    drawn = density.sample(x[:2], 500)
+    quantiles = density.quantiles(x[:2], [0.5], 500)
+    for values in (drawn, quantiles):
+        assert (values == np.floor(values)).all()
+    grid = np.stack(np.meshgrid(np.arange(-40, 60), np.arange(-40, 60)), -1).reshape(-1, 2)
+    found = np.exp(density.log_prob(np.repeat(x[:1], len(grid), 0), grid))
+    assert found.sum() == pytest.approx(1, abs=2e-3)
+    one = ConditionalFlowDensity("maf", "torch", integers=[0], **QUICK).fit(x, y[:, 0])
+    levels = np.array([0.2, 0.5, 0.9])
+    below = np.cumsum(np.exp(one.log_prob(np.repeat(x[:1], 100, 0), np.arange(-40, 60))))
+    ends = one.quantiles(x[:1], levels)[:, 0]
+    assert (below[(ends + 40).astype(int)] >= levels - 1e-4).all()
+    assert (below[(ends + 39).astype(int)] <= levels + 1e-4).all()
+
+
 def holed(value: float) -> np.ndarray:
     x = table()
     x[3, 2] = value
@@ -205,6 +244,9 @@ def holed(value: float) -> np.ndarray:
         (table(), {"bounds": {7: (0, 1)}}, "bounds are stated of column 7; there are 4 columns"),
         (table(), {"bounds": [(0, 1)]}, "bounds are expected for 4 columns, got 1"),
         (table(), {"bounds": {0: (1, 0)}}, "column 0 are expected as (low, high), got (1, 0)"),
+        (table(), {"integers": [1]}, "column 1 is stated as whole numbers and holds -1."),
+        (table(), {"integers": ["age"]}, "integers name column 'age'; there are 4 columns"),
+        (np.floor(1e6 * table()), {"integers": [0]}, "too large for cells in float32"),
         (table(), {"model": "glow"}, "Glow"),
         (table(), {"model": "none"}, "there is no model 'none'"),
     ],

@@ -376,6 +376,18 @@ def test_adaptive_solver_cannot_be_exported_from_torch(tmp_path) -> None:
         _trace(flow, "log_prob", {"x": (2,)})
 
 
+def test_what_is_exported_of_solvers_with_fixed_steps(tmp_path) -> None:
+    x, base = torch.randn(7, 2), torch_flows.StandardNormal(2)
+    fixed = torch_flows.Flow(torch_flows.ContinuousBijector(2, (3,), grid=(0.0, 0.4, 1.0)), base)
+    program = _trace(fixed, "log_prob", {"x": (2,)}).module()
+    torch.testing.assert_close(program(x), fixed.log_prob(x))
+    flow = torch_flows.NeuralODE(2, conditioner=torch_flows.MLP, solver="rk4", num_steps=1)
+    with pytest.raises(ValueError, match="does not follow: export it from JAX"):
+        torch_flows.export(flow, tmp_path / "model.pt2")
+    with pytest.raises(Exception, match="functorch"):  # fails when it is no longer so
+        _trace(flow, "log_prob", {"x": (2,)})
+
+
 @pytest.mark.slow
 def test_adaptive_solver_is_exported_from_jax(tmp_path) -> None:
     twin = jax_flows.NeuralODE(2, (3,))

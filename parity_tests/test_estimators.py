@@ -39,12 +39,6 @@ def from_nflows(make: Callable[[Any], Any], **options: Any) -> Callable[[], Any]
     return model
 
 
-def residual(below: int, above: int) -> Any:
-    from nflows.nn.nets import ResidualNet
-
-    return ResidualNet(below, above, 4, use_batch_norm=True)
-
-
 def embedded(*modules: Any) -> Callable[[], Any]:
     net = torch.nn.Sequential(*modules)
     return from_nflows(
@@ -77,6 +71,20 @@ def circular() -> Any:
     return from_zuko("MAF", univariate=CircularRQSTransform, shapes=shapes)()
 
 
+def masked_gaussianization() -> Any:
+    from zuko.transforms import GaussianizationTransform
+
+    return from_zuko("MAF", univariate=GaussianizationTransform, shapes=[(4,), (4,)])()
+
+
+def wider_base() -> Any:
+    model = from_zuko("GF")()
+    model.base = from_zuko("MAF")().base
+    for value in model.base.buffers():
+        value.mul_(2).add_(1)
+    return model
+
+
 def turned() -> Any:
     model = from_nflows(lambda t: t.PointwiseAffineTransform(torch.ones(3), torch.ones(3)))()
     model._transform._scale.neg_()
@@ -87,6 +95,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (from_zuko("NCSF"), "zuko's base BoxUniform has no counterpart"),
     (circular, "its network sees angles as they are"),
     (from_zuko("BPF"), "its z jumps by 1e-5 at both ends of its interval"),
+    (masked_gaussianization, "has no counterpart outside an ElementWiseTransform"),
+    (wider_base, "before another base than a standard normal has no counterpart"),
     (from_zuko("SOSPF", degree=1), "no more polynomials than coefficients"),
     (from_zuko("UNAF"), "its log|det| is not that of its z"),
     (from_zuko("MAF", residual=True), "hidden layers of different widths"),
@@ -101,10 +111,6 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (
         from_nflows(lambda t: t.MaskedPiecewiseCubicAutoregressiveTransform(4, 3, 4)),
         "with tails=None has no counterpart",
-    ),
-    (
-        from_nflows(lambda t: t.AffineCouplingTransform(torch.tensor([1, 0, 1]), residual)),
-        "batch normalisation in residual blocks",
     ),
     (turned, "a scale that is not above 0"),
     (embedded(Convolution()), "keep it, and import with embedding='outside'"),

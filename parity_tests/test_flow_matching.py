@@ -140,6 +140,10 @@ def _detached(values: Any) -> Any:
 
 
 FIELD = Case("field", flow(continuous(dim=2, time_features=2), NORMAL))
+ANGLE = Case("angle", flow(
+    continuous(dim=2, circular=[1]), arch("Product", columns=[[0], [1]], distributions=[
+        arch("StandardNormal", dim=1), arch("Uniform", dim=1, low=-math.pi, high=math.pi)]),
+))  # fmt: skip
 RESIDUAL = Case("residual", flow(
     continuous(dim=2, context_dim=1, time_features=1, conditioner=arch(
         "ResidualMLP", hidden_dim=5, num_blocks=1, activation="tanh", context="gate")), NORMAL,
@@ -154,6 +158,7 @@ RESIDUAL = Case("residual", flow(
         (FIELD, "FlowMatching", {"path": "variance_preserving"}, 1),
         (FIELD, "OptimalTransportFlowMatching", {"path": "schroedinger_bridge", "sigma": 0.2}, 20),
         (RESIDUAL, "OptimalTransportFlowMatching", {"max_rows": 9}, 20),
+        (ANGLE, "FlowMatching", {}, 20),
     ],
 )
 def test_the_same_training(case: Case, name: str, options: dict[str, Any], steps: int) -> None:
@@ -170,6 +175,61 @@ def test_the_same_training(case: Case, name: str, options: dict[str, Any], steps
     assert distance(in_torch, in_jax) < TRAJECTORY
     np.testing.assert_allclose(history.train_loss, twin.train_loss, rtol=1e-11)
     assert distance(in_torch, case.weights()) > 1e-4
+
+
+def test_reflow_is_the_same_training() -> None:
+    """On the pairs that one flow made, with their contexts."""
+    x, z = data(40), data(40)[::-1].copy()
+    given = {"num_steps": 20, "batch_size": 10, "learning_rate": 3e-3, "progress": False}
+    pairs = x, z, np.arange(40.0)[:, None] % 3
+    in_torch, in_jax, history, twin = run_both(
+        RESIDUAL,
+        lambda m: torch_flows.fit(m, None, loss=torch_flows.Reflow(*pairs), **given),
+        lambda m, v: jax_flows.fit(m, v, None, loss=jax_flows.Reflow(*pairs), **given),
+    )
+    assert distance(in_torch, in_jax) < TRAJECTORY
+    np.testing.assert_allclose(history.train_loss, twin.train_loss, rtol=1e-11)
+    assert distance(in_torch, RESIDUAL.weights()) > 1e-4
+
+
+@pytest.mark.parametrize("half", PACKAGES)
+def test_straight_pairs_and_the_shorter_way_round(half: str) -> None:
+    """With f = c the loss is |z - x - c|^2, on a circle of the nearest z."""
+    package, c = PACKAGES[half], np.array([0.3, 0.5])
+    x, z = np.array([[3.0, -3.0], [-3.0, 0.1]]), np.array([[-3.0, 2.9], [0.3, 0.2]])
+    field = package.ContinuousBijector(2, (), circular=(1,), solver="rk4", num_steps=1)
+    angle = package.Uniform(1, -math.pi, math.pi)
+    base = package.Product([package.StandardNormal(1), angle], [[0], [1]])
+    model = package.Flow(field, base)
+    given: tuple[Any, ...] = ()
+    if half == "torch":
+        model = model.double()
+        state = {name: torch.zeros_like(w) for name, w in model.state_dict().items()}
+        model.load_state_dict(state | {"bijector.network.layers.0.bias": torch.from_numpy(c)})
+    else:
+        variables = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), "float64"))
+        variables["params"]["bijector"]["network"]["layers_0"]["bias"] = jnp.asarray(c)
+        given = (variables,)
+    loss = package.Reflow(x, z)
+    loss.check(model)
+    drawn = loss.draw(model, np.random.default_rng(0), 5)
+    moved = drawn[1] - drawn[0] - c
+    moved[:, 1] += np.array([0, 2 * math.pi])[(moved[:, 1] < -math.pi) * 1]
+    moved[:, 1] -= np.array([0, 2 * math.pi])[(moved[:, 1] > math.pi) * 1]
+    found = loss(model, *given, None, None, *(array(half, a) for a in drawn))
+    np.testing.assert_allclose(_detached(found), np.square(moved).sum(1), rtol=1e-12)
+    straight = _detached(model.forward(*given, array(half, x))[0])
+    np.testing.assert_allclose(straight, [[3.3, -2.5], [-2.7, 0.6]], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"no path 'lipman' for circular columns"):
+        package.FlowMatching("lipman").check(model)
+    with pytest.raises(ValueError, match="x, z and a context of as many rows, got"):
+        package.Reflow(x, z[:1])
+    with pytest.raises(ValueError, match="got a NaN"):
+        package.Reflow(x, z * np.nan)
+    with pytest.raises(ValueError, match=r"of widths \(\(2,\), \(2,\), None\) for this flow"):
+        package.Reflow(x, z[:, :1]).check(model)
+    with pytest.raises(ValueError, match="holds its own x and z"):
+        loss(model, *given, x, None, *drawn)
 
 
 def test_matching_stays_among_equal_keys() -> None:

@@ -57,7 +57,12 @@ def test_a_map_is_added_in_three_places(structure: str, monkeypatch) -> None:
     assert_one_model(case, ["float64"])
 
 
-STARTS = {"LogisticMixtureMap": 0.17, "MoebiusMap": 0.01, "SumOfSquaresMap": 0.01}
+STARTS = {
+    "LogisticMixtureMap": 0.17,
+    "NormalMixtureMap": 0.25,
+    "MoebiusMap": 0.01,
+    "SumOfSquaresMap": 0.01,
+}
 """How far from the identity zeros may be, where the class says so."""
 
 
@@ -231,6 +236,9 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.BernsteinMap(min_slope=1e-7), "min_slope from 1e-6 to below 1"),
         (lambda h: h.SumOfSquaresMap(2, 4), r"num_squares up to degree \+ 1 = 3, got 4"),
         (lambda h: h.SumOfSquaresMap(outside="linear"), "outside to be one of polynomial, tangent"),
+        (lambda h: h.ConvolutionExponential(2, 4), "expects kernel_size to be odd, got 4"),
+        (lambda h: h.Glow((1, 8, 8), map=h.ShiftMap(), bound=2.0), "got a map and a scale, bound or offset"),
+        (lambda h: h.BlockAutoregressive(2, ()), "expects hidden_dims of one layer at least"),
         (lambda h: h.MonotoneNetworkMap((3, 1)), r"hidden_dims from 2 on, one at least, got \(3, 1\)"),
         (lambda h: h.MonotoneNetworkMap(()), "hidden_dims from 2 on"),
         (lambda h: h.StudentT(2, 0.5, learned=True), "df from 1 to 1000 where it is learned, got 0.5"),
@@ -324,6 +332,16 @@ def test_activations_agree() -> None:
         for other in others:
             np.testing.assert_allclose(np.asarray(other), ACTIVATIONS[name](points), atol=1e-14)
         np.testing.assert_allclose(np.asarray(jax_slope), slope, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "sin"])
+def test_slopes_of_activations_far_out(name: str) -> None:
+    """Where squares and cubes overflow, the slope is still that of the asymptote."""
+    points = torch.tensor([-1e200, 1e200], dtype=torch.float64)
+    _, slope = VALUE_AND_SLOPE[name](points)
+    expected = ACTIVATIONS[name](points) / points  # a straight line through the origin, to rounding
+    for found in (slope, JAX_SLOPES[name](jnp.asarray(points.numpy()))[1]):
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["leaky_relu:0.01", "leaky_relu", "mish", "selu"])

@@ -1,11 +1,13 @@
 """Image bijectors against oracles from outside, initialisation from data, shapes and units."""
 
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch.nn import functional
 
@@ -329,6 +331,41 @@ def test_bad_inputs_say_the_same():
 
 
 # units
+
+
+@pytest.mark.parametrize("half", ["torch", "jax"])
+def test_the_convolution_exponential_is_that_of_a_matrix(half):
+    """Of scipy, for a kernel that its bound divides and one that it does not."""
+    generator = np.random.default_rng(0)
+    for scale in (0.02, 2.0):
+        # all of one sign: the norm of M is then near its bound
+        kernel = scale * abs(generator.normal(size=(2, 2, 3, 3)))
+        size = abs(kernel).sum((1, 2, 3)).max()
+        inside = kernel * min(1, 1.5 / size)
+        matrix = np.zeros((2, 3, 4, 2, 3, 4))
+        for i, j, di, dj in itertools.product(range(3), range(4), (-1, 0, 1), (-1, 0, 1)):
+            if 0 <= i + di < 3 and 0 <= j + dj < 4:
+                matrix[:, i, j, :, i + di, j + dj] = inside[:, :, di + 1, dj + 1]
+        exact = scipy.linalg.expm(matrix.reshape(24, 24))
+        x = generator.normal(size=(5, 2, 3, 4))
+        if half == "torch":
+            model = torch_flows.ConvolutionExponential(2, bound=1.5).double()
+            model.raw_kernel.data = torch.from_numpy(kernel)
+            with torch.no_grad():
+                z, log_det = model(torch.from_numpy(x))
+                back = model.inverse(z)[0]
+        else:
+            model = jax_flows.ConvolutionExponential(2, bound=1.5)
+            variables = {"params": {"raw_kernel": jnp.asarray(kernel)}}
+            z, log_det = model.forward(variables, x)
+            back = model.inverse(variables, z)[0]
+        np.testing.assert_allclose(
+            np.asarray(z).reshape(5, 24), x.reshape(5, 24) @ exact.T, rtol=0, atol=2e-14
+        )
+        np.testing.assert_allclose(
+            np.asarray(log_det), np.linalg.slogdet(exact)[1], rtol=0, atol=2e-14
+        )
+        np.testing.assert_allclose(np.asarray(back), x, rtol=0, atol=1e-13)
 
 
 def test_dequantize():

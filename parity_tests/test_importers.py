@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 FILES = sorted(GOLDEN.glob("*.npz"), key=lambda path: path.name)
 IN_JAX = (
     "distrax_spline",
+    "flowjax_bnaf",
     "flowjax_masked_spline",
     "freia_all_in_one",
     "nflows_rq_coupling_context",

@@ -206,6 +206,32 @@ def test_values_of_losses_by_hand(half: str, quick_jax: None) -> None:
         np.testing.assert_allclose(found, (difference**2).sum(-1), rtol=1e-12)
 
 
+def test_noisy_likelihood_in_both_halves() -> None:
+    """The tail: a normal of variance 1 that holds noise of 0.36, whose denoised mean is known."""
+    losses = {half: package.NoisyLikelihood(0.5) for half, package in PACKAGES.items()}
+    in_torch, in_jax, history, twin = run_losses(
+        AFFINE, data(64), losses, num_epochs=3, batch_size=32
+    )
+    assert distance(in_torch, in_jax) < TRAJECTORY
+    np.testing.assert_allclose(history.train_loss, twin.train_loss, rtol=1e-11)
+    plain, _ = fit_half("torch", AFFINE, data(64), num_epochs=3, batch_size=32)
+    assert distance(in_torch, plain) > 1e-3
+    x, given = np.random.default_rng(0).standard_normal((3, 2)), []
+    for half, package in PACKAGES.items():
+        normal = package.Flow(package.Affine(2), package.StandardNormal(2))
+        if half == "torch":
+            found = package.denoise(normal.double(), torch.from_numpy(x), 0.6).detach()
+        else:
+            weights = {f"bijector.{name}": np.zeros(2) for name in ("shift", "log_scale")}
+            given = [from_numpy(torch_to_jax(weights, normal.shapes()))]
+            found = package.denoise(normal, *given, jnp.asarray(x), 0.6)
+        np.testing.assert_allclose(found, 0.64 * x, rtol=1e-12)
+        with pytest.raises(ValueError, match="sigma"):
+            package.NoisyLikelihood(0.0)
+        with pytest.raises(ValueError, match="sigma"):
+            package.denoise(normal, *given, x, -1.0)
+
+
 @HALVES
 def test_one_importance_weight_is_the_reverse_kl(half: str, quick_jax: None) -> None:
     package = PACKAGES[half]

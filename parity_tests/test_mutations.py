@@ -259,9 +259,9 @@ def own_token(original: Any, half: str) -> Any:
     """Parameters read out at the place of their own token."""
 
     def run(self: Any, *inputs: Any) -> Any:
-        *params, h, context, mask = inputs
+        *params, h, context, causal = inputs
         h = torch.roll(h, -1, -2) if half == "torch" else jnp.roll(h, -1, -2)
-        return original(self, *params, h, context, mask)
+        return original(self, *params, h, context, causal)
 
     return run
 
@@ -378,6 +378,8 @@ MUTANTS = [
            in_both(test_dense.test_elementwise_against_mpmath, np.float64, "Tanh"), BOTH),
     Mutant("elementwise", "Softclip: half a log-slope", E + "Softclip.map_entries",
            outputs(lambda z, s: (z, s / 2)), elementwise("Softclip", bound=2.0)),
+    Mutant("elementwise", "NormalClip: half a log-slope", E + "NormalClip.map_entries",
+           outputs(lambda z, s: (z, s / 2)), elementwise("NormalClip", share=0.2)),
     Mutant("elementwise", "Affine: inverse's log-det", E + "Affine.map_inverse",
            outputs(lambda x, s: (x, -s)), consistent(FREE, 2)),
     Mutant("elementwise", "Rescale: mean in place of sum", E + "Rescale.map_forward",
@@ -481,6 +483,9 @@ MUTANTS = [
     # univariate maps
     Mutant("mixture", "log-slope off by 1e-9", M + "_evaluate", outputs(lambda z, s: (z, s + 1e-9)),
            in_both(test_monotone.test_mixtures_against_mpmath), BOTH),
+    Mutant("mixture", "of normals: log-slope off by 1e-9", M + "_logit_of_normals",
+           outputs(lambda z, s: (z, s + 1e-9)),
+           partial(test_families.test_values_and_slopes_against_mpmath, "NormalMixtureMap"), BOTH),
     Mutant("mixture", "weights of two components exchanged", M + "_normalized",
            outputs(lambda r, total: (r[::-1] if isinstance(r, jax.Array) else r.flip(0), total)),
            consistent(MIXTURE, 2)),
@@ -508,6 +513,11 @@ MUTANTS = [
     Mutant("monotone", "a bracket of another root", Y + "bracket",
            outputs(lambda low, high: (low + 0.4 * (high - low), low + 0.6 * (high - low))),
            consistent(arch("Elementwise", dim=2, map=arch("MonotoneNetworkMap", hidden_dims=[2])), 2)),
+    Mutant("monotone", "an integrand of another bound", Y + "INTEGRAND_LOG", value(7.001),
+           partial(test_families.test_values_and_slopes_against_mpmath, "IntegratedNetworkMap"), BOTH),
+    Mutant("monotone", "nodes of another start", Y + "integrand_starts",
+           lambda original, half: lambda widths, bound: original(widths, bound * (1 + 1e-9)),
+           partial(test_families.test_values_and_slopes_against_mpmath, "IntegratedNetworkMap"), BOTH),
     *[Mutant("pieces", f"{name}: sizes off by 1e-9", W + "_Pieces._knots",
              outputs(lambda knots, sizes: (knots, sizes ** (1 + 1e-9))),
              partial(test_families.test_values_and_slopes_against_mpmath, name), BOTH)
@@ -543,6 +553,11 @@ MUTANTS = [
            consistent(TOKENS, 4)),
     Mutant("transformers", "scores divided by another root", "networks.attention:attend", other_temperature,
            in_both(test_transformer.test_a_block_is_that_of_pytorch)),
+    Mutant("autoregressive", "blocks: log-slope off by 1e-9", "bijectors.block_autoregressive:_through",
+           result(lambda s: s + 1e-9), test_autoregressive.test_block_networks_return, BOTH),
+    Mutant("images", "an exponential without its last terms", "bijectors.linear:exponential_terms",
+           result(lambda count: count - 8),
+           in_both(test_images.test_the_convolution_exponential_is_that_of_a_matrix), BOTH),
     # planar, radial, Sylvester
     Mutant("planar", "log-det", P + "_log_det", result(lambda s: s * (1 + 1e-9)),
            consistent(arch("Planar", dim=3), 3)),

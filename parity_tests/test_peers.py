@@ -20,13 +20,15 @@ from flow_bridge.importers import (
     flowjax,
     freia,
     import_flow,
+    import_state,
     networks,
+    nflows,
     normflows,
     parts,
     pyro,
     reading,
 )
-from parity_tests.peers import GOLDEN, LIBRARIES, perturbed
+from parity_tests.peers import GOLDEN, LIBRARIES, perturbed, shaken
 
 pytest.importorskip("normflows", reason="needs the environment of make test-importers")
 
@@ -184,10 +186,6 @@ def refused() -> Iterator[tuple[str, Any, str]]:
             "ends in Sigmoid",
         ),
         (
-            lambda f, n: f.MaskedAffineAutoregressive(3, 4, use_batch_norm=True),
-            "batch normalisation in residual blocks",
-        ),
-        (
             lambda f, n: f.AutoregressiveRationalQuadraticSpline(
                 3, 1, 4, activation=lambda: torch.nn.ReLU(inplace=True)
             ),
@@ -232,7 +230,11 @@ def refused() -> Iterator[tuple[str, Any, str]]:
             "skip_connections=True",
         ),
         (lambda t, n: t.sylvester(3), "is not that of its map"),
-        (lambda t, n: t.neural_autoregressive(3), "no networks of monotonic units"),
+        (
+            lambda t, n: t.neural_autoregressive(3),
+            "of networks of monotonic units only zuko's NAF is read",
+        ),
+        (lambda t, n: t.block_autoregressive(3), "only flowjax's and numpyro's are read"),
         (lambda t, n: t.AffineTransform(0.0, -1.0), "a scale that is not above 0"),
     ):
         yield "pyro", pyro_(make), sentence
@@ -260,10 +262,6 @@ def refused() -> Iterator[tuple[str, Any, str]]:
         (
             lambda f, k, b: f.triangular_spline_flow(k, base_dist=b, flow_layers=1, tanh_max_val=9),
             "with max_val 9 has no counterpart",
-        ),
-        (
-            lambda f, k, b: f.block_neural_autoregressive_flow(k, base_dist=b, flow_layers=1),
-            "no block neural autoregressive flows",
         ),
         (lambda f, k, b: b, "only Transformed has"),
     ):
@@ -383,6 +381,7 @@ MUTANTS = {
         normflows.SIGMOID | {"offset": 0.0},
         "normflows_maf",
     ),
+    "variances as they are": (nflows, "EPS", 1e-3, "nflows_batch_norm_context"),
     "outputs not shrunk": (freia, "SHRINK", 1.0, "freia_all_in_one"),
     "2 / pi for 0.636": (freia, "STEEPNESS", 2 / np.pi, "freia_graph"),
 }
@@ -397,36 +396,193 @@ def test_errors_in_the_importers_are_found(mutant: str, monkeypatch: pytest.Monk
         torch_flows.import_flow(model)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
-@pytest.mark.parametrize("library", ["normflows", "pyro", "flowjax"])
-def test_dimensions_and_odd_widths(library: str, dim: int) -> None:
-    pytest.importorskip(library)
-    torch.manual_seed(dim)
-    if library == "normflows":
-        from normflows import NormalizingFlow, distributions, flows
+@pytest.mark.parametrize("spline", ["Linear", "Quadratic", "Cubic", "RationalQuadratic"])
+def test_states_tell_splines_once_their_kind_is_stated(spline: str) -> None:
+    transforms = pytest.importorskip("nflows.transforms")
+    from nflows import distributions, flows
+    from nflows.nn.nets import ResidualNet
 
-        feedforward = flows.MaskedAffineAutoregressive(dim, 7, use_residual_blocks=False)
-        spline = flows.AutoregressiveRationalQuadraticSpline(dim, 1, 7, num_bins=4)
-        layers = [feedforward, flows.LULinearPermute(dim), spline, flows.Permute(dim, "swap")]
-        model = perturbed(NormalizingFlow(distributions.DiagGaussian(dim), layers))
-    elif library == "pyro":
-        from pyro import distributions
-        from pyro.distributions import transforms
+    box = {"num_bins": 5, "tails": "linear", "tail_bound": 2.5}
+    start = f"Piecewise{spline}"
+    net = functools.partial(ResidualNet, hidden_features=5, num_blocks=1)
+    given = {"apply_unconditional_transform": True, **box}
+    layers = [
+        getattr(transforms, f"{start}CouplingTransform")(torch.tensor([1, 0, 1]), net, **given),
+        getattr(transforms, f"{start}CDF")([3], **box),
+    ]
+    if "Quadratic" in spline:
+        made = getattr(transforms, f"Masked{start}AutoregressiveTransform")
+        layers.append(made(features=3, hidden_features=5, **box))
+    base = distributions.StandardNormal([3])
+    model = perturbed(flows.Flow(transforms.CompositeTransform(layers), base))
+    kind = {"RationalQuadratic": "rational_quadratic"}.get(spline, spline.lower())
+    found = import_state("nflows", model.state_dict(), spline=kind, tail_bound=2.5)
+    expected = import_flow(model)
+    assert found.architecture == expected.architecture
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array, name)
 
-        base = distributions.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
-        layers = [transforms.affine_autoregressive(dim, hidden_dims=[7]), transforms.planar(dim)]
-        model = distributions.TransformedDistribution(base, [perturbed(t) for t in layers])
+
+def of_zuko(dim: int, context_dim: int) -> Iterator[Any]:
+    from zuko import flows
+
+    yield flows.MAF(dim, context_dim, transforms=2, hidden_features=(7, 5))
+    yield flows.NSF(dim, context_dim, bins=3, transforms=1, hidden_features=(7,))
+    if dim > 1:
+        yield flows.NICE(dim, context_dim, transforms=2, hidden_features=(7,))
+
+
+def of_nflows(dim: int, context_dim: int) -> Iterator[Any]:
+    from nflows import distributions, flows, transforms
+    from nflows.nn.nets import ResidualNet
+
+    given = {"context_features": context_dim or None}
+    net = functools.partial(ResidualNet, hidden_features=7, **given)
+    affine, box = transforms.MaskedAffineAutoregressiveTransform, {"num_bins": 3, "tails": "linear"}
+    layers = [affine(dim, 7, use_residual_blocks=plain, **given) for plain in (False, True)]
+    layers.append(transforms.LULinear(dim))
+    if dim > 1:
+        mask = torch.arange(dim) % 2
+        layers.append(transforms.PiecewiseRationalQuadraticCouplingTransform(mask, net, **box))
+    base = distributions.StandardNormal([dim])
+    yield flows.Flow(transforms.CompositeTransform(layers), base)
+
+
+def of_sbi(dim: int, context_dim: int) -> Iterator[Any]:
+    from sbi.neural_nets import posterior_nn
+    from sbi.neural_nets.net_builders.flow import build_zuko_unconditional_flow
+
+    options = {"hidden_features": 7, "num_transforms": 1}
+    theta, x = torch.randn(50, dim) * 2 + 3, torch.randn(50, context_dim) - 1
+    if not context_dim:
+        yield build_zuko_unconditional_flow("MAF", theta, "independent", **options)
+        return
+    for model in ("maf", "maf_rqs", "nsf", "zuko_maf", "zuko_nsf"):
+        yield posterior_nn(model, **options)(theta, x)
+
+
+def of_normflows(dim: int, context_dim: int) -> Iterator[Any]:
+    from normflows import ConditionalNormalizingFlow, NormalizingFlow, distributions, flows
+
+    given = {"context_features": context_dim or None}
+    spline = flows.AutoregressiveRationalQuadraticSpline
+    layers = [
+        flows.MaskedAffineAutoregressive(dim, 7, use_residual_blocks=bool(context_dim), **given),
+        flows.LULinearPermute(dim),
+        spline(dim, 1, 7, num_context_channels=context_dim or None, num_bins=4),
+        flows.Permute(dim, "swap"),
+    ]
+    cls = ConditionalNormalizingFlow if context_dim else NormalizingFlow
+    yield cls(distributions.DiagGaussian(dim), layers)
+
+
+def of_freia(dim: int, context_dim: int) -> Iterator[Any]:
+    from FrEIA import framework, modules
+
+    def subnet(below: int, above: int) -> Any:
+        linear = torch.nn.Linear
+        return torch.nn.Sequential(linear(below, 7), torch.nn.ReLU(), linear(7, above))
+
+    condition = {"cond": 0, "cond_shape": (context_dim,)} if context_dim else {}
+    flow = framework.SequenceINN(dim)
+    for name in ("AllInOneBlock", "GLOWCouplingBlock", "AffineCouplingOneSided"):
+        if dim > 1:
+            flow.append(getattr(modules, name), subnet_constructor=subnet, **condition)
+    if context_dim:
+        flow.append(modules.ConditionalAffineTransform, subnet_constructor=subnet, **condition)
+    flow.append(modules.ActNorm)
+    flow(torch.randn(20, dim), c=[torch.randn(20, context_dim)])
+    yield flow
+
+
+def of_pyro(dim: int, context_dim: int) -> Iterator[Any]:
+    from pyro import distributions
+    from pyro.distributions import transforms
+
+    base = distributions.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
+    if context_dim:
+        given, cls = (dim, context_dim), distributions.ConditionalTransformedDistribution
+        layers = [transforms.conditional_affine_autoregressive(*given, hidden_dims=[7])]
+        layers.append(transforms.conditional_spline(*given, hidden_dims=[7], count_bins=3))
     else:
-        import jax
-        from flowjax import distributions, flows
+        cls = distributions.TransformedDistribution
+        layers = [transforms.affine_autoregressive(dim, hidden_dims=[7]), transforms.planar(dim)]
+    yield cls(base, [perturbed(t) for t in layers])
 
-        from parity_tests.peers import shaken
 
-        base, options = distributions.StandardNormal((dim,)), {"flow_layers": 1, "nn_width": 7}
-        model = shaken(
-            flows.masked_autoregressive_flow(jax.random.key(0), base_dist=base, **options)
-        )
-    assert torch_flows.import_flow(model).event_shape == (dim,)
+def of_flowjax(dim: int, context_dim: int) -> Iterator[Any]:
+    import jax
+    from flowjax import distributions, flows
+
+    base, options = distributions.StandardNormal((dim,)), {"flow_layers": 1, "nn_width": 7}
+    makes = [flows.masked_autoregressive_flow, *([flows.coupling_flow] if dim > 1 else [])]
+    for make in makes:
+        yield make(jax.random.key(0), base_dist=base, cond_dim=context_dim or None, **options)
+
+
+def of_distrax(dim: int, context_dim: int) -> Iterator[Any]:
+    import distrax
+    import haiku
+    import jax
+    from jax import numpy as jnp
+
+    def net(x: Any) -> Any:
+        return haiku.nets.MLP([7, 2 * dim])(x).reshape(*x.shape[:-1], dim, 2)
+
+    def affine(p: Any) -> Any:
+        return distrax.ScalarAffine(shift=p[..., 0], log_scale=p[..., 1])
+
+    shift = jnp.arange(1.0, dim + 1)
+    layers: list[Any] = [distrax.Block(distrax.ScalarAffine(shift, scale=0.5 * shift), 1)]
+    if dim > 1:
+        network = haiku.without_apply_rng(haiku.transform(net))
+        weights = shaken(network.init(jax.random.key(0), jnp.zeros(dim)))
+        apply = functools.partial(network.apply, weights)
+        layers.append(distrax.MaskedCoupling(jnp.arange(dim) % 2 == 0, apply, affine))
+    base = distrax.MultivariateNormalDiag(jnp.zeros(dim), jnp.ones(dim))
+    yield distrax.Transformed(base, distrax.Chain(layers))
+
+
+def of_numpyro(dim: int, context_dim: int) -> Iterator[Any]:
+    import jax
+    from jax import numpy as jnp
+    from numpyro.distributions import Normal, TransformedDistribution
+    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.nn import AutoregressiveNN
+
+    init, apply = AutoregressiveNN(dim, [7], permutation=jnp.arange(dim)[::-1])
+    weights = shaken(init(jax.random.key(0), (dim,))[1])
+    layer = InverseAutoregressiveTransform(functools.partial(apply, weights))
+    yield TransformedDistribution(Normal(jnp.zeros(dim), 1).to_event(1), [layer])
+
+
+SIZED = {
+    "zuko": of_zuko,
+    "nflows": of_nflows,
+    "sbi": of_sbi,
+    "normflows": of_normflows,
+    "FrEIA": of_freia,
+    "pyro": of_pyro,
+    "flowjax": of_flowjax,
+    "distrax": of_distrax,
+    "numpyro": of_numpyro,
+}
+WITHOUT_CONTEXT = ("distrax", "numpyro")
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("library", SIZED)
+def test_dimensions_and_odd_widths(library: str, dim: int) -> None:
+    """Without a context and with one of width 3, as far as the library has them."""
+    pytest.importorskip(library)
+    for context_dim in (0,) if library in WITHOUT_CONTEXT else (0, 3):
+        torch.manual_seed(dim)
+        np.random.seed(dim)
+        for model in SIZED[library](dim, context_dim):
+            noisy = perturbed if isinstance(model, torch.nn.Module) else shaken
+            flow = torch_flows.import_flow(noisy(model))
+            assert flow.event_shape == (dim,)
+            assert flow.context_dim == context_dim
 
 
 def test_later_versions_of_freia() -> None:

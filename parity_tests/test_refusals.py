@@ -226,6 +226,19 @@ NFLOWS: list[tuple[str, Spoil, str]] = [
         setting(f"{MADE}.blocks.0.batch_norm.track_running_stats", False),
         "BatchNorm1d has no counterpart with track_running_stats=False",
     ),
+    (
+        "batch_norm_context",
+        all_of(
+            setting(f"{MADE}.blocks.0.batch_norm_layers.1.eps", 1e-9),
+            filling(f"{MADE}.blocks.0.batch_norm_layers.1.running_var", 0.0),
+        ),
+        "BatchNorm1d with eps=1e-09 has no counterpart: only with 1e-05 and more",
+    ),
+    (
+        "batch_norm_context",
+        setting(f"{MADE}.blocks.1.use_batch_norm", False),
+        "in some residual blocks of a network and not in others",
+    ),
 ]
 
 
@@ -441,10 +454,21 @@ def shifted(b: Any, d: Any, f: Any) -> Any:
 
 SPLINES = "bijection.bijection.bijection.bijections.0.inner"
 MASKED = "bijection.bijection.bijection.bijections.0"
+
+
+def blocks(b: Any) -> Any:
+    import jax
+
+    return b.BlockAutoregressiveNetwork(
+        jax.random.key(0), dim=3, depth=1, block_dim=2, activation=b.Tanh()
+    )
+
+
 FLOWJAX: list[tuple[str, Spoil, str]] = [
     ("masked", flowjax(logistic), "only StandardNormal and Normal have"),
     ("masked", transformed(lambda b: b.Affine(np.zeros((3, 2))), 3, 2), "unless on vectors"),
-    ("masked", transformed(both_ways), "Planar in both directions"),
+    ("masked", transformed(blocks), "is the default, which is tanh(u) + c u"),
+    ("masked", transformed(both_ways), "in both directions have none"),
     ("masked", with_transformer(lambda b: b.Scale(np.ones(()))), "with the transformer Scale"),
     ("masked", with_transformer(exponential), "unless its scales are softplus and a constant"),
     ("masked", with_transformer(spline(interval=(-1, 1))), "with two intervals"),
@@ -581,9 +605,25 @@ def scalar(model: Any) -> None:
     model.base_dist = Normal(0, 1)
 
 
+def bounded(model: Any) -> Any:
+    import jax
+    from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform
+    from numpyro.nn.block_neural_arn import BlockNeuralAutoregressiveNN, Tanh
+
+    init, apply = BlockNeuralAutoregressiveNN(2, [3], activation=Tanh())
+    weights = init(jax.random.key(0), (2,))[1]
+    model.transforms[0] = BlockNeuralAutoregressiveTransform(functools.partial(apply, weights))
+
+
+def both_directions(model: Any) -> None:
+    model.transforms[0] = model.transforms[0].inv
+
+
 NUMPYRO: list[tuple[str, Spoil, str]] = [
     ("iaf", lambda m: m.base_dist, "only TransformedDistribution"),
     ("iaf", exponentiated, "numpyro's ExpTransform has no counterpart"),
+    ("bnaf", bounded, "with tanh, say, it is not onto the reals"),
+    ("bnaf", both_directions, "in both directions has none in which it can be run"),
     ("iaf", scalar, "only a Normal with one entry per dimension has"),
 ]
 
@@ -599,7 +639,7 @@ def embedding(model: Any) -> Any:
 
 
 SBI: list[tuple[str, Spoil, str]] = [
-    ("maf", embedding, "is no flow: only NFlowsFlow and ZukoFlow are"),
+    ("maf", embedding, "is no flow: only NFlowsFlow, ZukoFlow and ZukoUnconditionalFlow are"),
     ("maf", setting("_input_shape", torch.Size([2, 2])), "samples that are no vectors"),
     ("maf", setting("_condition_shape", torch.Size([2, 2])), "embed them yourself"),
 ]
@@ -645,7 +685,9 @@ OF_MADE = {
     for name, layer in (("initial_layer", LAYER), ("final_layer", LAST))
     for key, array in layer.items()
 }
+FINAL = "_transform.autoregressive_net.final_layer"
 BASE = {"q0.loc": ONE, "q0.log_scale": ONE}
+HYPER = "transform.transforms.0.hyper.0"
 NORMAL = {"base.loc": ONE[0], "base.scale": ONE[0]}
 STATES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("nflows", {"_transform.a": ONE, "_transform.a.b": ONE}, {}, "lies inside another one"),
@@ -656,7 +698,22 @@ STATES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {},
         "the activations of the embedding network are in no file",
     ),
-    ("nflows", OF_MADE, {}, "3 parameters for a dimension belong to no transform"),
+    ("nflows", OF_MADE, {}, "3 parameters for a dimension are those of a spline: state spline"),
+    ("nflows", OF_MADE, {"spline": "cubic"}, "3 parameters for a dimension belong to no cubic"),
+    ("nflows", OF_MADE, {"spline": "linear"}, "state tail_bound"),
+    ("nflows", OF_MADE, {"spline": "linear", "tail_bound": 3.0}, "has no tails, and no counter"),
+    (
+        "nflows",
+        OF_MADE | {f"{FINAL}.{key}": array[:2] for key, array in LAST.items()},
+        {"spline": "rational_quadratic"},
+        "those of an affine transform or of a rational_quadratic spline",
+    ),
+    (
+        "nflows",
+        {"_transform.unnormalized_heights": ONE},
+        {"tail_bound": 3.0},
+        "a transform with the arrays ['unnormalized_heights'] is not known",
+    ),
     (
         "nflows",
         {
@@ -680,6 +737,12 @@ STATES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         NORMAL | {"transform.transforms.0.hyper.0.bias": ONE},
         {"slope": 1e-3},
         "is not linear layers",
+    ),
+    (
+        "zuko",
+        NORMAL | {f"{HYPER}.weight": np.ones((17, 1)), f"{HYPER}.bias": np.ones(17)},  # of a BPF
+        {"slope": 1e-3},
+        "has 17 parameters for a dimension, and MonotonicAffineTransform has 2: state univariate",
     ),
 ]
 

@@ -10,6 +10,7 @@ import torch
 
 import jax_flows
 import torch_flows
+from flow_bridge import attention as bridge
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.masks import autoregressive_order
 from flow_bridge.weights import torch_to_jax
@@ -37,7 +38,7 @@ def test_a_block_is_that_of_pytorch(half: str) -> None:
     for parameter in layer.parameters():
         parameter.data = parameter.data + 0.3 * torch.randn_like(parameter)
     layer.self_attn.in_proj_bias.data.zero_()
-    block = torch_attention.AttentionBlock(6, 2, "gelu").double()
+    block = torch_attention.AttentionBlock(bridge.Blocks(6, 1, 2)).double()
     pairs = {
         "attention_norm": layer.norm1,
         "projection": layer.self_attn.out_proj,
@@ -50,15 +51,97 @@ def test_a_block_is_that_of_pytorch(half: str) -> None:
     h, mask = torch.randn(3, 5, 6).double(), torch.ones(5, 5, dtype=torch.bool).tril()
     if half == "torch":
         block.load_state_dict(state)
-        found = block(h, mask).detach().numpy()
+        found = block(h, mask, None, None).detach().numpy()
     else:
-        own = jax_attention.AttentionBlock(6, 2, "gelu")
+        own = jax_attention.AttentionBlock(bridge.Blocks(6, 1, 2))
         shapes = {"params": own.shapes(jnp.float64)}
         arrays = {name: value.numpy() for name, value in state.items()}
         params = torch_to_jax(arrays, shapes)["params"]
-        found = own(params, h.numpy(), mask.numpy())
+        found = own(params, h.numpy(), mask.numpy(), None, None)
     expected = layer(h, ~mask).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_options_of_a_block_in_plain_pytorch() -> None:
+    """Rotary places as factors of modulus 1, normalised queries and keys, a gate, and a context crossed."""
+    torch.manual_seed(0)
+    options = bridge.Blocks(8, 1, 2, "silu", 4, 0.0, True, True, True, "cross", 2)
+    block = torch_attention.AttentionBlock(options).double()
+    for parameter in block.parameters():
+        parameter.data = parameter.data + 0.3 * torch.randn_like(parameter)
+    h, context = torch.randn(3, 5, 8).double(), torch.randn(3, 2, 8).double()
+    functional, heads = torch.nn.functional, lambda x: x.unflatten(-1, (2, 4)).transpose(1, 2)
+    angles = torch.outer(torch.arange(5).double(), torch.tensor([1, 0.01], dtype=torch.float64))
+    turns = torch.polar(torch.ones_like(angles), angles)
+
+    def turned(x: Any, norm: Any) -> Any:
+        x = functional.rms_norm(x, (4,), norm.weight, 1e-5)
+        x = torch.complex(x[..., :2], x[..., 2:]) * turns
+        return torch.cat([x.real, x.imag], -1)
+
+    def joined(q: Any, k: Any, v: Any, causal: bool) -> Any:
+        found = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return found.transpose(1, 2).flatten(2)
+
+    q, k, v = map(heads, block.qkv(block.attention_norm(h)).chunk(3, -1))
+    q, k = turned(q, block.q_norm), turned(k, block.k_norm)
+    expected = h + block.projection(joined(q, k, v, True))
+    k, v = map(heads, block.cross_kv(context).chunk(2, -1))
+    q = heads(block.cross_q(block.cross_norm(expected)))
+    expected = expected + block.cross_projection(joined(q, k, v, False))
+    gate, wide = block.expand(block.mlp_norm(expected)).chunk(2, -1)
+    expected = expected + block.contract(functional.silu(gate) * wide)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    found = block(h, mask, torch.as_tensor(options.turns(5)), context)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+OPTIONS = {
+    "prefix": {"rotary": True, "qk_norm": True, "gated": True, "activation": "silu", "context": "prefix",
+               "context_dim": 4, "context_tokens": 2},
+    "cross": {"rotary": True, "context": "cross", "context_dim": 4, "context_tokens": 2, "num_blocks": 1,
+              "checkpointing": True},
+    "guided": {"context": "cross", "context_dim": 4, "guidance": [0.5, 2.0]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name: str) -> None:
+    """Both halves against each other, Jacobians; and the cache against passes of the whole network."""
+    flow = FLOW | {"dim": 6, "hidden_dim": 4} | OPTIONS[name]
+    fuzz.check(flow, (6,), 0, scale=0.4, gradients=name == "cross")
+    case = Case("", flow)
+    model = case.torch_model()
+    z, context = torch.from_numpy(case.inputs(3)), torch.from_numpy(case.context(3))
+    with torch.no_grad():
+        found, expected = model.inverse(z, context)[0], model.inverse_by_sweeps(z, 3, context).x
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@halves
+def test_guidance(half: str) -> None:
+    """Its weight 0 changes nothing; two equal contexts neither; weights are those of places in a row."""
+    plain = arch("TarFlow", shape=6, patch_size=2, num_layers=2, hidden_dim=4, num_heads=2, num_blocks=[1, 2],
+                 context_dim=2)  # fmt: skip
+    case, package = Case("", plain), HALVES[half]
+    x, c = case.inputs(3), case.context(3)
+    two, twice = np.concatenate([c, 0 * c], 1), np.concatenate([c, c], 1)
+    flow = case.torch_model() if half == "torch" else jax_flows.build(plain)
+    guided = {w: package.guided(flow, w) for w in (0.0, 1.5, (0.0, 1.0))}
+    runs = [(flow, c), (guided[0.0], two), (guided[1.5], twice), (guided[1.5], two)]
+    if half == "torch":
+        found = [f.log_prob(torch.from_numpy(x), torch.from_numpy(c)).detach() for f, c in runs]
+    else:
+        variables = torch_to_jax(case.weights(), flow.shapes())
+        found = jax.jit(lambda x: [flow.log_prob(variables, x, c) for flow, c in runs])(x)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-12)
+    assert (abs(found[3] - found[0]) > 1e-3).all()
+    assert guided[0.0, 1.0].bijector.bijectors[0].weights == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="without guidance"):
+        package.guided(guided[1.5], 1.0)
+    with pytest.raises(ValueError, match="expects a flow of transformers"):
+        package.guided(package.RealNVP(2), 1.0)
 
 
 @halves
@@ -235,7 +318,8 @@ def test_couplings_of_tokens(name: str) -> None:
     """Both halves against each other, round trips and Jacobians; masks of channels and of patches."""
     small = {"hidden_dim": 4, "num_heads": 2}
     if name == "images":
-        jet = arch("Jet", shape=[1, 4, 4], num_layers=6, num_blocks=2, context_dim=2, **small)
+        jet = arch("Jet", shape=[1, 4, 4], num_layers=6, num_blocks=2, context_dim=2, qk_norm=True,
+                   context="prefix", **small)  # fmt: skip
         fuzz.check(jet, (1, 4, 4), 0, scale=0.4)
     else:
         network = arch("Transformer", num_tokens=4, **small)
@@ -271,12 +355,23 @@ def test_flows_of_patches_start_as_the_identity() -> None:
 
 def test_what_is_refused() -> None:
     map = arch("AffineMap")
+    tokens = arch("TransformerAutoregressive", dim=4, map=map)
     wrong = [
         (arch("TransformerAutoregressive", dim=5, token_dim=2, map=map), "dim divisible by 2, got 5"),
         (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "Autoregressive expects hidden_dim"),
         (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
         (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
+        (tokens | {"num_heads": 4, "hidden_dim": 4, "rotary": True}, "even width"),
+        (tokens | {"context_dim": 3, "context": "cross", "context_tokens": 2}, "context_dim divisible by 2"),
+        (tokens | {"context_dim": 2, "context_tokens": 2}, "of one token"),
+        (tokens | {"context_dim": 3, "guidance": 1.0}, "must be even, got 3"),
+        (tokens | {"context_dim": 2, "guidance": -1.0}, "guidance"),
+        (tokens | {"context_dim": 2, "guidance": [1, 2, 3]}, "as a weight or as two"),
+        (arch("TarFlow", shape=4, num_layers=3, num_blocks=[1, 2]), "3 numbers, one for each layer, got 2"),
+        (arch("Jet", shape=[1, 4, 4], context="gate"), "context to be one of"),
         (arch("TarFlow", shape=[4, 4]), "shape as a number or as"),
+        (arch("Glow", shape=[1, 4, 2], num_levels=1,
+              conditioner=arch("ImageTransformer", num_tokens=8)), "got 2 x 1"),
         (arch("TarFlow", shape=[1, 4, 6], patch_size=4), "width divisible by 4, got 6"),
         (arch("TarFlow", shape=5, patch_size=2), "dim divisible by 2"),
         (arch("Jet", shape=[1, 4, 4], patch_size=1), "fixes (nothing|everything)"),

@@ -20,6 +20,7 @@ from torch_flows.bijectors.autoregressive import (
     MaskedSplineAutoregressive,
 )
 from torch_flows.bijectors.base import Bijector
+from torch_flows.bijectors.block_autoregressive import BlockAutoregressive
 from torch_flows.bijectors.blockwise import Blockwise
 from torch_flows.bijectors.continuous import ContinuousBijector
 from torch_flows.bijectors.coupling import (
@@ -38,6 +39,7 @@ from torch_flows.bijectors.elementwise import (
     LeakyReLU,
     LeakyTanh,
     Logit,
+    NormalClip,
     Rescale,
     Sigmoid,
     Softclip,
@@ -45,6 +47,7 @@ from torch_flows.bijectors.elementwise import (
     Tanh,
 )
 from torch_flows.bijectors.linear import (
+    ConvolutionExponential,
     Invertible1x1Conv,
     LULinear,
     Permutation,
@@ -68,9 +71,9 @@ from torch_flows.distributions import (
     Uniform,
     VonMises,
 )
-from torch_flows.export import export
+from torch_flows.export import export, fixed_grid
 from torch_flows.flows import Flow, pullback, standardized
-from torch_flows.images import dequantize, quantize
+from torch_flows.images import denoise, dequantize, quantize
 from torch_flows.importing import import_flow
 from torch_flows.losses import (
     AnnealedBootstrap,
@@ -79,17 +82,19 @@ from torch_flows.losses import (
     ImportanceWeighted,
     Loss,
     NegativeLogLikelihood,
+    NoisyLikelihood,
     OptimalTransportFlowMatching,
+    Reflow,
     ReverseKL,
 )
-from torch_flows.models.autoregressive import IAF, MAF, NAF
+from torch_flows.models.autoregressive import BNAF, IAF, MAF, NAF
 from torch_flows.models.continuous import FFJORD, NeuralODE
 from torch_flows.models.coupling import NICE, RealNVP
 from torch_flows.models.gaussianization import GaussianizationFlow
 from torch_flows.models.images import Glow
 from torch_flows.models.residual import PlanarFlow, RadialFlow, ResidualFlow, SylvesterFlow
 from torch_flows.models.spline import NeuralSplineFlow
-from torch_flows.models.transformer import Jet, TarFlow
+from torch_flows.models.transformer import Jet, TarFlow, guided
 from torch_flows.networks.activations import register_activation
 from torch_flows.networks.attention import ImageTransformer, Transformer
 from torch_flows.networks.convolutional import ConvEmbedding, ConvNet
@@ -105,8 +110,8 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
-from torch_flows.univariate.mixture import LogisticMixtureMap
-from torch_flows.univariate.monotone import MonotoneNetworkMap
+from torch_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from torch_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
     LinearRationalSplineMap,
@@ -119,6 +124,7 @@ from torch_flows.univariate.splines import SplineMap
 from torch_flows.univariate.tails import TailMap
 
 __all__ = [
+    "BNAF",
     "ELU",
     "FFJORD",
     "IAF",
@@ -137,12 +143,14 @@ __all__ = [
     "BatchNorm",
     "BernsteinMap",
     "Bijector",
+    "BlockAutoregressive",
     "Blockwise",
     "Chain",
     "ContinuousBijector",
     "ConvAffineCoupling",
     "ConvEmbedding",
     "ConvNet",
+    "ConvolutionExponential",
     "Coupling",
     "CubicMap",
     "CubicRationalMap",
@@ -161,6 +169,7 @@ __all__ = [
     "HollowMLP",
     "ImageTransformer",
     "ImportanceWeighted",
+    "IntegratedNetworkMap",
     "Invert",
     "Invertible1x1Conv",
     "InvertibleResidual",
@@ -185,6 +194,9 @@ __all__ = [
     "Network",
     "NeuralODE",
     "NeuralSplineFlow",
+    "NoisyLikelihood",
+    "NormalClip",
+    "NormalMixtureMap",
     "OptimalTransportFlowMatching",
     "Patches",
     "Permutation",
@@ -196,6 +208,7 @@ __all__ = [
     "RadialFlow",
     "RandomPermutation",
     "RealNVP",
+    "Reflow",
     "ReplayBuffer",
     "Rescale",
     "ResidualFlow",
@@ -230,12 +243,15 @@ __all__ = [
     "bits_per_dimension",
     "build",
     "cylinder_from_sphere",
+    "denoise",
     "dequantize",
     "energies",
     "exponential_decay",
     "export",
     "fit",
     "fit_to_energy",
+    "fixed_grid",
+    "guided",
     "import_flow",
     "load",
     "pullback",

@@ -41,7 +41,8 @@ def _gelu(x: Tensor) -> tuple[Tensor, Tensor]:
 def _gelu_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
     c = math.sqrt(2 / math.pi)
     share = (2 * c * (x + 0.044715 * x * x * x)).sigmoid()
-    return x * share, share + 2 * c * x * (1 + 0.134145 * x * x) * share * (1 - share)
+    near = x.clamp(-30, 30)  # the share is 0 or 1 beyond, and x * x may overflow
+    return x * share, share + 2 * c * near * (1 + 0.134145 * near * near) * share * (1 - share)
 
 
 def _sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:

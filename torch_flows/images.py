@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from flow_bridge import checks
+from torch_flows.flows import Flow
 
 
 def dequantize(
@@ -42,3 +43,24 @@ def quantize(x: Tensor, num_levels: int) -> Tensor:
     """The level of x on [0, 1]: floor(x * num_levels), kept within 0 and num_levels - 1."""
     checks.positive_int("quantize", num_levels=num_levels)
     return (x * num_levels).floor().clamp(0, num_levels - 1)
+
+
+def denoise(flow: Flow, x: Tensor, sigma: float, context: Tensor | None = None) -> Tensor:
+    """The mean of what x was before normal noise of standard deviation sigma was added (Tweedie's formula).
+
+    It is x + sigma^2 times the score of the density of noisy x, which a flow trained with
+    ``NoisyLikelihood(sigma)`` has learned; one pass and its gradient.
+
+    Args:
+        flow: the flow.
+        x: noisy data or samples, ``(*batch, *event_shape)``.
+        sigma: above 0.
+        context: as for ``Flow.score``.
+
+    Raises:
+        ValueError: for another sigma.
+
+    Reference: Efron (2011), Tweedie's formula and selection bias; Zhai et al. (2024), arXiv:2412.06329.
+    """
+    checks.positive_number("denoise", sigma=sigma)
+    return x + sigma**2 * flow.score(x, context)

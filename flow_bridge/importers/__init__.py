@@ -122,7 +122,8 @@ def import_state(
         library: ``"sbi"``, ``"nflows"``, ``"normflows"`` or ``"zuko"``.
         state: arrays or tensors by name.
         model: which of the library's models it is, for sbi: ``"maf"``, ``"nsf"``, ...
-        hints: for splines of nflows ``tail_bound``, for zuko ``slope``, for instance.
+        hints: for splines of nflows ``spline`` and ``tail_bound``, for zuko ``slope`` and ``univariate``,
+            for instance.
 
     Raises:
         UnsupportedModel: for arrays that do not tell what they belong to, and for a missing hint.

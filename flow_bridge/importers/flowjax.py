@@ -1,5 +1,5 @@
-"""flowjax 18 and 19: couplings and masked autoregressive flows with affine maps and splines, planar and
-triangular spline flows.
+"""flowjax 18 and 19: couplings and masked autoregressive flows with affine maps and splines, planar,
+triangular spline and block neural autoregressive flows.
 
 Its distributions go from latent to data. Where the transformer of a coupling or a masked map starts is in a
 closure and in no file: it is read from the live object and added to the last biases.
@@ -23,6 +23,7 @@ from flow_bridge.importers.reading import (
     PROBE,
     activation_name,
     as_array,
+    demand,
     dtype_of_tree,
     expect,
     float64_tree,
@@ -35,6 +36,9 @@ from flow_bridge.importers.reading import (
 
 NETWORKS = ("Coupling", "MaskedAutoregressive")
 """Bijections that are run better from their argument to their result."""
+
+ONE_WAY = ("Planar", "BlockAutoregressiveNetwork")
+"""Those that can be run that way only, or are searched for the other way."""
 
 
 def read(distribution: Any) -> Reading:
@@ -50,10 +54,10 @@ def read(distribution: Any) -> Reading:
     dim = base.shape[-1] if len(base.shape) == 1 else 0
     if not dim:
         raise UnsupportedModel("flowjax's distributions have no counterpart unless on vectors.")
-    one_way = {back for bijection, back in flat if kind(bijection) == "Planar"}
+    one_way = {back for bijection, back in flat if kind(bijection) in ONE_WAY}
     if len(one_way) == 2:
         raise UnsupportedModel(
-            "flowjax's Planar in both directions has none in which it can be run."
+            f"flowjax's {' and '.join(ONE_WAY)} in both directions have none in which they can be run."
         )
     inverse = max(one_way) if one_way else parts.mostly(b for f, b in flat if kind(f) in NETWORKS)
     layers = [_layer(bijection, back, dim, inverse) for bijection, back in flat]
@@ -90,10 +94,15 @@ def _flatten(bijection: Any, back: bool) -> Iterator[tuple[Any, bool]]:
         "Scan": "shape cond_shape bijection",
         "Chain": "shape cond_shape bijections",
         "Sandwich": "shape cond_shape inner outer",
+        "NumericalInverse": "shape cond_shape bijection inverter",
     }
     if name in known:
         expect(bijection, f"flowjax's {name}", known[name])
-    if name == "NonTrainable":
+    if name == "NumericalInverse":
+        if kind(bijection.inverter) == "filter_custom_jvp":  # however it is found
+            expect(bijection.inverter, "flowjax's NumericalInverse", "fn")
+        yield from _flatten(bijection.bijection, back)
+    elif name == "NonTrainable":
         yield from _flatten(bijection.tree, back)
     elif name == "Invert":
         yield from _flatten(bijection.bijection, not back)
@@ -152,7 +161,7 @@ def _transform(bijection: Any, dim: int) -> list[Part]:
     name = kind(bijection)
     where = f"flowjax's {name}"
     if name not in BIJECTIONS:
-        raise UnsupportedModel(f"{where} has no counterpart{REASONS.get(name, '')}.")
+        raise UnsupportedModel(f"{where} has no counterpart.")
     reader, attributes = BIJECTIONS[name]
     expect(bijection, where, f"shape cond_shape {attributes}")
     return reader(bijection, dim, where)
@@ -349,6 +358,33 @@ def _splines(bijection: Any, dim: int, where: str) -> list[Part]:
     return [parts.part("Elementwise", {"raw_parameters": raw}, dim=dim, map=map)]
 
 
+def _blocks(bijection: Any, dim: int, where: str) -> list[Part]:
+    activation, layers = bijection.activation, []
+    if kind(activation) != "_LeakyTanh" or not bijection.depth:
+        raise UnsupportedModel(
+            f"{where} has no counterpart unless between its layers, two at least, is the default, which is "
+            "tanh(u) + c u."
+        )
+    expect(activation, f"{where}, _LeakyTanh", "min_grad shape cond_shape")
+    known = "weight bias in_features out_features use_bias"
+    for layer, _ in bijection.layers:
+        expect(layer, f"{where}, Linear", known)
+        if kind(layer.weight) == "WeightNormalization":
+            expect(layer.weight, f"{where}, WeightNormalization", "weight scale")
+            for inner in (layer.weight.weight, layer.weight.scale):
+                if kind(inner) == "Parameterize":
+                    expect(inner, f"{where}, {kind(inner)}", "fn args kwargs")
+        bias = np.zeros(layer.out_features) if layer.bias is None else _unwrapped(layer.bias)
+        layers.append((_unwrapped(layer.weight), bias))
+    context_weight = None
+    if bijection.cond_linear is not None:
+        expect(bijection.cond_linear, f"{where}, Linear", known)
+        demand(bijection.cond_linear, where, bias=None)
+        context_weight = _unwrapped(bijection.cond_linear.weight)
+    leak = float(activation.min_grad)
+    return [parts.block_network(layers, dim, leak, where, context_weight)]
+
+
 def _additive(bijection: Any, dim: int, where: str) -> list[Part]:
     layer = bijection.module
     if kind(layer) != "Linear":
@@ -364,6 +400,7 @@ def _additive(bijection: Any, dim: int, where: str) -> list[Part]:
 BIJECTIONS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {
     "Affine": (_affine, "loc scale"),
     "AdditiveCondition": (_additive, "module"),
+    "BlockAutoregressiveNetwork": (_blocks, "depth layers cond_linear block_dim activation"),
     "Coupling": (_coupling, "untransformed_dim dim transformer_constructor conditioner"),
     "Flip": (_flip, ""),
     "LeakyTanh": (_leaky_tanh, "max_val intercept linear_grad"),
@@ -376,8 +413,3 @@ BIJECTIONS: dict[str, tuple[Callable[[Any, int, str], list[Part]], str]] = {
     "Vmap": (_splines, "bijection in_axes axis_size"),
 }
 """How each bijection is read, and what is known of its attributes."""
-
-REASONS = {
-    "NumericalInverse": ": twinflows has no block neural autoregressive flows",
-    "BlockAutoregressiveNetwork": ": twinflows has no block neural autoregressive flows",
-}

@@ -36,13 +36,22 @@ def weights_of(function: Any, where: str) -> Any:
     while isinstance(function, partial):
         held += [*function.args, *function.keywords.values()]
         function = function.func
-    found = [value for value in held if [*linear_layers(value)]]
+    found = [value for value in held if [*linear_layers(value)] or is_blocks(value)]
     if len(found) != 1:
         raise UnsupportedModel(
             f"{where} has a network whose weights cannot be seen: make it functools.partial(apply, "
             "weights), or pass weights=[...], one for each."
         )
     return found[0]
+
+
+def is_blocks(weights: Any) -> bool:
+    """Whether nested lists hold layers with a scale for each output, as those of numpyro's BNAF do."""
+    if not isinstance(weights, list | tuple):
+        return False
+    if len(weights) == 3 and [getattr(item, "ndim", 0) for item in weights] == [2, 1, 1]:
+        return True
+    return any(is_blocks(item) for item in weights)
 
 
 def network(

@@ -9,17 +9,24 @@ import numpy as np
 
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers.parts import Arrays, Part
+from flow_bridge.importers.parts import Arrays, Part, prefixed
 from flow_bridge.importers.reading import activation_name, as_array, contents, expect, kind
 from flow_bridge.masks import Autoregression, Degrees
 
 
 class Linear(NamedTuple):
-    """A linear layer, and which of its weights count; ``None`` is all of them."""
+    """A linear layer.
+
+    Attributes:
+        weight, bias: its arrays.
+        mask: which of its weights count; ``None`` is all of them.
+        norm: the batch normalisation in front of the activation before it, in a residual block.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     mask: np.ndarray | None = None
+    norm: Arrays | None = None
 
 
 class Outputs(NamedTuple):
@@ -116,7 +123,8 @@ def sequence(modules: Any, where: str) -> tuple[list[Linear], str]:
         elif name not in ("Dropout", "Identity"):
             if name in ("LayerNorm", "BatchNorm1d"):
                 raise UnsupportedModel(
-                    f"{where} has {name} in its network, which no network of twinflows has."
+                    f"{where} has {name} in its network, which has no counterpart there: only linear "
+                    "layers with one activation between them do."
                 )
             names.append(activation_name(module, where))
         if len(names) not in (len(layers) - 1, len(layers)):
@@ -134,6 +142,7 @@ def arrays_of(layers: Sequence[Linear], group: str = "network.layers") -> Arrays
     for i, layer in enumerate(layers):
         weight = layer.weight if layer.mask is None else np.where(layer.mask, layer.weight, 0)
         arrays |= {f"{group}.{i}.weight": weight, f"{group}.{i}.bias": layer.bias}
+        arrays |= prefixed(f"network.norms.{i - 1}", layer.norm or {})
     return arrays
 
 
@@ -276,6 +285,13 @@ def _residual_options(
         "num_blocks": (len(layers) - 2) // 2,
         "activation": activation,
     }
+    normalized = {layer.norm is not None for layer in layers[1:-1]}
+    if len(normalized) > 1:
+        raise UnsupportedModel(
+            "batch normalisation in some residual blocks of a network and not in others has no counterpart."
+        )
+    if normalized == {True}:
+        options["normalization"] = "batch_norm"
     return options | ({"context": context} if context else {})
 
 

@@ -13,7 +13,7 @@ from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import networks, parts
 from flow_bridge.importers.networks import Conditioner, Linear, Outputs
-from flow_bridge.importers.parts import Layer, Part, Reading
+from flow_bridge.importers.parts import Arrays, Layer, Part, Reading
 from flow_bridge.importers.reading import (
     StandIn,
     activation_name,
@@ -29,6 +29,7 @@ from flow_bridge.importers.reading import (
     softplus,
     torch_call,
 )
+from flow_bridge.regularization import EPS
 from flow_bridge.univariate import slope_offset
 
 BLIND = (
@@ -36,6 +37,10 @@ BLIND = (
     "nflows."
 )
 FOLDED = "batch normalisation inside networks is folded into their weights, and trains no more."
+NORMALIZED = (
+    "batch normalisation inside networks trains on with 1e-5 added to variances; by how much more was added "
+    "is part of its running variances."
+)
 
 
 def read(flow: Any, embedding: str = "native") -> Reading:
@@ -365,7 +370,7 @@ def _made(
     for block in blocks:
         notes.extend(dropout(block.dropout))
         if is_residual:
-            layers += residual_block(block, "MaskedResidualBlock", where)
+            layers += residual_block(block, "MaskedResidualBlock", notes, where)
             if branches:
                 branches.append(networks.linear(block.context_layer, where))
         else:
@@ -383,7 +388,7 @@ def _made(
     return conditioner, context_dim
 
 
-def residual_block(block: Any, name: str, where: str) -> list[Linear]:
+def residual_block(block: Any, name: str, notes: list[str], where: str) -> list[Linear]:
     """The two layers of a residual block."""
     if kind(block) != name:
         raise UnsupportedModel(f"{where} has a {kind(block)}, which has no counterpart.")
@@ -391,15 +396,37 @@ def residual_block(block: Any, name: str, where: str) -> list[Linear]:
         "context_layer use_batch_norm batch_norm_layers linear_layers degrees activation dropout"
     )
     expect(block, f"{where}, {name}", known)
-    if block.use_batch_norm:
-        raise UnsupportedModel(
-            f"{where} has batch normalisation in residual blocks, which has no counterpart."
-        )
     if getattr(block.activation, "inplace", False):  # then it changes what the block is added to
         raise UnsupportedModel(
             f"{where} has an activation in place in residual blocks, which has no counterpart."
         )
-    return [networks.linear(layer, where) for layer in contents(block.linear_layers, where)]
+    layers = [networks.linear(layer, where) for layer in contents(block.linear_layers, where)]
+    if not block.use_batch_norm:
+        return layers
+    notes.append(NORMALIZED)
+    norms = contents(field(block, "batch_norm_layers", where), where)
+    return [
+        Linear(*layer[:3], norm=batch_normalization(norm, where))
+        for layer, norm in zip(layers, norms, strict=True)
+    ]
+
+
+def batch_normalization(norm: Any, where: str) -> Arrays:
+    """The arrays of a ``BatchNorm1d``, as if it added to the variance what ours adds."""
+    own = (
+        "num_features eps momentum affine track_running_stats weight bias running_mean running_var"
+    )
+    where = f"{where}, BatchNorm1d"
+    expect(norm, where, f"{own} num_batches_tracked")
+    demand(norm, where, affine=True, track_running_stats=True)
+    names = ("weight", "bias", "running_mean", "running_var")
+    arrays = {name: as_array(getattr(norm, name)) for name in names}
+    arrays["running_var"] = arrays["running_var"] + (norm.eps - EPS)
+    if (arrays["running_var"] < 0).any():
+        raise UnsupportedModel(
+            f"{where} with eps={norm.eps} has no counterpart: only with {EPS} and more."
+        )
+    return arrays
 
 
 def feedforward_block(block: Any, notes: list[str], where: str) -> Linear:
@@ -412,13 +439,9 @@ def feedforward_block(block: Any, notes: list[str], where: str) -> Linear:
     if norm is None:
         return layer
     notes.append(FOLDED)
-    own = (
-        "num_features eps momentum affine track_running_stats weight bias running_mean running_var"
-    )
-    expect(norm, f"{where}, BatchNorm1d", f"{own} num_batches_tracked")
-    demand(norm, f"{where}, BatchNorm1d", affine=True, track_running_stats=True)
-    factor = as_array(norm.weight) / np.sqrt(as_array(norm.running_var) + norm.eps)
-    shift = as_array(norm.bias) - as_array(norm.running_mean) * factor
+    arrays = batch_normalization(norm, where)
+    factor = arrays["weight"] / np.sqrt(arrays["running_var"] + EPS)
+    shift = arrays["bias"] - arrays["running_mean"] * factor
     weight = layer.weight if layer.mask is None else np.where(layer.mask, layer.weight, 0)
     return Linear(weight * factor, layer.bias + weight @ shift, layer.mask)
 
@@ -469,7 +492,7 @@ def coupling_network(
         names = set()
         gates = []
         for block in blocks:
-            layers += residual_block(block, "ResidualBlock", where)
+            layers += residual_block(block, "ResidualBlock", notes, where)
             notes.extend(dropout(block.dropout))
             names.add(activation_name(block.activation, where))
             if net.context_features is not None:

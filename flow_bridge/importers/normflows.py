@@ -352,7 +352,7 @@ def _made(
         if not is_residual:
             layers.append(nflows.feedforward_block(block, notes, where))
             continue
-        layers += nflows.residual_block(block, "MaskedResidualBlock", where)
+        layers += nflows.residual_block(block, "MaskedResidualBlock", notes, where)
         if context_dim:
             gates.append(networks.linear(block.context_layer, where))
     layers.append(networks.linear(made.final_layer, where))

@@ -1,4 +1,5 @@
-"""numpyro: inverse autoregressive flows over a normal, as ``AutoIAFNormal`` builds them.
+"""numpyro: inverse autoregressive flows over a normal, as ``AutoIAFNormal`` builds them, and block neural
+autoregressive flows, as ``AutoBNAFNormal`` does.
 
 Its transforms go from latent to data. The masks of ``AutoregressiveNN`` are in no file: they follow from the
 widths and from the order of the entries, which is told by who depends on whom.
@@ -6,6 +7,7 @@ widths and from the order of the entries, which is told by who depends on whom.
 Reference: Phan et al. (2019), arXiv:1912.11554.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,14 +30,19 @@ from flow_bridge.importers.reading import (
 
 ROWS = 64
 
+BLOCKS = "BlockNeuralAutoregressiveTransform"
+NETWORKS = {"InverseAutoregressiveTransform": "arn", BLOCKS: "bn_arn"}
+"""Transforms with a network, and its attribute."""
+
 
 def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
     """A ``TransformedDistribution``.
 
     Args:
         distribution: the distribution.
-        weights: those of the networks of its ``InverseAutoregressiveTransform``, data to latent, where they
-            are not the argument of a ``functools.partial``: what their ``init`` returned, trained.
+        weights: those of the networks of its ``InverseAutoregressiveTransform`` and
+            ``BlockNeuralAutoregressiveTransform``, data to latent, where they are not the argument of a
+            ``functools.partial``: what their ``init`` returned, trained.
     """
     if kind(distribution) != "TransformedDistribution":
         name = kind(distribution)
@@ -45,14 +52,21 @@ def read(distribution: Any, weights: Sequence[Any] | None = None) -> Reading:
     expect(distribution, "numpyro's TransformedDistribution", f"{SHAPES} base_dist transforms")
     base = _base(distribution.base_dist)
     flat = [item for given in reversed(distribution.transforms) for item in _flatten(given, True)]
-    where = "numpyro's InverseAutoregressiveTransform"
-    nets = [t.arn for t, _ in flat if kind(t) == "InverseAutoregressiveTransform"]
+    found = [t for t, _ in flat if kind(t) in NETWORKS]
+    nets = [getattr(t, NETWORKS[kind(t)]) for t in found]
+    where = "numpyro's " + (kind(found[0]) if found else "transforms")
     weights = functions.weights_for(nets, weights, where)
     left = iter(weights)
-    inverse = parts.mostly(back for t, back in flat if kind(t) == "InverseAutoregressiveTransform")
+    ways = {back for t, back in flat if kind(t) == BLOCKS}
+    if len(ways) == 2:
+        raise UnsupportedModel(
+            f"numpyro's {BLOCKS} in both directions has none in which it can be run."
+        )
+    inverse = max(ways) if ways else parts.mostly(back for t, back in flat if kind(t) in NETWORKS)
     dim = base.architecture["dim"]
     layers = [_layer(transform, back, dim, inverse, left) for transform, back in flat]
-    notes = [CLAMP_NOTE.replace("pyro", "numpyro")] if nets else []
+    clamps = any(kind(t) != BLOCKS for t in found)
+    notes = [CLAMP_NOTE.replace("pyro", "numpyro")] if clamps else []
     dtype = dtype_of_tree(weights)
     run = parts.composed(layers, inverse)
     return Reading(layers, base, run, notes=notes, inverse=inverse, dtype=dtype)
@@ -100,6 +114,9 @@ def _layer(transform: Any, back: bool, dim: int, inverse: bool, weights: Iterato
     if name == "InverseAutoregressiveTransform":
         expect(transform, where, "_inv arn log_scale_min_clip log_scale_max_clip")
         found = _autoregressive(transform, next(weights), dim, where)
+    elif name == BLOCKS:
+        expect(transform, where, "_inv bn_arn")
+        found = _blocks(transform.bn_arn, next(weights), dim, where)
     elif name == "PermuteTransform":
         expect(transform, where, "_inv permutation")
         found = [parts.permutation(as_array(transform.permutation))]
@@ -138,6 +155,59 @@ def _autoregressive(transform: Any, weights: Any, dim: int, where: str) -> list[
         "high": float(transform.log_scale_max_clip),
     }
     return [networks.masked_autoregressive(map, conditioner, dim, 0)]
+
+
+LEAK = 0.01
+"""Of numpyro's ``LeakyTanh``."""
+
+
+def _blocks(function: Any, weights: Any, dim: int, where: str) -> list[Part]:
+    """The network, whose closure does not tell what is between its layers and around them."""
+    layers, scalars = [], []
+    for item in _leaves(weights):
+        if isinstance(item, tuple):
+            raw, scale, bias = item
+            blocks = raw.reshape(dim, len(raw) // dim, dim, -1)
+            own = np.eye(dim, dtype=bool)[:, None, :, None]
+            after = np.triu(np.ones((dim, dim)), 1)[:, None, :, None]
+            weight = np.where(own, np.exp(np.where(own, blocks, 0)), blocks * after).reshape(
+                raw.shape
+            )
+            weight = np.exp(scale) * weight / np.linalg.norm(weight, axis=0)
+            layers.append((weight.T, bias))
+        else:
+            scalars.append(float(item))
+    rows = np.random.default_rng(0).normal(size=(ROWS, dim)) * 3
+    expected = jax_call(lambda x: function(x)[0], rows)
+    h = rows
+    for i, (weight, bias) in enumerate(layers):
+        h = (np.tanh(h) + LEAK * h if i else h) @ weight.T + bias
+    gates: list[float | None] = [*scalars] or [None, 0.0]
+    for gate in gates:
+        share = 1 / (1 + math.exp(-gate)) if gate is not None else 1.0
+        factor = 1.0 if scalars or gate is None else 2.0
+        if len(layers) > 1 and np.allclose(
+            factor * (share * h + (1 - share) * rows), expected, 1e-9, 1e-9
+        ):
+            found = [parts.block_network(layers, dim, LEAK, where, gate=gate)]
+            twice = np.full(dim, factor)
+            return found if factor == 1 else [*found, parts.affine(twice, np.zeros(dim), where)]
+    raise UnsupportedModel(
+        f"{where} has a network that is not BlockNeuralAutoregressiveNN with LeakyTanh() between its layers: "
+        "with tanh, say, it is not onto the reals."
+    )
+
+
+def _leaves(weights: Any) -> Iterator[Any]:
+    """Weight, scale and bias of the layers, and single numbers, in nested lists."""
+    if isinstance(weights, list | tuple):
+        if len(weights) == 3 and [getattr(a, "ndim", 0) for a in weights] == [2, 1, 1]:
+            yield tuple(as_array(a) for a in weights)
+        else:
+            for item in weights:
+                yield from _leaves(item)
+    else:
+        yield as_array(weights)
 
 
 def _network(function: Any, weights: Any, dim: int, where: str) -> tuple[list[Linear], str]:

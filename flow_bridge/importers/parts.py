@@ -151,6 +151,53 @@ def matrix(weight: np.ndarray, shift: np.ndarray | None = None) -> Part:
     return part("LULinear", arrays, dim=dim, **options)
 
 
+def rotation(weight: np.ndarray) -> Part:
+    """z = W x for an orthogonal W of determinant 1, by reflections that make its columns those of 1."""
+    dim, rest, found = len(weight), weight.copy(), []
+    for j in range(dim):
+        v = np.where(np.arange(dim) < j, 0, rest[:, j])
+        v[j] -= 1
+        if rest[j, j] > 0:  # not the difference of two numbers near 1
+            v[j] = -(v[j + 1 :] @ v[j + 1 :]) / (1 + rest[j, j])
+        if v.any():
+            found.append(v)
+            rest = rest - 2 * np.outer(v, v @ rest) / (v @ v)
+    vectors = np.zeros((max(2, dim - dim % 2), dim))
+    vectors[: len(found)] = found[: len(vectors)] or vectors[:0]
+    return part("Rotation", {"vectors": vectors}, dim=dim)
+
+
+def block_network(
+    layers: Sequence[tuple[np.ndarray, np.ndarray]],
+    dim: int,
+    leak: float,
+    where: str,
+    context_weight: np.ndarray | None = None,
+    gate: float | None = None,
+) -> Part:
+    """``BlockAutoregressive`` of weights ``(out, in)``, whose blocks are lower triangular, and biases."""
+    arrays: dict[str, Any] = {}
+    widths = []
+    for i, (weight, bias) in enumerate(layers):
+        blocks = weight.reshape(dim, len(bias) // dim, dim, -1)
+        own = np.stack([blocks[j, :, j] for j in range(dim)])
+        above = np.triu(np.ones((dim, dim), bool), 1)
+        if not (own > 0).all() or blocks.swapaxes(1, 2)[above].any():
+            raise UnsupportedModel(
+                f"{where} has no counterpart unless its blocks are lower triangular and above 0 on the "
+                "diagonal."
+            )
+        arrays |= {f"diagonal_{i}": np.log(own), f"weight_{i}": weight, f"bias_{i}": bias}
+        widths.append(len(bias) // dim)
+    options = {"dim": dim, "hidden_dims": widths[:-1], "leak": leak, "gate": gate is not None}
+    if context_weight is not None:
+        arrays["context_weight"] = context_weight
+        options["context_dim"] = context_weight.shape[1]
+    if gate is not None:
+        arrays["raw_gate"] = np.array(gate)
+    return part("BlockAutoregressive", arrays, **options)
+
+
 def affine(scale: np.ndarray, shift: np.ndarray, where: str) -> Part:
     """z = scale x + shift."""
     if not (scale > 0).all():

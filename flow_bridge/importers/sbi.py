@@ -30,12 +30,16 @@ def read(estimator: Any, embedding: str = "native", slope: float | None = None) 
         raise UnsupportedModel(
             f"{where} also truncates to the prior: import its posterior_estimator."
         )
-    if name not in ("NFlowsFlow", "ZukoFlow"):
-        raise UnsupportedModel(f"{where} is no flow: only NFlowsFlow and ZukoFlow are.")
-    expect(estimator, where, "net _input_shape _condition_shape _embedding_net")
+    alone = name == "ZukoUnconditionalFlow"
+    if name not in ("NFlowsFlow", "ZukoFlow") and not alone:
+        raise UnsupportedModel(
+            f"{where} is no flow: only NFlowsFlow, ZukoFlow and ZukoUnconditionalFlow are."
+        )
+    own = "" if alone else "_condition_shape _embedding_net"
+    expect(estimator, where, f"net _input_shape {own}")
     outside = nflows.is_outside(embedding)
     shapes = [("_input_shape", "samples"), ("_condition_shape", "conditions")]
-    for shape, what in shapes[: 1 if outside else 2]:
+    for shape, what in shapes[: 1 if outside or alone else 2]:
         if len(field(estimator, shape, where)) != 1:
             hint = "" if what == "samples" else ": embed them yourself, with embedding='outside'"
             raise UnsupportedModel(
@@ -47,7 +51,7 @@ def read(estimator: Any, embedding: str = "native", slope: float | None = None) 
         return nflows.read_copy(float64_copy(estimator.net), embedding, NETWORK)
     estimator = float64_copy(estimator)
     reading = zuko.read_copy(estimator.net, slope)
-    if outside:
+    if outside or alone:
         return reading
     net = field(estimator, "_embedding_net", where)
 

@@ -9,6 +9,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+from flow_bridge import checks
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import nflows, normflows, sbi, zuko
 from flow_bridge.importers.parts import Reading
@@ -70,25 +71,31 @@ def read_nflows(
     batch_norm_momentum: float = 0.1,
     embedding: str = "native",
     embedding_activation: str | None = None,
+    spline: str | None = None,
 ) -> Reading:
     """A flow of nflows from its arrays.
 
     Args:
         state: the arrays by name.
         activation: of all networks.
-        tail_bound: of splines, which are taken to be rational-quadratic ones with linear tails.
+        tail_bound: of splines, which are taken to have linear tails.
         min_bin_width, min_bin_height, min_derivative: of splines.
         linear_eps: of ``LULinear``.
         batch_norm_eps, batch_norm_momentum: of ``BatchNorm``.
         embedding: as in ``nflows.read``.
         embedding_activation: of an embedding network that is sbi's ``FCEmbedding``.
+        spline: which splines its couplings and autoregressive transforms have, ``"linear"``,
+            ``"quadratic"``, ``"cubic"`` or ``"rational_quadratic"``; ``None`` for none.
     """
+    if spline is not None:
+        checks.one_of("import_state", "spline", spline, SPLINES)
     tree = tree_of(state)
     if unknown := tree.keys() - {"_transform", "_distribution", "_embedding_net"}:
         raise UnsupportedModel(
             f"a flow of nflows has no array {min(unknown)!r}: this is a state of something else."
         )
-    spline = {
+    options = {
+        "kind": spline,
         "min_bin_width": min_bin_width,
         "min_bin_height": min_bin_height,
         "min_derivative": min_derivative,
@@ -97,7 +104,7 @@ def read_nflows(
     build = partial(
         _nflows_transform,
         activation=activation,
-        spline=spline,
+        spline=options,
         eps=(linear_eps, batch_norm_eps, batch_norm_momentum),
     )
     transform = build(tree.get("_transform", {}))
@@ -187,11 +194,8 @@ def _nflows_transform(
         return stand_in("BatchNorm", eps=eps[1], momentum=eps[2], **node)
     if keys == {"initialized", "log_scale", "shift"}:
         return stand_in("ActNorm", **node)
-    if "unnormalized_derivatives" in keys:
-        size = (
-            node["unnormalized_derivatives"].shape[-1] + 2 * node["unnormalized_widths"].shape[-1]
-        )
-        return stand_in("PiecewiseRationalQuadraticCDF", **_spline(size, spline), **node)
+    if any(name.startswith("unnorm") for name in keys):
+        return _own_spline(node, spline)
     if keys == {"autoregressive_net"}:
         return _autoregressive(node["autoregressive_net"], activation, spline)
     if "identity_features" in keys:
@@ -199,17 +203,54 @@ def _nflows_transform(
     raise UnsupportedModel(f"a transform with the arrays {sorted(keys)} is not known: {LIVE}.")
 
 
-def _spline(size: int, spline: Mapping[str, Any]) -> dict[str, Any]:
-    if (size + 1) % 3:
+SPLINES = {
+    "linear": ("PiecewiseLinear", 1, 0),
+    "quadratic": ("PiecewiseQuadratic", 2, -1),
+    "cubic": ("PiecewiseCubic", 2, 2),
+    "rational_quadratic": ("PiecewiseRationalQuadratic", 3, -1),
+}
+"""What nflows calls a spline, and its parameters with linear tails: a for each bin, and b."""
+
+
+def _spline(size: int, spline: Mapping[str, Any]) -> tuple[str, int, dict[str, Any]]:
+    """Name, number of bins and options of the spline with so many parameters for a dimension."""
+    if spline["kind"] is None:
         raise UnsupportedModel(
-            f"{size} parameters for a dimension belong to no transform of nflows that has a counterpart."
+            f"{size} parameters for a dimension are those of a spline: state spline, which is one of "
+            f"{', '.join(SPLINES)}, some of them with equal arrays."
+        )
+    name, each, more = SPLINES[spline["kind"]]
+    if (size - more) % each or size <= more:
+        raise UnsupportedModel(
+            f"{size} parameters for a dimension belong to no {spline['kind']} spline that has a counterpart."
         )
     if spline["tail_bound"] is None:
         raise UnsupportedModel(
-            "state tail_bound: no file holds it, and that the splines are rational-quadratic ones with "
-            "linear tails."
+            "state tail_bound: no file holds it, and that the splines have linear tails."
         )
-    return {"tails": "linear", **spline}
+    options = {key: value for key, value in spline.items() if key != "kind"}
+    return name, (size - more) // each, {"tails": "linear", **options}
+
+
+def _own_spline(node: Tree, spline: Mapping[str, Any]) -> Any:
+    """Splines with parameters of their own, whose names tell which they are."""
+    for kind, (start, _, _) in SPLINES.items():
+        if set(node) == set(nflows.CDF_ARRAYS[f"{start}CDF"].split()):
+            size = sum(array.shape[-1] for array in node.values())
+            name, _, options = _spline(size, {**spline, "kind": kind})
+            return stand_in(f"{name}CDF", **options, **node)
+    raise UnsupportedModel(f"a transform with the arrays {sorted(node)} is not known: {LIVE}.")
+
+
+def _is_affine(size: int, spline: Mapping[str, Any]) -> bool:
+    """Whether so many parameters for a dimension are a shift, or a scale and a shift."""
+    _, each, more = SPLINES.get(spline["kind"], ("", size + 1, 0))
+    if size <= 2 and (size - more) % each == 0:
+        raise UnsupportedModel(
+            f"{size} parameters for a dimension are those of an affine transform or of a {spline['kind']} "
+            f"spline, which the arrays do not tell: {LIVE}."
+        )
+    return size <= 2
 
 
 def _autoregressive(made: Tree, activation: str, spline: Mapping[str, Any]) -> Any:
@@ -228,13 +269,18 @@ def _autoregressive(made: Tree, activation: str, spline: Mapping[str, Any]) -> A
         **other,
     )
     size = len(made["final_layer"]["bias"]) // made["initial_layer"]["weight"].shape[1]
-    if size == 2:
+    if size == 2 and _is_affine(size, spline):
         return stand_in(
             "MaskedAffineAutoregressiveTransform", autoregressive_net=net, _epsilon=1e-3
         )
-    options = {"num_bins": (size + 1) // 3, **_spline(size, spline)}
-    name = "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
-    return stand_in(name, autoregressive_net=net, **options)
+    name, num_bins, options = _spline(size, spline)
+    if spline["kind"] in ("linear", "cubic"):
+        raise UnsupportedModel(
+            f"nflows' Masked{name}AutoregressiveTransform has no tails, and no counterpart."
+        )
+    return stand_in(
+        f"Masked{name}AutoregressiveTransform", autoregressive_net=net, num_bins=num_bins, **options
+    )
 
 
 def _block(node: Tree, activation: str) -> Any:
@@ -251,7 +297,11 @@ def _block(node: Tree, activation: str) -> Any:
             **rest,
         )
     layers = [linear(layer) for layer in items(node["linear_layers"], "a residual block")]
-    rest = {k: v for k, v in node.items() if k not in ("linear_layers", "context_layer")}
+    own = ("linear_layers", "context_layer", "batch_norm_layers")
+    rest = {k: v for k, v in node.items() if k not in own}
+    if "batch_norm_layers" in node:
+        norms = items(node["batch_norm_layers"], "a residual block")
+        rest["batch_norm_layers"] = [stand_in("BatchNorm1d", eps=1e-3, **norm) for norm in norms]
     if "context_layer" in node:
         rest["context_layer"] = linear(node["context_layer"])
     return stand_in(
@@ -298,17 +348,14 @@ def _coupling(node: Tree, activation: str, spline: Mapping[str, Any]) -> Any:
     given: dict[str, Any] = {k: v for k, v in node.items() if k not in ("transform_net",)}
     given["unconditional_transform"] = None
     if unconditional is not None:
-        options = _spline(size, spline)
-        given["unconditional_transform"] = stand_in(
-            "PiecewiseRationalQuadraticCDF", **options, **unconditional
-        )
-    if size == 1:
-        return stand_in("AdditiveCouplingTransform", transform_net=built, **given)
-    if size == 2:
-        return stand_in("AffineCouplingTransform", transform_net=built, **given)
-    options = {"num_bins": (size + 1) // 3, **_spline(size, spline)}
-    name = "PiecewiseRationalQuadraticCouplingTransform"
-    return stand_in(name, transform_net=built, **options, **given)
+        given["unconditional_transform"] = _own_spline(unconditional, spline)
+    if _is_affine(size, spline):
+        name = "AdditiveCouplingTransform" if size == 1 else "AffineCouplingTransform"
+        return stand_in(name, transform_net=built, **given)
+    name, num_bins, options = _spline(size, spline)
+    return stand_in(
+        f"{name}CouplingTransform", transform_net=built, num_bins=num_bins, **options, **given
+    )
 
 
 def read_normflows(
@@ -337,7 +384,11 @@ def read_normflows(
         "output_fn": output_fn,
         "coupling": {"scale": scale, "scale_map": scale_map},
         "split_mode": split_mode,
-        "spline": {"tail_bound": tail_bound, **dict.fromkeys(_LEAST, 1e-3)},
+        "spline": {
+            "kind": "rational_quadratic",
+            "tail_bound": tail_bound,
+            **dict.fromkeys(_LEAST, 1e-3),
+        },
     }
     if "weight_scores" in base:
         _, count, dim = base["loc"].shape
@@ -401,8 +452,8 @@ def _normflows(node: Tree, activation: str, options: Mapping[str, Any]) -> Any:
         return stand_in("MaskedAffineAutoregressive", autoregressive_net=net)
     if keys == {"mprqat"}:
         net, size = _normflows_made(node["mprqat"]["autoregressive_net"], activation)
-        spline = stand_in("Spline", autoregressive_net=net, num_bins=(size + 1) // 3)
-        vars(spline).update(_spline(size, options["spline"]))
+        _, num_bins, given = _spline(size, options["spline"])
+        spline = stand_in("Spline", autoregressive_net=net, num_bins=num_bins, **given)
         return stand_in("AutoregressiveRationalQuadraticSpline", mprqat=spline)
     if keys == {"prqct"}:
         spline = _coupling(node["prqct"], activation, options["spline"])
@@ -445,6 +496,7 @@ def read_zuko(
     slope: float | None = None,
     activation: str = "relu",
     bound: float = 5.0,
+    univariate: str = "MonotonicAffineTransform",
 ) -> Reading:
     """A flow of zuko from its arrays: affine transformations, or splines.
 
@@ -453,12 +505,16 @@ def read_zuko(
         slope: of the transformations; see ``zuko.read``.
         activation: of all networks.
         bound: of splines.
+        univariate: what its transformations are made of, ``"MonotonicAffineTransform"`` (``MAF``,
+            ``NICE``) or ``"MonotonicRQSTransform"`` (``NSF``).
     """
+    checks.one_of("import_state", "univariate", univariate, UNIVARIATE)
     if slope is None:
         raise UnsupportedModel(
             "state the slope: no file holds it, and it is 1e-4 in zuko 1.0.1 to 1.4.1 and 1e-3 in others."
         )
     zuko.check_slope(slope)
+    own = partial(_univariate, univariate=univariate, slope=slope, bound=bound)
     tree = tree_of(state)
     transform = tree.get("transform", {})
     transforms = tree.get("transforms") or transform.get("transforms", {"0": transform})
@@ -479,7 +535,7 @@ def read_zuko(
         transform=stand_in(
             "LazyComposedTransform",
             transforms=[
-                _zuko_transform(node, len(loc), slope, activation, bound)
+                _zuko_transform(node, len(loc), activation, own)
                 for node in items(transforms, "zuko's composed transform")
             ],
         ),
@@ -487,7 +543,9 @@ def read_zuko(
     return zuko.read_copy(flow, None, live=False)
 
 
-def _zuko_transform(node: Tree, dim: int, slope: float, activation: str, bound: float) -> Any:
+def _zuko_transform(
+    node: Tree, dim: int, activation: str, univariate: Callable[[int], dict[str, Any]]
+) -> Any:
     keys = set(node)
     if keys in ({"loc", "scale"}, {"_0", "_1"}):
         loc, scale = (node[name] for name in sorted(keys))
@@ -495,7 +553,7 @@ def _zuko_transform(node: Tree, dim: int, slope: float, activation: str, bound: 
         return stand_in("UnconditionalTransform", __call__=lambda self: affine)
     if keys == {"phi"}:
         phi = items(node["phi"], "zuko's ElementWiseTransform")
-        given = _univariate(sum(array[0].size for array in phi), slope, bound)
+        given = univariate(sum(array[0].size for array in phi))
         return stand_in("ElementWiseTransform", phi=phi, **given)
     if "hyper" not in keys or keys - {"hyper", "order", "mask"}:
         raise UnsupportedModel(f"a transform with the arrays {sorted(keys)} is not known: {LIVE}.")
@@ -504,9 +562,9 @@ def _zuko_transform(node: Tree, dim: int, slope: float, activation: str, bound: 
     outputs = len(modules[-1].bias)
     masked = hasattr(modules[-1], "mask")
     if "mask" in keys:
-        given = _univariate(outputs // int((node["mask"] == 0).sum()), slope, bound)
+        given = univariate(outputs // int((node["mask"] == 0).sum()))
         return stand_in("GeneralCouplingTransform", hyper=modules, mask=node["mask"], **given)
-    given = _univariate(outputs // dim, slope, bound)
+    given = univariate(outputs // dim)
     if not masked:
         return stand_in("ElementWiseTransform", hyper=modules, **given)
     order = node.get("order")
@@ -537,25 +595,41 @@ class _Residual(list[Any]):
 _Residual.__name__ = "Residual"
 
 
-def _univariate(size: int, slope: float, bound: float) -> dict[str, Any]:
-    if size == 2:
-        affine = partial(MonotonicAffineTransform, slope=slope)
+UNIVARIATE: dict[str, Callable[..., None]] = {
+    "MonotonicAffineTransform": MonotonicAffineTransform,
+    "MonotonicRQSTransform": MonotonicRQSTransform,
+}
+"""What zuko's transformations may be made of."""
+
+
+def _univariate(size: int, univariate: str, slope: float, bound: float) -> dict[str, Any]:
+    """zuko's options with so many parameters for a dimension."""
+    is_affine = univariate == "MonotonicAffineTransform"
+    if size != 2 if is_affine else (size + 1) % 3 or size < 2:
+        count = "2" if is_affine else "2, 5, 8, ..."
+        raise UnsupportedModel(
+            f"a transformation of zuko has {size} parameters for a dimension, and {univariate} has {count}: "
+            f"state univariate, one of {', '.join(UNIVARIATE)}, of which no file says which it is."
+        )
+    constructor = UNIVARIATE[univariate]
+    if is_affine:
+        affine = partial(constructor, slope=slope)
         return {"univariate": affine, "shapes": [(), ()], "total": 2}
     num_bins = (size + 1) // 3
-    shapes = [(num_bins,), (num_bins,), (size - 2 * num_bins,)]
-    spline = partial(MonotonicRQSTransform, slope=slope, bound=float(bound))
+    shapes = [(num_bins,), (num_bins,), (num_bins - 1,)]
+    spline = partial(constructor, slope=slope, bound=float(bound))
     return {"univariate": spline, "shapes": shapes, "total": size}
 
 
 SBI = {
     "maf": {"activation": "tanh"},
-    "maf_rqs": {"activation": "tanh"},
-    "nsf": {"activation": "relu"},
+    "maf_rqs": {"activation": "tanh", "spline": "rational_quadratic"},
+    "nsf": {"activation": "relu", "spline": "rational_quadratic"},
     "zuko_maf": {},
-    "zuko_nsf": {},
+    "zuko_nsf": {"univariate": "MonotonicRQSTransform"},
     "zuko_nice": {},
 }
-"""What the models of sbi say of their networks."""
+"""What the models of sbi say of their networks and maps."""
 
 
 def read_sbi(state: Mapping[str, Any], model: str | None = None, **hints: Any) -> Reading:
@@ -577,7 +651,7 @@ def read_sbi(state: Mapping[str, Any], model: str | None = None, **hints: Any) -
     outside = nflows.is_outside(embedding)
     start = "_embedding_net."
     inner = {k.removeprefix("net."): v for k, v in state.items() if not k.startswith(start)}
-    reading = read_zuko(inner, **hints)
+    reading = read_zuko(inner, **SBI[model] | hints)
     if outside:
         return reading
     nodes = tree_of({k: v for k, v in state.items() if k.startswith(start)})

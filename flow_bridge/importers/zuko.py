@@ -1,5 +1,5 @@
 """zuko (1.0 to 1.6): masked autoregressive flows and couplings with affine maps, splines, sums of squares and
-monotone networks.
+monotone networks, and Gaussianization flows.
 
 Reference: Rozet et al., https://zuko.readthedocs.io.
 """
@@ -15,8 +15,9 @@ import numpy as np
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
 from flow_bridge.importers import networks, parts
-from flow_bridge.importers.parts import Layer, Part, Reading
+from flow_bridge.importers.parts import Layer, Part, Reading, composed
 from flow_bridge.importers.reading import (
+    Run,
     activation_name,
     as_array,
     contents,
@@ -24,6 +25,7 @@ from flow_bridge.importers.reading import (
     expect,
     field,
     float64_copy,
+    framework,
     in_numpy,
     kind,
     version,
@@ -64,8 +66,13 @@ def read_copy(flow: Any, slope: float | None, live: bool = True) -> Reading:
     def run(x: Any, context: Any) -> Any:
         return call(transform(context), x)
 
+    whole = in_numpy(run)
+    if any(is_clipped(layer) for layer in layers):
+        if is_clipped(layers[-1]):
+            layers = [*layers[:-1], *_normalized(layers[-1], base, notes)]
+        whole = composed(layers)
     notes = list(dict.fromkeys(notes))
-    return Reading(layers, base, in_numpy(run) if live else None, notes=notes)
+    return Reading(layers, base, whole if live else None, notes=notes)
 
 
 def check_slope(slope: float) -> None:
@@ -127,7 +134,50 @@ def layer(name: str, module: Any, dim: int, notes: list[str]) -> Layer:
         return call(module(context), x)
 
     label = f"{name} ({kind(module)})"
-    return Layer(label, _transform(module, dim, notes), in_numpy(run))
+    found = Layer(label, _transform(module, dim, notes), in_numpy(run))
+    return Layer(label, found.parts, _where_sure(found.run)) if is_clipped(found) else found
+
+
+SHARE, SURE = 1e-6, 3.0
+"""Of a normal, what zuko's Gaussianization leaves out; and up to where its z, made of 1 - erf, has the digits
+to compare with."""
+
+
+def is_clipped(layer: Layer) -> bool:
+    """Whether a layer ends with zuko's Gaussianization."""
+    return any(item.architecture["type"] == "NormalClip" for item in layer.parts[-1:])
+
+
+def _where_sure(run: Run) -> Run:
+    """A Gaussianization of zuko, NaN where its z is too uncertain."""
+
+    def sure(x: np.ndarray, context: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        z, log_det = run(x, context)
+        return np.where(abs(z) < SURE, z, math.nan), log_det
+
+    return sure
+
+
+def _normalized(last: Layer, base: Part, notes: list[str]) -> list[Layer]:
+    """The last layer without the end that leaves out a share of the base."""
+    if base.architecture["type"] != "StandardNormal":
+        raise UnsupportedModel(
+            "zuko's GaussianizationTransform before another base than a standard normal has no counterpart: "
+            "its density does not integrate to 1."
+        )
+    notes.append(
+        f"the density of zuko's Gaussianization integrates to 1 - {SHARE:g} for each dimension, and here "
+        "to 1: all log-densities are higher by that."
+    )
+
+    def run(z: Any, context: Any) -> Any:
+        torch = framework("torch")
+        share = torch.erf(z / math.sqrt(2)) / (1 - SHARE)
+        whole = torch.erfinv(share) * math.sqrt(2)
+        return whole, ((whole - z) * (whole + z) / 2 - math.log1p(-SHARE)).sum(-1)
+
+    name = last.name.replace("transform", "the end of transform", 1)
+    return [Layer(last.name, last.parts[:-1], last.run), Layer(name, [], in_numpy(run))]
 
 
 def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
@@ -159,14 +209,15 @@ def _transform(module: Any, dim: int, notes: list[str]) -> list[Part]:
     if name == "ElementWiseTransform":
         expect(module, where, "univariate shapes total hyper phi")
         map, outputs = _map(module, np.arange(dim), notes)
+        clips = [parts.part("NormalClip", share=SHARE)] if map["type"] == "NormalMixtureMap" else []
         if hasattr(module, "hyper"):
             layers, activation = networks.sequence(module.hyper, where)
             conditioner = networks.mlp(layers, activation, outputs, by_entry=True)
-            return [networks.elementwise(map, conditioner, dim, layers[0].weight.shape[1])]
+            return [networks.elementwise(map, conditioner, dim, layers[0].weight.shape[1]), *clips]
         phi = contents(module.phi, where, "_size")
         own = np.concatenate([as_array(value).reshape(dim, -1) for value in phi], 1)
         arrays = {"raw_parameters": outputs.applied(own)}
-        return [parts.part("Elementwise", arrays, dim=dim, map=map)]
+        return [parts.part("Elementwise", arrays, dim=dim, map=map), *clips]
     if name in UNIVARIATE:
         raise UnsupportedModel(f"{where} has no counterpart: {UNIVARIATE[name]}.")
     raise UnsupportedModel(f"{where} has no counterpart.")
@@ -206,7 +257,6 @@ UNIVARIATE = {
     "BernsteinTransform": "the Bernstein polynomials of twinflows have a least slope",
     "BoundedBernsteinTransform": "its z jumps by 1e-5 at both ends of its interval",
     "SOSPolynomialTransform": "only with its shift, as ShiftedSOSPTransform, does it",
-    "GaussianizationTransform": "the mixtures of twinflows are of logistic distribution functions",
     "UMNN": "its log|det| is not that of its z, which a quadrature makes",
     "FreeFormJacobianTransform": "its solver would differ",
     "FFJTransform": "its solver would differ",
@@ -246,6 +296,19 @@ def _map(
         _no_more(given, "slope", where)
         slope = _option(constructor, given, "slope", where)
         return _squares(*shapes[0], slope, entries, where)
+    if name == "GaussianizationTransform" and len(shapes) == 2 and shapes[0] == shapes[1]:
+        _no_more(given, "", where)
+        if kind(module) != "ElementWiseTransform":
+            raise UnsupportedModel(f"{where} has no counterpart outside an ElementWiseTransform.")
+        notes.append(
+            "what its Gaussianization does not reach has no inverse: samples from there are NaN, and at the "
+            "end of a window in zuko."
+        )
+        count = size // 2
+        start = [1 - (2 * j + 1) / count for j in range(count)]  # where ours begin
+        offset = np.append(np.negative(start), np.zeros(count))
+        map = {"type": "NormalMixtureMap", "num_components": count, "bound": None}
+        return map, networks.Outputs.of(outputs.rows, 1.0, offset)
     num_bins = (size + 1) // 3
     if name != "MonotonicRQSTransform":
         raise UnsupportedModel(f"{where} has no counterpart.")
@@ -361,4 +424,7 @@ def _unconditional(transform: Any, dim: int, notes: list[str]) -> Part:
             "end of a window in zuko."
         )
         return parts.part("Softclip", bound=float(transform.bound))
+    if name == "RotationTransform":
+        expect(transform, where, f"{TRANSFORM} R")
+        return parts.rotation(as_array(transform.R))
     raise UnsupportedModel(f"{where} has no counterpart.")

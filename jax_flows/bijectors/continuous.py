@@ -9,15 +9,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flow_bridge import checks
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.networks import Network, as_network
 from flow_bridge.ode import (
+    DOPRI5,
     NO_FORWARD_MODE,
     REFINEMENT,
     STEP_SHARE,
+    check_grid,
+    check_spaces,
+    check_times,
+    finer_grid,
+    grid_between,
+    grid_of,
     missing_solver,
     refine,
     solver_message,
@@ -39,6 +48,7 @@ from jax_flows.numerics import (
     rademacher,
 )
 from jax_flows.registry import register
+from jax_flows.univariate.circular import wrapped
 from jax_flows.variables import AnyArray, Output, Variables, child, gather
 
 Weights = tuple[Any, ...]
@@ -57,6 +67,8 @@ class ContinuousBijector(Bijector):
       so that none is diluted by the others. A row with a NaN or an infinity gives NaN and takes no
       part. z, x and log|det| are within 10 times the tolerance of the exact ones (relative, above 1),
       unless the dynamics themselves multiply errors.
+      With a ``grid`` its steps are those between the grid's times, the same in both backends and for
+      all rows; ``fixed_grid`` takes them from a run, and says what error they leave.
     - ``solver="rk4"``: ``num_steps`` equal steps of the classical method, the same in both backends.
     - ``trace="exact"``: in closed form; for one or two hidden layers at the cost of one more product,
       for others of ``dim`` network passes, as for a ``conditioner``, whose products are batched; for
@@ -89,8 +101,15 @@ class ContinuousBijector(Bijector):
             ``hidden_dims`` and ``activation`` say. It gets x and, as its context, t and the context: if
             its class names ``context_dim`` the two apart.
         time_features: beside t the network sees cos(pi j t) and sin(pi j t) for j = 1 to this number.
+        time_scaling: f = ((2 t - 1) x + s N(x / s, t, context)) / s^2 with s^2 = (1 - t)^2 + t^2 and the
+            network N. Of data with mean 0 and variance 1 (``standardized``) that are normal, the
+            rectified path of ``FlowMatching`` has the field of N = 0, which maps x to itself; the
+            network learns what is left, from inputs and to targets of variance about 1 at all times.
+        circular: columns that are angles, in [-pi, pi], whose ends are one point. f sees them as their
+            cosines and sines, after the other columns.
+        grid: times from 0 to 1, for ``"dopri5"``.
 
-    Shapes: x and z ``(*batch, dim), context ``(*batch, context_dim)``.
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
     Raises:
         ConvergenceError: if the solver fails, outside compiled code; the message names the tolerance.
@@ -124,6 +143,9 @@ class ContinuousBijector(Bijector):
     context_dim: int = 0
     conditioner: Network | type | None = None
     time_features: int = 0
+    time_scaling: bool = False
+    circular: Sequence[int] = ()
+    grid: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,7 +159,9 @@ class ContinuousBijector(Bijector):
         checks.one_of(name, "probe", self.probe, ("rademacher", "gaussian"))
         checks.open_interval(name, "rtol", self.rtol, 0, 1)
         checks.open_interval(name, "atol", self.atol, 0, 1)
-        checks.boolean(name, adjoint=self.adjoint)
+        checks.boolean(name, adjoint=self.adjoint, time_scaling=self.time_scaling)
+        check_spaces(name, self.dim, self.circular, self.time_scaling)
+        check_grid(name, self.solver, self.grid)
         penalties = {"kinetic_energy": self.kinetic_energy, "jacobian_norm": self.jacobian_norm}
         checks.non_negative_number(name, **penalties)
         if self.conditioner is not None:
@@ -157,11 +181,12 @@ class ContinuousBijector(Bijector):
     def network(self) -> Any:
         """The network f of (x, t, context)."""
         dim, given = self.dim, 1 + 2 * self.time_features + self.context_dim
+        seen = dim + len(self.circular)
         if self.conditioner is None:
             hidden_dims = tuple(self.hidden_dims)
-            return MLP(dim + given, dim, hidden_dims, self.activation, parent=None)
+            return MLP(seen + given, dim, hidden_dims, self.activation, parent=None)
         conditioner = as_network("ContinuousBijector", self.conditioner, MLP)
-        network = build_conditioner("ContinuousBijector", conditioner, dim, dim, 1, given)
+        network = build_conditioner("ContinuousBijector", conditioner, seen, dim, 1, given)
         kind = conditioner.cls.__name__
         checks.same_in_training("ContinuousBijector", kind, acts_in_training(network))
         return network
@@ -169,7 +194,8 @@ class ContinuousBijector(Bijector):
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         network_key, step_key = jax.random.split(key)
         given = jnp.zeros(1 + 2 * self.time_features + self.context_dim, dtype)
-        inputs = _arguments(self.context_apart, jnp.zeros(self.dim, dtype), given)
+        seen = jnp.zeros(self.dim + len(self.circular), dtype)
+        inputs = _arguments(self.context_apart, seen, given)
         network = self.network.init(network_key, *inputs)
         variables = gather({"network": jax.tree.map(lambda array: array.astype(dtype), network)})
         if self.trace == "hutchinson":
@@ -204,13 +230,26 @@ class ContinuousBijector(Bijector):
 
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
-        return self.solver == "dopri5"
+        return self.solver == "dopri5" and not self.grid
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the rates need no derivative of a network by automatic differentiation."""
+        return self.conditioner is None and not self.circular
 
     def refined(self) -> dict[str, Any]:
         if self.solver == "rk4":
             return {"num_steps": REFINEMENT * self.num_steps}
+        if self.grid:
+            return {"grid": finer_grid(self.grid)}
         tolerances = {"rtol": refine(self.rtol), "atol": refine(self.atol)}
         return tolerances | {"max_steps": REFINEMENT * self.max_steps}
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        if not self.circular:
+            return [REALS]
+        angle = ClosedInterval(-math.pi, math.pi)
+        return [angle if i in self.circular else REALS for i in range(self.dim)]
 
     def forward_with_noise(
         self, variables: Variables, x: AnyArray, noise: AnyArray, context: AnyArray | None = None
@@ -251,9 +290,34 @@ class ContinuousBijector(Bijector):
         return self._network_at(variables, x, t, context)
 
     def _network_at(self, variables: Variables, x: Array, t: Array, context: Array | None) -> Array:
+        def network(*inputs: Array) -> Array:
+            return jnp.asarray(self.network.apply(child(variables, "network"), *inputs))
+
+        return self.field_by(network, x, t, context)
+
+    def field_by(
+        self,
+        network: Callable[..., Array],
+        x: Array,
+        t: Array,
+        context: Array | None,
+        others: Array | None = None,
+    ) -> Array:
+        """f by a network of the inputs that this field has; a hollow one may take ``others``, an x too."""
         given = [time_inputs(t, self.time_features), *([] if context is None else [context])]
-        inputs = _arguments(self.context_apart, x, jnp.concatenate(given, -1))
-        return jnp.asarray(self.network.apply(child(variables, "network"), *inputs))
+        inputs, hidden = x, [] if others is None else [others]
+        if self.time_scaling:
+            slope, variance = time_scales(t[..., None])
+            scale = jnp.sqrt(variance)
+            inputs, hidden = x / scale, [y / scale for y in hidden]
+        if self.circular:
+            free = [i for i in range(self.dim) if i not in self.circular]
+            angles = x[..., np.array(self.circular)]
+            parts = [x[..., np.array(free, int)], jnp.cos(angles), jnp.sin(angles)]
+            inputs = jnp.concatenate(parts, -1)
+        arguments = _arguments(self.context_apart, inputs, jnp.concatenate(given, -1))
+        velocity = network(*arguments, *hidden)
+        return slope * x + velocity / scale if self.time_scaling else velocity
 
     def trajectory(
         self,
@@ -264,13 +328,33 @@ class ContinuousBijector(Bijector):
     ) -> Array:
         """The path that starts in x at ``times[0]``, at all the times: ``(len(times), *batch, dim)``.
 
-        From data to latent the times rise from 0 to 1, from latent to data they fall from 1 to 0.
+        From data to latent the times rise from 0 to 1, from latent to data they fall from 1 to 0. With
+        adaptive steps it is one solve, whose steps are interpolated, and whose gradients are those of
+        the steps; ``"rk4"`` takes ``num_steps`` from each time to the next.
+
+        Raises:
+            ValueError: for times that neither rise nor fall throughout.
         """
         x, context = check_input(self, variables, "x", x, context)
+        check_times("trajectory", times)
+        if self.adaptive and len(times) > 1:
+            return self._path(variables, x, context, tuple(times))
         path = [x]
         for interval in pairwise(times):
             path.append(self._run(variables, path[-1], context, interval)[0])
         return jnp.stack(path)
+
+    def choose_grid(
+        self, variables: Variables, x: AnyArray, context: AnyArray | None = None
+    ) -> tuple[float, ...]:
+        """The times between which ``forward`` takes its adaptive steps on these rows."""
+        x, context = check_input(self, variables, "x", x, context)
+        state, weights, _ = self._start(variables, at_least_float32(x), context, None)
+        solver = _Dopri5(self.rtol, self.atol, self.max_steps, saves="steps")
+        solution = solver.solve(self._field(), state, weights, (0.0, 1.0), _row_norm)
+        if not solver.succeeded(solution):
+            raise ConvergenceError(solver_message(self.rtol, self.atol, self.max_steps))
+        return grid_of([float(t) for t in solution.ts])
 
     def count_evaluations(
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
@@ -279,6 +363,8 @@ class ContinuousBijector(Bijector):
         x, context = check_input(self, variables, "x", x, context)
         if self.solver == "rk4":
             return 4 * self.num_steps
+        if self.grid:
+            return 6 * (len(self.grid) - 1)
         state, weights, _ = self._start(variables, at_least_float32(x), context, None)
         solver, field = _Dopri5(self.rtol, self.atol, self.max_steps), self._field()
         num_steps = solver.solve(field, state, weights, (0.0, 1.0), _row_norm).stats["num_steps"]
@@ -296,17 +382,34 @@ class ContinuousBijector(Bijector):
     ) -> Output:
         state, weights, given = self._start(variables, x, context, noise)
         field = field or self._field()
-        if self.solver == "rk4" or state.shape[0]:  # the first does not ask, so that it exports
+        if not self.adaptive or state.shape[0]:  # the first does not ask, so that it exports
             state = self._integrate(field, state, weights, times)
         state = jnp.where(given, state, math.nan)
-        return state[:, :-1].reshape(x.shape), state[:, -1].reshape(x.shape[:-1])
+        return self._points(state).reshape(x.shape), state[:, -1].reshape(x.shape[:-1])
+
+    def _path(
+        self, variables: Variables, x: Array, context: Array | None, times: tuple[float, ...]
+    ) -> Array:
+        """The states of one adaptive solve at all the times."""
+        state, weights, given = self._start(variables, at_least_float32(x), context, None)
+        path = jnp.broadcast_to(state, (len(times), *state.shape))
+        if state.shape[0]:
+            solver = _Dopri5(self.rtol, self.atol, self.max_steps, not self.adjoint, "times")
+            path = solver.path(self._field(), state, weights, times, _row_norm)
+            if is_eager(path) and not jnp.isfinite(path).all():
+                raise ConvergenceError(solver_message(self.rtol, self.atol, self.max_steps))
+        path = self._points(jnp.where(given, path, math.nan))
+        return path.reshape(len(times), *x.shape).astype(x.dtype)
 
     def _start(
         self, variables: Variables, x: Array, context: Array | None, noise: Array | None
     ) -> tuple[Array, Weights, Array]:
-        """The initial state, the weights, and which rows are free of NaN and infinities."""
+        """The initial state, the weights, and which rows are finite and inside the domain."""
         rows = x.reshape(-1, self.dim)
         given = jnp.isfinite(rows).all(-1, keepdims=True)
+        if self.circular:
+            angles = rows[:, np.array(self.circular)]
+            given = given & (jnp.abs(angles) <= math.pi).all(-1, keepdims=True)
         if context is not None:
             context = at_least_float32(context).reshape(-1, self.context_dim)
             given = given & jnp.isfinite(context).all(-1, keepdims=True)
@@ -316,15 +419,26 @@ class ContinuousBijector(Bijector):
         state = jnp.concatenate([jnp.where(given, rows, 0), jnp.zeros_like(rows[:, :1])], -1)
         return state, self._weights(variables, context, noise), given
 
+    def _points(self, state: Array) -> Array:
+        """x of states, its angles on their circle."""
+        x = state[..., :-1]
+        if not self.circular:
+            return x
+        columns = [
+            wrapped(x[..., i], -math.pi, math.pi) if i in self.circular else x[..., i]
+            for i in range(self.dim)
+        ]
+        return jnp.stack(columns, -1)
+
     def _field(self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0) -> "Field":
-        if self.conditioner is not None:
+        if not self.closed_form:
             return _NetworkField(self, kinetic_energy, jacobian_norm)
-        return _Field(self.activation, kinetic_energy, jacobian_norm)
+        return _Field(self.activation, kinetic_energy, jacobian_norm, self.time_scaling)
 
     def _weights(self, variables: Variables, context: Array | None, noise: Array | None) -> Weights:
-        """What the field needs: the rows of t, what the trace needs, the probe, the layers; of a
-        conditioner the context, the probe, and all of its weights."""
-        if self.conditioner is not None:
+        """What the field needs: the rows of t, what the trace needs, the probe, the layers; without
+        a closed form the context, the probe, and all of the network's weights."""
+        if not self.closed_form:
             network = {"params": {"network": variables["params"]["network"]}}
             return context, noise, jax.tree.map(at_least_float32, network)
         network = variables["params"]["network"]
@@ -346,6 +460,8 @@ class ContinuousBijector(Bijector):
     ) -> Array:
         if self.solver == "rk4":
             return _rk4(field, state, weights, times, self.num_steps)
+        if self.grid:
+            return _steps_of_grid(field, state, weights, grid_between(self.grid, times))
         solver = _Dopri5(self.rtol, self.atol, self.max_steps, direct=not self.adjoint)
         if self.adjoint:
             final = _differentiable(solver, field, times, state, weights)
@@ -363,23 +479,39 @@ class _Field:
     activation: str
     kinetic_energy: float = 0.0
     jacobian_norm: float = 0.0
+    time_scaling: bool = False
 
     def __call__(self, t: Array | float, state: Array, weights: Weights) -> Array:
         time, for_trace, noise, *arrays = weights
         layers: list[Any] = list(zip(arrays[::2], arrays[1::2], strict=True))
         layers[0] = layers[0][0], layers[0][1] + _time_term(t, time)
-        dx, slopes = evaluate(layers, self.activation, state[:, :-1])
+        x = state[:, :-1]
+        scale = time_scales(t)[1] ** 0.5 if self.time_scaling else 1.0
+        dx, slopes = evaluate(layers, self.activation, x / scale if self.time_scaling else x)
+        dx = self._scaled(t, scale * dx if self.time_scaling else dx, x)
         if noise is None:
-            rate = trace(layers, slopes, for_trace)
+            rate = self._scaled(t, trace(layers, slopes, for_trace), x.shape[-1])
         else:
-            pulled = vjp(layers, slopes, noise)
+            pulled = self._scaled(t, vjp(layers, slopes, noise), noise)
             rate = (pulled * noise).sum(-1)
         if self.kinetic_energy:
             rate = rate - self.kinetic_energy * jnp.square(dx).sum(-1)
         if self.jacobian_norm:
-            matrix = pulled[..., None, :] if noise is not None else jacobian(layers, slopes)
+            eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+            matrix = (
+                pulled[..., None, :]
+                if noise is not None
+                else self._scaled(t, jacobian(layers, slopes), eye)
+            )
             rate = rate - self.jacobian_norm * jnp.square(matrix).sum((-2, -1))
         return jnp.concatenate([dx, jnp.broadcast_to(rate, dx.shape[:-1])[..., None]], -1)
+
+    def _scaled(self, t: Array | float, of_network: Array, of_identity: Any) -> Array:
+        """What is linear in f, from what it is of the network at x / s and of the identity."""
+        if not self.time_scaling:
+            return of_network
+        slope, variance = time_scales(t)
+        return slope * of_identity + of_network / variance
 
 
 @dataclass(frozen=True)
@@ -394,17 +526,17 @@ class _NetworkField:
         context, noise, variables = weights
         owner, x = self.bijector, state[:, :-1]
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:-1])
-        given = time_inputs(t, owner.time_features)
-        given = given if context is None else jnp.concatenate([given, context], -1)
+
+        def network(*inputs: Array) -> Array:
+            return jnp.asarray(owner.network.apply(child(variables, "network"), *inputs))
 
         def velocity(x: Array) -> Array:
-            inputs = _arguments(owner.context_apart, x, given)
-            return jnp.asarray(owner.network.apply(child(variables, "network"), *inputs))
+            return owner.field_by(network, x, t, context)
 
         if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:
 
             def alone(y: Array) -> Array:
-                return jnp.asarray(owner.network.apply(child(variables, "network"), y, given, x))
+                return owner.field_by(network, y, t, context, x)
 
             dx, pull = jax.vjp(alone, x)
             rate = pull(jnp.ones_like(x))[0].sum(-1)
@@ -436,6 +568,12 @@ def time_inputs(t: Array, count: int) -> Array:
     return jnp.concatenate([t[..., None], jnp.cos(angle), jnp.sin(angle)], -1)
 
 
+def time_scales(t: Any) -> tuple[Any, Any]:
+    """(2 t - 1) / s^2 and s^2 = (1 - t)^2 + t^2, see ``time_scaling``."""
+    variance = (1 - t) ** 2 + t**2
+    return (2 * t - 1) / variance, variance
+
+
 def _time_term(t: Array | float, weight: Array) -> Array:
     """What t adds to the first layer, by its rows ``(1 + 2 count, out)``."""
     if len(weight) == 1:
@@ -464,6 +602,29 @@ def _rk4(
     return jax.lax.scan(advance, state, jnp.arange(num_steps, dtype=state.dtype))[0]
 
 
+def _steps_of_grid(field: Field, state: Array, weights: Weights, grid: Sequence[float]) -> Array:
+    """One step of Dormand and Prince from each time to the next."""
+
+    def advance(state: Array, times: tuple[Array, Array]) -> tuple[Array, None]:
+        t, step = times
+        rates = [field(t, state, weights)]
+        for node, row in DOPRI5[:-1]:
+            moved = state + step * _combined(row, rates)
+            rates.append(field(t + node * step, moved, weights))
+        return state + step * _combined(DOPRI5[-1][1], rates), None
+
+    steps = [end - t for t, end in pairwise(grid)]
+    times = jnp.asarray(grid[:-1], state.dtype), jnp.asarray(steps, state.dtype)
+    return jax.lax.scan(advance, state, times)[0]
+
+
+def _combined(row: Sequence[float], rates: Sequence[Array]) -> Array:
+    total = row[0] * rates[0]
+    for factor, rate in zip(row[1:], rates[1:], strict=True):
+        total = total + factor * rate
+    return total
+
+
 def _row_norm(state: Array) -> Array:
     """The largest over rows, of the root mean square of x and the size of log|det|.
 
@@ -486,13 +647,14 @@ class _Dopri5:
     atol: float
     max_steps: int
     direct: bool = False  # whether derivatives are those of the steps, in every mode and order
+    saves: str = "end"  # or the states at all "times", or the times of all "steps"
 
     def solve(
         self,
         field: Callable[..., Any],
         state: Any,
         weights: Weights,
-        times: tuple[float, float],
+        times: tuple[float, ...],
         norm: Callable[[Any], Array],
     ) -> Any:
         try:
@@ -500,16 +662,22 @@ class _Dopri5:
         except ImportError as error:
             raise ImportError(missing_solver("diffrax", "jax")) from error
         dtype = jax.tree.leaves(state)[0].dtype
+        saved = diffrax.SaveAt(t1=True)
+        if self.saves == "times":
+            saved = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
+        elif self.saves == "steps":
+            saved = diffrax.SaveAt(steps=True, fn=lambda t, y, args: None)
         return diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             diffrax.Dopri5(),
-            *(jnp.asarray(t, dtype) for t in times),
+            *(jnp.asarray(t, dtype) for t in (times[0], times[-1])),
             dt0=None,
             y0=state,
             args=weights,
             stepsize_controller=diffrax.PIDController(
                 STEP_SHARE * self.rtol, STEP_SHARE * self.atol, norm=norm
             ),
+            saveat=saved,
             max_steps=self.max_steps,
             throw=False,
             adjoint=diffrax.DirectAdjoint()
@@ -517,12 +685,20 @@ class _Dopri5:
             else diffrax.RecursiveCheckpointAdjoint(),
         )
 
-    def __call__(self, *args: Any) -> Any:
-        solution = self.solve(*args)
+    def succeeded(self, solution: Any) -> Array:
+        """Whether a solution is one."""
         import diffrax
 
-        failed = solution.result != diffrax.RESULTS.successful
-        return jax.tree.map(lambda y: jnp.where(failed, math.nan, y[-1]), solution.ys)
+        return jnp.asarray(solution.result == diffrax.RESULTS.successful)
+
+    def path(self, *args: Any) -> Any:
+        """The states that the solution holds."""
+        solution = self.solve(*args)
+        succeeded = self.succeeded(solution)
+        return jax.tree.map(lambda y: jnp.where(succeeded, y, math.nan), solution.ys)
+
+    def __call__(self, *args: Any) -> Any:
+        return jax.tree.map(lambda y: y[-1], self.path(*args))
 
 
 def _differentiable(*args: Any) -> Array:

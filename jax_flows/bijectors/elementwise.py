@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jax_flows.networks.conditioner import (
 from jax_flows.networks.mlp import MLP
 from jax_flows.numerics import (
     absolute,
+    at_least_float32,
     check_constants,
     log1p,
     log_sech2,
@@ -34,6 +36,7 @@ from jax_flows.numerics import (
 )
 from jax_flows.registry import register
 from jax_flows.univariate.base import UnivariateMap
+from jax_flows.univariate.tails import log_tail, tail_quantile
 from jax_flows.variables import Output, Variables, gather
 
 
@@ -292,6 +295,54 @@ class Softclip(Pointwise):
         rest = (self.bound - absolute(z)) / self.bound
         rest = jnp.where(rest < 0, math.nan, rest)
         return z / rest, -2 * jnp.log(rest)
+
+
+@register
+@dataclass(frozen=True)
+class NormalClip(Pointwise):
+    """Phi(z) = (1 - share) Phi(x) + share / 2: near the identity, onto the quantiles of a standard normal
+    from share / 2 up to 1 - share / 2, the codomain.
+
+    Args:
+        share: of a standard normal, what z leaves out; between 0 and 1.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Raises:
+        ValueError: for a share out of range.
+    """
+
+    share: float = 1e-6
+    event_ndim: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.open_interval("NormalClip", "share", self.share, 0, 1)
+
+    @property
+    def codomain(self) -> Interval:  # type: ignore[override]
+        end = NormalDist().inv_cdf(self.share / 2)
+        return Interval(end, -end)
+
+    def map_entries(self, x: Array) -> Output:
+        wide = at_least_float32(x)
+        negative, log_rest = wide < 0, math.log1p(-self.share)
+        t = jnp.where(negative, -wide, wide)
+        log_ends = jnp.full_like(t, math.log(self.share / 2))
+        clipped = tail_quantile(jnp.logaddexp(log_rest + log_tail(t), log_ends))
+        log_slope = log_rest + (clipped - t) * (clipped + t) / 2
+        return jnp.where(negative, -clipped, clipped).astype(x.dtype), log_slope.astype(x.dtype)
+
+    def map_entries_inverse(self, z: Array) -> Output:
+        wide = at_least_float32(z)
+        negative, log_rest = wide < 0, math.log1p(-self.share)
+        t = jnp.where(negative, -wide, wide)
+        log_share = log_tail(t)
+        gap = math.log(self.share / 2) - log_share
+        inside = jnp.where(gap < 0, gap, math.nan)
+        whole = tail_quantile(log_share + log1p(-jnp.exp(inside)) - log_rest)
+        whole = jnp.where(gap == 0, math.inf, whole)
+        log_slope = (whole - t) * (whole + t) / 2 - log_rest
+        return jnp.where(negative, -whole, whole).astype(z.dtype), log_slope.astype(z.dtype)
 
 
 @register

@@ -1,7 +1,7 @@
 """Autoregressive maps of tokens, whose parameters come from a transformer."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from flow_bridge.masks import Order, autoregressive_order
 from jax_flows.bijectors.autoregressive import implicit_inverse
 from jax_flows.bijectors.base import Bijector
 from jax_flows.inputs import check_input
-from jax_flows.networks.attention import CausalTransformer
+from jax_flows.networks.attention import CausalTransformer, Steps
 from jax_flows.numerics import as_int32, is_eager
 from jax_flows.registry import register
 from jax_flows.univariate.base import UnivariateMap
@@ -64,12 +64,16 @@ class TransformerAutoregressive(Bijector):
         num_heads: heads of the attention.
         order: which token is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``, ``"random:SEED"``, or
             a list of the tokens.
-        context_dim: width of the context, which is embedded and added to every token; 0 for none.
+        context_dim: width of the context, 0 for none.
         activation: of the MLPs, a name in ``networks.activations.ACTIVATIONS``.
         initial_scale: factor of the first weights of the last layer; with 0 most maps start as the identity.
         max_sweeps: ``None``, or the number of Jacobi sweeps x <- map^-1(z; parameters(x)) that an inverse
             may take in place of its steps. Each is one pass for all tokens at once; as many sweeps as there
             are tokens are always enough, and far fewer often are. Gradients are those of the steps.
+        rotary, qk_norm, gated, context, context_tokens, checkpointing: as in ``networks.Transformer``.
+        guidance: ``None``, or a weight w: the context then is two of half its width, c and one without
+            information u, and parameters are p_c + w (p_c - p_u); two weights are that of the first token and
+            that of the last, the others lie in between. See ``guided``.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
@@ -101,6 +105,13 @@ class TransformerAutoregressive(Bijector):
     activation: str = "gelu"
     initial_scale: float = 0.0
     max_sweeps: int | None = None
+    rotary: bool = False
+    qk_norm: bool = False
+    gated: bool = False
+    context: str = "add"
+    context_tokens: int = 1
+    checkpointing: bool = False
+    guidance: bridge.Guidance = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +120,7 @@ class TransformerAutoregressive(Bijector):
         checks.one_map(owner, self.map)
         if self.max_sweeps is not None:
             checks.positive_int(owner, max_sweeps=self.max_sweeps)
-        _ = self.generated, self.network
+        _ = self.generated, self.weights, self.network
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -134,18 +145,20 @@ class TransformerAutoregressive(Bijector):
         return as_int32(autoregressive_order(self.order, self.num_tokens))
 
     @cached_property
+    def weights(self) -> list[float] | None:
+        """The weight of the guidance for every token."""
+        owner, tokens = "TransformerAutoregressive", self.num_tokens
+        return bridge.guidance_weights(owner, self.guidance, tokens, self.context_dim)
+
+    @cached_property
     def network(self) -> CausalTransformer:
         """The transformer."""
+        options = bridge.Blocks.of(self)
+        if self.weights is not None:
+            options = replace(options, context_dim=self.context_dim // 2)
+        in_dim, out_dim = self.map.num_features, self.map.num_parameters
         return CausalTransformer(
-            self.token_dim * self.map.num_features,
-            self.token_dim * self.map.num_parameters,
-            self.num_tokens,
-            self.hidden_dim,
-            self.num_blocks,
-            self.num_heads,
-            self.activation,
-            self.context_dim,
-            self.initial_scale,
+            self.token_dim * in_dim, self.token_dim * out_dim, self.num_tokens, options
         )
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
@@ -215,30 +228,44 @@ class TransformerAutoregressive(Bijector):
         """One token after the other."""
         params, network = variables["params"]["network"], self.network
         tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        seen, weights = self.map.features(tokens[:, 0], -1), jnp.zeros(self.num_tokens, z.dtype)
+        if context is not None:
+            context = context.reshape(-1, network.options.context_dim)
+        if self.weights is not None:
+            seen, weights = jnp.repeat(seen, 2, 0), jnp.array(self.weights, z.dtype)
         # an inverse is computed in full precision
         with jax.default_matmul_precision("highest"):
-            term = None
-            if context is not None:
-                term = network.context_term(params, context.reshape(-1, self.context_dim))
+            start = network.begin(params, seen, context)
 
-            def step(carry: tuple[Array, Array], row: tuple[Array, Array]) -> Any:
-                t, token = row
-                seen, caches = carry
-                out, caches = network.step(params, t, seen, term, caches)
+            def step(carry: tuple[Array, Steps], row: tuple[Array, Array, Array]) -> Any:
+                t, token, weight = row
+                seen, state = carry
+                out, state = network.step(params, t, seen, state)
+                if self.weights is not None:
+                    out = _guide(out.reshape(-1, 2, out.shape[-1]), weight)
                 parameters = out.reshape(*token.shape, self.map.num_parameters)
                 x, log_slope = self.map.inverse(token, parameters)
-                return (self.map.features(x, -1), caches), (x, log_slope.sum(-1))
+                seen = self.map.features(x, -1)
+                if self.weights is not None:
+                    seen = jnp.repeat(seen, 2, 0)
+                return (seen, state), (x, log_slope.sum(-1))
 
-            start = self.map.features(tokens[:, 0], -1), network.caches(tokens)
-            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0)
-            _, (found, log_slopes) = jax.lax.scan(step, start, rows)
+            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0), weights
+            _, (found, log_slopes) = jax.lax.scan(step, (seen, start), rows)
         x = jnp.moveaxis(found, 0, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
         return self._vector(x), log_slopes.sum(0).reshape(z.shape[:-1])
 
     def _parameters_of(self, variables: Variables, tokens: Array, context: Array | None) -> Array:
         """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""
-        seen = self.map.features(tokens, -1)
-        out = self.network(variables["params"]["network"], seen, context)
+        params, seen = variables["params"]["network"], self.map.features(tokens, -1)
+        if self.weights is None:
+            out = self.network(params, seen, context)
+        else:
+            *batch, count, width = seen.shape
+            seen = jnp.broadcast_to(seen[..., None, :, :], (*batch, 2, count, width))
+            pair = jnp.asarray(context).reshape(*batch, 2, self.context_dim // 2)
+            out = self.network(params, seen, pair).swapaxes(-3, -2)
+            out = _guide(out, jnp.array(self.weights, out.dtype)[:, None])
         return out.reshape(*tokens.shape, self.map.num_parameters)
 
     def _tokens(self, x: Array) -> Array:
@@ -251,6 +278,12 @@ class TransformerAutoregressive(Bijector):
         if self.order is not None:
             tokens = tokens[..., as_int32(np.argsort(self.generated)), :]
         return tokens.reshape(*tokens.shape[:-2], self.dim)
+
+
+def _guide(pair: Array, weight: Any) -> Array:
+    """Parameters ``(*batch, 2, count)`` of two contexts, those of the first moved away from the second's."""
+    given, free = pair[..., 0, :], pair[..., 1, :]
+    return given + weight * (given - free)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

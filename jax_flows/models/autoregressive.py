@@ -7,6 +7,7 @@ from flow_bridge import checks
 from flow_bridge.networks import Network
 from jax_flows.bijectors.autoregressive import MaskedAutoregressive
 from jax_flows.bijectors.base import Bijector
+from jax_flows.bijectors.block_autoregressive import BlockAutoregressive
 from jax_flows.bijectors.structure import Chain, Invert
 from jax_flows.models.base import Model, network_of, normalization_layers, permutation_layers
 from jax_flows.networks.mlp import MLP
@@ -134,4 +135,40 @@ class NAF(Model):
             )
             for i in range(self.num_layers)
         ]
+        return Chain(tuple(layers))
+
+
+@register
+@dataclass(frozen=True)
+class BNAF(Model):
+    """Block neural autoregressive flows: ``BlockAutoregressive`` networks, the dimensions reversed between
+    them, all but the last with a gate; standard normal base. A density takes one pass of each network, a
+    sample a search for each dimension in turn.
+
+    Args:
+        dim: number of dimensions.
+        hidden_dims: units of each dimension in each hidden layer.
+        num_layers: number of networks.
+        context_dim: width of the context, 0 for none.
+        permutation: what is between them, ``"reverse"``, ``"random"``, ``"rotation"``, ``"lu"`` or ``None``.
+        base: the distribution of the latent, a standard normal if not given.
+
+    Reference: De Cao et al. (2019), arXiv:1904.04676.
+    """
+
+    dim: int
+    hidden_dims: Sequence[int] = (8, 8)
+    num_layers: int = 3
+    context_dim: int = 0
+    permutation: str | None = "reverse"
+
+    def build_bijector(self) -> Bijector:
+        owner = type(self).__name__
+        checks.positive_int(owner, num_layers=self.num_layers)
+        layers: list[Bijector] = []
+        for i in range(self.num_layers):
+            gate = i + 1 < self.num_layers
+            if i:
+                layers += permutation_layers(owner, self.permutation, self.dim, i)
+            layers.append(BlockAutoregressive(self.dim, self.hidden_dims, self.context_dim, gate))
         return Chain(tuple(layers))

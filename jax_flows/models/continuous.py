@@ -28,6 +28,7 @@ class NeuralODE(Model):
         context_dim: width of the context, 0 for none.
         conditioner, time_features: another network in place of the one of those widths, and what it sees
             of the time, see ``ContinuousBijector``.
+        time_scaling: scale what it sees and gives by what is normal in standardised data, see there.
         base: the distribution of the latent, a standard normal if not given.
 
     Reference: Chen et al. (2018), arXiv:1806.07366.
@@ -48,6 +49,7 @@ class NeuralODE(Model):
     context_dim: int = 0
     conditioner: Network | type | None = None
     time_features: int = 0
+    time_scaling: bool = False
 
     def build_bijector(self) -> Bijector:
         bijector = ContinuousBijector(
@@ -65,6 +67,7 @@ class NeuralODE(Model):
             context_dim=self.context_dim,
             conditioner=self.conditioner,
             time_features=self.time_features,
+            time_scaling=self.time_scaling,
         )
         return bijector
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flow_bridge import checks
+from flow_bridge.masks import CHECKERBOARDS
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.coupling import Coupling
@@ -40,10 +41,14 @@ class Glow(Model):
         permutation: what mixes the channels: ``"lu"`` (``Invertible1x1Conv``), ``"reverse"``,
             ``"random"`` or ``None``.
         initial_scale: factor of the first weights of each network's last layer, see ``ConvNet``.
+        map: of the couplings, in place of these; ``LogisticMixtureMap()`` as in Flow++, say.
+        mask: what the couplings fix, ``"first_half"`` of the channels, or pixels, ``"checkerboard"``, whose
+            colours take turns.
         base: the distribution of the latent, a standard normal if not given.
 
     Raises:
-        ValueError: for a shape that is not of an image or not divisible.
+        ValueError: for a shape that is not of an image or not divisible, an unknown mask, and a map together
+            with a scale, bound or offset.
 
     Reference: Kingma and Dhariwal (2018), arXiv:1807.03039. Theirs has a learned normal base for each
     level, here ``base=DiagonalNormal(shape)``, and a scale of sigmoid(s + 2), here ``scale="sigmoid"``
@@ -70,12 +75,19 @@ class Glow(Model):
     normalization: str | None = "act_norm"
     permutation: str | None = "lu"
     initial_scale: float = 0.0
+    map: UnivariateMap | None = None
+    mask: str = "first_half"
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("Glow", num_levels=self.num_levels, num_steps=self.num_steps)
         shape = checks.image_shape("Glow", self.shape, 2 ** min(self.num_levels, 62))
+        checks.one_of("Glow", "mask", self.mask, ("first_half", "checkerboard"))
         map: UnivariateMap = ShiftMap()
-        if self.scale is not None:
+        if self.map is not None:
+            checks.map_alone("Glow", self.scale, self.bound, self.offset)
+            checks.instances("Glow", "map", [self.map], UnivariateMap)
+            map = self.map
+        elif self.scale is not None:
             map = AffineMap(self.scale, self.bound, self.offset)
         checks.initial_scale("Glow", self.initial_scale, self.conditioner, default=0)
         conditioner: Any = self.conditioner
@@ -98,10 +110,11 @@ class Glow(Model):
         layers: list[Bijector] = [Squeeze()]
         for i in range(self.num_steps):
             seed = level * self.num_steps + i
+            mask = CHECKERBOARDS[i % 2] if self.mask == "checkerboard" else self.mask
             layers += [
                 *normalization_layers("Glow", self.normalization, (channels, height, width)),
                 *permutation_layers("Glow", self.permutation, channels, seed, 3),
-                Coupling((channels, None, None), map, network, "first_half", self.context_dim),
+                Coupling((channels, height, width), map, network, mask, self.context_dim),
             ]
         if level + 1 < self.num_levels:
             rest = (channels // 2, height, width)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flow_bridge import attention as bridge
 from flow_bridge import checks
+from flow_bridge.architecture import architecture
 from flow_bridge.networks import Network
 from jax_flows.bijectors.base import Bijector
 from jax_flows.bijectors.coupling import Coupling
@@ -12,9 +13,10 @@ from jax_flows.bijectors.shapes import Patches, Squeeze
 from jax_flows.bijectors.structure import Chain, Invert
 from jax_flows.bijectors.transformer import TransformerAutoregressive
 from jax_flows.distributions import Distribution, StandardNormal
+from jax_flows.flows import Flow
 from jax_flows.models.base import Model
 from jax_flows.networks.attention import ImageTransformer
-from jax_flows.registry import register
+from jax_flows.registry import build, register
 from jax_flows.univariate.affine import AffineMap
 from jax_flows.univariate.base import UnivariateMap
 
@@ -34,7 +36,8 @@ class TarFlow(Model):
             dimensions one token has.
         num_layers: number of maps.
         hidden_dim: width of the tokens in each transformer, a multiple of ``num_heads``.
-        num_blocks: blocks of each transformer.
+        num_blocks: blocks of each transformer, or a list of one number for each; deep and shallow ones, the
+            deep one last, as it generates first, are STARFlow's.
         num_heads: heads of the attention.
         context_dim: width of the context (a class label as a one-hot vector), 0 for none.
         activation: of the transformers, a name in ``networks.activations.ACTIVATIONS``.
@@ -43,6 +46,8 @@ class TarFlow(Model):
         initial_scale: factor of the first weights of each transformer's last layer; with 0 most maps
             start as the identity.
         max_sweeps: see ``TransformerAutoregressive``.
+        rotary, qk_norm, gated, context, context_tokens, checkpointing: as in ``networks.Transformer``.
+        guidance: see ``guided``.
         base: the distribution of the latent, a standard normal if not given.
 
     Raises:
@@ -64,17 +69,25 @@ class TarFlow(Model):
     patch_size: int = 1
     num_layers: int = 4
     hidden_dim: int = 64
-    num_blocks: int = 2
+    num_blocks: int | Sequence[int] = 2
     num_heads: int = 4
     context_dim: int = 0
     activation: str = "gelu"
     map: UnivariateMap | None = None
     initial_scale: float = 0.0
     max_sweeps: int | None = None
+    rotary: bool = False
+    qk_norm: bool = False
+    gated: bool = False
+    context: str = "add"
+    context_tokens: int = 1
+    checkpointing: bool = False
+    guidance: bridge.Guidance = None
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("TarFlow", num_layers=self.num_layers)
         dim, token_dim, image = bridge.tokens_of("TarFlow", self.shape, self.patch_size)
+        depths = bridge.depths("TarFlow", self.num_blocks, self.num_layers)
         map = self.map
         if map is None:
             map = AffineMap("tanh", bound=2.0, order="shift_divide")
@@ -84,15 +97,22 @@ class TarFlow(Model):
                 map,
                 token_dim,
                 self.hidden_dim,
-                self.num_blocks,
+                depth,
                 self.num_heads,
                 "reverse" if i % 2 else None,
                 self.context_dim,
                 self.activation,
                 self.initial_scale,
                 self.max_sweeps,
+                self.rotary,
+                self.qk_norm,
+                self.gated,
+                self.context,
+                self.context_tokens,
+                self.checkpointing,
+                self.guidance,
             )
-            for i in range(self.num_layers)
+            for i, depth in enumerate(depths)
         ]
         if image is not None:
             patches = Patches(image, self.patch_size)
@@ -126,6 +146,7 @@ class Jet(Model):
             ``AffineMap("sigmoid", bound=2, order="shift_scale")``.
         initial_scale: factor of the first weights of each transformer's last layer; with 0 most maps
             start as the identity.
+        rotary, qk_norm, gated, context, context_tokens, checkpointing: as in ``networks.Transformer``.
         base: the distribution of the latent, a standard normal if not given.
 
     Raises:
@@ -152,6 +173,12 @@ class Jet(Model):
     activation: str = "gelu"
     map: UnivariateMap | None = None
     initial_scale: float = 0.0
+    rotary: bool = False
+    qk_norm: bool = False
+    gated: bool = False
+    context: str = "add"
+    context_tokens: int = 1
+    checkpointing: bool = False
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("Jet", num_layers=self.num_layers, patch_size=self.patch_size)
@@ -165,6 +192,12 @@ class Jet(Model):
             num_heads=self.num_heads,
             activation=self.activation,
             initial_scale=self.initial_scale,
+            rotary=self.rotary,
+            qk_norm=self.qk_norm,
+            gated=self.gated,
+            context=self.context,
+            context_tokens=self.context_tokens,
+            checkpointing=self.checkpointing,
         )
         map = self.map
         if map is None:
@@ -179,3 +212,23 @@ class Jet(Model):
 
     def default_base(self) -> Distribution:
         return StandardNormal(tuple(self.shape))
+
+
+def guided(flow: Flow, guidance: bridge.Guidance) -> Flow:
+    """A flow of the same weights, made for sampling, whose transformers are guided: its context is two.
+
+    With contexts c and u side by side, as a label and none, each transformer's map has the parameters
+    p_c + w (p_c - p_u): samples move away from what is likely without c. It is a flow like any other, whose
+    log-density is that of these samples, and which is the first one at w = 0.
+
+    Args:
+        flow: a ``TarFlow``, or a flow whose conditional parts all are ``TransformerAutoregressive``. Train it
+            with a part of the contexts replaced by u.
+        guidance: w, at least 0, or that of the first token generated and of the last, the others on a line.
+
+    Raises:
+        ValueError: for a flow without such parts, and for weights below 0.
+
+    Reference: Ho and Salimans (2022), arXiv:2207.12598; Zhai et al. (2024), arXiv:2412.06329.
+    """
+    return build(bridge.guided_architecture("guided", architecture(flow), guidance))

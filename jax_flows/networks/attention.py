@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,14 @@ from flow_bridge import attention as bridge
 from flow_bridge import checks
 from flow_bridge.layouts import stack_name
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import SAVED, matmul, normalize
+from jax_flows.networks.mlp import EPS, SAVED, matmul, normalize
 from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
 from jax_flows.variables import Variables, linear_shapes, stacked_shapes
 
 Params = Mapping[str, Any]
+Memory = tuple[Array, ...] | None
+"""Keys and values of a context, ``(*batch, heads, tokens, width)``."""
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
@@ -52,55 +54,135 @@ def _normalize(layer: Params, x: Array) -> Array:
     return normalize(x, layer["scale"], layer["bias"])
 
 
+def rotate(x: Array, turns: Array) -> Array:
+    """Turn each pair of entries, one of either half of a head, by the angle of its place.
+
+    Args:
+        x: shape ``(*batch, heads, tokens, width)``.
+        turns: the cosines and sines, ``(2, tokens, width / 2)``.
+    """
+    wide = at_least_float32(x)
+    cos, sin = turns.astype(wide.dtype)
+    a, b = jnp.split(wide, 2, -1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
+
+
+def _root_normalize(layer: Params, x: Array) -> Array:
+    """x / sqrt(mean(x^2) + eps) of the last axis, times a learned scale."""
+    wide = at_least_float32(x)
+    mean = jnp.square(wide).mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean + EPS)).astype(x.dtype) * layer["scale"]
+
+
 @dataclass(frozen=True)
 class AttentionBlock:
-    """h + attention(norm(h)), and then h + MLP(norm(h)), of tokens ``(*batch, tokens, hidden_dim)``."""
+    """h + attention(norm(h)), and then h + MLP(norm(h)), of tokens ``(*batch, tokens, hidden_dim)``.
 
-    hidden_dim: int
-    num_heads: int
-    activation: str
+    Where the context is crossed, h + attention(norm(h), context) stands between them.
+    """
+
+    options: bridge.Blocks
 
     def shapes(self, dtype: Any) -> dict[str, Any]:
         """The shapes of the weights."""
-        wide = bridge.EXPANSION * self.hidden_dim
+        options = self.options
+        dim, wide = options.hidden_dim, bridge.EXPANSION * options.hidden_dim
         # no bias: that of the keys would move no result
-        qkv = jax.ShapeDtypeStruct((self.hidden_dim, 3 * self.hidden_dim), dtype)
-        row = jax.ShapeDtypeStruct((self.hidden_dim,), dtype)
+        products = {"qkv": (dim, 3 * dim)}
         linear = {
-            "projection": (self.hidden_dim, self.hidden_dim),
-            "expand": (self.hidden_dim, wide),
-            "contract": (wide, self.hidden_dim),
+            "projection": (dim, dim),
+            "expand": (dim, 2 * wide if options.gated else wide),
+            "contract": (wide, dim),
         }
-        norms = {name: {"scale": row, "bias": row} for name in ("attention_norm", "mlp_norm")}
-        return {"qkv": {"kernel": qkv}, **norms, **linear_shapes(linear, dtype)}
+        norms, heads = ["attention_norm", "mlp_norm"], ["q_norm", "k_norm"]
+        if options.crosses:
+            products |= {"cross_q": (dim, dim), "cross_kv": (dim, 2 * dim)}
+            linear["cross_projection"] = dim, dim
+            norms.append("cross_norm")
+        row, head = (jax.ShapeDtypeStruct((n,), dtype) for n in (dim, options.head_dim))
+        return {
+            **{n: {"kernel": jax.ShapeDtypeStruct(s, dtype)} for n, s in products.items()},
+            **{name: {"scale": row, "bias": row} for name in norms},
+            **({name: {"scale": head} for name in heads} if options.qk_norm else {}),
+            **linear_shapes(linear, dtype),
+        }
 
-    def __call__(self, layer: Params, h: Array, mask: Array | None) -> Array:
-        q, k, v = self.heads(layer, h)
-        return self.finish(layer, h, attend(q, k, v, mask))
+    def __call__(
+        self,
+        layer: Params,
+        h: Array,
+        mask: Array | None,
+        turns: Array | None,
+        context: Array | None,
+    ) -> Array:
+        q, k, v = self.heads(layer, h, turns)
+        return self.finish(layer, h, attend(q, k, v, mask), self.memory(layer, context))
 
     def step(
-        self, layer: Params, h: Array, caches: Array, i: Array, t: Array
+        self,
+        layer: Params,
+        h: Array,
+        caches: Array,
+        i: Array,
+        t: Array | int,
+        turns: Array | None,
+        memory: Memory,
     ) -> tuple[Array, Array]:
-        """What token t becomes, ``(batch, 1, hidden_dim)``; the caches with its key and value in block i."""
-        q, *new = self.heads(layer, h)
+        """What tokens from t on become, which see each other; the caches with their keys and values in
+        block i."""
+        q, *new = self.heads(layer, h, turns)
         pair = jnp.stack(new)[None]
         caches = jax.lax.dynamic_update_slice(caches, pair, (i, 0, 0, 0, t, 0))
         k, v = jax.lax.dynamic_index_in_dim(caches, i, keepdims=False)
-        known = jnp.arange(caches.shape[-2]) <= t
-        return self.finish(layer, h, attend(q, k, v, known)), caches
+        known = jnp.arange(caches.shape[-2]) < t + h.shape[-2]
+        return self.finish(layer, h, attend(q, k, v, known), memory), caches
 
-    def heads(self, layer: Params, h: Array) -> tuple[Array, ...]:
+    def heads(self, layer: Params, h: Array, turns: Array | None) -> tuple[Array, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
-        qkv = _linear(layer["qkv"], _normalize(layer["attention_norm"], h))
-        width = self.hidden_dim // self.num_heads
-        qkv = qkv.reshape(*h.shape[:-1], 3, self.num_heads, width)
-        return tuple(qkv[..., i, :, :].swapaxes(-3, -2) for i in range(3))
+        q, k, v = self._split(_linear(layer["qkv"], _normalize(layer["attention_norm"], h)), 3)
+        if self.options.qk_norm:
+            q, k = _root_normalize(layer["q_norm"], q), _root_normalize(layer["k_norm"], k)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        return q, k, v
 
-    def finish(self, layer: Params, h: Array, found: Array) -> Array:
+    def memory(self, layer: Params, context: Array | None) -> Memory:
+        """Keys and values of a context that is crossed."""
+        return None if context is None else self._split(_linear(layer["cross_kv"], context), 2)
+
+    def finish(self, layer: Params, h: Array, found: Array, memory: Memory) -> Array:
         """The rest of the block, given what the heads found."""
         h = h + _linear(layer["projection"], found.swapaxes(-3, -2).reshape(h.shape))
+        if memory is not None:
+            (q,) = self._split(_linear(layer["cross_q"], _normalize(layer["cross_norm"], h)), 1)
+            found = attend(q, *memory)
+            h = h + _linear(layer["cross_projection"], found.swapaxes(-3, -2).reshape(h.shape))
         wide = _linear(layer["expand"], _normalize(layer["mlp_norm"], h))
-        return h + _linear(layer["contract"], ACTIVATIONS[self.activation](wide))
+        if self.options.gated:
+            gate, wide = jnp.split(wide, 2, -1)
+            wide = ACTIVATIONS[self.options.activation](gate) * wide
+        else:
+            wide = ACTIVATIONS[self.options.activation](wide)
+        return h + _linear(layer["contract"], wide)
+
+    def _split(self, x: Array, count: int) -> tuple[Array, ...]:
+        """Heads of several parts side by side."""
+        parts = x.reshape(*x.shape[:-1], count, self.options.num_heads, self.options.head_dim)
+        return tuple(parts[..., i, :, :].swapaxes(-3, -2) for i in range(count))
+
+
+class Steps(NamedTuple):
+    """What the steps of an inverse keep.
+
+    Attributes:
+        term: what the context adds to every token.
+        caches: keys and values of all blocks and places.
+        memories: of all blocks, where the context is crossed.
+    """
+
+    term: Array | None
+    caches: Array
+    memories: Memory
 
 
 @dataclass(frozen=True)
@@ -111,44 +193,47 @@ class TokenNetwork:
 
     Attributes:
         final_norm: whether a layer normalisation precedes the reading.
+        owner: who refuses arguments, if not a module of Flax.
     """
 
     in_dim: int
     out_dim: int
     num_tokens: int
-    hidden_dim: int
-    num_blocks: int
-    num_heads: int
-    activation: str
-    context_dim: int
-    initial_scale: float
+    options: bridge.Blocks
 
     final_norm: ClassVar[bool] = True
+    owner: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.owner:
+            self.options.check(self.owner, ACTIVATIONS)
 
     @property
     def block(self) -> AttentionBlock:
         """What the blocks are, without weights."""
-        return AttentionBlock(self.hidden_dim, self.num_heads, self.activation)
+        return AttentionBlock(self.options)
 
     @property
     def blocks(self) -> str:
         """The key of the blocks' weights."""
-        return stack_name("blocks", range(self.num_blocks)) if self.num_blocks > 1 else "blocks_0"
+        count = self.options.num_blocks
+        return stack_name("blocks", range(count)) if count > 1 else "blocks_0"
 
     def shapes(self, dtype: Any) -> dict[str, Any]:
         """The shapes of the weights."""
-        linear = {
-            "embed": (self.in_dim, self.hidden_dim),
-            "read": (self.hidden_dim, self.out_dim),
-        }
-        if self.context_dim:
-            linear["embed_context"] = self.context_dim, self.hidden_dim
+        options, dim = self.options, self.options.hidden_dim
+        linear = {"embed": (self.in_dim, dim), "read": (dim, self.out_dim)}
+        rows = {} if options.rotary else {"positions": self.num_tokens}
+        if options.context_dim:
+            linear["embed_context"] = options.context_dim // options.context_tokens, dim
+            if options.context_tokens > 1:
+                rows["context_positions"] = options.context_tokens
         own: Any = self.block.shapes(dtype)
-        row = jax.ShapeDtypeStruct((self.hidden_dim,), dtype)
+        row, count = jax.ShapeDtypeStruct((dim,), dtype), options.num_blocks
         return {
             **({"norm": {"scale": row, "bias": row}} if self.final_norm else {}),
-            "positions": jax.ShapeDtypeStruct((self.num_tokens, self.hidden_dim), dtype),
-            self.blocks: stacked_shapes(own, self.num_blocks) if self.num_blocks > 1 else own,
+            **{name: jax.ShapeDtypeStruct((n, dim), dtype) for name, n in rows.items()},
+            self.blocks: stacked_shapes(own, count) if count > 1 else own,
             **linear_shapes(linear, dtype),
         }
 
@@ -158,7 +243,7 @@ class TokenNetwork:
         if not isinstance(shapes, Mapping):
             return bridge.POSITION_SCALE * jax.random.normal(key, shapes.shape, dtype)
         if name != self.blocks:
-            factor = self.initial_scale if name == "read" else 1.0
+            factor = self.options.initial_scale if name == "read" else 1.0
             return _init_layer(key, shapes, dtype, factor)
         keys = jax.random.split(key, len(shapes))
         return {
@@ -174,36 +259,59 @@ class TokenNetwork:
             name: self.init_part(key, name, dtype) for name, key in zip(names, keys, strict=True)
         }
 
-    def context_term(self, params: Params, context: Array) -> Array:
-        """What a context adds to every token, ``(*batch, 1, hidden_dim)``."""
-        return _linear(params["embed_context"], context[..., None, :])
+    def context_of(self, params: Params, context: Array | None) -> Array | None:
+        """The context as embedded tokens, ``(*batch, context_tokens, hidden_dim)``."""
+        if context is None:
+            return None
+        count = self.options.context_tokens
+        h = _linear(params["embed_context"], context.reshape(*context.shape[:-1], count, -1))
+        return h + params["context_positions"] if count > 1 else h
 
-    def run(
-        self, params: Params, h: Array, context: Array | None, mask: Array | None = None
-    ) -> Array:
-        """From embedded tokens ``(*batch, tokens, hidden_dim)`` to what is read out of them."""
-        h = h + params["positions"]
-        if context is not None:
-            h = h + self.context_term(params, context)
+    @property
+    def turns(self) -> Array | None:
+        """The turns of all places, where they are rotary."""
+        return jnp.asarray(self.options.turns(self.num_tokens)) if self.options.rotary else None
+
+    def run(self, params: Params, h: Array, context: Array | None, causal: bool = False) -> Array:
+        """From embedded tokens ``(*batch, tokens, hidden_dim)`` to what is read out of them.
+
+        Args:
+            params: the weights.
+            h: the tokens.
+            context: of their batch shape.
+            causal: whether each sees but those before it, itself and the context.
+        """
+        options, known = self.options, self.context_of(params, context)
+        h = h if options.rotary else h + params["positions"]
+        if known is not None and options.context == "add":
+            h = h + known
+        if known is not None and options.num_prefix:
+            h = jnp.concatenate([known, h], -2)
+        mask = None
+        if causal:
+            place = jnp.arange(h.shape[-2])
+            mask = place[:, None] >= place
+            if options.num_prefix:
+                mask = mask | (place < options.num_prefix)
+        turns, crossed = self.turns, known if options.crosses else None
 
         # the backward pass keeps the products and computes the rest anew, as in ``apply_layers``
-        @partial(jax.checkpoint, policy=SAVED)
+        @partial(jax.checkpoint, policy=None if options.checkpointing else SAVED)
         def step(h: Array, layer: Params) -> tuple[Array, None]:
-            return self.block(layer, h, mask), None
+            return self.block(layer, h, mask, turns, crossed), None
 
         layers = params[self.blocks]
-        h = step(h, layers)[0] if self.num_blocks == 1 else jax.lax.scan(step, h, layers)[0]
+        h = step(h, layers)[0] if options.num_blocks == 1 else jax.lax.scan(step, h, layers)[0]
+        h = h[..., options.num_prefix :, :] if options.num_prefix else h
         h = _normalize(params["norm"], h) if self.final_norm else h
         return _linear(params["read"], h)
 
 
 def _init_layer(key: Array, shapes: Params, dtype: Any, factor: float = 1.0) -> dict[str, Array]:
-    """A linear layer uniform within 1 / sqrt(in_dim), times a factor, or a layer normalisation."""
+    """A linear layer uniform within 1 / sqrt(in_dim), times a factor, or a normalisation."""
     if "scale" in shapes:
-        return {
-            "scale": jnp.ones(shapes["scale"].shape, dtype),
-            "bias": jnp.zeros(shapes["bias"].shape, dtype),
-        }
+        starts = {"scale": jnp.ones, "bias": jnp.zeros}
+        return {name: starts[name](shape.shape, dtype) for name, shape in shapes.items()}
     bound = factor * shapes["kernel"].shape[-2] ** -0.5
     keys = jax.random.split(key, len(shapes))
     return {
@@ -227,12 +335,24 @@ class Transformer(nn.Module):
         num_blocks: number of blocks.
         num_heads: heads of the attention.
         activation: of the MLPs, a name in ``ACTIVATIONS``.
-        context_dim: width of the context, which is embedded and added to every token; 0 for none.
+        context_dim: width of the context, 0 for none.
         num_parameters: of a coupling, whose order of parameters the output then has.
         initial_scale: factor of the last layer's first weights; with 0 most maps start as the identity.
+        rotary: turn queries and keys by their places (Su et al., 2021, RoFormer, arXiv:2104.09864) in place
+            of learned embeddings.
+        qk_norm: divide queries and keys by their root mean squares, times learned scales (Henry et al.,
+            2020, arXiv:2010.04245), so that scores stay bounded.
+        gated: MLPs W (act(A v + a) * (B v + b)) + c; with ``activation="silu"`` SwiGLU (Shazeer, 2020,
+            arXiv:2002.05202).
+        context: how a context enters: ``"add"``, embedded and added to every token; ``"prefix"``, as tokens
+            before the others; ``"cross"``, by an attention to it of its own in every block.
+        context_tokens: how many tokens of equal width a context of the latter two kinds holds, one after
+            the other.
+        checkpointing: keep no values inside the blocks for the backward pass, which computes them anew: less
+            memory, a third more time.
 
     Raises:
-        ValueError: for an unknown activation, a number below 1, and widths that are no multiples.
+        ValueError: for an unknown name, a number below 1, and widths that are no multiples.
 
     Reference: Vaswani et al. (2017), arXiv:1706.03762; Kolesnikov et al. (2024), Jet, arXiv:2412.15129.
 
@@ -256,13 +376,19 @@ class Transformer(nn.Module):
     context_dim: int = 0
     num_parameters: int = 1
     initial_scale: float = 0.0
+    rotary: bool = False
+    qk_norm: bool = False
+    gated: bool = False
+    context: str = "add"
+    context_tokens: int = 1
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         tokens, parameters = self.num_tokens, self.num_parameters
         checks.positive_int("Transformer", num_tokens=tokens, num_parameters=parameters)
         checks.divisible("Transformer", tokens, in_dim=self.in_dim)
         checks.divisible("Transformer", tokens * parameters, out_dim=self.out_dim)
-        check_network("Transformer", self)
+        bridge.Blocks.of(self).check("Transformer", ACTIVATIONS)
         super().__post_init__()
 
     @property
@@ -272,12 +398,7 @@ class Transformer(nn.Module):
             self.in_dim // self.num_tokens,
             self.out_dim // self.num_tokens,
             self.num_tokens,
-            self.hidden_dim,
-            self.num_blocks,
-            self.num_heads,
-            self.activation,
-            self.context_dim,
-            self.initial_scale,
+            bridge.Blocks.of(self),
         )
 
     def variable_shapes(self, dtype: Any) -> Variables:
@@ -307,6 +428,7 @@ class ImageTransformer(nn.Module):
         in_dim, out_dim: numbers of channels.
         num_tokens: height times width.
         hidden_dim, num_blocks, num_heads, activation, context_dim, initial_scale: as in ``Transformer``.
+        rotary, qk_norm, gated, context, context_tokens, checkpointing: likewise.
 
     Raises:
         ValueError: as ``Transformer``.
@@ -325,10 +447,16 @@ class ImageTransformer(nn.Module):
     activation: str = "gelu"
     context_dim: int = 0
     initial_scale: float = 0.0
+    rotary: bool = False
+    qk_norm: bool = False
+    gated: bool = False
+    context: str = "add"
+    context_tokens: int = 1
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         checks.positive_int("ImageTransformer", num_tokens=self.num_tokens)
-        check_network("ImageTransformer", self)
+        bridge.Blocks.of(self).check("ImageTransformer", ACTIVATIONS)
         super().__post_init__()
 
     @property
@@ -338,12 +466,7 @@ class ImageTransformer(nn.Module):
             self.in_dim,
             self.out_dim,
             self.num_tokens,
-            self.hidden_dim,
-            self.num_blocks,
-            self.num_heads,
-            self.activation,
-            self.context_dim,
-            self.initial_scale,
+            bridge.Blocks.of(self),
         )
 
     def variable_shapes(self, dtype: Any) -> Variables:
@@ -371,14 +494,6 @@ def _params(module: nn.Module, network: TokenNetwork, dtype: Any) -> dict[str, A
     }
 
 
-def check_network(owner: str, network: Any) -> None:
-    """Check the arguments that all transformers have."""
-    stack = network.hidden_dim, network.num_blocks, network.num_heads
-    bridge.check_transformer(owner, *stack, network.context_dim)
-    checks.one_of(owner, "activation", network.activation, ACTIVATIONS)
-    checks.non_negative_number(owner, initial_scale=network.initial_scale)
-
-
 @dataclass(frozen=True)
 class CausalTransformer(TokenNetwork):
     """A transformer of tokens ``(*batch, num_tokens, in_dim)`` whose outputs see the tokens before theirs.
@@ -388,50 +503,68 @@ class CausalTransformer(TokenNetwork):
     """
 
     final_norm: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_network("TransformerAutoregressive", self)
+    owner: ClassVar[str] = "TransformerAutoregressive"
 
     def shapes(self, dtype: Any) -> dict[str, Any]:
-        beginning = jax.ShapeDtypeStruct((self.hidden_dim,), dtype)
+        beginning = jax.ShapeDtypeStruct((self.options.hidden_dim,), dtype)
         return {"beginning": beginning, **super().shapes(dtype)}
 
     def __call__(self, params: Params, tokens: Array, context: Array | None) -> Array:
         """Args: all tokens, and a context of their batch shape."""
         h = _linear(params["embed"], tokens[..., :-1, :])
-        first = jnp.broadcast_to(params["beginning"], (*h.shape[:-2], 1, self.hidden_dim))
-        place = jnp.arange(self.num_tokens)
-        h = jnp.concatenate([first, h], -2)
-        return self.run(params, h, context, place[:, None] >= place)
+        shape = *h.shape[:-2], 1, self.options.hidden_dim
+        h = jnp.concatenate([jnp.broadcast_to(params["beginning"], shape), h], -2)
+        return self.run(params, h, context, True)
 
-    def caches(self, like: Array) -> Array:
-        """Keys and values of all blocks and tokens, for rows of ``like``, still unknown."""
-        shape = self.num_heads, self.num_tokens, self.hidden_dim // self.num_heads
-        return jnp.zeros((self.num_blocks, 2, like.shape[0], *shape), like.dtype)
+    def begin(self, params: Params, like: Array, context: Array | None) -> Steps:
+        """What the steps for rows of ``like`` start from, its caches with room for all tokens."""
+        options, known = self.options, self.context_of(params, context)
+        shape = options.num_heads, options.num_prefix + self.num_tokens, options.head_dim
+        caches = jnp.zeros((options.num_blocks, 2, like.shape[0], *shape), like.dtype)
+        memories = None
+        if options.crosses:
+            memory = self.block.memory
+            if options.num_blocks > 1:
+                memory = jax.vmap(memory, (0, None))
+            memories = memory(params[self.blocks], known)
+        state = Steps(known if options.context == "add" else None, caches, memories)
+        if known is not None and options.num_prefix:
+            return self._through(params, 0, known, state)[1]
+        return state
 
-    def step(
-        self, params: Params, t: Array, token: Array, term: Array | None, caches: Array
-    ) -> tuple[Array, Array]:
-        """Output t, ``(batch, out_dim)``, and the caches with token t.
+    def step(self, params: Params, t: Array, token: Array, state: Steps) -> tuple[Array, Steps]:
+        """Output t, ``(batch, out_dim)``, and the state with token t.
 
         Args:
             params: the weights.
             t: how many tokens are known.
             token: the last of them, ``(batch, in_dim)``, anything at first.
-            term: what the context adds.
-            caches: of the steps before.
+            state: of the steps before.
         """
         h = jnp.where(t == 0, params["beginning"], _linear(params["embed"], token[:, None]))
-        h = h + jax.lax.dynamic_index_in_dim(params["positions"], t, keepdims=False)
-        h = h if term is None else h + term
+        if not self.options.rotary:
+            h = h + jax.lax.dynamic_index_in_dim(params["positions"], t, keepdims=False)
+        h = h if state.term is None else h + state.term
+        h, state = self._through(params, self.options.num_prefix + t, h, state)
+        return _linear(params["read"], h)[:, 0], state
+
+    def _through(
+        self, params: Params, place: Array | int, h: Array, state: Steps
+    ) -> tuple[Array, Steps]:
+        """Tokens from a place on through all blocks."""
+        turns = self.turns
+        if turns is not None:
+            turns = jax.lax.dynamic_slice_in_dim(turns, place, h.shape[-2], 1)
 
         def through(carry: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
-            return self.block.step(block[1], *carry, block[0], t), None
+            i, layer, memory = block
+            return self.block.step(layer, *carry, i, place, turns, memory), None
 
-        layers = params[self.blocks]
-        if self.num_blocks == 1:
-            (h, caches), _ = through((h, caches), (jnp.zeros((), int), layers))
+        layers, carry = params[self.blocks], (h, state.caches)
+        if self.options.num_blocks == 1:
+            first = jnp.zeros((), int), layers, state.memories
+            (h, caches), _ = through(carry, first)
         else:
-            blocks = jnp.arange(self.num_blocks), layers
-            (h, caches), _ = jax.lax.scan(through, (h, caches), blocks)
-        return _linear(params["read"], h)[:, 0], caches
+            blocks = jnp.arange(self.options.num_blocks), layers, state.memories
+            (h, caches), _ = jax.lax.scan(through, carry, blocks)
+        return h, Steps(state.term, caches, state.memories)

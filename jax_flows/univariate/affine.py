@@ -83,24 +83,28 @@ class AffineMap(UnivariateMap):
 
     def forward(self, x: Array, parameters: Any) -> Output:
         shift, raw = unstack(parameters)
-        log_scale = self._log_scale(raw)
+        scale, log_scale = self._scale(raw, self.order == "shift_divide")
         if self.order == "scale_shift":
-            return x * jnp.exp(log_scale) + shift, log_scale
-        if self.order == "shift_divide":
-            log_scale = -log_scale
-        return (x - shift) * jnp.exp(log_scale), log_scale
+            return x * scale + shift, log_scale
+        return (x - shift) * scale, log_scale
 
     def inverse(self, z: Array, parameters: Any) -> Output:
         shift, raw = unstack(parameters)
-        log_scale = self._log_scale(raw)
-        if self.order != "shift_divide":
-            log_scale = -log_scale
+        scale, log_scale = self._scale(raw, self.order != "shift_divide")
         if self.order == "scale_shift":
-            return (z - shift) * jnp.exp(log_scale), log_scale
-        return z * jnp.exp(log_scale) + shift, log_scale
+            return (z - shift) * scale, log_scale
+        return z * scale + shift, log_scale
+
+    def _scale(self, raw: Array, inverted: bool) -> tuple[Array, Array]:
+        """The scale or, ``inverted``, one over it; and its log."""
+        if self.minimum:  # known itself, so that who needs no log pays for none
+            scale = self._above_minimum(raw)
+            return (1 / scale, -jnp.log(scale)) if inverted else (scale, jnp.log(scale))
+        log_scale = -self._log_scale(raw) if inverted else self._log_scale(raw)
+        return jnp.exp(log_scale), log_scale
 
     def _log_scale(self, raw: Array) -> Array:
-        bound, minimum = self.bound, self.minimum
+        bound = self.bound
         if self.scale == "exp":
             return raw
         if self.scale == "tanh":
@@ -116,7 +120,11 @@ class AffineMap(UnivariateMap):
         if self.offset:
             raw = raw + self.offset
         if self.scale == "softplus":
-            return jnp.log(softplus(raw) + minimum) if minimum else log_softplus(raw)
-        if minimum:
-            return jnp.log(bound * jax.nn.sigmoid(raw) + minimum)
+            return log_softplus(raw)
         return math.log(bound) - softplus(-raw)
+
+    def _above_minimum(self, raw: Array) -> Array:
+        """The scale where a minimum is added to it."""
+        raw = raw + self.offset if self.offset else raw
+        scale = softplus(raw) if self.scale == "softplus" else self.bound * jax.nn.sigmoid(raw)
+        return scale + self.minimum

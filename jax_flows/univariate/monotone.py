@@ -1,4 +1,4 @@
-"""Networks of one variable whose weights are above 0."""
+"""Networks of one variable that increase: of weights above 0, and integrated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from flow_bridge.univariate import check_monotone, slope_offset, spread
+from flow_bridge.univariate import (
+    INTEGRAND_LOG,
+    check_integrand,
+    check_monotone,
+    integrand_starts,
+    slope_offset,
+    spread,
+)
 from jax_flows.numerics import at_least_float32, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
+from jax_flows.univariate.piecewise import linear_slopes, linear_slopes_inverse
 from jax_flows.univariate.roots import FARTHEST, bracket, invert
 
 FLOOR = 1e-30
@@ -88,6 +96,96 @@ class MonotoneNetworkMap(UnivariateMap):
             given.append(bias)
             start = stop + width
         return given
+
+
+@register
+@dataclass(frozen=True)
+class IntegratedNetworkMap(UnivariateMap):
+    """The integral of a positive network of one variable, an unconstrained monotonic neural network:
+
+        z = t + int_0^x g(u) du,   log g(u) = 7 tanh(n(u) / 7),
+
+    with a network n of one input, tanh between its layers, whose weights are parameters of the map. The
+    integral is that of the trapezoidal rule with fixed nodes: n is evaluated at the ends of
+    2 ``num_intervals`` equal intervals of [-bound, bound], g is linear between them and constant outside. So
+    z is onto the reals and increasing, the log of its slope is that of g at x, once it is linear, and the
+    inverse is in closed form. A quadrature whose nodes move with x has none of that: its slope is not g(x),
+    and need not be above 0.
+
+    Parameters: for each layer its weights, row by row, and its biases, added to fixed numbers that make
+    the units of the first layer steps along the interval; then t. Zeros are the identity.
+
+    In a ``MaskedAutoregressive`` it is an unconstrained neural autoregressive flow whose conditioner gives
+    all weights.
+
+    Args:
+        hidden_dims: widths of the hidden layers of n.
+        bound: half the width of the interval.
+        num_intervals: intervals on each side of 0.
+
+    Raises:
+        ValueError: for widths, a bound or a number out of range.
+
+    Reference: Wehenkel and Louppe (2019), arXiv:1908.05164.
+
+    Examples:
+        >>> import jax.numpy as jnp, jax_flows
+        >>> map = jax_flows.IntegratedNetworkMap((4,))
+        >>> z, log_slope = map.forward(jnp.zeros(5), jnp.zeros((5, map.num_parameters)))
+        >>> tuple(z.shape), tuple(log_slope.shape)
+        ((5,), (5,))
+    """
+
+    hidden_dims: Sequence[int] = (8,)
+    bound: float = 5.0
+    num_intervals: int = 16
+
+    def __post_init__(self) -> None:
+        given = self.hidden_dims, self.bound, self.num_intervals
+        object.__setattr__(self, "hidden_dims", check_integrand("IntegratedNetworkMap", *given))
+
+    @property
+    def num_parameters(self) -> int:
+        return 1 + sum((below + 1) * width for below, width in pairwise((1, *self.hidden_dims, 1)))
+
+    def forward(self, x: Array, parameters: Array) -> Output:
+        knots, wide = self._knots(parameters), at_least_float32(x)
+        inner = jnp.where(wide < -self.bound, -self.bound, wide)
+        inner = jnp.where(wide > self.bound, self.bound, inner)
+        z, log_slope = linear_slopes(inner, *knots)
+        return (z + (wide - inner) * jnp.exp(log_slope)).astype(x.dtype), log_slope.astype(x.dtype)
+
+    def inverse(self, z: Array, parameters: Array) -> Output:
+        knots, wide = self._knots(parameters), at_least_float32(z)
+        inner = jnp.where(wide < knots[1][0], knots[1][0], wide)
+        inner = jnp.where(wide > knots[1][-1], knots[1][-1], inner)
+        x, log_slope = linear_slopes_inverse(inner, *knots)
+        return (x + (wide - inner) * jnp.exp(log_slope)).astype(z.dtype), log_slope.astype(z.dtype)
+
+    def _knots(self, parameters: Array) -> tuple[Array, Array, Array]:
+        """The nodes, z there, and g there, ``(nodes, *batch)``."""
+        rows, count = jnp.moveaxis(at_least_float32(parameters), -1, 0), self.num_intervals
+        axes = [1] * (rows.ndim - 1)
+        step = self.bound / count
+        at = [step * k for k in range(-count, count + 1)]
+        nodes = jnp.asarray(at, rows.dtype).reshape(-1, *axes)
+        values, start = nodes[None], 0
+        for i, layer in enumerate(integrand_starts(self.hidden_dims, self.bound)):
+            first, last = (jnp.asarray(a, rows.dtype) for a in layer)
+            width, inputs = first.shape
+            stop = start + inputs * width
+            weight = rows[start:stop].reshape(width, inputs, *rows.shape[1:])
+            weight = weight + first.reshape(width, inputs, *axes)
+            bias = rows[stop : stop + width] + last.reshape(-1, *axes)
+            values = jnp.tanh(values) if i else values
+            values = (weight[:, :, None] * values).sum(1) + bias[:, None]
+            start = stop + width
+        slopes = jnp.exp(INTEGRAND_LOG * jnp.tanh(values[0] / INTEGRAND_LOG))
+        area = step * (slopes[:-1] + slopes[1:]) / 2
+        # from 0 on, so that what is small next to it is not lost in what is large on the other side
+        below, above = -area[:count][::-1].cumsum(0)[::-1], area[count:].cumsum(0)
+        heights = jnp.concatenate([below, jnp.zeros_like(area[:1]), above]) + rows[-1]
+        return jnp.broadcast_to(nodes, heights.shape), heights, slopes
 
 
 def _evaluate(x: Array, *given: Array) -> Output:

@@ -172,21 +172,10 @@ class QuadraticSplineMap(_Pieces):
         return self._inside(self._inverse, z, parameters)
 
     def _forward(self, x: Array, rows: Array) -> Output:
-        positions, heights, slopes = self._pieces(rows)
-        x0, x1, y0, y1, v0, v1 = _ends(_bin_of(x, positions), positions, heights, slopes)
-        width = x1 - x0
-        xi, xi1 = (x - x0) / width, (x1 - x) / width
-        slope = v0 * xi1 + v1 * xi
-        left, right = (x - x0) * (v0 + slope) / 2, (x1 - x) * (v1 + slope) / 2
-        return jnp.where(xi < 0.5, y0 + left, y1 - right), jnp.log(slope)
+        return linear_slopes(x, *self._pieces(rows))
 
     def _inverse(self, y: Array, rows: Array) -> Output:
-        positions, heights, slopes = self._pieces(rows)
-        x0, x1, y0, y1, v0, v1 = _ends(_bin_of(y, heights), positions, heights, slopes)
-        e, e1 = y - y0, y1 - y
-        slope = jnp.sqrt((v0 * v0 * e1 + v1 * v1 * e) / (e + e1))
-        left, right = 2 * e / (v0 + slope), 2 * e1 / (v1 + slope)
-        return jnp.where(left < right, x0 + left, x1 - right), -jnp.log(slope)
+        return linear_slopes_inverse(y, *self._pieces(rows))
 
     def _pieces(self, rows: Array) -> tuple[Array, Array, Array]:
         """Positions, heights and slopes of the knots."""
@@ -387,6 +376,25 @@ class LinearRationalSplineMap(_Pieces):
         left = [meeting, jnp.ones_like(b), meeting * b / total]
         right = [other, b, other / total]
         return x0, x1, y0, y1, width, height, c, left, right
+
+
+def linear_slopes(x: Array, positions: Array, heights: Array, slopes: Array) -> Output:
+    """A map whose slope is linear between knots, ``(knots, *batch)``, and the log of its slope."""
+    x0, x1, y0, y1, v0, v1 = _ends(_bin_of(x, positions), positions, heights, slopes)
+    width = x1 - x0
+    xi, xi1 = (x - x0) / width, (x1 - x) / width
+    slope = v0 * xi1 + v1 * xi
+    left, right = (x - x0) * (v0 + slope) / 2, (x1 - x) * (v1 + slope) / 2
+    return jnp.where(xi < 0.5, y0 + left, y1 - right), jnp.log(slope)
+
+
+def linear_slopes_inverse(y: Array, positions: Array, heights: Array, slopes: Array) -> Output:
+    """Its inverse."""
+    x0, x1, y0, y1, v0, v1 = _ends(_bin_of(y, heights), positions, heights, slopes)
+    e, e1 = y - y0, y1 - y
+    slope = jnp.sqrt((v0 * v0 * e1 + v1 * v1 * e) / (e + e1))
+    left, right = 2 * e / (v0 + slope), 2 * e1 / (v1 + slope)
+    return jnp.where(left < right, x0 + left, x1 - right), -jnp.log(slope)
 
 
 def _bin_of(x: Array, knots: Array) -> Array:

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
+from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.errors import ConvergenceError
 from flow_bridge.networks import Network, as_network
 from flow_bridge.ode import (
+    DOPRI5,
     HOST_STEPS,
     REFINEMENT,
     STEP_SHARE,
+    check_grid,
+    check_spaces,
+    check_times,
+    finer_grid,
+    grid_between,
+    grid_of,
     missing_solver,
     refine,
     solver_message,
@@ -39,6 +47,7 @@ from torch_flows.numerics import (
     rademacher,
 )
 from torch_flows.registry import register
+from torch_flows.univariate.circular import wrapped
 
 Weights = tuple[Any, ...]
 
@@ -59,6 +68,8 @@ class ContinuousBijector(Bijector):
       part. The steps are chosen on the host, so this solver cannot be compiled or mapped. z, x and
       log|det| are within 10 times the tolerance of the exact ones (relative, above 1), unless the
       dynamics themselves multiply errors.
+      With a ``grid`` its steps are those between the grid's times, the same in both backends and for
+      all rows; ``fixed_grid`` takes them from a run, and says what error they leave.
     - ``solver="rk4"``: ``num_steps`` equal steps of the classical method, the same in both backends.
     - ``trace="exact"``: in closed form; for one or two hidden layers at the cost of one more product,
       for others of ``dim`` network passes, as for a ``conditioner``, whose products are batched; for
@@ -91,8 +102,15 @@ class ContinuousBijector(Bijector):
             ``hidden_dims`` and ``activation`` say. It gets x and, as its context, t and the context: if
             its class names ``context_dim`` the two apart.
         time_features: beside t the network sees cos(pi j t) and sin(pi j t) for j = 1 to this number.
+        time_scaling: f = ((2 t - 1) x + s N(x / s, t, context)) / s^2 with s^2 = (1 - t)^2 + t^2 and the
+            network N. Of data with mean 0 and variance 1 (``standardized``) that are normal, the
+            rectified path of ``FlowMatching`` has the field of N = 0, which maps x to itself; the
+            network learns what is left, from inputs and to targets of variance about 1 at all times.
+        circular: columns that are angles, in [-pi, pi], whose ends are one point. f sees them as their
+            cosines and sines, after the other columns.
+        grid: times from 0 to 1, for ``"dopri5"``.
 
-    Shapes: x and z ``(*batch, dim), context ``(*batch, context_dim)``.
+    Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
     Raises:
         ConvergenceError: if the solver fails, outside compiled code; the message names the tolerance.
@@ -129,6 +147,9 @@ class ContinuousBijector(Bijector):
         context_dim: int = 0,
         conditioner: Network | type | None = None,
         time_features: int = 0,
+        time_scaling: bool = False,
+        circular: Sequence[int] = (),
+        grid: Sequence[float] = (),
     ) -> None:
         super().__init__()
         name = "ContinuousBijector"
@@ -139,7 +160,9 @@ class ContinuousBijector(Bijector):
         checks.one_of(name, "probe", probe, ("rademacher", "gaussian"))
         checks.open_interval(name, "rtol", rtol, 0, 1)
         checks.open_interval(name, "atol", atol, 0, 1)
-        checks.boolean(name, adjoint=adjoint)
+        checks.boolean(name, adjoint=adjoint, time_scaling=time_scaling)
+        check_spaces(name, dim, circular, time_scaling)
+        check_grid(name, solver, grid)
         checks.non_negative_number(name, kinetic_energy=kinetic_energy, jacobian_norm=jacobian_norm)
         self.dim = dim
         self.hidden_dims = tuple(hidden_dims)
@@ -156,16 +179,20 @@ class ContinuousBijector(Bijector):
         self.jacobian_norm = jacobian_norm
         self.context_dim = context_dim
         self.time_features = time_features
+        self.time_scaling = time_scaling
+        self.circular = tuple(circular)
+        self.grid = tuple(grid)
         self.event_shape = (dim,)
         given = 1 + 2 * time_features + context_dim
         self.conditioner: Network | None = None
         self.context_apart = False
+        seen = dim + len(self.circular)
         if conditioner is None:
-            self.network: nn.Module = MLP(dim + given, dim, hidden_dims, activation)
+            self.network: nn.Module = MLP(seen + given, dim, hidden_dims, activation)
         else:
             self.conditioner = as_network(name, conditioner, MLP)
             self.context_apart = self.conditioner.takes("context_dim")
-            self.network = build_conditioner(name, self.conditioner, dim, dim, 1, given)
+            self.network = build_conditioner(name, self.conditioner, seen, dim, 1, given)
             kind = self.conditioner.cls.__name__
             checks.same_in_training(name, kind, acts_in_training(self.network))
         if trace == "hutchinson":
@@ -187,13 +214,26 @@ class ContinuousBijector(Bijector):
 
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
-        return self.solver == "dopri5"
+        return self.solver == "dopri5" and not self.grid
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the rates need no derivative of a network by automatic differentiation."""
+        return self.conditioner is None and not self.circular
 
     def refined(self) -> dict[str, Any]:
         if self.solver == "rk4":
             return {"num_steps": REFINEMENT * self.num_steps}
+        if self.grid:
+            return {"grid": finer_grid(self.grid)}
         tolerances = {"rtol": refine(self.rtol), "atol": refine(self.atol)}
         return tolerances | {"max_steps": REFINEMENT * self.max_steps}
+
+    def intervals(self, inverse: bool = False) -> list[Interval]:
+        if not self.circular:
+            return [REALS]
+        angle = ClosedInterval(-math.pi, math.pi)
+        return [angle if i in self.circular else REALS for i in range(self.dim)]
 
     def forward_with_noise(self, x: Tensor, noise: Tensor, context: Tensor | None = None) -> Output:
         """``forward`` in evaluation mode, with the trace estimated from a given probe.
@@ -224,21 +264,61 @@ class ContinuousBijector(Bijector):
         return self._network_at(x, t, context)
 
     def _network_at(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        return self.field_by(self.network, x, t, context)
+
+    def field_by(
+        self,
+        network: Callable[..., Tensor],
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None,
+        others: Tensor | None = None,
+    ) -> Tensor:
+        """f by a network of the inputs that this field has; a hollow one may take ``others``, an x too."""
         given = [time_inputs(t, self.time_features), *([] if context is None else [context])]
-        return self.network(*_arguments(self.context_apart, x, torch.cat(given, -1)))
+        inputs, hidden = x, [] if others is None else [others]
+        if self.time_scaling:
+            slope, variance = time_scales(t.unsqueeze(-1))
+            scale = variance.sqrt()
+            inputs, hidden = x / scale, [y / scale for y in hidden]
+        if self.circular:
+            free = [i for i in range(self.dim) if i not in self.circular]
+            angles = x[..., list(self.circular)]
+            inputs = torch.cat([x[..., free], angles.cos(), angles.sin()], -1)
+        velocity = network(*_arguments(self.context_apart, inputs, torch.cat(given, -1)), *hidden)
+        return slope * x + velocity / scale if self.time_scaling else velocity
 
     def trajectory(
         self, x: Tensor, times: Sequence[float], context: Tensor | None = None
     ) -> Tensor:
         """The path that starts in x at ``times[0]``, at all the times: ``(len(times), *batch, dim)``.
 
-        From data to latent the times rise from 0 to 1, from latent to data they fall from 1 to 0.
+        From data to latent the times rise from 0 to 1, from latent to data they fall from 1 to 0. With
+        adaptive steps it is one solve, whose steps are interpolated, and whose gradients are those of
+        the steps; ``"rk4"`` takes ``num_steps`` from each time to the next.
+
+        Raises:
+            ValueError: for times that neither rise nor fall throughout.
         """
         context = check_input(self, "x", x, context)
+        check_times("trajectory", times)
+        if self.adaptive and len(times) > 1:
+            return self._path(x, context, tuple(times))
         path = [x]
         for interval in pairwise(times):
             path.append(self._run(path[-1], context, interval)[0])
         return torch.stack(path)
+
+    def choose_grid(self, x: Tensor, context: Tensor | None = None) -> tuple[float, ...]:
+        """The times between which ``forward`` takes its adaptive steps on these rows."""
+        context = check_input(self, "x", x, context)
+        ends: list[float] = []
+        solver = _Dopri5(self.rtol, self.atol, self.max_steps, ends.append)
+        with torch.no_grad():
+            state, weights, _ = self._start(at_least_float32(x), context, None)
+            field = self._field()
+            solver(lambda t, y: field(t, y, weights), state, (0.0, 1.0), _row_norm)
+        return grid_of(ends)
 
     def count_evaluations(self, x: Tensor, context: Tensor | None = None) -> int:
         """How often ``forward`` evaluates f on these rows, in evaluation mode."""
@@ -265,8 +345,35 @@ class ContinuousBijector(Bijector):
         noise: Tensor | None = None,
         field: "Field | None" = None,
     ) -> Output:
+        state, weights, given = self._start(x, context, noise)
+        field = field or self._field()
+        if not self.adaptive or state.shape[0]:  # the first does not ask, so that it exports
+            state = self._integrate(field, state, weights, times)
+        state = torch.where(given, state, torch.nan)
+        return self._points(state).reshape(x.shape), state[:, -1].reshape(x.shape[:-1])
+
+    @full_precision
+    def _path(self, x: Tensor, context: Tensor | None, times: tuple[float, ...]) -> Tensor:
+        """The states of one adaptive solve at all the times."""
+        state, weights, given = self._start(at_least_float32(x), context, None)
+        path = state.expand(len(times), *state.shape)
+        if state.shape[0]:
+            _refuse_transforms(state)
+            field = self._field()
+            solver = _Dopri5(self.rtol, self.atol, self.max_steps)
+            path = solver.path(lambda t, y: field(t, y, weights), state, times, _row_norm)
+        path = self._points(torch.where(given, path, torch.nan))
+        return path.reshape(len(times), *x.shape).to(x.dtype)
+
+    def _start(
+        self, x: Tensor, context: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Weights, Tensor]:
+        """The initial state, the weights, and which rows are finite and inside the domain."""
         rows = x.reshape(-1, self.dim)
         given = rows.isfinite().all(-1, keepdim=True)
+        if self.circular:
+            angles = rows[:, list(self.circular)]
+            given = given & (angles.abs() <= math.pi).all(-1, keepdim=True)
         if context is not None:
             context = at_least_float32(context).reshape(-1, self.context_dim)
             given = given & context.isfinite().all(-1, keepdim=True)
@@ -274,23 +381,29 @@ class ContinuousBijector(Bijector):
         if noise is not None:
             noise = at_least_float32(noise).reshape(-1, self.dim)
         state = torch.cat([torch.where(given, rows, 0), torch.zeros_like(rows[:, :1])], -1)
-        weights = self._weights(context, noise)
-        field = field or self._field()
-        if self.solver == "rk4" or rows.shape[0]:  # the first does not ask, so that it exports
-            state = self._integrate(field, state, weights, times)
-        state = torch.where(given, state, torch.nan)
-        return state[:, :-1].reshape(x.shape), state[:, -1].reshape(x.shape[:-1])
+        return state, self._weights(context, noise), given
+
+    def _points(self, state: Tensor) -> Tensor:
+        """x of states, its angles on their circle."""
+        x = state[..., :-1]
+        if not self.circular:
+            return x
+        columns = [
+            wrapped(column, -math.pi, math.pi) if i in self.circular else column
+            for i, column in enumerate(x.unbind(-1))
+        ]
+        return torch.stack(columns, -1)
 
     def _field(self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0) -> "Field":
-        if self.conditioner is not None:
+        if not self.closed_form:
             return _NetworkField(self, kinetic_energy, jacobian_norm)
-        return _Field(self.activation, kinetic_energy, jacobian_norm)
+        return _Field(self.activation, kinetic_energy, jacobian_norm, self.time_scaling)
 
     def _weights(self, context: Tensor | None, noise: Tensor | None) -> Weights:
-        """What the field needs: the columns of t, what the trace needs, the probe, the layers; of a
-        conditioner the context, the probe, and all of its weights."""
+        """What the field needs: the columns of t, what the trace needs, the probe, the layers; without
+        a closed form the context, the probe, and all of the network's weights."""
         network: Any = self.network
-        if self.conditioner is not None:
+        if not self.closed_form:
             return context, noise, *map(at_least_float32, network.parameters())
         layers: list[tuple[Tensor, Tensor]] = [
             (at_least_float32(a.weight), at_least_float32(a.bias)) for a in network.layers
@@ -309,6 +422,8 @@ class ContinuousBijector(Bijector):
     ) -> Tensor:
         if self.solver == "rk4":
             return _rk4(field, state, weights, times, self.num_steps)
+        if self.grid:
+            return _steps_of_grid(field, state, weights, grid_between(self.grid, times))
         _refuse_transforms(state)
         solver = _Dopri5(self.rtol, self.atol, self.max_steps)
         if self.adjoint and is_eager() and torch.is_grad_enabled():
@@ -323,23 +438,39 @@ class _Field:
     activation: str
     kinetic_energy: float = 0.0
     jacobian_norm: float = 0.0
+    time_scaling: bool = False
 
     def __call__(self, t: Tensor | float, state: Tensor, weights: Weights) -> Tensor:
         time, for_trace, noise, *arrays = weights
         layers: list[Any] = list(zip(arrays[::2], arrays[1::2], strict=True))
         layers[0] = layers[0][0], layers[0][1] + _time_term(t, time)
-        dx, slopes = evaluate(layers, self.activation, state[:, :-1])
+        x = state[:, :-1]
+        scale = time_scales(t)[1] ** 0.5 if self.time_scaling else 1.0
+        dx, slopes = evaluate(layers, self.activation, x / scale if self.time_scaling else x)
+        dx = self._scaled(t, scale * dx if self.time_scaling else dx, x)
         if noise is None:
-            rate = trace(layers, slopes, for_trace)
+            rate = self._scaled(t, trace(layers, slopes, for_trace), x.shape[-1])
         else:
-            pulled = vjp(layers, slopes, noise)
+            pulled = self._scaled(t, vjp(layers, slopes, noise), noise)
             rate = (pulled * noise).sum(-1)
         if self.kinetic_energy:
             rate = rate - self.kinetic_energy * dx.square().sum(-1)
         if self.jacobian_norm:
-            matrix = pulled.unsqueeze(-2) if noise is not None else jacobian(layers, slopes)
+            eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+            matrix = (
+                pulled.unsqueeze(-2)
+                if noise is not None
+                else self._scaled(t, jacobian(layers, slopes), eye)
+            )
             rate = rate - self.jacobian_norm * matrix.square().sum((-2, -1))
         return torch.cat([dx, rate.expand(dx.shape[:-1]).unsqueeze(-1)], -1)
+
+    def _scaled(self, t: Tensor | float, of_network: Tensor, of_identity: Any) -> Tensor:
+        """What is linear in f, from what it is of the network at x / s and of the identity."""
+        if not self.time_scaling:
+            return of_network
+        slope, variance = time_scales(t)
+        return slope * of_identity + of_network / variance
 
 
 @dataclass(frozen=True)
@@ -354,20 +485,20 @@ class _NetworkField:
         context, noise, *arrays = weights
         owner, x = self.bijector, state[:, :-1].contiguous()  # as products of compiled code need it
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-        given = time_inputs(t, owner.time_features)
-        given = given if context is None else torch.cat([given, context], -1)
         named = dict(zip(dict(owner.network.named_parameters()), arrays, strict=True))
 
-        def velocity(x: Tensor) -> Tensor:
-            inputs = _arguments(owner.context_apart, x, given)
+        def network(*inputs: Tensor) -> Tensor:
             return torch.func.functional_call(owner.network, named, inputs)
+
+        def velocity(x: Tensor) -> Tensor:
+            return owner.field_by(network, x, t, context)
 
         # products from the left: PyTorch's forward mode of layer_norm has wrong gradients, and some
         # operations have none
         if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:
 
             def alone(y: Tensor) -> Tensor:
-                return torch.func.functional_call(owner.network, named, (y, given, x))
+                return owner.field_by(network, y, t, context, x)
 
             dx, pull, *_ = torch.func.vjp(alone, x)
             rate = pull(torch.ones_like(x))[0].sum(-1)
@@ -400,6 +531,12 @@ def time_inputs(t: Tensor, count: int) -> Tensor:
     return torch.cat([t.unsqueeze(-1), angle.cos(), angle.sin()], -1)
 
 
+def time_scales(t: Any) -> tuple[Any, Any]:
+    """(2 t - 1) / s^2 and s^2 = (1 - t)^2 + t^2, see ``time_scaling``."""
+    variance = (1 - t) ** 2 + t**2
+    return (2 * t - 1) / variance, variance
+
+
 def _time_term(t: Tensor | float, weight: Tensor) -> Tensor:
     """What t adds to the first layer, by its columns ``(out, 1 + 2 count)``."""
     if weight.shape[1] == 1:
@@ -426,6 +563,25 @@ def _rk4(
     return state
 
 
+def _steps_of_grid(field: Field, state: Tensor, weights: Weights, grid: Sequence[float]) -> Tensor:
+    """One step of Dormand and Prince from each time to the next."""
+    for t, end in pairwise(grid):
+        step = end - t
+        rates = [field(t, state, weights)]
+        for node, row in DOPRI5[:-1]:
+            moved = state + step * _combined(row, rates)
+            rates.append(field(t + node * step, moved, weights))
+        state = state + step * _combined(DOPRI5[-1][1], rates)
+    return state
+
+
+def _combined(row: Sequence[float], rates: Sequence[Tensor]) -> Tensor:
+    total = row[0] * rates[0]
+    for factor, rate in zip(row[1:], rates[1:], strict=True):
+        total = total + factor * rate
+    return total
+
+
 def _row_norm(state: Tensor) -> Tensor:
     """The largest over rows, of the root mean square of x and the size of log|det|.
 
@@ -446,23 +602,33 @@ class _Dopri5:
     rtol: float
     atol: float
     max_steps: int
+    on_step: Callable[[float], None] | None = None
 
-    def __call__(
-        self, field: Callable[..., Any], state: Any, times: tuple[float, float], norm: Callable
+    def path(
+        self, field: Callable[..., Any], state: Any, times: tuple[float, ...], norm: Callable
     ) -> Any:
+        """The states at all the times."""
         try:
             from torchdiffeq import odeint
         except ImportError as error:
             raise ImportError(missing_solver("torchdiffeq", "torch")) from error
+        on_step = self.on_step
+        if on_step is not None:
+            field.callback_accept_step = lambda t, y, dt: on_step(float(t + dt))  # type: ignore[attr-defined]
         like = state if isinstance(state, Tensor) else state[0]
         t = torch.tensor(times, dtype=like.dtype, device=like.device)
         options = {"norm": norm, "max_num_steps": self.max_steps}
         tolerances = {"rtol": STEP_SHARE * self.rtol, "atol": STEP_SHARE * self.atol}
         try:
-            path = odeint(field, state, t, **tolerances, method="dopri5", options=options)
+            return odeint(field, state, t, **tolerances, method="dopri5", options=options)
         except AssertionError as error:
             message = solver_message(self.rtol, self.atol, self.max_steps)
             raise ConvergenceError(message) from error
+
+    def __call__(
+        self, field: Callable[..., Any], state: Any, times: tuple[float, float], norm: Callable
+    ) -> Any:
+        path = self.path(field, state, times, norm)
         return path[-1] if isinstance(state, Tensor) else tuple(part[-1] for part in path)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks, masks
+from flow_bridge.attention import check_pixels
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Mask
 from flow_bridge.networks import Network, as_network
@@ -19,6 +20,7 @@ from torch_flows.bijectors.base import (
     tracked,
     vjp,
 )
+from torch_flows.networks.attention import ImageTransformer
 from torch_flows.networks.conditioner import build_conditioner, run_conditioner
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -99,8 +101,6 @@ class Checkerboard(nn.Module):
 class Coupling(Conditioned):
     """z_free = map(x_free; parameters(x_fixed)); log|det| is the sum of the logs of the map's slopes.
 
-    A chain of couplings of the same parts hands these on, without putting x together in between.
-
     Args:
         dim: number of dimensions, at least 2; or the shape (channels, height, width) of images, of
             which height and width may be ``None``, for any.
@@ -175,6 +175,8 @@ class Coupling(Conditioned):
             num_parameters=self.maps[1].num_parameters,
             **picked,
         )
+        if isinstance(self.network, ImageTransformer):
+            check_pixels(self.network.num_tokens, shape[1:])
 
     @property
     def maps(self) -> tuple[UnivariateMap, UnivariateMap]:

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
 from torch_flows.numerics import (
     absolute,
+    at_least_float32,
     check_constants,
     log1p,
     log_sech2,
@@ -31,6 +33,7 @@ from torch_flows.numerics import (
 )
 from torch_flows.registry import register
 from torch_flows.univariate.base import UnivariateMap
+from torch_flows.univariate.tails import log_tail, tail_quantile
 
 
 class Pointwise(Bijector):
@@ -255,6 +258,48 @@ class Softclip(Pointwise):
         rest = (self.bound - absolute(z)) / self.bound
         rest = torch.where(rest < 0, math.nan, rest)
         return z / rest, -2 * rest.log()
+
+
+@register
+class NormalClip(Pointwise):
+    """Phi(z) = (1 - share) Phi(x) + share / 2: near the identity, onto the quantiles of a standard normal
+    from share / 2 up to 1 - share / 2, the codomain.
+
+    Args:
+        share: of a standard normal, what z leaves out; between 0 and 1.
+        event_ndim: number of axes of one event, 3 for images.
+
+    Raises:
+        ValueError: for a share out of range.
+    """
+
+    def __init__(self, share: float = 1e-6, event_ndim: int = 1) -> None:
+        super().__init__(event_ndim)
+        checks.open_interval("NormalClip", "share", share, 0, 1)
+        self.share = share
+        end = NormalDist().inv_cdf(share / 2)
+        self.codomain = Interval(end, -end)
+
+    def map_entries(self, x: Tensor) -> Output:
+        wide = at_least_float32(x)
+        negative, log_rest = wide < 0, math.log1p(-self.share)
+        t = torch.where(negative, -wide, wide)
+        log_ends = torch.full_like(t, math.log(self.share / 2))
+        clipped = tail_quantile(torch.logaddexp(log_rest + log_tail(t), log_ends))
+        log_slope = log_rest + (clipped - t) * (clipped + t) / 2
+        return torch.where(negative, -clipped, clipped).to(x.dtype), log_slope.to(x.dtype)
+
+    def map_entries_inverse(self, z: Tensor) -> Output:
+        wide = at_least_float32(z)
+        negative, log_rest = wide < 0, math.log1p(-self.share)
+        t = torch.where(negative, -wide, wide)
+        log_share = log_tail(t)
+        gap = math.log(self.share / 2) - log_share
+        inside = torch.where(gap < 0, gap, math.nan)
+        whole = tail_quantile(log_share + log1p(-inside.exp()) - log_rest)
+        whole = torch.where(gap == 0, math.inf, whole)
+        log_slope = (whole - t) * (whole + t) / 2 - log_rest
+        return torch.where(negative, -whole, whole).to(z.dtype), log_slope.to(z.dtype)
 
 
 @register

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flow_bridge import checks, masks
+from flow_bridge.images import exponential_terms
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.numerics import at_least_float32, full_precision
 from torch_flows.registry import register
@@ -323,3 +324,63 @@ class Invertible1x1Conv(_Factored):
     def _log_det(self, x: Tensor) -> Tensor:
         num_pixels = x.shape[-2] * x.shape[-1]
         return (self.lu.trace() * num_pixels).expand(x.shape[:-3])
+
+
+@register
+class ConvolutionExponential(Bijector):
+    """z = exp(M) x for the convolution M with a square kernel, padded with zeros, between all channels:
+
+        z = x + M x + M M x / 2 + ...,   log|det| = height width sum_c kernel[c, c] at its centre,
+
+    the trace of M. The inverse is exp(-M). The kernel is divided by what its largest sum of absolute
+    values of an output channel exceeds ``bound`` by, which bounds M in the maximum norm, and the sum ends
+    where the rest is below rounding: 19 terms in float64 and 11 in float32 for a bound of 1. It starts as
+    the identity.
+
+    Args:
+        channels: number of channels.
+        kernel_size: odd, in both directions.
+        bound: of the norm of M, between 0 and 5.
+
+    Shapes: x and z ``(*batch, channels, height, width)``.
+
+    Raises:
+        ValueError: for an even kernel size, and numbers out of range.
+
+    Reference: Hoogeboom et al. (2020), The convolution exponential, arXiv:2006.01910.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3, bound: float = 1.0) -> None:
+        super().__init__()
+        checks.positive_int("ConvolutionExponential", channels=channels)
+        checks.odd("ConvolutionExponential", kernel_size=kernel_size)
+        checks.open_interval("ConvolutionExponential", "bound", bound, 0, 5)
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.bound = bound
+        self.event_shape = (channels, None, None)
+        self.raw_kernel = nn.Parameter(torch.zeros(channels, channels, kernel_size, kernel_size))
+
+    @full_precision
+    def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
+        return self._exponential(x, 1.0)
+
+    @full_precision
+    def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
+        return self._exponential(z, -1.0)
+
+    def _exponential(self, x: Tensor, sign: float) -> Output:
+        kernel = sign * self.kernel()
+        term = y = at_least_float32(x).reshape(-1, *x.shape[-3:])
+        for k in range(1, exponential_terms(self.bound, torch.finfo(y.dtype).eps) + 1):
+            term = functional.conv2d(term, kernel, padding=self.kernel_size // 2) / k
+            y = y + term
+        middle = self.kernel_size // 2
+        trace = x.shape[-2] * x.shape[-1] * kernel[:, :, middle, middle].trace()
+        return y.reshape(x.shape).to(x.dtype), trace.to(x.dtype).expand(x.shape[:-3])
+
+    def kernel(self) -> Tensor:
+        """The kernel of M, ``(out channels, in channels, kernel_size, kernel_size)``."""
+        raw = at_least_float32(self.raw_kernel)
+        size = raw.abs().sum((1, 2, 3)).amax()
+        return raw * (self.bound / torch.where(size > self.bound, size, self.bound))

@@ -1,6 +1,7 @@
 """Autoregressive maps of tokens, whose parameters come from a transformer."""
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +58,16 @@ class TransformerAutoregressive(Bijector):
         num_heads: heads of the attention.
         order: which token is generated when: ``None`` (0, 1, 2, ...), ``"reverse"``, ``"random:SEED"``, or
             a list of the tokens.
-        context_dim: width of the context, which is embedded and added to every token; 0 for none.
+        context_dim: width of the context, 0 for none.
         activation: of the MLPs, a name in ``networks.activations.ACTIVATIONS``.
         initial_scale: factor of the first weights of the last layer; with 0 most maps start as the identity.
         max_sweeps: ``None``, or the number of Jacobi sweeps x <- map^-1(z; parameters(x)) that an inverse
             may take in place of its steps. Each is one pass for all tokens at once; as many sweeps as there
             are tokens are always enough, and far fewer often are. Gradients are those of the steps.
+        rotary, qk_norm, gated, context, context_tokens, checkpointing: as in ``networks.Transformer``.
+        guidance: ``None``, or a weight w: the context then is two of half its width, c and one without
+            information u, and parameters are p_c + w (p_c - p_u); two weights are that of the first token and
+            that of the last, the others lie in between. See ``guided``.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
@@ -98,6 +103,13 @@ class TransformerAutoregressive(Bijector):
         activation: str = "gelu",
         initial_scale: float = 0.0,
         max_sweeps: int | None = None,
+        rotary: bool = False,
+        qk_norm: bool = False,
+        gated: bool = False,
+        context: str = "add",
+        context_tokens: int = 1,
+        checkpointing: bool = False,
+        guidance: bridge.Guidance = None,
     ) -> None:
         super().__init__()
         owner = "TransformerAutoregressive"
@@ -114,20 +126,20 @@ class TransformerAutoregressive(Bijector):
         self.activation = activation
         self.initial_scale = initial_scale
         self.max_sweeps = max_sweeps
+        self.rotary, self.qk_norm, self.gated = rotary, qk_norm, gated
+        self.context, self.context_tokens = context, context_tokens
+        self.checkpointing = checkpointing
+        self.guidance = tuple(guidance) if isinstance(guidance, list) else guidance
         self.event_shape = (dim,)
         self.domain, self.codomain = map.domain, map.codomain
         self.num_tokens = bridge.num_tokens(owner, dim, token_dim)
         generated = torch.as_tensor(autoregressive_order(self.order, self.num_tokens))
+        self.weights = bridge.guidance_weights(owner, guidance, self.num_tokens, context_dim)
+        options = bridge.Blocks.of(self)
+        if self.weights is not None:
+            options = replace(options, context_dim=context_dim // 2)
         self.network = CausalTransformer(
-            token_dim * map.num_features,
-            token_dim * map.num_parameters,
-            self.num_tokens,
-            hidden_dim,
-            num_blocks,
-            num_heads,
-            activation,
-            context_dim,
-            initial_scale,
+            token_dim * map.num_features, token_dim * map.num_parameters, self.num_tokens, options
         )
         self.register_buffer("generated", generated, persistent=False)
         self.register_buffer("position", generated.argsort(), persistent=False)
@@ -197,17 +209,22 @@ class TransformerAutoregressive(Bijector):
     def explicit_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         """One token after the other."""
         tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
-        term = None
+        seen, weights = self.map.features(tokens[:, 0], -1), self.weights
         if context is not None:
-            term = self.network.embed_context(context.reshape(-1, self.context_dim))
+            context = context.reshape(-1, self.network.options.context_dim)
+        if weights is not None:
+            seen = seen.repeat_interleave(2, 0)
         in_place = is_eager() and not torch.is_grad_enabled()
-        caches = self.network.caches(tokens, in_place)
-        seen = self.map.features(tokens[:, 0], -1)
+        state = self.network.begin(seen, context, in_place)
         found, log_slopes = [], []
         for t, token in enumerate(tokens.unbind(1)):
-            out = self.network.step(t, seen, term, caches).to(z.dtype)
+            out = self.network.step(t, seen, state).to(z.dtype)
+            if weights is not None:
+                out = _guide(out.unflatten(0, (-1, 2)), weights[t])
             x, log_slope = self.map.inverse(token, out.unflatten(-1, (self.token_dim, -1)))
             seen = self.map.features(x, -1)
+            if weights is not None:
+                seen = seen.repeat_interleave(2, 0)
             found.append(x)
             log_slopes.append(log_slope.sum(-1))
         x = torch.stack(found, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
@@ -215,8 +232,15 @@ class TransformerAutoregressive(Bijector):
 
     def _parameters_of(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""
-        out = self.network(self.map.features(tokens, -1), context).to(tokens.dtype)
-        return out.unflatten(-1, (self.token_dim, -1))
+        seen = self.map.features(tokens, -1)
+        if self.weights is None:
+            out = self.network(seen, context)
+        else:
+            seen = seen.unsqueeze(-3).expand(*seen.shape[:-2], 2, -1, -1)
+            out = self.network(seen, context.unflatten(-1, (2, -1)))  # type: ignore[union-attr]
+            weights = out.new_tensor(self.weights).unsqueeze(-1)
+            out = _guide(out.transpose(-3, -2), weights)
+        return out.to(tokens.dtype).unflatten(-1, (self.token_dim, -1))
 
     def _tokens(self, x: Tensor) -> Tensor:
         """The tokens in the order of generation, ``(*batch, num_tokens, token_dim)``."""
@@ -228,6 +252,12 @@ class TransformerAutoregressive(Bijector):
         if self.order is not None:
             tokens = tokens.index_select(-2, self.position)
         return tokens.flatten(-2)
+
+
+def _guide(pair: Tensor, weight: Any) -> Tensor:
+    """Parameters ``(*batch, 2, count)`` of two contexts, those of the first moved away from the second's."""
+    given, free = pair.unbind(-2)
+    return given + weight * (given - free)
 
 
 class _Steps(nn.Module):

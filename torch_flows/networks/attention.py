@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flow_bridge import attention as bridge
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.mlp import EPS, LayerNorm, scale_weights
+from torch_flows.numerics import at_least_float32
 from torch_flows.registry import register_network
 
 Cache = list[Tensor]
 """Keys and values of a block for the tokens so far, ``(batch, heads, tokens, width)``."""
+Memory = tuple[Tensor, ...] | None
+"""Keys and values of a context, ``(*batch, heads, tokens, width)``."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,50 +35,125 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(-1) @ v
 
 
-class AttentionBlock(nn.Module):
-    """h + attention(norm(h)), and then h + MLP(norm(h)), of tokens ``(*batch, tokens, hidden_dim)``."""
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each pair of entries, one of either half of a head, by the angle of its place.
 
-    def __init__(self, hidden_dim: int, num_heads: int, activation: str) -> None:
+    Args:
+        x: shape ``(*batch, heads, tokens, width)``.
+        turns: the cosines and sines, ``(2, tokens, width / 2)``.
+    """
+    wide = at_least_float32(x)
+    cos, sin = turns.to(wide).unbind(0)
+    a, b = wide.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+
+
+class RootNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) of the last axis, times a learned scale."""
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.activation = activation
-        self.attention_norm = LayerNorm(hidden_dim, EPS)
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        mean = wide.square().mean(-1, keepdim=True)
+        return (wide * (mean + EPS).rsqrt()).to(x.dtype) * self.weight
+
+
+class AttentionBlock(nn.Module):
+    """h + attention(norm(h)), and then h + MLP(norm(h)), of tokens ``(*batch, tokens, hidden_dim)``.
+
+    Where the context is crossed, h + attention(norm(h), context) stands between them.
+    """
+
+    def __init__(self, options: bridge.Blocks) -> None:
+        super().__init__()
+        self.options = options
+        dim, wide = options.hidden_dim, bridge.EXPANSION * options.hidden_dim
+        self.attention_norm = LayerNorm(dim, EPS)
         # no bias: that of the keys would move no result
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.projection = nn.Linear(hidden_dim, hidden_dim)
-        self.mlp_norm = LayerNorm(hidden_dim, EPS)
-        self.expand = nn.Linear(hidden_dim, bridge.EXPANSION * hidden_dim)
-        self.contract = nn.Linear(bridge.EXPANSION * hidden_dim, hidden_dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.projection = nn.Linear(dim, dim)
+        self.mlp_norm = LayerNorm(dim, EPS)
+        self.expand = nn.Linear(dim, 2 * wide if options.gated else wide)
+        self.contract = nn.Linear(wide, dim)
+        if options.qk_norm:
+            self.q_norm, self.k_norm = RootNorm(options.head_dim), RootNorm(options.head_dim)
+        if options.crosses:
+            self.cross_norm = LayerNorm(dim, EPS)
+            self.cross_q = nn.Linear(dim, dim, bias=False)
+            self.cross_kv = nn.Linear(dim, 2 * dim, bias=False)
+            self.cross_projection = nn.Linear(dim, dim)
 
-    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.heads(h)
-        return self.finish(h, attend(q, k, v, mask))
+    def forward(
+        self, h: Tensor, mask: Tensor | None, turns: Tensor | None, context: Tensor | None
+    ) -> Tensor:
+        q, k, v = self.heads(h, turns)
+        return self.finish(h, attend(q, k, v, mask), self.memory(context))
 
-    def step(self, h: Tensor, cache: Cache, t: int) -> Tensor:
-        """What token t becomes, ``(batch, 1, hidden_dim)``; its key and value enter the cache.
+    def step(self, h: Tensor, cache: Cache, t: int, turns: Tensor | None, memory: Memory) -> Tensor:
+        """What tokens from t on become, which see each other; their keys and values enter the cache.
 
         A cache with room for all tokens is filled in place, a shorter one grows.
         """
-        q, *new = self.heads(h)
-        if cache and cache[0].shape[-2] > t:
+        q, *new = self.heads(h, turns)
+        end = t + h.shape[-2]
+        if cache and cache[0].shape[-2] >= end:
             for known, own in zip(cache, new, strict=True):
-                known[..., t : t + 1, :] = own
-            k, v = (known[..., : t + 1, :] for known in cache)
+                known[..., t:end, :] = own
+            k, v = (known[..., :end, :] for known in cache)
         else:
             pairs = zip(cache, new, strict=True) if cache else ((own,) for own in new)
             cache[:] = k, v = [torch.cat(pair, -2) for pair in pairs]
-        return self.finish(h, attend(q, k, v))
+        return self.finish(h, attend(q, k, v), memory)
 
-    def heads(self, h: Tensor) -> tuple[Tensor, ...]:
+    def heads(self, h: Tensor, turns: Tensor | None) -> tuple[Tensor, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
-        qkv = self.qkv(self.attention_norm(h)).unflatten(-1, (3, self.num_heads, -1))
-        return tuple([part.transpose(-3, -2) for part in qkv.unbind(-3)])
+        q, k, v = self._split(self.qkv(self.attention_norm(h)), 3)
+        if self.options.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        return q, k, v
 
-    def finish(self, h: Tensor, found: Tensor) -> Tensor:
+    def memory(self, context: Tensor | None) -> Memory:
+        """Keys and values of a context that is crossed."""
+        return None if context is None else self._split(self.cross_kv(context), 2)
+
+    def finish(self, h: Tensor, found: Tensor, memory: Memory) -> Tensor:
         """The rest of the block, given what the heads found."""
         h = h + self.projection(found.transpose(-3, -2).flatten(-2))
-        wide = in_place(self.activation)(self.expand(self.mlp_norm(h)))
+        if memory is not None:
+            (q,) = self._split(self.cross_q(self.cross_norm(h)), 1)
+            found = attend(q, *memory)
+            h = h + self.cross_projection(found.transpose(-3, -2).flatten(-2))
+        wide = self.expand(self.mlp_norm(h))
+        if self.options.gated:
+            gate, wide = wide.chunk(2, -1)
+            wide = ACTIVATIONS[self.options.activation](gate) * wide
+        else:
+            wide = in_place(self.options.activation)(wide)
         return h + self.contract(wide)
+
+    def _split(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Heads of several parts side by side."""
+        parts = x.unflatten(-1, (count, self.options.num_heads, -1)).unbind(-3)
+        return tuple([part.transpose(-3, -2) for part in parts])
+
+
+class Steps(NamedTuple):
+    """What the steps of an inverse keep.
+
+    Attributes:
+        term: what the context adds to every token.
+        caches: of each block.
+        memories: of each block, where the context is crossed.
+    """
+
+    term: Tensor | None
+    caches: list[Cache]
+    memories: list[Memory]
 
 
 class TokenNetwork(nn.Module):
@@ -88,48 +168,75 @@ class TokenNetwork(nn.Module):
     owner = ""
     blocks: Sequence[AttentionBlock]
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        num_tokens: int,
-        hidden_dim: int,
-        num_blocks: int,
-        num_heads: int,
-        activation: str,
-        context_dim: int,
-        initial_scale: float,
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, num_tokens: int, options: bridge.Blocks) -> None:
         super().__init__()
-        owner = self.owner or type(self).__name__
-        bridge.check_transformer(owner, hidden_dim, num_blocks, num_heads, context_dim)
-        checks.one_of(owner, "activation", activation, ACTIVATIONS)
-        checks.non_negative_number(owner, initial_scale=initial_scale)
+        options.check(self.owner or type(self).__name__, ACTIVATIONS)
+        self.options = options
         self.num_tokens = num_tokens
-        self.hidden_dim, self.num_blocks, self.num_heads = hidden_dim, num_blocks, num_heads
-        self.activation = activation
-        self.context_dim = context_dim
-        self.initial_scale = initial_scale
-        self.embed = nn.Linear(in_dim, hidden_dim)
-        places = bridge.POSITION_SCALE * torch.randn(num_tokens, hidden_dim)
-        self.positions = nn.Parameter(places)
-        if context_dim:
-            self.embed_context = nn.Linear(context_dim, hidden_dim)
-        blocks = [AttentionBlock(hidden_dim, num_heads, activation) for _ in range(num_blocks)]
+        for name, value in vars(options).items():
+            setattr(self, name, value)
+        dim, context_tokens = options.hidden_dim, options.context_tokens
+        self.embed = nn.Linear(in_dim, dim)
+        if options.rotary:
+            # no buffer: these would follow the weights into dtypes of fewer digits
+            self.turns = torch.as_tensor(options.turns(num_tokens), device="cpu")
+        else:
+            self.positions = _positions(num_tokens, dim)
+        if options.context_dim:
+            self.embed_context = nn.Linear(options.context_dim // context_tokens, dim)
+            if context_tokens > 1:
+                self.context_positions = _positions(context_tokens, dim)
+        blocks = [AttentionBlock(options) for _ in range(options.num_blocks)]
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         if self.final_norm:
-            self.norm = LayerNorm(hidden_dim, EPS)
-        self.read = nn.Linear(hidden_dim, out_dim)
-        scale_weights(self.read, initial_scale)
+            self.norm = LayerNorm(dim, EPS)
+        self.read = nn.Linear(dim, out_dim)
+        scale_weights(self.read, options.initial_scale)
 
-    def run(self, h: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """From embedded tokens ``(*batch, tokens, hidden_dim)`` to what is read out of them."""
-        h = h + self.positions
-        if context is not None:
-            h = h + self.embed_context(context).unsqueeze(-2)
+    def context_of(self, context: Tensor | None) -> Tensor | None:
+        """The context as embedded tokens, ``(*batch, context_tokens, hidden_dim)``."""
+        if context is None:
+            return None
+        h = self.embed_context(context.unflatten(-1, (self.options.context_tokens, -1)))
+        return h + self.context_positions if self.options.context_tokens > 1 else h
+
+    def run(self, h: Tensor, context: Tensor | None, causal: bool = False) -> Tensor:
+        """From embedded tokens ``(*batch, tokens, hidden_dim)`` to what is read out of them.
+
+        Args:
+            h: the tokens.
+            context: of their batch shape.
+            causal: whether each sees but those before it, itself and the context.
+        """
+        options, known = self.options, self.context_of(context)
+        h = h if options.rotary else h + self.positions
+        if known is not None and options.context == "add":
+            h = h + known
+        if known is not None and options.num_prefix:
+            h = torch.cat([known, h], -2)
+        mask = None
+        if causal:
+            place = torch.arange(h.shape[-2], device=h.device)
+            mask = place[:, None] >= place
+            if options.num_prefix:
+                mask = mask | (place < options.num_prefix)
+        turns = self.turns.to(h.device) if options.rotary else None
+        crossed = known if options.crosses else None
+        again = options.checkpointing and torch.is_grad_enabled()
+        # whose hooks ``torch.func`` refuses
+        again = again and not torch._C._are_functorch_transforms_active()
         for block in self.blocks:
-            h = block(h, mask)
+            if again:
+                given = (h, mask, turns, crossed)
+                h = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h = block(h, mask, turns, crossed)
+        h = h[..., options.num_prefix :, :] if options.num_prefix else h
         return self.read(self.norm(h) if self.final_norm else h)
+
+
+def _positions(count: int, dim: int) -> nn.Parameter:
+    return nn.Parameter(bridge.POSITION_SCALE * torch.randn(count, dim))
 
 
 @register_network
@@ -147,12 +254,24 @@ class Transformer(TokenNetwork):
         num_blocks: number of blocks.
         num_heads: heads of the attention.
         activation: of the MLPs, a name in ``ACTIVATIONS``.
-        context_dim: width of the context, which is embedded and added to every token; 0 for none.
+        context_dim: width of the context, 0 for none.
         num_parameters: of a coupling, whose order of parameters the output then has.
         initial_scale: factor of the last layer's first weights; with 0 most maps start as the identity.
+        rotary: turn queries and keys by their places (Su et al., 2021, RoFormer, arXiv:2104.09864) in place
+            of learned embeddings.
+        qk_norm: divide queries and keys by their root mean squares, times learned scales (Henry et al.,
+            2020, arXiv:2010.04245), so that scores stay bounded.
+        gated: MLPs W (act(A v + a) * (B v + b)) + c; with ``activation="silu"`` SwiGLU (Shazeer, 2020,
+            arXiv:2002.05202).
+        context: how a context enters: ``"add"``, embedded and added to every token; ``"prefix"``, as tokens
+            before the others; ``"cross"``, by an attention to it of its own in every block.
+        context_tokens: how many tokens of equal width a context of the latter two kinds holds, one after
+            the other.
+        checkpointing: keep no values inside the blocks for the backward pass, which computes them anew: less
+            memory, a third more time.
 
     Raises:
-        ValueError: for an unknown activation, a number below 1, and widths that are no multiples.
+        ValueError: for an unknown name, a number below 1, and widths that are no multiples.
 
     Reference: Vaswani et al. (2017), arXiv:1706.03762; Kolesnikov et al. (2024), Jet, arXiv:2412.15129.
 
@@ -177,21 +296,31 @@ class Transformer(TokenNetwork):
         context_dim: int = 0,
         num_parameters: int = 1,
         initial_scale: float = 0.0,
+        rotary: bool = False,
+        qk_norm: bool = False,
+        gated: bool = False,
+        context: str = "add",
+        context_tokens: int = 1,
+        checkpointing: bool = False,
     ) -> None:
         checks.positive_int("Transformer", num_tokens=num_tokens, num_parameters=num_parameters)
         checks.divisible("Transformer", num_tokens, in_dim=in_dim)
         checks.divisible("Transformer", num_tokens * num_parameters, out_dim=out_dim)
-        super().__init__(
-            in_dim // num_tokens,
-            out_dim // num_tokens,
-            num_tokens,
+        options = bridge.Blocks(
             hidden_dim,
             num_blocks,
             num_heads,
             activation,
             context_dim,
             initial_scale,
+            rotary,
+            qk_norm,
+            gated,
+            context,
+            context_tokens,
+            checkpointing,
         )
+        super().__init__(in_dim // num_tokens, out_dim // num_tokens, num_tokens, options)
         self.in_dim, self.out_dim = in_dim, out_dim
         self.num_parameters = num_parameters
 
@@ -213,6 +342,7 @@ class ImageTransformer(TokenNetwork):
         in_dim, out_dim: numbers of channels.
         num_tokens: height times width.
         hidden_dim, num_blocks, num_heads, activation, context_dim, initial_scale: as in ``Transformer``.
+        rotary, qk_norm, gated, context, context_tokens, checkpointing: likewise.
 
     Raises:
         ValueError: as ``Transformer``.
@@ -233,10 +363,30 @@ class ImageTransformer(TokenNetwork):
         activation: str = "gelu",
         context_dim: int = 0,
         initial_scale: float = 0.0,
+        rotary: bool = False,
+        qk_norm: bool = False,
+        gated: bool = False,
+        context: str = "add",
+        context_tokens: int = 1,
+        checkpointing: bool = False,
     ) -> None:
         checks.positive_int("ImageTransformer", num_tokens=num_tokens)
-        stack = hidden_dim, num_blocks, num_heads, activation
-        super().__init__(in_dim, out_dim, num_tokens, *stack, context_dim, initial_scale)
+        options = bridge.Blocks(
+            hidden_dim,
+            num_blocks,
+            num_heads,
+            activation,
+            context_dim,
+            initial_scale,
+            rotary,
+            qk_norm,
+            gated,
+            context,
+            context_tokens,
+            checkpointing,
+        )
+        super().__init__(in_dim, out_dim, num_tokens, options)
+        self.in_dim, self.out_dim = in_dim, out_dim
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Args: x, and a context of its batch shape."""
@@ -256,49 +406,49 @@ class CausalTransformer(TokenNetwork):
     final_norm = False
     owner = "TransformerAutoregressive"
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        num_tokens: int,
-        hidden_dim: int,
-        num_blocks: int,
-        num_heads: int,
-        activation: str,
-        context_dim: int,
-        initial_scale: float,
-    ) -> None:
-        stack = hidden_dim, num_blocks, num_heads, activation
-        super().__init__(in_dim, out_dim, num_tokens, *stack, context_dim, initial_scale)
-        self.beginning = nn.Parameter(bridge.POSITION_SCALE * torch.randn(hidden_dim))
+    def __init__(self, in_dim: int, out_dim: int, num_tokens: int, options: bridge.Blocks) -> None:
+        super().__init__(in_dim, out_dim, num_tokens, options)
+        self.beginning = nn.Parameter(bridge.POSITION_SCALE * torch.randn(options.hidden_dim))
 
     def forward(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """Args: all tokens, and a context of their batch shape."""
         h = self.embed(tokens[..., :-1, :])
         h = torch.cat([self.beginning.to(h.dtype).expand(*h.shape[:-2], 1, -1), h], -2)
-        place = torch.arange(self.num_tokens, device=h.device)
-        return self.run(h, context, place[:, None] >= place)
+        return self.run(h, context, True)
 
-    def caches(self, like: Tensor, in_place: bool) -> list[Cache]:
-        """An empty cache of each block for rows of ``like``, with room for all tokens or none."""
-        if not in_place:
-            return [[] for _ in self.blocks]
-        shape = self.num_heads, self.num_tokens, self.hidden_dim // self.num_heads
-        room = like.new_empty(self.num_blocks, 2, like.shape[0], *shape)
-        return [list(pair) for pair in room]
+    def begin(self, like: Tensor, context: Tensor | None, in_place: bool) -> Steps:
+        """What the steps for rows of ``like`` start from, its caches with room for all tokens or none."""
+        options, known = self.options, self.context_of(context)
+        caches: list[Cache] = [[] for _ in self.blocks]
+        if in_place:
+            shape = options.num_heads, options.num_prefix + self.num_tokens, options.head_dim
+            caches = [[*pair] for pair in like.new_empty(len(caches), 2, like.shape[0], *shape)]
+        crossed = known if options.crosses else None
+        memories = [block.memory(crossed) for block in self.blocks]
+        state = Steps(known if options.context == "add" else None, caches, memories)
+        if known is not None and options.num_prefix:
+            self._through(0, known, state)
+        return state
 
-    def step(self, t: int, token: Tensor, term: Tensor | None, caches: Sequence[Cache]) -> Tensor:
+    def step(self, t: int, token: Tensor, state: Steps) -> Tensor:
         """Output t, ``(batch, out_dim)``.
 
         Args:
             t: how many tokens are known.
             token: the last of them, ``(batch, in_dim)``, anything at first.
-            term: what the context adds.
-            caches: of the steps before.
+            state: of the steps before.
         """
         h = self.embed(token) if t else self.beginning.expand(token.shape[0], -1)
-        h = h + self.positions[t]
-        h = (h if term is None else h + term).unsqueeze(-2)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            h = block.step(h, cache, t)
+        h = (h if self.options.rotary else h + self.positions[t]).unsqueeze(-2)
+        h = h if state.term is None else h + state.term
+        h = self._through(self.options.num_prefix + t, h, state)
         return self.read(h).squeeze(-2)
+
+    def _through(self, place: int, h: Tensor, state: Steps) -> Tensor:
+        """Tokens from a place on through all blocks."""
+        turns = None
+        if self.options.rotary:
+            turns = self.turns[:, place : place + h.shape[-2]].to(h.device)
+        for block, cache, memory in zip(self.blocks, state.caches, state.memories, strict=True):
+            h = block.step(h, cache, place, turns, memory)
+        return h

