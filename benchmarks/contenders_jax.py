@@ -225,6 +225,47 @@ class Twinflows(Contender):
         self.flow, variables = import_flow(Flowjax.build_maf(row))
         self.params, self.batch_stats = variables["params"], variables["batch_stats"]
 
+    def sospf(self, row: Row) -> None:
+        from jax_flows import SumOfSquaresMap
+
+        self.masked(row, SumOfSquaresMap(4, 3, 10.0, outside="polynomial"))
+
+    def gf(self, row: Row) -> None:
+        from jax_flows import Chain, Elementwise, Flow, NormalMixtureMap, Rotation, StandardNormal
+
+        layers = [Elementwise(row.dim, NormalMixtureMap()), Rotation(row.dim)] * row.layers
+        self.init(Flow(Chain(tuple(layers[:-1])), StandardNormal(row.dim)))
+
+    def naf(self, row: Row) -> None:
+        from jax_flows import NAF
+
+        self.init(NAF(row.dim, row.hidden_dims, row.layers, activation="relu"))
+
+    def unaf(self, row: Row) -> None:
+        from jax_flows import IntegratedNetworkMap
+
+        self.masked(row, IntegratedNetworkMap())
+
+    def bpf(self, row: Row) -> None:
+        from jax_flows import BernsteinMap
+
+        self.masked(row, BernsteinMap(16))
+
+    def bnaf(self, row: Row) -> None:
+        from jax_flows import import_flow
+
+        self.flow, variables = import_flow(Flowjax.build_bnaf(row), check=False)
+        self.params, self.batch_stats = variables["params"], variables.get("batch_stats", {})
+
+    def masked(self, row: Row, map: Any) -> None:
+        """Masked autoregressive maps, their orders reversed by turns."""
+        from jax_flows import MLP, Chain, Flow, MaskedAutoregressive, Network, StandardNormal
+
+        network = Network(MLP, hidden_dims=row.hidden_dims, activation="relu")
+        orders = [(None, "reverse")[i % 2] for i in range(row.layers)]
+        layers = [MaskedAutoregressive(row.dim, map, network, order) for order in orders]
+        self.init(Flow(Chain(tuple(layers)), StandardNormal(row.dim)))
+
     def glow(self, row: Row) -> None:
         from jax_flows import Glow
 
@@ -305,6 +346,19 @@ class Flowjax(Contender):
         self.partition(self.build_maf(row))
 
     maf_of_flowjax = maf
+
+    @staticmethod
+    def build_bnaf(row: Row) -> Any:
+        from flowjax.distributions import StandardNormal
+        from flowjax.flows import block_neural_autoregressive_flow
+
+        base = StandardNormal(row.event_shape)
+        return block_neural_autoregressive_flow(
+            jax.random.key(0), base_dist=base, flow_layers=row.layers
+        )
+
+    def bnaf(self, row: Row) -> None:
+        self.partition(self.build_bnaf(row))
 
     def partition(self, flow: Any) -> None:
         """Trainable arrays apart from everything else, as flowjax's own training loop does."""

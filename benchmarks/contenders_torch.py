@@ -236,6 +236,46 @@ class Twinflows(Contender):
 
         return import_flow(Nflows.maf(self, row))
 
+    def sospf(self, row: Row) -> nn.Module:
+        from torch_flows import import_flow
+
+        return import_flow(Zuko.sospf(self, row), check=False)
+
+    def gf(self, row: Row) -> nn.Module:
+        from torch_flows import import_flow
+
+        return import_flow(Zuko.gf(self, row), check=False)
+
+    def naf(self, row: Row) -> nn.Module:
+        from torch_flows import NAF
+
+        return NAF(row.dim, row.hidden_dims, row.layers, activation="relu")
+
+    def unaf(self, row: Row) -> nn.Module:
+        from torch_flows import IntegratedNetworkMap
+
+        return self.masked(row, IntegratedNetworkMap())
+
+    def bpf(self, row: Row) -> nn.Module:
+        from torch_flows import BernsteinMap
+
+        return self.masked(row, BernsteinMap(16))
+
+    def bnaf(self, row: Row) -> nn.Module:
+        from torch_flows import BNAF
+
+        return BNAF(row.dim, (8,), row.layers)
+
+    @staticmethod
+    def masked(row: Row, map: Any) -> nn.Module:
+        """Masked autoregressive maps, their orders reversed by turns."""
+        from torch_flows import MLP, Chain, Flow, MaskedAutoregressive, Network, StandardNormal
+
+        network = Network(MLP, hidden_dims=row.hidden_dims, activation="relu")
+        orders = [(None, "reverse")[i % 2] for i in range(row.layers)]
+        layers = [MaskedAutoregressive(row.dim, map, network, order) for order in orders]
+        return Flow(Chain(layers), StandardNormal(row.dim))
+
     def glow(self, row: Row) -> nn.Module:
         from torch_flows import Glow
 
@@ -302,6 +342,31 @@ class Zuko(Contender):
         return MAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
 
     maf_of_zuko = maf
+
+    def sospf(self: Any, row: Row) -> nn.Module:
+        from zuko.flows import SOSPF
+
+        return SOSPF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def gf(self: Any, row: Row) -> nn.Module:
+        from zuko.flows import GF
+
+        return grown(GF(row.dim, transforms=row.layers), row)
+
+    def naf(self, row: Row) -> nn.Module:
+        from zuko.flows import NAF
+
+        return NAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def unaf(self, row: Row) -> nn.Module:
+        from zuko.flows import UNAF
+
+        return UNAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+
+    def bpf(self, row: Row) -> nn.Module:
+        from zuko.flows import BPF
+
+        return BPF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.flow().log_prob(x)

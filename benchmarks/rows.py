@@ -132,6 +132,16 @@ def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, bat
     return Row(name, "residual", dim, hidden_dims, layers, batch, options=options)
 
 
+def monotone(model: str, **options: Any) -> Row:
+    """A flow whose univariate map has no closed inverse, or a library's own of the kind, as it builds it.
+
+    Sizes differ where the maps do: each library has its own for a name.
+    """
+    options = {"own_sizes": True} | options
+    # flowjax's search for an inverse is off by 0.015
+    return Row(f"{model}-8", model, 8, (64, 64), 3, 256, options=options, tolerance=0.03)
+
+
 ROWS = {
     row.name: row
     for row in (
@@ -145,6 +155,8 @@ ROWS = {
         exact("exact-256-hollow", 256, (256, 256), 64, True),
         residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
+        *(monotone(model) for model in ("sospf", "naf", "unaf", "bpf", "bnaf")),
+        monotone("gf", growth=0.2),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
         *(
             imported(library, width, layers, num_samples)

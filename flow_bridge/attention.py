@@ -185,9 +185,10 @@ def tokens_of(
     return math.prod(image), image[0] * patch_size**2, image
 
 
-def check_pixels(num_tokens: int, size: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless an image has one pixel for each token."""
-    if math.prod(size) != num_tokens:
+def check_pixels(num_tokens: int, size: Sequence[int | None]) -> None:
+    """Raise ``ValueError`` if an image of a known size has not one pixel for each token."""
+    known = [side for side in size if side is not None]
+    if len(known) == len(size) and math.prod(known) != num_tokens:
         raise ValueError(
             f"ImageTransformer of num_tokens={num_tokens} expects as many pixels, got "
             f"{' x '.join(map(str, size))}."

@@ -491,14 +491,15 @@ class FlowMatching(Loss):
         x, z = jax.lax.stop_gradient((x, z))
         point, target, factor = self._path(x, z, t[:, None], noise)
         given = condition if field.context_dim else None
-        error = factor * field.velocity(own[-1], point, t, given) - target
+        velocity = field.velocity(own[-1], point, t, given)
+        error = (velocity if factor is None else factor * velocity) - target
         return jnp.square(error).sum(-1)
 
     def _path(
         self, x: Array, z: Array, t: Array, noise: Sequence[Array]
-    ) -> tuple[Array, Array, Array]:
-        """x_t, dx_t/dt times a factor, and the factor."""
-        factor, sigma = jnp.ones_like(t), self.sigma
+    ) -> tuple[Array, Array, Array | None]:
+        """x_t, dx_t/dt times a factor, and the factor unless it is 1."""
+        factor, sigma = None, self.sigma
         if self.path == "lipman":
             return (1 - t) * x + (sigma + (1 - sigma) * t) * z, (1 - sigma) * z - x, factor
         if self.path == "variance_preserving":

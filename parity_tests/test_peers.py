@@ -230,7 +230,11 @@ def refused() -> Iterator[tuple[str, Any, str]]:
             "skip_connections=True",
         ),
         (lambda t, n: t.sylvester(3), "is not that of its map"),
-        (lambda t, n: t.neural_autoregressive(3), "no networks of monotonic units"),
+        (
+            lambda t, n: t.neural_autoregressive(3),
+            "of networks of monotonic units only zuko's NAF is read",
+        ),
+        (lambda t, n: t.block_autoregressive(3), "only flowjax's and numpyro's are read"),
         (lambda t, n: t.AffineTransform(0.0, -1.0), "a scale that is not above 0"),
     ):
         yield "pyro", pyro_(make), sentence
@@ -258,10 +262,6 @@ def refused() -> Iterator[tuple[str, Any, str]]:
         (
             lambda f, k, b: f.triangular_spline_flow(k, base_dist=b, flow_layers=1, tanh_max_val=9),
             "with max_val 9 has no counterpart",
-        ),
-        (
-            lambda f, k, b: f.block_neural_autoregressive_flow(k, base_dist=b, flow_layers=1),
-            "no block neural autoregressive flows",
         ),
         (lambda f, k, b: b, "only Transformed has"),
     ):

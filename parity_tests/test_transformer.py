@@ -390,6 +390,8 @@ def test_what_is_refused() -> None:
         (arch("TarFlow", shape=4, num_layers=3, num_blocks=[1, 2]), "3 numbers, one for each layer, got 2"),
         (arch("Jet", shape=[1, 4, 4], context="gate"), "context to be one of"),
         (arch("TarFlow", shape=[4, 4]), "shape as a number or as"),
+        (arch("Glow", shape=[1, 4, 2], num_levels=1,
+              conditioner=arch("ImageTransformer", num_tokens=8)), "got 2 x 1"),
         (arch("TarFlow", shape=[1, 4, 6], patch_size=4), "width divisible by 4, got 6"),
         (arch("TarFlow", shape=5, patch_size=2), "dim divisible by 2"),
         (arch("Jet", shape=[1, 4, 4], patch_size=1), "fixes (nothing|everything)"),

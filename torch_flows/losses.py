@@ -390,14 +390,15 @@ class FlowMatching(Loss):
             z = torch.where(angle, near, z)
         point, target, factor = self._path(x, z, t.unsqueeze(-1), noise)
         given = condition if field.context_dim else None
-        error = factor * field.velocity(point, t, given) - target
+        velocity = field.velocity(point, t, given)
+        error = (velocity if factor is None else factor * velocity) - target
         return error.square().sum(-1)
 
     def _path(
         self, x: Tensor, z: Tensor, t: Tensor, noise: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, dx_t/dt times a factor, and the factor."""
-        factor, sigma = torch.ones_like(t), self.sigma
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_t, dx_t/dt times a factor, and the factor unless it is 1."""
+        factor, sigma = None, self.sigma
         if self.path == "lipman":
             return (1 - t) * x + (sigma + (1 - sigma) * t) * z, (1 - sigma) * z - x, factor
         if self.path == "variance_preserving":

@@ -386,7 +386,7 @@ NETWORKS = [name for name in TRANSFORMS if "Spline" in name or "Autoregressive" 
 """Transforms that are run better from their argument to their result."""
 
 REASONS = {
-    "BlockAutoregressive": ": twinflows has no block neural autoregressive flows",
-    "NeuralAutoregressive": ": twinflows has no networks of monotonic units",
+    "BlockAutoregressive": ": of block neural autoregressive flows only flowjax's and numpyro's are read",
+    "NeuralAutoregressive": ": of networks of monotonic units only zuko's NAF is read",
     "Sylvester": ": what pyro gives as its log|det| is not that of its map",
 }

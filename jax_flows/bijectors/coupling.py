@@ -11,10 +11,12 @@ from flax import linen as nn
 from jax import Array
 
 from flow_bridge import checks, masks
+from flow_bridge.attention import check_pixels
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Index, Mask
 from flow_bridge.networks import Network, as_network
 from jax_flows.bijectors.base import Conditioned, Shape, overrides
+from jax_flows.networks.attention import ImageTransformer
 from jax_flows.networks.conditioner import (
     build_conditioner,
     conditioner_shapes,
@@ -139,7 +141,9 @@ class Coupling(Conditioned):
         default = ConvNet if len(shape) == 3 else MLP
         conditioner = as_network("Coupling", self.conditioner, default)
         object.__setattr__(self, "conditioner", conditioner)
-        _ = self.partition, self.network
+        _ = self.partition
+        if isinstance(self.network, ImageTransformer):
+            check_pixels(self.network.num_tokens, shape[1:])
 
     @property
     def event_shape(self) -> Shape:

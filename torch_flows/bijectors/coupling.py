@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks, masks
+from flow_bridge.attention import check_pixels
 from flow_bridge.domains import Interval
 from flow_bridge.masks import CHECKERBOARDS, Mask
 from flow_bridge.networks import Network, as_network
@@ -19,6 +20,7 @@ from torch_flows.bijectors.base import (
     tracked,
     vjp,
 )
+from torch_flows.networks.attention import ImageTransformer
 from torch_flows.networks.conditioner import build_conditioner, run_conditioner
 from torch_flows.networks.convolutional import ConvNet
 from torch_flows.networks.mlp import MLP, SeparateMLPs
@@ -173,6 +175,8 @@ class Coupling(Conditioned):
             num_parameters=self.maps[1].num_parameters,
             **picked,
         )
+        if isinstance(self.network, ImageTransformer):
+            check_pixels(self.network.num_tokens, shape[1:])
 
     @property
     def maps(self) -> tuple[UnivariateMap, UnivariateMap]:

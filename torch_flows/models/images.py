@@ -113,7 +113,7 @@ class Glow(Model):
             layers += [
                 *normalization_layers("Glow", self.normalization, (channels, height, width)),
                 *permutation_layers("Glow", self.permutation, channels, seed, 3),
-                Coupling((channels, None, None), map, network, mask, self.context_dim),
+                Coupling((channels, height, width), map, network, mask, self.context_dim),
             ]
         if level + 1 < self.num_levels:
             rest = (channels // 2, height, width)
