@@ -284,8 +284,8 @@ class MaskedAutoregressive(Conditioned):
                 value, residual = self.network.step(i, total, residual, gates[i])
                 values.append(value)
             parameters = _add_product(last_sum, last_weight, values[-1])
-            given = tuple(parameters) if self.map.separable else parameters.T
-            x_row, log_det = self.map.inverse(z_row, given)
+            # XLA runs small networks half as fast where these come one by one
+            x_row, log_det = self.map.inverse(z_row, parameters.T)
             seen = self.map.features(x_row[None], 0)
             shown = jax.lax.dynamic_update_slice_in_dim(values[0], seen, k * len(seen), 0)
             return [shown, *values[1:]], (x_row, log_det)
