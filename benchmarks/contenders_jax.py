@@ -387,6 +387,8 @@ class Flowjax(Contender):
         return jax.vmap(self.flow(params).bijection.transform)(z)
 
     def sample(self, params: Any, key: Array) -> Array:
+        if self.row.model == "bnaf":
+            raise NotImplementedError  # its search runs out of steps for some of the noise
         return self.flow(params).sample(key, (self.row.samples,))
 
 

@@ -1,6 +1,9 @@
 """Univariate maps, structures and conditioners as arguments: what the rows of the catalogue do not show."""
 
+import importlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +24,8 @@ from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
 from jax_flows.networks.mlp import normalize as jax_normalize
 from jax_flows.networks.regularization import Dropout as JaxDropout
-from parity_tests.catalogue import MAPS, Case, arch
+from parity_tests.catalogue import MAPS, Case, arch, rows_of_map
+from parity_tests.test_parity import assert_one_model
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
@@ -29,6 +33,28 @@ from torch_flows.networks.mlp import normalizations
 from torch_flows.networks.regularization import Dropout
 
 HALVES = (torch_flows, jax_flows)
+
+RECIPE = dict(
+    re.findall(
+        r'```python title="(\S+)"\n(.*?)```',
+        (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+)
+
+
+@pytest.mark.parametrize("structure", ["elementwise", "coupling", "masked", "images"])
+def test_a_map_is_added_in_three_places(structure: str, monkeypatch) -> None:
+    """CONTRIBUTING's recipe as it stands: two classes in their files and an entry are rows that pass."""
+    for half in ("torch_flows", "jax_flows"):
+        registry = importlib.import_module(f"{half}.registry").registry
+        monkeypatch.setattr(registry, "types", dict(registry.types))
+        file = importlib.import_module(f"{half}.univariate.smooth")
+        exec(RECIPE[f"{half}/univariate/smooth.py"], dict(vars(file)))
+    ((name, map),) = eval("{" + RECIPE["parity_tests/catalogue.py"] + "}").items()
+    assert name not in MAPS
+    (case,) = [row for row in rows_of_map(name, map) if row.name == f"{name}-{structure}"]
+    assert_one_model(case, ["float64"])
 
 
 STARTS = {

@@ -63,9 +63,7 @@ def assert_one_model(case: Case, dtypes: Sequence[str] = tuple(GATED)) -> None:
 def test_backends_agree(case: Case) -> None:
     """Named models and variants in float64 only: in float32 the plain rows of their layers are compared,
     and all in ``make test-slow``, by ``test_all_backends_agree_as_users_compile``."""
-    cls = torch_flows.registry.registry.types[case.architecture["type"]]
-    named = cls.__module__.startswith("torch_flows.models.")
-    assert_one_model(case, GATED[:1] if named or case.is_variant else GATED)
+    assert_one_model(case, GATED[:1] if case.is_named_model or case.is_variant else GATED)
 
 
 OPTIMIZED = ("Planar", "SplineCoupling", "MaskedAffineAutoregressive")

@@ -118,6 +118,26 @@ def test_options(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
+def test_compiled_programs_do_not_grow_with_the_number_of_tokens() -> None:
+    """Without gradients the steps are one loop, which gives what they give."""
+    sizes = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    for dim in (6, 12):
+        case = Case("", FLOW | {"dim": dim, "hidden_dim": 4, "rotary": True} | OPTIONS["guided"])
+        model = case.torch_model()
+        z, context = torch.from_numpy(case.inputs(3)), torch.from_numpy(case.context(3))
+        torch._dynamo.reset()
+        with torch.no_grad():
+            found = torch.compile(model.inverse, fullgraph=True, backend=backend)(z, context)
+            expected = model.inverse(z, context)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    assert sizes[0] == sizes[1]
+
+
 @halves
 def test_guidance(half: str) -> None:
     """Its weight 0 changes nothing; two equal contexts neither; weights are those of places in a row."""

@@ -126,7 +126,7 @@ class StandardNormal(Distribution):
     def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
         event_ndim = len(self.event_shape)
         constant = math.prod(self.event_shape) * math.log(2 * math.pi) / 2
-        return -0.5 * sum_event(z.square(), event_ndim) - constant
+        return torch.rsub(sum_event(z.square(), event_ndim), -constant, alpha=0.5)
 
     def map_noise(self, noise: Tensor, context: Tensor | None) -> Tensor:
         return noise

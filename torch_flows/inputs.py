@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow_bridge import checks
 
@@ -15,6 +15,17 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
+def first_weight(module: nn.Module) -> nn.Parameter | None:
+    """The first parameter, without the search for shared ones that ``parameters`` makes of every call."""
+    for weight in module._parameters.values():
+        if weight is not None:
+            return weight
+    for part in module._modules.values():
+        if part is not None and (weight := first_weight(part)) is not None:
+            return weight
+    return None
+
+
 def check_array(
     owner: Any, name: str, x: Tensor, event_shape: tuple[int | None, ...]
 ) -> tuple[int, ...]:
@@ -22,7 +33,7 @@ def check_array(
     label = type(owner).__name__
     if not isinstance(x, Tensor):
         raise TypeError(checks.not_a_tensor(label, name, type(x).__name__))
-    weight = next(owner.parameters(), None)
+    weight = first_weight(owner)
     weight_dtype = None if weight is None else dtype_name(weight.dtype)
     dtype = dtype_name(x.dtype)
     return checks.input_array(
@@ -61,7 +72,8 @@ def check_probe(owner: Any, noise: Tensor, x: Tensor) -> Tensor:
 
 def context_batch(owner: Any, context: Tensor | None) -> tuple[int, ...]:
     """Check a context that is given before its input, and return its batch shape."""
-    weight = next(owner.parameters(), context)
+    first = first_weight(owner)
+    weight = context if first is None else first
     batch = tuple(context.shape[:-1]) if isinstance(context, Tensor) else ()
     _check_context(owner, context, batch, "" if weight is None else dtype_name(weight.dtype))
     return batch

@@ -180,6 +180,13 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or transformed)
 
 
+def loops() -> bool:
+    """Whether ``torch.compile`` is at work, for which a loop may be one operation; exporters unroll loops."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
 def norm(x: Tensor) -> Tensor:
     """|x| over the last axis, without overflow, and with gradient 0 at x = 0."""
     largest = x.detach().abs().amax(-1, keepdim=True)

@@ -151,25 +151,21 @@ class SplineMap(UnivariateMap):
         least = jnp.arange(1, num_bins, dtype=raw.dtype).reshape(-1, *ones)
         if self.min_width == self.min_height:
             start = self.low + width * self.min_width * least
-            inner = start + width * (1 - num_bins * self.min_width) * shares
+            x_knots, y_knots = start + width * (1 - num_bins * self.min_width) * shares
         else:
-            inner = jnp.stack(
-                [
-                    self.low + width * (size * least + (1 - num_bins * size) * share)
-                    for size, share in zip((self.min_width, self.min_height), shares, strict=True)
-                ]
+            x_knots, y_knots = (
+                self.low + width * (size * least + (1 - num_bins * size) * share)
+                for size, share in zip((self.min_width, self.min_height), shares, strict=True)
             )
-        is_position = (jnp.arange(3) < 2).astype(raw.dtype).reshape(3, 1, *ones)
-        ends = [self.low * is_position, self.high * is_position]
-        if self.edge_slope != 1:
-            edge = raw_slope(self.edge_slope, self.min_slope, self.squash)
-            ends = [end + edge * (1 - is_position) for end in ends]
-        first, last = (jnp.broadcast_to(end, (3, 1, *raw.shape[1:])) for end in ends)
+        low, high = (jnp.full((1, *raw.shape[1:]), end, raw.dtype) for end in (self.low, self.high))
+        slopes = [raw]
         if self.boundary == "identity":
-            return jnp.concatenate([first, jnp.concatenate([inner, raw[None]]), last], 1)
-        if self.boundary == "circular":
-            raw = jnp.concatenate([raw, raw[:1]])
-        return jnp.concatenate([jnp.concatenate([first[:2], inner, last[:2]], 1), raw[None]])
+            edge = raw_slope(self.edge_slope, self.min_slope, self.squash)
+            slopes = [jnp.full_like(low, edge), raw, jnp.full_like(low, edge)]
+        elif self.boundary == "circular":
+            slopes = [raw, raw[:1]]
+        rows = jnp.concatenate([low, x_knots, high, low, y_knots, high, *slopes])
+        return rows.reshape(3, num_bins + 1, *raw.shape[1:])
 
 
 def spline_within(tail_bound: float, num_bins: int) -> SplineMap:

@@ -145,10 +145,12 @@ class MaskedAutoregressive(Conditioned):
         if len(parts) == 1:
             return self._solve_block(start, z, weights, sums, gates)
         sizes = self._sizes(start, z.shape[0], math.prod(parts[1:]))
-        sum_parts = [total.split(size) for total, size in zip(sums, sizes[1:], strict=True)]
+        sum_parts = [
+            total.split_with_sizes(size) for total, size in zip(sums, sizes[1:], strict=True)
+        ]
         gate_parts = _split_gates(gates, sizes)
         weight_parts = [
-            [rows.split(below, 1) for rows in weight.split(above)]
+            [rows.split_with_sizes(below, 1) for rows in weight.split_with_sizes(above)]
             for weight, (below, above) in zip(weights, pairwise(sizes), strict=True)
         ]
         solved: list[list[Tensor]] = [[] for _ in weights]
@@ -167,7 +169,7 @@ class MaskedAutoregressive(Conditioned):
             found.append(x)
             log_dets.append(log_det)
             start += z_part.shape[0]
-        return solved, torch.cat(found), torch.cat(log_dets)
+        return *self._with_x(solved, found), torch.cat(log_dets)
 
     def _solve_block(
         self,
@@ -179,9 +181,13 @@ class MaskedAutoregressive(Conditioned):
     ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
         """``_solve`` one dimension after another, with the hidden units that each one completes."""
         sizes = self._sizes(start, z.shape[0], 1)
-        sum_parts = [total.split(size) for total, size in zip(sums, sizes[1:], strict=True)]
+        sum_parts = [
+            total.split_with_sizes(size) for total, size in zip(sums, sizes[1:], strict=True)
+        ]
         gate_parts = _split_gates(gates, sizes)
-        weight_parts = [weight.split(size) for weight, size in zip(weights, sizes[1:], strict=True)]
+        weight_parts = [
+            weight.split_with_sizes(size) for weight, size in zip(weights, sizes[1:], strict=True)
+        ]
         solved: list[list[Tensor]] = [[z[:0]], *([] for _ in weights[1:])]
         found, log_dets = [], []
         step, inverse, separable = self.network.step, self.map.inverse, self.map.separable
@@ -198,11 +204,20 @@ class MaskedAutoregressive(Conditioned):
                     value, residual = step(i, total, residual, gate_parts[k][i])
                     solved[i + 1].append(value)
             x_row, log_det = inverse(z_row, total.unbind() if separable else total.T)
-            solved[0].append(self.map.features(x_row.unsqueeze(0), 0))
-            found.append(x_row)
+            found.append(x_row.unsqueeze(0))
+            solved[0].append(self.map.features(found[-1], 0))
             log_dets.append(log_det)
         solved = [pieces or [z[:0]] for pieces in solved]
-        return solved, torch.stack(found), torch.stack(log_dets)
+        return *self._with_x(solved, found), torch.stack(log_dets)
+
+    def _with_x(
+        self, solved: list[list[Tensor]], found: list[Tensor]
+    ) -> tuple[list[list[Tensor]], Tensor]:
+        """What has been solved, and x: joined once where it is what the network sees."""
+        x = _join(found if self.map.num_features > 1 else solved[0])
+        if self.map.num_features == 1:
+            solved[0] = [x]
+        return solved, x
 
     def _sizes(self, start: int, run: int, step: int) -> list[list[int]]:
         """How many inputs, units of each hidden layer and outputs belong to each ``step`` dimensions
@@ -216,7 +231,7 @@ def _split_gates(gates: Gates, sizes: Sequence[Sequence[int]]) -> list[Gates]:
     """The gates of each part."""
     count = len(sizes[0])
     layers = [
-        [None] * count if gate is None else gate.split(size)
+        [None] * count if gate is None else gate.split_with_sizes(size)
         for gate, size in zip(gates, sizes[1:], strict=True)
     ]
     return [[layer[k] for layer in layers] for k in range(count)]

@@ -172,7 +172,8 @@ class Bijector(HasVariables):
 
     def is_bounded(self, inverse: bool = False) -> bool:
         """Whether a finite x may lie outside the domain, with ``inverse`` a z outside the codomain."""
-        return any(interval != REALS for interval in self.intervals(not inverse))
+        intervals = self.intervals(not inverse)
+        return intervals.count(REALS) < len(intervals)
 
     def intervals(self, inverse: bool = False) -> list[Interval]:
         """Where the entries of z lie, with ``inverse`` those of x: one interval, or one of each entry."""

@@ -237,11 +237,13 @@ class Coupling(Conditioned):
         if inverse and self.is_trained:
             with evaluation(self):
                 return self.couple(fixed, free, context, inverse)
-        step = self.maps[1].inverse if inverse else self.maps[1].forward
+        map = self.maps[1]
+        step = map.inverse if inverse else map.forward
         parameters = self.parameters_of(fixed, context)
-        if isinstance(self.partition, Checkerboard):
+        checkerboard: Any = self.partition if self.parts is None else None
+        if checkerboard is not None:
             # fixed pixels are mapped too, for nothing: from where they are the map might overflow
-            pixels = self.partition.fixed_pixels(free)
+            pixels = checkerboard.fixed_pixels(free)
             interval = self.map.codomain if inverse else self.map.domain
             free, log_slope = step(torch.where(pixels, interval.middle, free), parameters)
             log_slope = log_slope.masked_fill(pixels, 0)
@@ -251,8 +253,8 @@ class Coupling(Conditioned):
 
     def parameters_of(self, fixed: Tensor, context: Tensor | None) -> Any:
         """The parameters of every free entry, ``(*free part, num_parameters)``, or a tuple of them."""
-        axis, map = -len(self.event_shape), self.maps[1]
-        out = run_conditioner(self, self.maps[0].features(fixed, axis), context)
+        axis, (seen_by, map) = -len(self.event_shape), self.maps
+        out = run_conditioner(self, seen_by.features(fixed, axis), context)
         if isinstance(out, tuple):
             if any(part.dtype != fixed.dtype for part in out):
                 out = tuple([part.to(fixed.dtype) for part in out])

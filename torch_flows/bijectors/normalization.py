@@ -68,9 +68,10 @@ class BatchNorm(Bijector):
         return self._normalize(x, mean, var)
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        log_scale = self.log_gamma - (self.running_var + self.eps).log() / 2
-        x = (z - self.beta) * (-log_scale).exp() + self.running_mean
-        return x, -log_scale.sum().expand(z.shape[:-1])
+        mean, var = self.running_mean, self.running_var
+        log_scale = (var + self.eps).log() / 2 - self.log_gamma
+        x = torch.addcmul(mean, z - self.beta, log_scale.exp())
+        return x, log_scale.sum().expand(z.shape[:-1])
 
     def map_and_set_statistics(
         self, x: Tensor, context: Tensor | None, weights: Tensor | None
@@ -81,8 +82,8 @@ class BatchNorm(Bijector):
         return super().map_and_set_statistics(x, context, weights)
 
     def _normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Output:
-        log_scale = self.log_gamma - (var + self.eps).log() / 2
-        z = (x - mean) * log_scale.exp() + self.beta
+        log_scale = torch.sub(self.log_gamma, (var + self.eps).log(), alpha=0.5)
+        z = torch.addcmul(self.beta, x - mean, log_scale.exp())
         return z, log_scale.sum().expand(x.shape[:-1])
 
 

@@ -64,7 +64,7 @@ class Chain(Bijector):
         return Chain(self.bijectors[index]) if isinstance(index, slice) else self.bijectors[index]
 
     def map_shape(self, shape: Shape, inverse: bool = False) -> Shape:
-        for bijector in self.bijectors[:: -1 if inverse else 1]:
+        for bijector in list(self.bijectors)[:: -1 if inverse else 1]:
             shape = bijector.map_shape(shape, inverse)
         return shape
 

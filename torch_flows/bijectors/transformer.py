@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import while_loop
 from torch.func import functional_call
 
 from flow_bridge import attention as bridge
@@ -14,8 +15,8 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.masks import Order, autoregressive_order
 from torch_flows.bijectors.base import Bijector, Output, tracked
 from torch_flows.inputs import check_input
-from torch_flows.networks.attention import CausalTransformer
-from torch_flows.numerics import full_precision, is_eager
+from torch_flows.networks.attention import CausalTransformer, Steps
+from torch_flows.numerics import full_precision, is_eager, loops
 from torch_flows.registry import register
 from torch_flows.univariate.base import UnivariateMap
 
@@ -209,26 +210,73 @@ class TransformerAutoregressive(Bijector):
     def explicit_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         """One token after the other."""
         tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
-        seen, weights = self.map.features(tokens[:, 0], -1), self.weights
+        seen = self._seen(tokens[:, 0])
         if context is not None:
             context = context.reshape(-1, self.network.options.context_dim)
-        if weights is not None:
-            seen = seen.repeat_interleave(2, 0)
-        in_place = is_eager() and not torch.is_grad_enabled()
+        without = not torch.is_grad_enabled()
+        if without and loops():
+            found, log_det = self._loop(tokens, seen, context)
+        else:
+            found, log_det = self._steps(tokens, seen, context, is_eager() and without)
+        x = found.reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
+        return self._vector(x), log_det.reshape(z.shape[:-1])
+
+    def _steps(
+        self, tokens: Tensor, seen: Tensor, context: Tensor | None, in_place: bool
+    ) -> Output:
+        """The tokens ``(batch, num_tokens, token_dim)`` of x, and the log-det."""
         state = self.network.begin(seen, context, in_place)
         found, log_slopes = [], []
         for t, token in enumerate(tokens.unbind(1)):
-            out = self.network.step(t, seen, state).to(z.dtype)
-            if weights is not None:
-                out = _guide(out.unflatten(0, (-1, 2)), weights[t])
-            x, log_slope = self.map.inverse(token, out.unflatten(-1, (self.token_dim, -1)))
-            seen = self.map.features(x, -1)
-            if weights is not None:
-                seen = seen.repeat_interleave(2, 0)
+            weight = None if self.weights is None else self.weights[t]
+            x, log_slope = self._solve(token, self.network.step(t, seen, state), weight)
+            seen = self._seen(x)
             found.append(x)
             log_slopes.append(log_slope.sum(-1))
-        x = torch.stack(found, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
-        return self._vector(x), torch.stack(log_slopes).sum(0).reshape(z.shape[:-1])
+        return torch.stack(found, 1), torch.stack(log_slopes).sum(0)
+
+    def _loop(self, tokens: Tensor, seen: Tensor, context: Tensor | None) -> Output:
+        """``_steps`` as one loop of the compiled program, which does not grow with the number of tokens."""
+        state, count = self.network.begin(seen, context, True), self.num_tokens
+        weights = None if self.weights is None else tokens.new_tensor(self.weights)
+        place = torch.arange(count, device=tokens.device)
+        caches = torch.stack([torch.stack(cache) for cache in state.caches])
+        # loops take no views of one array
+        copies = [m and tuple([part.clone() for part in m]) for m in state.memories]
+        state = Steps(state.term, state.caches, copies)
+        # places that are still empty are multiplied by 0
+        known = torch.arange(caches.shape[-2], device=tokens.device) < caches.shape[-2] - count
+        caches = torch.where(known.unsqueeze(-1), caches, 0)
+
+        def going(t: Tensor, *_: Tensor) -> Tensor:
+            return (t < count).squeeze(0)
+
+        def step(
+            t: Tensor, seen: Tensor, x: Tensor, log_det: Tensor, caches: Tensor
+        ) -> tuple[Tensor, ...]:
+            out, caches = self.network.step_at(t, seen, caches, state)
+            weight = None if weights is None else weights.index_select(0, t)
+            own, log_slope = self._solve(tokens.index_select(1, t).squeeze(1), out, weight)
+            x = torch.where((place == t).unsqueeze(-1), own.unsqueeze(1), x)
+            return t + 1, self._seen(own).contiguous(), x, log_det + log_slope.sum(-1), caches
+
+        first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+        empty = tokens.new_zeros(tokens.shape), tokens.new_zeros(len(tokens))
+        start = first, seen.contiguous(), *empty, caches
+        _, _, x, log_det, _ = while_loop(going, step, start)
+        return x, log_det
+
+    def _solve(self, token: Tensor, out: Tensor, weight: Any) -> Output:
+        """x of a token of z, from what the network gave for its place, and the weight of its guidance."""
+        out = out.to(token.dtype)
+        if weight is not None:
+            out = _guide(out.unflatten(0, (-1, 2)), weight)
+        return self.map.inverse(token, out.unflatten(-1, (self.token_dim, -1)))
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """What the network sees of a token, once for each context."""
+        seen = self.map.features(x, -1)
+        return seen if self.weights is None else seen.repeat_interleave(2, 0)
 
     def _parameters_of(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""

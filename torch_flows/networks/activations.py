@@ -52,7 +52,8 @@ IN_PLACE: dict[str, Function] = Activations(
 
 def in_place(activation: str) -> Function:
     """An activation that may overwrite its input."""
-    return (IN_PLACE if activation in IN_PLACE else ACTIVATIONS)[activation]
+    known = IN_PLACE.get(activation)
+    return known or (IN_PLACE if activation in IN_PLACE else ACTIVATIONS)[activation]
 
 
 def register_activation(

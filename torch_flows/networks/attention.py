@@ -108,6 +108,15 @@ class AttentionBlock(nn.Module):
             cache[:] = k, v = [torch.cat(pair, -2) for pair in pairs]
         return self.finish(h, attend(q, k, v), memory)
 
+    def step_at(
+        self, h: Tensor, cache: Tensor, at: Tensor, turns: Tensor | None, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """``step`` of one token at a place that is an array, and a cache of all places, which is copied."""
+        q, *new = self.heads(h, turns)
+        place = torch.arange(cache.shape[-2], device=h.device)
+        cache = torch.where((place == at).unsqueeze(-1), torch.stack(new), cache)
+        return self.finish(h, attend(q, cache[0], cache[1], place <= at), memory), cache
+
     def heads(self, h: Tensor, turns: Tensor | None) -> tuple[Tensor, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
         q, k, v = self._split(self.qkv(self.attention_norm(h)), 3)
@@ -443,6 +452,21 @@ class CausalTransformer(TokenNetwork):
         h = h if state.term is None else h + state.term
         h = self._through(self.options.num_prefix + t, h, state)
         return self.read(h).squeeze(-2)
+
+    def step_at(
+        self, t: Tensor, token: Tensor, caches: Tensor, state: Steps
+    ) -> tuple[Tensor, Tensor]:
+        """``step`` where t is an array ``(1,)``: output t and new caches of all blocks and places."""
+        at = self.options.num_prefix + t
+        h = torch.where(t == 0, self.beginning, self.embed(token)).unsqueeze(-2)
+        h = h if self.options.rotary else h + self.positions.index_select(0, t)
+        h = h if state.term is None else h + state.term
+        turns = self.turns.to(h.device).index_select(1, at) if self.options.rotary else None
+        new = []
+        for i, block in enumerate(self.blocks):
+            h, cache = block.step_at(h, caches[i], at, turns, state.memories[i])
+            new.append(cache)
+        return self.read(h).squeeze(-2), torch.stack(new)
 
     def _through(self, place: int, h: Tensor, state: Steps) -> Tensor:
         """Tokens from a place on through all blocks."""

@@ -82,12 +82,12 @@ class ConvNet(nn.Module):
         batch = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:]).movedim(-3, -1).contiguous().movedim(-1, -3)
         *layers, last = self.layers
-        activation = in_place(self.activation)
+        activation, norms, drops = in_place(self.activation), [*self.norms], [*self.drops]
         for i, layer in enumerate(layers):
             x = layer(x)
-            x = _of_channels(self.norms[i], x) if self.norms else x
+            x = _of_channels(norms[i], x) if norms else x
             x = activation(x)
-            x = _of_channels(self.drops[i], x) if self.drops else x
+            x = _of_channels(drops[i], x) if drops else x
         x = last(x).contiguous()
         return x.reshape(*batch, *x.shape[-3:])
 

@@ -83,7 +83,9 @@ class MaskedNetwork(nn.Module):
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
         degrees[0] = degrees[0][:in_dim]
         for i, (below, above) in enumerate(pairwise(degrees)):
-            self.register_buffer(f"mask_{i}", above[:, None] >= below, persistent=False)
+            # in the weights' dtype: to multiply by it is many times faster than to select by it
+            mask = (above[:, None] >= below).to(self.layers[i].weight.dtype)
+            self.register_buffer(f"mask_{i}", mask, persistent=False)
         self.is_sorted = [order is None for order in plan.sorting]
         for i, order in enumerate(plan.sorting):
             if order is not None:
@@ -99,10 +101,11 @@ class MaskedNetwork(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Args: x, and a context of its batch shape."""
-        weights = [
-            (torch.where(getattr(self, f"mask_{i}"), layer.weight, 0), layer.bias)
-            for i, layer in enumerate(self.layers)
-        ]
+        weights = []
+        for i, layer in enumerate(self.layers):
+            weight = layer.weight
+            mask = getattr(self, f"mask_{i}").to(weight.dtype)
+            weights.append((weight * mask, layer.bias))
         gates = [gate(context).sigmoid() for gate in self.gates] if self.num_gates else ()
         terms = branch_terms(self.activation, self.branches, context) if self.num_branches else ()
         h = x if context is None or terms else torch.cat([x, context], -1)

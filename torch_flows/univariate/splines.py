@@ -148,24 +148,21 @@ class SplineMap(UnivariateMap):
         if self.min_width == self.min_height:
             start = self.low + width * self.min_width * least
             inner = torch.add(start, shares, alpha=width * (1 - num_bins * self.min_width))
+            x_knots, y_knots = inner.unbind()
         else:
-            inner = torch.stack(
-                [
-                    self.low + width * (size * least + (1 - num_bins * size) * share)
-                    for size, share in zip((self.min_width, self.min_height), shares, strict=True)
-                ]
+            x_knots, y_knots = (
+                self.low + width * (size * least + (1 - num_bins * size) * share)
+                for size, share in zip((self.min_width, self.min_height), shares, strict=True)
             )
-        is_position = (torch.arange(3, device=raw.device) < 2).to(raw.dtype).view(3, 1, *ones)
-        ends = [self.low * is_position, self.high * is_position]
-        if self.edge_slope != 1:
-            edge = raw_slope(self.edge_slope, self.min_slope, self.squash)
-            ends = [end + edge * (1 - is_position) for end in ends]
-        first, last = (end.expand(3, 1, *raw.shape[1:]) for end in ends)
+        low, high = (raw.new_full((1, *raw.shape[1:]), end) for end in (self.low, self.high))
+        slopes = [raw]
         if self.boundary == "identity":
-            return torch.cat([first, torch.cat([inner, raw.unsqueeze(0)]), last], 1)
-        if self.boundary == "circular":
-            raw = torch.cat([raw, raw[:1]])
-        return torch.cat([torch.cat([first[:2], inner, last[:2]], 1), raw.unsqueeze(0)])
+            edge = raw_slope(self.edge_slope, self.min_slope, self.squash)
+            slopes = [torch.full_like(low, edge), raw, torch.full_like(low, edge)]
+        elif self.boundary == "circular":
+            slopes = [raw, raw[:1]]
+        rows = torch.cat([low, x_knots, high, low, y_knots, high, *slopes])
+        return rows.unflatten(0, (3, num_bins + 1))
 
 
 def spline_within(tail_bound: float, num_bins: int) -> SplineMap:
@@ -189,11 +186,9 @@ def select_bin(
     squash: float | None = None,
 ) -> tuple[Tensor, ...]:
     """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
-    num_knots = knots.shape[1]
     index = (x >= knots[int(inverse), 1:-1]).sum(0)
-    starts = torch.arange(3, device=x.device).view(3, 1) * num_knots
-    offsets = (starts + torch.arange(2, device=x.device)).view(6, *[1] * x.ndim)
-    ends = knots.flatten(0, 1).gather(0, index + offsets)
+    both = torch.stack([index, index + 1]).expand(3, 2, *x.shape)
+    ends = knots.gather(1, both).flatten(0, 1)
     return *ends[:4].unbind(), *slope_of(ends[4:], min_slope, squash).unbind()
 
 
