@@ -374,6 +374,9 @@ def test_adaptive_solver_cannot_be_exported_from_torch(tmp_path) -> None:
         torch_flows.export(flow, tmp_path / "model.pt2")
     with pytest.raises(Exception, match=r"(?i)dynamic|data|host|specializ|attribute|guard"):
         _trace(flow, "log_prob", {"x": (2,)})
+    assert (
+        flow.log_prob(torch.zeros(3, 2)).isfinite().all()
+    )  # nothing of the trace stays in the solver
 
 
 def test_what_is_exported_of_solvers_with_fixed_steps(tmp_path) -> None:

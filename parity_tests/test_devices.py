@@ -359,6 +359,50 @@ for data, options in ((x, {"batch_size": 31}), (lambda epoch: [x[:16]] * (2 + ra
 """
 
 
+SHARDED_BLOCKS = """
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch_flows.networks.attention import AttentionBlock
+flow = torch_flows.load(folder + "/model")
+for module in flow.modules():
+    if isinstance(module, AttentionBlock):
+        fully_shard(module)
+        for name in ("step", "memory"):
+            register_fsdp_forward_method(module, name)
+result = fit(flow=flow)
+sizes = [p.to_local().numel() / p.numel() for p in flow.parameters() if hasattr(p, "to_local")]
+assert len(sizes) > 40 and max(sizes) < 0.7
+with torch.no_grad():
+    z = flow.forward(torch.from_numpy(x))[0]
+    torch.testing.assert_close(flow.inverse(z)[0].numpy(), x, rtol=0, atol=1e-12)
+torch_flows.save(flow, f"{folder}/blocks{rank}")
+np.save(f"{folder}/blocks{rank}.npy", result[1].step_losses)
+"""
+
+
+@pytest.mark.slow
+def test_blocks_of_transformers_in_parts(tmp_path: Path) -> None:
+    """By ``fully_shard`` in two ranks: training, and the inverse; in JAX by where the kernels lie."""
+    tokens = arch("TarFlow", shape=2, num_layers=2, hidden_dim=4, num_heads=2, num_blocks=2)
+    case = Case("tokens", tokens | {"checkpointing": True})
+    x = prepare(case, tmp_path)
+    torchrun(tmp_path, SHARDED_BLOCKS)
+    assert_reached(tmp_path, "blocks0", fit_half("torch", case, x, **OPTIONS))
+    jax_job(tmp_path, """
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+flow, variables = jax_flows.load(folder + "/model")
+mesh = Mesh(np.array(jax.devices()), ("data",))  # the compiler places the rest
+def place(array):
+    axes = [None] * (array.ndim - 1) + ["data"] if array.ndim > 1 and array.shape[-1] % 2 == 0 else []
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+parts = jax.tree.map(place, variables)
+loss = jax.jit(jax.grad(lambda variables: flow.log_prob(variables, x).mean()))
+for a, b in zip(jax.tree.leaves(loss(variables)), jax.tree.leaves(loss(parts)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+z = flow.forward(variables, x)[0]
+np.testing.assert_allclose(jax.jit(flow.inverse)(parts, z)[0], x, rtol=0, atol=1e-12)
+""", devices=2)  # fmt: skip
+
+
 def test_torch_in_two_ranks(tmp_path: Path) -> None:
     """Batch statistics, clipping, noise, parts of batches, sharded weights, ActNorm, and who writes."""
     noisy = Case("noisy", flow(

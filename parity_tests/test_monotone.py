@@ -124,3 +124,11 @@ def test_an_unfinished_search_is_refused(half: str, monkeypatch: pytest.MonkeyPa
     own = dict(zip(("torch", "jax"), HALVES, strict=True))[half]
     parameters = np.random.default_rng(0).standard_normal((4, 9))
     assert np.isnan(on(own, own.LogisticMixtureMap(3), "inverse", np.ones(4), parameters)[0]).all()
+
+
+def test_squares_compile_in_one_graph() -> None:
+    torch._dynamo.reset()
+    bijector = torch_flows.Elementwise(2, torch_flows.SumOfSquaresMap(degree=1)).double()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    found = torch.compile(bijector.forward, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(found, bijector.forward(x))

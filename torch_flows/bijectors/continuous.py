@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -163,6 +164,8 @@ class ContinuousBijector(Bijector):
         checks.boolean(name, adjoint=adjoint, time_scaling=time_scaling)
         check_spaces(name, dim, circular, time_scaling)
         check_grid(name, solver, grid)
+        if solver == "dopri5" and not grid:
+            _import_solver()
         checks.non_negative_number(name, kinetic_energy=kinetic_energy, jacobian_norm=jacobian_norm)
         self.dim = dim
         self.hidden_dims = tuple(hidden_dims)
@@ -595,6 +598,12 @@ def _row_norm(state: Tensor) -> Tensor:
 def _adjoint_norm(augmented: tuple[Tensor, ...]) -> Tensor:
     """The norm of the state and of its adjoint; the gradients of the weights only follow them."""
     return torch.maximum(_row_norm(augmented[0]), _row_norm(augmented[1]))
+
+
+def _import_solver() -> None:
+    """What torchdiffeq makes when it is imported must be made outside of traced programs, on the CPU."""
+    with suppress(ImportError), torch.device("cpu"):
+        import torchdiffeq  # noqa: F401
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class SumOfSquaresMap(UnivariateMap):
         rows = at_least_float32(parameters).movedim(-1, 0)
         added = rows[1:].unflatten(0, (self.num_squares, self.degree + 1)).transpose(0, 1)
         starts = square_starts(self.degree, self.num_squares, self.min_slope)
-        start = torch.tensor(starts.tolist(), dtype=rows.dtype, device=rows.device)
+        start = torch.as_tensor(starts, dtype=rows.dtype, device=rows.device)
         return rows[0], added + start.view(*start.shape, *[1] * (rows.ndim - 1))
 
     def _evaluate(self, x: Tensor, shift: Tensor, coefficients: Tensor) -> Output:
