@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flow_bridge import checks
+from flow_bridge.architecture import count_entries
 
 SCALES = ("exp", "tanh", "softclip", "arctan", "clamp", "softplus", "sigmoid")
 """How ``AffineMap`` turns a raw number into a scale."""
@@ -220,6 +221,7 @@ def check_integrand(
     """The widths of the network that an ``IntegratedNetworkMap`` integrates."""
     check_box(owner, -bound, bound)
     checks.positive_int(owner, num_intervals=num_intervals)
+    count_entries(2 * num_intervals + 1)
     return checks.hidden_widths(owner, hidden_dims)
 
 

@@ -369,6 +369,12 @@ def test_lu_with_a_permutation_and_signs(half: str) -> None:
             np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], atol=1e-14)
 
 
+def test_a_share_without_quantiles_is_refused_alike() -> None:
+    for half in (torch_flows, jax_flows):
+        with pytest.raises(ValueError, match="expects share between 1e-300 and 1, got 5e-324"):
+            half.NormalClip(5e-324)
+
+
 def test_refused_signs_are_refused_alike() -> None:
     for given, message in (
         ({"signs": [1, 0, 1]}, "expects signs as 3 numbers 1 or -1"),

@@ -337,6 +337,32 @@ def test_families_return(name: str, half: str) -> None:
 
 
 @pytest.mark.parametrize("half", HALVES)
+def test_far_out_the_flattest_normal_is_left(half: str) -> None:
+    """Without a bound that may be where the squares of the others overflow."""
+    map = HALVES[half].NormalMixtureMap(2, bound=None)
+    for dtype, rtol in (("float64", 1e-12), ("float32", 3e-4)):
+        x = np.array([1e26, -1e30, 1e38], dtype)
+        parameters = np.full((3, 4), (0, 0, -46, 1), dtype)
+        z, log_slope = on(HALVES[half], map, "forward", x, parameters)
+        np.testing.assert_allclose(z, np.exp(-46) * x.astype(float) + 0.5, rtol=rtol)
+        np.testing.assert_allclose(log_slope, -46, rtol=1e-6)
+        back, log_back = on(HALVES[half], map, "inverse", z, parameters)
+        np.testing.assert_allclose(back, x, rtol=rtol)
+        np.testing.assert_allclose(log_back, 46, rtol=1e-6)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_an_integral_returns_from_a_large_shift(half: str) -> None:
+    map = HALVES[half].IntegratedNetworkMap((1,), num_intervals=1)
+    x = np.array([1e18, -1e22])
+    parameters = np.full((2, map.num_parameters), (*[0.0] * (map.num_parameters - 1), 1e20))
+    z, _ = on(HALVES[half], map, "forward", x, parameters)
+    back, log_slope = on(HALVES[half], map, "inverse", z, parameters)
+    np.testing.assert_allclose(back, x, rtol=1e-12)
+    assert (log_slope == 0).all()
+
+
+@pytest.mark.parametrize("half", HALVES)
 def test_a_polynomial_returns_from_where_it_is_steep(half: str) -> None:
     """Its values are far beyond 1e30, where maps with tangents are continued along them."""
     map = HALVES[half].SumOfSquaresMap(2, outside="polynomial")

@@ -304,7 +304,7 @@ class NormalClip(Pointwise):
     from share / 2 up to 1 - share / 2, the codomain.
 
     Args:
-        share: of a standard normal, what z leaves out; between 0 and 1.
+        share: of a standard normal, what z leaves out; between 1e-300 and 1.
         event_ndim: number of axes of one event, 3 for images.
 
     Raises:
@@ -316,7 +316,7 @@ class NormalClip(Pointwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.open_interval("NormalClip", "share", self.share, 0, 1)
+        checks.open_interval("NormalClip", "share", self.share, 1e-300, 1)
 
     @property
     def codomain(self) -> Interval:  # type: ignore[override]

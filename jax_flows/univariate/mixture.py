@@ -1,6 +1,8 @@
 """Maps made of the distribution function of a mixture."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,8 +143,10 @@ class NormalMixtureMap(UnivariateMap):
 
     def forward(self, x: Array, parameters: Array) -> Output:
         wide = at_least_float32(x)
-        near = jnp.clip(wide, -FAR, FAR)
-        logit, log_slope = _logit_of_normals(near, *self._constrained(parameters))
+        log_a, shift = self._constrained(parameters)
+        reach = self._reach(log_a)
+        near = jnp.clip(wide, -reach, reach)
+        logit, log_slope = _logit_of_normals(near, log_a, shift)
         z, log_ratio = _to_normal(logit)
         log_slope = log_slope + log_ratio
         return (z + (wide - near) * jnp.exp(log_slope)).astype(x.dtype), log_slope.astype(x.dtype)
@@ -156,8 +160,18 @@ class NormalMixtureMap(UnivariateMap):
         given = log_a, shift
         x, log_slope = invert(_logit_of_normals, logit, given, ends.min(0), ends.max(0))
         log_slope = log_slope + log_ratio
-        x = x + (wide - near) * jnp.exp(jnp.minimum(log_slope, 10))  # not 0 times an infinity
+        largest = math.log(jnp.finfo(x.dtype).max) - 1  # not 0 times an infinity
+        x = x + (wide - near) * jnp.exp(jnp.minimum(log_slope, largest))
         return x.astype(z.dtype), log_slope.astype(z.dtype)
+
+    def _reach(self, log_a: Array) -> Any:
+        """How far out the map is evaluated: there the flattest normal is."""
+        if self.bound is not None:
+            return FAR
+        fixed = jax.lax.stop_gradient(log_a)
+        return jnp.minimum(
+            FAR * jnp.exp(-fixed.min(0)), jnp.finfo(fixed.dtype).max / 1e8 * jnp.exp(-fixed.max(0))
+        )
 
     def _constrained(self, parameters: Array) -> tuple[Array, Array]:
         """log a and b, each ``(num_components, *batch)``."""

@@ -149,21 +149,23 @@ class IntegratedNetworkMap(UnivariateMap):
         return 1 + sum((below + 1) * width for below, width in pairwise((1, *self.hidden_dims, 1)))
 
     def forward(self, x: Array, parameters: Array) -> Output:
-        knots, wide = self._knots(parameters), at_least_float32(x)
+        (shift, *knots), wide = self._knots(parameters), at_least_float32(x)
         inner = jnp.where(wide < -self.bound, -self.bound, wide)
         inner = jnp.where(wide > self.bound, self.bound, inner)
         z, log_slope = linear_slopes(inner, *knots)
-        return (z + (wide - inner) * jnp.exp(log_slope)).astype(x.dtype), log_slope.astype(x.dtype)
+        z = z + (wide - inner) * jnp.exp(log_slope) + shift
+        return z.astype(x.dtype), log_slope.astype(x.dtype)
 
     def inverse(self, z: Array, parameters: Array) -> Output:
-        knots, wide = self._knots(parameters), at_least_float32(z)
+        shift, *knots = self._knots(parameters)
+        wide = at_least_float32(z) - shift
         inner = jnp.where(wide < knots[1][0], knots[1][0], wide)
         inner = jnp.where(wide > knots[1][-1], knots[1][-1], inner)
         x, log_slope = linear_slopes_inverse(inner, *knots)
         return (x + (wide - inner) * jnp.exp(log_slope)).astype(z.dtype), log_slope.astype(z.dtype)
 
-    def _knots(self, parameters: Array) -> tuple[Array, Array, Array]:
-        """The nodes, z there, and g there, ``(nodes, *batch)``."""
+    def _knots(self, parameters: Array) -> tuple[Array, Array, Array, Array]:
+        """t, and the nodes, z - t there, and g there, ``(nodes, *batch)``."""
         rows, count = jnp.moveaxis(at_least_float32(parameters), -1, 0), self.num_intervals
         axes = [1] * (rows.ndim - 1)
         step = self.bound / count
@@ -184,8 +186,8 @@ class IntegratedNetworkMap(UnivariateMap):
         area = step * (slopes[:-1] + slopes[1:]) / 2
         # from 0 on, so that what is small next to it is not lost in what is large on the other side
         below, above = -area[:count][::-1].cumsum(0)[::-1], area[count:].cumsum(0)
-        heights = jnp.concatenate([below, jnp.zeros_like(area[:1]), above]) + rows[-1]
-        return jnp.broadcast_to(nodes, heights.shape), heights, slopes
+        heights = jnp.concatenate([below, jnp.zeros_like(area[:1]), above])
+        return rows[-1], jnp.broadcast_to(nodes, heights.shape), heights, slopes
 
 
 def _evaluate(x: Array, *given: Array) -> Output:

@@ -266,7 +266,7 @@ class NormalClip(Pointwise):
     from share / 2 up to 1 - share / 2, the codomain.
 
     Args:
-        share: of a standard normal, what z leaves out; between 0 and 1.
+        share: of a standard normal, what z leaves out; between 1e-300 and 1.
         event_ndim: number of axes of one event, 3 for images.
 
     Raises:
@@ -275,7 +275,7 @@ class NormalClip(Pointwise):
 
     def __init__(self, share: float = 1e-6, event_ndim: int = 1) -> None:
         super().__init__(event_ndim)
-        checks.open_interval("NormalClip", "share", share, 0, 1)
+        checks.open_interval("NormalClip", "share", share, 1e-300, 1)
         self.share = share
         end = NormalDist().inv_cdf(share / 2)
         self.codomain = Interval(end, -end)

@@ -1,6 +1,8 @@
 """Maps made of the distribution function of a mixture."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,8 +142,10 @@ class NormalMixtureMap(UnivariateMap):
 
     def forward(self, x: Tensor, parameters: Tensor) -> Output:
         wide = at_least_float32(x)
-        near = wide.clamp(-FAR, FAR)
-        logit, log_slope = _logit_of_normals(near, *self._constrained(parameters))
+        log_a, shift = self._constrained(parameters)
+        reach = self._reach(log_a)
+        near = wide.clamp(-reach, reach)
+        logit, log_slope = _logit_of_normals(near, log_a, shift)
         z, log_ratio = _to_normal(logit)
         log_slope = log_slope + log_ratio
         return (z + (wide - near) * log_slope.exp()).to(x.dtype), log_slope.to(x.dtype)
@@ -155,8 +159,19 @@ class NormalMixtureMap(UnivariateMap):
         given = log_a, shift
         x, log_slope = invert(_logit_of_normals, logit, given, ends.amin(0), ends.amax(0))
         log_slope = log_slope + log_ratio
-        x = x + (wide - near) * log_slope.clamp_max(10).exp()  # not 0 times an infinity
+        largest = math.log(torch.finfo(x.dtype).max) - 1  # not 0 times an infinity
+        x = x + (wide - near) * log_slope.clamp_max(largest).exp()
         return x.to(z.dtype), log_slope.to(z.dtype)
+
+    def _reach(self, log_a: Tensor) -> Any:
+        """How far out the map is evaluated: there the flattest normal is."""
+        if self.bound is not None:
+            return FAR
+        fixed = log_a.detach()
+        return torch.minimum(
+            FAR * (-fixed.amin(0)).exp(),
+            torch.finfo(fixed.dtype).max / 1e8 * (-fixed.amax(0)).exp(),
+        )
 
     def _constrained(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """log a and b, each ``(num_components, *batch)``."""

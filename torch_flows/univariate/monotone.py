@@ -148,21 +148,23 @@ class IntegratedNetworkMap(UnivariateMap):
         return 1 + sum((below + 1) * width for below, width in pairwise((1, *self.hidden_dims, 1)))
 
     def forward(self, x: Tensor, parameters: Tensor) -> Output:
-        knots, wide = self._knots(parameters), at_least_float32(x)
+        (shift, *knots), wide = self._knots(parameters), at_least_float32(x)
         inner = torch.where(wide < -self.bound, -self.bound, wide)
         inner = torch.where(wide > self.bound, self.bound, inner)
         z, log_slope = linear_slopes(inner, *knots)
-        return (z + (wide - inner) * log_slope.exp()).to(x.dtype), log_slope.to(x.dtype)
+        z = z + (wide - inner) * log_slope.exp() + shift
+        return z.to(x.dtype), log_slope.to(x.dtype)
 
     def inverse(self, z: Tensor, parameters: Tensor) -> Output:
-        knots, wide = self._knots(parameters), at_least_float32(z)
+        shift, *knots = self._knots(parameters)
+        wide = at_least_float32(z) - shift
         inner = torch.where(wide < knots[1][0], knots[1][0], wide)
         inner = torch.where(wide > knots[1][-1], knots[1][-1], inner)
         x, log_slope = linear_slopes_inverse(inner, *knots)
         return (x + (wide - inner) * log_slope.exp()).to(z.dtype), log_slope.to(z.dtype)
 
-    def _knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The nodes, z there, and g there, ``(nodes, *batch)``."""
+    def _knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """t, and the nodes, z - t there, and g there, ``(nodes, *batch)``."""
         rows, count = at_least_float32(parameters).movedim(-1, 0), self.num_intervals
         axes = [1] * (rows.ndim - 1)
         step = self.bound / count
@@ -184,8 +186,8 @@ class IntegratedNetworkMap(UnivariateMap):
         area = step * (slopes[:-1] + slopes[1:]) / 2
         # from 0 on, so that what is small next to it is not lost in what is large on the other side
         below, above = -area[:count].flip(0).cumsum(0).flip(0), area[count:].cumsum(0)
-        heights = torch.cat([below, torch.zeros_like(area[:1]), above]) + rows[-1]
-        return nodes.expand(heights.shape), heights, slopes
+        heights = torch.cat([below, torch.zeros_like(area[:1]), above])
+        return rows[-1], nodes.expand(heights.shape), heights, slopes
 
 
 def _evaluate(x: Tensor, *given: Tensor) -> Output:
