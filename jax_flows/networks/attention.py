@@ -264,7 +264,8 @@ class TokenNetwork:
         if context is None:
             return None
         count = self.options.context_tokens
-        h = _linear(params["embed_context"], context.reshape(*context.shape[:-1], count, -1))
+        shape = *context.shape[:-1], count, context.shape[-1] // count
+        h = _linear(params["embed_context"], context.reshape(shape))
         return h + params["context_positions"] if count > 1 else h
 
     @property
