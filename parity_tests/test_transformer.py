@@ -118,19 +118,6 @@ def test_options(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["prefix", "cross", "guided", "add"])
-def test_no_rows_with_a_context(name: str) -> None:
-    flow = FLOW | {"dim": 4, "hidden_dim": 4} | OPTIONS.get(name, {})
-    model = Case("", flow).torch_model()
-    empty, context = torch.zeros(0, 4).double(), torch.zeros(0, model.context_dim).double()
-    bijector = jax_flows.build(flow)
-    shapes = [(0, 4), (0,)]
-    for step in ("forward", "inverse"):
-        assert [tuple(a.shape) for a in getattr(model, step)(empty, context)] == shapes
-        given = bijector.shapes(), empty.numpy(), context.numpy()
-        assert [a.shape for a in jax.eval_shape(getattr(bijector, step), *given)] == shapes
-
-
 def test_compiled_programs_do_not_grow_with_the_number_of_tokens() -> None:
     """Without gradients the steps are one loop, which gives what they give."""
     sizes = []

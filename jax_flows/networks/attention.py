@@ -264,7 +264,7 @@ class TokenNetwork:
         if context is None:
             return None
         count = self.options.context_tokens
-        shape = *context.shape[:-1], count, self.options.context_dim // count
+        shape = *context.shape[:-1], count, context.shape[-1] // count
         h = _linear(params["embed_context"], context.reshape(shape))
         return h + params["context_positions"] if count > 1 else h
 
