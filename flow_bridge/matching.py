@@ -37,7 +37,7 @@ def check_circle(owner: str, path: str, circular: Sequence[int]) -> None:
 
 def host_pairs(owner: str, x: Any, z: Any, context: Any) -> list[np.ndarray]:
     """x, z and the context if there is one, on the host; ``ValueError`` unless they are rows of pairs."""
-    given = [array for array in (x, z, context) if array is not None]
+    given = [x, z] if context is None else [x, z, context]
     arrays = [np.asarray(a.numpy(force=True) if hasattr(a, "detach") else a) for a in given]
     counts = {len(array) if array.ndim > 1 else 0 for array in arrays}
     if len(counts) > 1 or not min(counts):
@@ -45,8 +45,11 @@ def host_pairs(owner: str, x: Any, z: Any, context: Any) -> list[np.ndarray]:
         raise ValueError(
             f"{owner} expects x, z and a context of as many rows, got shapes {shapes}."
         )
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(f"{owner} got a NaN or an infinity.")
+    for array in arrays:
+        if array.dtype.kind in "OSU":
+            raise ValueError(f"{owner} expects x, z and a context of numbers, got {array.dtype}.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{owner} got a NaN or an infinity.")
     return arrays
 
 

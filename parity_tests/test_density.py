@@ -245,6 +245,8 @@ def holed(value: float) -> np.ndarray:
         (table(), {"bounds": [(0, 1)]}, "bounds are expected for 4 columns, got 1"),
         (table(), {"bounds": {0: (1, 0)}}, "column 0 are expected as (low, high), got (1, 0)"),
         (table(), {"integers": [1]}, "column 1 is stated as whole numbers and holds -1."),
+        (table(), {"integers": "age"}, "integers expect a list of columns, got 'age'"),
+        (table(), {"integers": 0}, "integers expect a list of columns, got 0"),
         (table(), {"integers": ["age"]}, "integers name column 'age'; there are 4 columns"),
         (np.floor(1e6 * table()), {"integers": [0]}, "too large for cells in float32"),
         (table(), {"model": "glow"}, "Glow"),

@@ -224,6 +224,10 @@ def test_straight_pairs_and_the_shorter_way_round(half: str) -> None:
         package.FlowMatching("lipman").check(model)
     with pytest.raises(ValueError, match="x, z and a context of as many rows, got"):
         package.Reflow(x, z[:1])
+    with pytest.raises(ValueError, match=r"as many rows, got shapes \[\(\), \(2, 2\)\]"):
+        package.Reflow(None, z)
+    with pytest.raises(ValueError, match="of numbers, got <U"):
+        package.Reflow(x.astype(str), z)
     with pytest.raises(ValueError, match="got a NaN"):
         package.Reflow(x, z * np.nan)
     with pytest.raises(ValueError, match=r"of widths \(\(2,\), \(2,\), None\) for this flow"):

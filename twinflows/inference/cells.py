@@ -1,6 +1,6 @@
 """Columns of whole numbers in a table whose density is continuous: each number n is the cell [n, n + 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,8 @@ def check_columns(
     Raises:
         ValueError: for columns that there are not.
     """
+    if isinstance(columns, str) or not (columns is None or isinstance(columns, Iterable)):
+        raise ValueError(f"{what} expect a list of columns, got {columns!r}.")
     found = set()
     for column in [] if columns is None else columns:
         if names is not None and column in names:
