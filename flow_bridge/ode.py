@@ -55,6 +55,9 @@ def solver_message(rtol: float, atol: float, max_steps: int) -> str:
     )
 
 
+GRID_ROWS = "choose_grid expects one row at least, and finite ones of the domain and contexts only."
+
+
 def check_spaces(owner: str, dim: int, circular: Sequence[int], time_scaling: bool) -> None:
     """Raise ``ValueError`` for circular columns that are none, and for ones that would be scaled."""
     for column in circular:

@@ -76,7 +76,8 @@ def fixed_grid(
         context: as in ``flow.forward``.
 
     Raises:
-        ValueError: for a flow without an adaptive solver, or with one inside another bijector than a chain.
+        ValueError: for a flow without an adaptive solver, or with one inside another bijector than a chain;
+            for no rows, and for rows that are not finite.
         ConvergenceError: where the solver fails.
 
     Examples:

@@ -483,6 +483,11 @@ def test_what_grids_and_columns_are_refused(half) -> None:
         x = torch.zeros(3, 2) if half is torch_flows else jnp.zeros((3, 2))
         with pytest.raises(ValueError, match=sentence):
             half.fixed_grid(flow, *given, x)
+    flow = half.Flow(half.ContinuousBijector(2), half.StandardNormal(2))
+    given = () if half is torch_flows else (flow.init(jax.random.key(0)),)
+    for rows in (x[:0], x * math.nan):
+        with pytest.raises(ValueError, match="choose_grid expects one row at least, and finite"):
+            half.fixed_grid(flow, *given, rows)
 
 
 @pytest.mark.parametrize("adjoint", [True, False])

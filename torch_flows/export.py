@@ -79,7 +79,8 @@ def fixed_grid(flow: Flow, x: Tensor, context: Tensor | None = None) -> tuple[Fl
         context: as in ``flow.forward``.
 
     Raises:
-        ValueError: for a flow without an adaptive solver, or with one inside another bijector than a chain.
+        ValueError: for a flow without an adaptive solver, or with one inside another bijector than a chain;
+            for no rows, and for rows that are not finite.
         ConvergenceError: where the solver fails.
 
     Examples:
@@ -132,7 +133,7 @@ def _error(bijector: Bijector, finer: Bijector, x: Tensor, context: Tensor | Non
         *zip(bijector.map_inverse(z, context), finer.map_inverse(z, context), strict=True),
     ]
     found = [(a - b).abs() / b.abs().clamp(min=1) for a, b in pairs]
-    return max((float(value.max()) for value in found if value.numel()), default=0.0)
+    return float(torch.stack([value.max() for value in found]).max())
 
 
 class _Method(nn.Module):

@@ -18,6 +18,7 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.networks import Network, as_network
 from flow_bridge.ode import (
     DOPRI5,
+    GRID_ROWS,
     NO_FORWARD_MODE,
     REFINEMENT,
     STEP_SHARE,
@@ -347,9 +348,15 @@ class ContinuousBijector(Bijector):
     def choose_grid(
         self, variables: Variables, x: AnyArray, context: AnyArray | None = None
     ) -> tuple[float, ...]:
-        """The times between which ``forward`` takes its adaptive steps on these rows."""
+        """The times between which ``forward`` takes its adaptive steps on these rows.
+
+        Raises:
+            ValueError: for no rows, and for rows or contexts that are not finite or outside the domain.
+        """
         x, context = check_input(self, variables, "x", x, context)
-        state, weights, _ = self._start(variables, at_least_float32(x), context, None)
+        state, weights, given = self._start(variables, at_least_float32(x), context, None)
+        if not state.shape[0] or not bool(given.all()):
+            raise ValueError(GRID_ROWS)
         solver = _Dopri5(self.rtol, self.atol, self.max_steps, saves="steps")
         solution = solver.solve(self._field(), state, weights, (0.0, 1.0), _row_norm)
         if not solver.succeeded(solution):

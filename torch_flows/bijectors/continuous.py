@@ -17,6 +17,7 @@ from flow_bridge.errors import ConvergenceError
 from flow_bridge.networks import Network, as_network
 from flow_bridge.ode import (
     DOPRI5,
+    GRID_ROWS,
     HOST_STEPS,
     REFINEMENT,
     STEP_SHARE,
@@ -313,12 +314,18 @@ class ContinuousBijector(Bijector):
         return torch.stack(path)
 
     def choose_grid(self, x: Tensor, context: Tensor | None = None) -> tuple[float, ...]:
-        """The times between which ``forward`` takes its adaptive steps on these rows."""
+        """The times between which ``forward`` takes its adaptive steps on these rows.
+
+        Raises:
+            ValueError: for no rows, and for rows or contexts that are not finite or outside the domain.
+        """
         context = check_input(self, "x", x, context)
         ends: list[float] = []
         solver = _Dopri5(self.rtol, self.atol, self.max_steps, ends.append)
         with torch.no_grad():
-            state, weights, _ = self._start(at_least_float32(x), context, None)
+            state, weights, given = self._start(at_least_float32(x), context, None)
+            if not state.shape[0] or not bool(given.all()):
+                raise ValueError(GRID_ROWS)
             field = self._field()
             solver(lambda t, y: field(t, y, weights), state, (0.0, 1.0), _row_norm)
         return grid_of(ends)
