@@ -1,5 +1,6 @@
 """What both halves say and share about differential equations."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -83,11 +84,17 @@ def check_grid(owner: str, solver: str, grid: Sequence[float]) -> None:
         )
 
 
-def check_times(owner: str, times: Sequence[float]) -> None:
-    """Raise ``ValueError`` for times that neither rise nor fall throughout."""
-    pairs = list(pairwise(times))
-    if not len(times) or not (all(a < b for a, b in pairs) or all(a > b for a, b in pairs)):
+def check_times(owner: str, times: Sequence[float]) -> tuple[float, ...]:
+    """Times as numbers; ``ValueError`` unless they are finite and rise or fall throughout."""
+    try:
+        found = tuple([float(t) for t in times])
+    except (TypeError, ValueError):
+        found = ()
+    pairs = list(pairwise(found))
+    rises_or_falls = all(a < b for a, b in pairs) or all(a > b for a, b in pairs)
+    if not found or not rises_or_falls or not all(map(math.isfinite, found)):
         raise ValueError(f"{owner} expects times that rise or fall throughout, got {times!r:.60}.")
+    return found
 
 
 def grid_of(ends: Sequence[float]) -> tuple[float, ...]:

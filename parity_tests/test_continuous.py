@@ -411,6 +411,8 @@ def test_trajectory_and_evaluations() -> None:
     for half, given in ((model, ()), (jax_model, (variables,))):
         with pytest.raises(ValueError, match="times that rise or fall throughout, got"):
             half.trajectory(*given, x if half is model else x.numpy(), [0.0, 0.5, 0.3])
+        with pytest.raises(ValueError, match="times that rise or fall throughout, got 'now'"):
+            half.trajectory(*given, x if half is model else x.numpy(), "now")
     assert continuous(solver="rk4", num_steps=7).count_evaluations(x) == 28
     fixed = dataclasses.replace(jax_model, solver="rk4", num_steps=7)
     assert fixed.count_evaluations(variables, x.numpy()) == 28

@@ -138,6 +138,16 @@ def test_compiled_programs_do_not_grow_with_the_number_of_tokens() -> None:
     assert sizes[0] == sizes[1]
 
 
+def test_one_row_is_inverted_by_the_compiled_loop() -> None:
+    """Whose token is contiguous, whatever its strides."""
+    model = Case("", FLOW | {"dim": 4, "hidden_dim": 2, "num_blocks": 1}).torch_model()
+    z, context = torch.zeros(1, 4).double(), torch.zeros(1, 2).double()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(model.inverse, fullgraph=True, backend="eager")(z, context)
+        torch.testing.assert_close(found, model.inverse(z, context), rtol=1e-12, atol=1e-13)
+
+
 @halves
 def test_guidance(half: str) -> None:
     """Its weight 0 changes nothing; two equal contexts neither; weights are those of places in a row."""

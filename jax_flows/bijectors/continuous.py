@@ -337,9 +337,9 @@ class ContinuousBijector(Bijector):
             ValueError: for times that neither rise nor fall throughout.
         """
         x, context = check_input(self, variables, "x", x, context)
-        check_times("trajectory", times)
+        times = check_times("trajectory", times)
         if self.adaptive and len(times) > 1:
-            return self._path(variables, x, context, tuple(times))
+            return self._path(variables, x, context, times)
         path = [x]
         for interval in pairwise(times):
             path.append(self._run(variables, path[-1], context, interval)[0])

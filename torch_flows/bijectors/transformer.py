@@ -248,6 +248,10 @@ class TransformerAutoregressive(Bijector):
         known = torch.arange(caches.shape[-2], device=tokens.device) < caches.shape[-2] - count
         caches = torch.where(known.unsqueeze(-1), caches, 0)
 
+        def packed(token: Tensor) -> Tensor:
+            # one row is contiguous whatever its strides, which loops compare
+            return token.clone(memory_format=torch.contiguous_format)
+
         def going(t: Tensor, *_: Tensor) -> Tensor:
             return (t < count).squeeze(0)
 
@@ -258,11 +262,11 @@ class TransformerAutoregressive(Bijector):
             weight = None if weights is None else weights.index_select(0, t)
             own, log_slope = self._solve(tokens.index_select(1, t).squeeze(1), out, weight)
             x = torch.where((place == t).unsqueeze(-1), own.unsqueeze(1), x)
-            return t + 1, self._seen(own).contiguous(), x, log_det + log_slope.sum(-1), caches
+            return t + 1, packed(self._seen(own)), x, log_det + log_slope.sum(-1), caches
 
         first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
         empty = tokens.new_zeros(tokens.shape), tokens.new_zeros(len(tokens))
-        start = first, seen.contiguous(), *empty, caches
+        start = first, packed(seen), *empty, caches
         _, _, x, log_det, _ = while_loop(going, step, start)
         return x, log_det
 
