@@ -485,7 +485,7 @@ CASES = [
     Case("Continuous-estimate", continuous(
         dim=3, trace="hutchinson", probe="gaussian", conditioner=arch(
             "MLP", hidden_dims=[5, 4], activation="tanh", normalization="layer_norm")), scale=0.2),
-    Case("Continuous-penalties", continuous(dim=2, num_steps=6, trace="hutchinson", kinetic_energy=0.3,
+    Case("Continuous-penalties", continuous(dim=2, num_steps=10, trace="hutchinson", kinetic_energy=0.3,
                                             jacobian_norm=0.2, time_scaling=True)),
     Case("RandomPermutation-image", arch("RandomPermutation", dim=3, seed=1, event_ndim=3), dim=2),
     # models

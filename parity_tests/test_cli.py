@@ -249,7 +249,7 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
     [
         (
             ("--model", "nothing"),
-            "there is no model 'nothing'; there are ffjord, gaussianizationflow, glow,",
+            "there is no model 'nothing'; there are bnaf, ffjord, gaussianizationflow, glow,",
         ),
         (("--set", "num_layers"), "--set expects NAME=JSON, got 'num_layers'."),
         (("--set", "depth=2"), "MAF has no argument 'depth'"),
