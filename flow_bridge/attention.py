@@ -65,7 +65,7 @@ class Blocks:
         """How many tokens of the context stand before the others."""
         return self.context_tokens if self.context_dim and self.context == "prefix" else 0
 
-    def check(self, owner: str, activations: Any) -> None:
+    def check(self, owner: str, activations: Any, num_tokens: int) -> None:
         """Raise ``ValueError`` for what makes no transformer."""
         sizes = {name: getattr(self, name) for name in ("hidden_dim", "num_blocks", "num_heads")}
         checks.positive_int(owner, **sizes, context_tokens=self.context_tokens)
@@ -85,11 +85,12 @@ class Blocks:
                 f"{owner} turns pairs: rotary needs heads of even width, got {self.head_dim}."
             )
         count_construction((6 + 4 * self.crosses) * self.num_blocks + 2)
+        if self.rotary:
+            count_entries((self.num_prefix + num_tokens) * self.head_dim)
 
     def turns(self, num_tokens: int) -> np.ndarray:
         """The cosines and sines of the places of all tokens and pairs, ``(2, places, head_dim / 2)``."""
         places, pairs = self.num_prefix + num_tokens, self.head_dim // 2
-        count_entries(2 * places * pairs)
         angles = np.arange(places)[:, None] * ROTARY_BASE ** (-np.arange(pairs) / pairs)
         return np.stack([np.cos(angles), np.sin(angles)])
 

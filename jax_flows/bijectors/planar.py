@@ -378,10 +378,12 @@ def _newton_step(a: Array, t: Array, s: Array) -> Array:
 
 def _convex_start(t: Array, s: Array) -> Array:
     """Near the root for s < 1: off by at most 0.41 of it."""
-    cube = (3 * t) ** (1 / 3)
-    # beyond these it is near one of the bounds, and float16 holds no more
-    ratio = jnp.clip(s / jnp.square(cube), 1e-3, 1e4)
-    cubic = 2 * cube * jnp.sqrt(ratio) * jnp.sinh(jnp.arcsinh(0.5 / (ratio * jnp.sqrt(ratio))) / 3)
+    # Cardano's root without a difference; beyond these t it is near the other bound
+    half, root = 1.5 * jnp.minimum(t, 30), s * jnp.sqrt(s)
+    large = jnp.maximum(jnp.maximum(half, root), jnp.finfo(s.dtype).tiny)
+    ratio = jnp.minimum(half, root) / large
+    u = jnp.exp(jnp.log(half + large * jnp.sqrt(1 + ratio * ratio)) / 3)
+    cubic = 2 * half / (u * u + s + jnp.square(s / u))
     low = jnp.minimum(t / s, cubic)
     return jnp.where(low < 1, low, jnp.minimum(t / s, t + 1))
 
@@ -391,7 +393,7 @@ def _concave_start(t: Array, s: Array) -> Array:
     highest = jnp.log(4 * s) / 2
     tanh = jnp.clip((t - highest) / (s - 1), 0, 1 - jnp.finfo(s.dtype).eps)
     tanh = jnp.where(t - s < highest - 1.5, tanh, 0)
-    return jnp.maximum(jnp.maximum(t / s, t - s + 1), jnp.arctanh(tanh))
+    return jnp.maximum(jnp.maximum(t / s, t - s + 1), jnp.log((1 + tanh) / (1 - tanh)) / 2)
 
 
 def _solve(t: Array, s: Array) -> Array:

@@ -206,7 +206,7 @@ class TokenNetwork:
 
     def __post_init__(self) -> None:
         if self.owner:
-            self.options.check(self.owner, ACTIVATIONS)
+            self.options.check(self.owner, ACTIVATIONS, self.num_tokens)
 
     @property
     def block(self) -> AttentionBlock:
@@ -389,7 +389,7 @@ class Transformer(nn.Module):
         checks.positive_int("Transformer", num_tokens=tokens, num_parameters=parameters)
         checks.divisible("Transformer", tokens, in_dim=self.in_dim)
         checks.divisible("Transformer", tokens * parameters, out_dim=self.out_dim)
-        bridge.Blocks.of(self).check("Transformer", ACTIVATIONS)
+        bridge.Blocks.of(self).check("Transformer", ACTIVATIONS, self.num_tokens)
         super().__post_init__()
 
     @property
@@ -457,7 +457,7 @@ class ImageTransformer(nn.Module):
 
     def __post_init__(self) -> None:
         checks.positive_int("ImageTransformer", num_tokens=self.num_tokens)
-        bridge.Blocks.of(self).check("ImageTransformer", ACTIVATIONS)
+        bridge.Blocks.of(self).check("ImageTransformer", ACTIVATIONS, self.num_tokens)
         super().__post_init__()
 
     @property

@@ -402,10 +402,12 @@ def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 def _convex_start(t: Tensor, s: Tensor) -> Tensor:
     """Near the root for s < 1: off by at most 0.41 of it."""
-    cube = (3 * t).pow(1 / 3)
-    # beyond these it is near one of the bounds, and float16 holds no more
-    ratio = (s / cube.square()).clamp(1e-3, 1e4)
-    cubic = 2 * cube * ratio.sqrt() * ((0.5 / (ratio * ratio.sqrt())).asinh() / 3).sinh()
+    # Cardano's root without a difference; beyond these t it is near the other bound
+    half, root = 1.5 * t.clamp(max=30), s * s.sqrt()
+    large = torch.maximum(half, root).clamp(min=torch.finfo(s.dtype).tiny)
+    ratio = torch.minimum(half, root) / large
+    u = ((half + large * (1 + ratio * ratio).sqrt()).log() / 3).exp()
+    cubic = 2 * half / (u * u + s + (s / u).square())
     low = torch.minimum(t / s, cubic)
     return torch.where(low < 1, low, torch.minimum(t / s, t + 1))
 

@@ -179,7 +179,7 @@ class TokenNetwork(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, num_tokens: int, options: bridge.Blocks) -> None:
         super().__init__()
-        options.check(self.owner or type(self).__name__, ACTIVATIONS)
+        options.check(self.owner or type(self).__name__, ACTIVATIONS, num_tokens)
         self.options = options
         self.num_tokens = num_tokens
         for name, value in vars(options).items():
