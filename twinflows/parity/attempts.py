@@ -235,7 +235,8 @@ def _probe_truth(
             again,
             x,
             gate("round_trip", trial.num_layers),
-            np.maximum(movement, allowed["x"]),
+            # as in the table, 8 times what is allowed for one direction
+            np.maximum(np.minimum(ORACLE_RATIO * movement, MAX_CONDITIONING), allowed["x"]),
             # where a slope is below any number, different x have one z
             regular
             & judged["z"]
