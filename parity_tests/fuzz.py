@@ -256,6 +256,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "Transformer.num_tokens": lambda d: d.one_of(1, 2),
     "ImageTransformer.num_tokens": lambda d: math.prod(d.shape[1:]),
     "max_sweeps": lambda d: d.one_of(None, 9),
+    "sweep_size": lambda d: d.one_of(None, None, 2),
     "outside": lambda d: d.one_of("tangent", "polynomial"),
     "patch_size": lambda d: d.one_of(1, 2),
     "token_dim": lambda d: d.one_of(1, 2),
