@@ -255,7 +255,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "guidance": lambda d: d.one_of(None, 1.0, [0.0, 2.0]) if d.context_dim else None,
     "Transformer.num_tokens": lambda d: d.one_of(1, 2),
     "ImageTransformer.num_tokens": lambda d: math.prod(d.shape[1:]),
-    "max_sweeps": lambda d: d.one_of(None, 9),
+    "max_sweeps": lambda d: d.one_of(None, 16),
     "sweep_size": lambda d: d.one_of(None, None, 2),
     "outside": lambda d: d.one_of("tangent", "polynomial"),
     "patch_size": lambda d: d.one_of(1, 2),
