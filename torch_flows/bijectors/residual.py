@@ -188,7 +188,8 @@ class InvertibleResidual(Bijector):
         fixed = [(weight.detach(), bias) for weight, bias in layers]
         fixed_slopes = [slope.detach() for slope in slopes]
         noise = at_least_float32(noise)
-        denormal = torch.finfo(noise.dtype).tiny / torch.finfo(noise.dtype).eps  # 10 times slower
+        # denormal numbers, which XLA takes for zero, would make the products ten times slower
+        denormal = torch.finfo(noise.dtype).tiny / torch.finfo(noise.dtype).eps
         row, value, left = noise, torch.zeros_like(x[..., 0]), torch.zeros_like(x)
         for k in range(1, num_terms + 1):
             weight = (-1) ** (k + 1) * (1 - self._stop) ** -max(k - self.exact_terms, 0)
