@@ -264,6 +264,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "num_squares": lambda d: d.one_of(1, 2),
     "num_levels": lambda d: d.one_of(1, 2),
     "num_steps": lambda d: d.one_of(1, 2),
+    "AffineMap.clip": lambda d: d.one_of(None, None, 3.0),
     "AffineMap.order": lambda d: d.one_of("scale_shift", "shift_scale", "shift_divide"),
     "order": lambda d: d.one_of(None, "reverse", "random:7", d.order()),
     "permutation": lambda d: d.one_of("reverse", d.order()),
