@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from benchmarks.published_jax import START, Flow
 from benchmarks.rows import Row
 
 LEARNING_RATE = 1e-5
@@ -270,6 +271,33 @@ class Twinflows(Contender):
         from jax_flows import Glow
 
         self.init(Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0]))
+
+    def tarflow(self, row: Row) -> None:
+        from jax_flows import AffineMap, TarFlow
+
+        self.init(
+            TarFlow(
+                row.event_shape,
+                num_layers=row.layers,
+                hidden_dim=row.hidden_dims[0],
+                map=AffineMap("exp", order="shift_divide"),
+                initial_scale=START,
+                **row.options,
+            )
+        )
+
+    def jet(self, row: Row) -> None:
+        from jax_flows import Jet
+
+        self.init(
+            Jet(
+                row.event_shape,
+                num_layers=row.layers,
+                hidden_dim=row.hidden_dims[0],
+                initial_scale=START,
+                **row.options,
+            )
+        )
 
     def init(self, flow: Any) -> None:
         """Fresh weights for a flow; what is not trained stays out of ``params``."""
@@ -594,6 +622,51 @@ class Diffrax(Contender):
         return self.solve(params, jax.random.normal(key, self.x.shape), None, 1.0).ys[-1]
 
 
+class SingleFile(Contender):
+    """The papers' arithmetic in a single file."""
+
+    requires, cached = "jax", True
+
+    def build(self, row: Row) -> None:
+        sizes = row.hidden_dims[0], row.options["num_blocks"], row.options["num_heads"]
+        patch = row.options["patch_size"]
+        self.flow = Flow(row.model, row.event_shape, patch, row.layers, sizes)
+        self.params = self.flow.init(jax.random.key(0))
+
+    def log_prob(self, params: Any, x: Array) -> Array:
+        z, log_det = self.flow.forward(params, x)
+        constant = math.prod(self.row.event_shape) * math.log(2 * math.pi) / 2
+        return log_det - jnp.square(z).sum((1, 2, 3)) / 2 - constant
+
+    def forward(self, params: Any, x: Array) -> Array:
+        return self.flow.forward(params, x)[0]
+
+    def inverse(self, params: Any, z: Array) -> Array:
+        return self.flow.inverse(params, z, self.cached)
+
+    def sample(self, params: Any, key: Array) -> Array:
+        return self.inverse(params, jax.random.normal(key, self.as_sampled.shape))
+
+
+class Published(SingleFile):
+    """Samples by a cache of keys and values."""
+
+    name = "single file"
+    tarflow = jet = SingleFile.build
+
+
+class Naive(SingleFile):
+    """Samples by a pass of all tokens for each."""
+
+    name, cached = "single file, no cache", False
+    tarflow = SingleFile.build
+
+    def job(self, op: str) -> Callable[[], object]:
+        if op != "sample":
+            raise NotImplementedError
+        return super().job(op)
+
+
 class Floor:
     """The conditioners' matrix products alone, layer after layer in a scan; with gradients for ``train``."""
 
@@ -624,4 +697,4 @@ class Floor:
         return lambda: jax.block_until_ready(function(self.weights, self.x))
 
 
-CONTENDERS = (Twinflows, Distrax, Flowjax, Bijx, Diffrax)
+CONTENDERS = (Twinflows, Distrax, Flowjax, Bijx, Diffrax, Published, Naive)

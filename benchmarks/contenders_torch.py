@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.published_torch import START, AutoregressiveLayer, CouplingLayer, Flow
 from benchmarks.rows import Row
 
 LEARNING_RATE = 1e-5
@@ -280,6 +281,29 @@ class Twinflows(Contender):
         from torch_flows import Glow
 
         return Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0])
+
+    def tarflow(self, row: Row) -> nn.Module:
+        from torch_flows import AffineMap, TarFlow
+
+        return TarFlow(
+            row.event_shape,
+            num_layers=row.layers,
+            hidden_dim=row.hidden_dims[0],
+            map=AffineMap("exp", order="shift_divide"),
+            initial_scale=START,
+            **row.options,
+        )
+
+    def jet(self, row: Row) -> nn.Module:
+        from torch_flows import Jet
+
+        return Jet(
+            row.event_shape,
+            num_layers=row.layers,
+            hidden_dim=row.hidden_dims[0],
+            initial_scale=START,
+            **row.options,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.forward(x)[0]
@@ -738,6 +762,44 @@ class Loop(Contender):
         return self.flow.inverse(z)[0]
 
 
+class SingleFile(Contender):
+    """The papers' arithmetic in a single file."""
+
+    requires, cached = "torch", True
+
+    def build(self, row: Row) -> nn.Module:
+        layer = CouplingLayer if row.model == "jet" else AutoregressiveLayer
+        sizes = row.hidden_dims[0], row.options["num_blocks"], row.options["num_heads"]
+        flow = Flow(layer, row.event_shape, row.options["patch_size"], row.layers, *sizes)
+        flow.cached = self.cached
+        return flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow(x)[0]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.flow.inverse(z)
+
+
+class Published(SingleFile):
+    """Samples by a cache of keys and values."""
+
+    name = "single file"
+    tarflow = jet = SingleFile.build
+
+
+class Naive(SingleFile):
+    """Samples by a pass of all tokens for each."""
+
+    name, cached = "single file, no cache", False
+    tarflow = SingleFile.build
+
+    def job(self, op: str) -> Callable[[], object]:
+        if op != "sample":
+            raise NotImplementedError
+        return super().job(op)
+
+
 class Floor:
     """The conditioners' matrix products alone: once forward, twice more for a training step."""
 
@@ -766,4 +828,15 @@ class Floor:
         return self.train if op.startswith("train") else self.forward
 
 
-CONTENDERS = (Twinflows, FrEIA, Nflows, Normflows, TorchCFM, Torchflows, Zuko, Loop)
+CONTENDERS = (
+    Twinflows,
+    FrEIA,
+    Nflows,
+    Normflows,
+    TorchCFM,
+    Torchflows,
+    Zuko,
+    Loop,
+    Published,
+    Naive,
+)

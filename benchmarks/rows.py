@@ -142,6 +142,13 @@ def monotone(model: str, **options: Any) -> Row:
     return Row(f"{model}-8", model, 8, (64, 64), 3, 256, options=options, tolerance=0.03)
 
 
+def patches(model: str, layers: int) -> Row:
+    """Transformers of 64 patches of 4 x 4 pixels, two blocks of four heads each, affine maps."""
+    options = {"patch_size": 4, "num_blocks": 2, "num_heads": 4}
+    shape, small = (1, 32, 32), (1, 8, 8)
+    return Row(model, model, shape, (64,), layers, 16, options=options, check_dim=small)
+
+
 ROWS = {
     row.name: row
     for row in (
@@ -155,6 +162,8 @@ ROWS = {
         exact("exact-256-hollow", 256, (256, 256), 64, True),
         residual("residual-2", 2, (64, 64), 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
+        patches("tarflow", 4),
+        patches("jet", 5),
         *(monotone(model) for model in ("sospf", "naf", "unaf", "bpf", "bnaf")),
         monotone("gf", growth=0.2),
         *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),

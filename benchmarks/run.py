@@ -126,7 +126,7 @@ def measure(
                 jobs[contender.name] = job = contender.job(op)
                 job()
             except NotImplementedError:
-                del jobs[contender.name]
+                jobs.pop(contender.name, None)
                 continue
             repeats[contender.name] = max(1, round(seconds / max(processor_time(job, 3), 1e-6)))
             times[contender.name][op] = []
