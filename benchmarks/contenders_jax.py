@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from benchmarks.published_jax import START, Flow
 from benchmarks.rows import Row
 
 LEARNING_RATE = 1e-5
@@ -63,7 +64,13 @@ class Contender:
         self.opt_state = self.optimizer.init(self.params)
         self.x = jax.random.normal(jax.random.key(0), (row.batch, *row.event_shape))
         self.as_sampled = jax.random.normal(jax.random.key(2), (row.samples, *row.event_shape))
+        shape = (row.batch, row.context_dim)
+        self.context = jax.random.normal(jax.random.key(3), shape) if row.context_dim else None
         self.step = jax.jit(self.train_step, donate_argnums=(0, 1))
+
+    def given(self, x: Array) -> Array | None:
+        """The contexts of the first rows."""
+        return None if self.context is None else self.context[: len(x)]
 
     @property
     def num_parameters(self) -> int:
@@ -175,14 +182,16 @@ class Twinflows(Contender):
     matching = continuous
 
     def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
-        if self.row.model != "matching":
-            return super().train_step(params, opt_state, x)
+        """In training mode, as our ``fit``."""
         from jax_flows import FlowMatching
 
         loss = FlowMatching()
 
         def mean(params: Any) -> Array:
-            return loss(self.flow, self.variables(params), x, None, *self.noise).mean()
+            variables = self.variables(params)
+            if self.row.model == "matching":
+                return loss(self.flow, variables, x, None, *self.noise).mean()
+            return -self.flow.log_prob_and_update(variables, x, self.context)[0].mean()
 
         updates, opt_state = self.optimizer.update(jax.grad(mean)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
@@ -218,6 +227,12 @@ class Twinflows(Contender):
             for i in range(row.layers)
         ]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
+
+    def conditional(self, row: Row) -> None:
+        from jax_flows import MAF
+
+        given: dict[str, Any] = {"context_dim": row.context_dim, "activation": "relu"}
+        self.init(MAF(row.dim, row.hidden_dims, row.layers, **given))
 
     def maf_of_flowjax(self, row: Row) -> None:
         from jax_flows import import_flow
@@ -271,6 +286,33 @@ class Twinflows(Contender):
 
         self.init(Glow(row.event_shape, row.options["levels"], row.layers, row.hidden_dims[0]))
 
+    def tarflow(self, row: Row) -> None:
+        from jax_flows import AffineMap, TarFlow
+
+        self.init(
+            TarFlow(
+                row.event_shape,
+                num_layers=row.layers,
+                hidden_dim=row.hidden_dims[0],
+                map=AffineMap("exp", order="shift_divide"),
+                initial_scale=START,
+                **row.options,
+            )
+        )
+
+    def jet(self, row: Row) -> None:
+        from jax_flows import Jet
+
+        self.init(
+            Jet(
+                row.event_shape,
+                num_layers=row.layers,
+                hidden_dim=row.hidden_dims[0],
+                initial_scale=START,
+                **row.options,
+            )
+        )
+
     def init(self, flow: Any) -> None:
         """Fresh weights for a flow; what is not trained stays out of ``params``."""
         self.flow = flow
@@ -281,15 +323,17 @@ class Twinflows(Contender):
         return {"params": params, "batch_stats": self.batch_stats}
 
     def log_prob(self, params: Any, x: Array) -> Array:
-        return self.flow.log_prob(self.variables(params), x)
+        return self.flow.log_prob(self.variables(params), x, self.given(x))
 
     def forward(self, params: Any, x: Array) -> Array:
-        return self.flow.forward(self.variables(params), x)[0]
+        return self.flow.forward(self.variables(params), x, self.given(x))[0]
 
     def inverse(self, params: Any, z: Array) -> Array:
-        return self.flow.inverse(self.variables(params), z)[0]
+        return self.flow.inverse(self.variables(params), z, self.given(z))[0]
 
     def sample(self, params: Any, key: Array) -> Array:
+        if self.context is not None:
+            return self.flow.sample(self.variables(params), key, 1, self.context)[0]
         return self.flow.sample(self.variables(params), key, self.row.samples)
 
 
@@ -340,12 +384,13 @@ class Flowjax(Contender):
             flow_layers=row.layers,
             nn_width=row.hidden_dims[0],
             nn_depth=len(row.hidden_dims),
+            cond_dim=row.context_dim or None,
         )
 
     def maf(self, row: Row) -> None:
         self.partition(self.build_maf(row))
 
-    maf_of_flowjax = maf
+    maf_of_flowjax = conditional = maf
 
     @staticmethod
     def build_bnaf(row: Row) -> Any:
@@ -378,17 +423,19 @@ class Flowjax(Contender):
         return paramax.unwrap(equinox.combine(params, self.static))
 
     def log_prob(self, params: Any, x: Array) -> Array:
-        return self.flow(params).log_prob(x)
+        return self.flow(params).log_prob(x, self.given(x))
 
     def forward(self, params: Any, x: Array) -> Array:
-        return jax.vmap(self.flow(params).bijection.inverse)(x)
+        return jax.vmap(self.flow(params).bijection.inverse)(x, self.given(x))
 
     def inverse(self, params: Any, z: Array) -> Array:
-        return jax.vmap(self.flow(params).bijection.transform)(z)
+        return jax.vmap(self.flow(params).bijection.transform)(z, self.given(z))
 
     def sample(self, params: Any, key: Array) -> Array:
         if self.row.model == "bnaf":
             raise NotImplementedError  # its search runs out of steps for some of the noise
+        if self.context is not None:
+            return self.flow(params).sample(key, (), self.context)
         return self.flow(params).sample(key, (self.row.samples,))
 
 
@@ -594,6 +641,51 @@ class Diffrax(Contender):
         return self.solve(params, jax.random.normal(key, self.x.shape), None, 1.0).ys[-1]
 
 
+class SingleFile(Contender):
+    """The papers' arithmetic in a single file."""
+
+    requires, cached = "jax", True
+
+    def build(self, row: Row) -> None:
+        sizes = row.hidden_dims[0], row.options["num_blocks"], row.options["num_heads"]
+        patch = row.options["patch_size"]
+        self.flow = Flow(row.model, row.event_shape, patch, row.layers, sizes)
+        self.params = self.flow.init(jax.random.key(0))
+
+    def log_prob(self, params: Any, x: Array) -> Array:
+        z, log_det = self.flow.forward(params, x)
+        constant = math.prod(self.row.event_shape) * math.log(2 * math.pi) / 2
+        return log_det - jnp.square(z).sum((1, 2, 3)) / 2 - constant
+
+    def forward(self, params: Any, x: Array) -> Array:
+        return self.flow.forward(params, x)[0]
+
+    def inverse(self, params: Any, z: Array) -> Array:
+        return self.flow.inverse(params, z, self.cached)
+
+    def sample(self, params: Any, key: Array) -> Array:
+        return self.inverse(params, jax.random.normal(key, self.as_sampled.shape))
+
+
+class Published(SingleFile):
+    """Samples by a cache of keys and values."""
+
+    name = "single file"
+    tarflow = jet = SingleFile.build
+
+
+class Naive(SingleFile):
+    """Samples by a pass of all tokens for each."""
+
+    name, cached = "single file, no cache", False
+    tarflow = SingleFile.build
+
+    def job(self, op: str) -> Callable[[], object]:
+        if op != "sample":
+            raise NotImplementedError
+        return super().job(op)
+
+
 class Floor:
     """The conditioners' matrix products alone, layer after layer in a scan; with gradients for ``train``."""
 
@@ -624,4 +716,4 @@ class Floor:
         return lambda: jax.block_until_ready(function(self.weights, self.x))
 
 
-CONTENDERS = (Twinflows, Distrax, Flowjax, Bijx, Diffrax)
+CONTENDERS = (Twinflows, Distrax, Flowjax, Bijx, Diffrax, Published, Naive)

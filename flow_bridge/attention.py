@@ -207,6 +207,21 @@ def patch_masks(num_channels: int) -> list[Mask]:
     return [mask for board in CHECKERBOARDS for mask in (*masks, board)]
 
 
+def check_sweeps(owner: str, max_sweeps: int | None, sweep_size: int | None) -> None:
+    """Raise ``ValueError`` for numbers of sweeps and sizes of their blocks that are none."""
+    if max_sweeps is not None:
+        checks.positive_int(owner, max_sweeps=max_sweeps)
+    if sweep_size is not None:
+        checks.positive_int(owner, sweep_size=sweep_size)
+        if max_sweeps is None:
+            raise ValueError(f"{owner} with sweep_size expects max_sweeps, those of each block.")
+
+
+def sweep_size(given: int | None, num_tokens: int) -> int:
+    """How many tokens are found together by sweeps."""
+    return num_tokens if given is None else min(given, num_tokens)
+
+
 def sweeps_message(num_rows: int, max_sweeps: int) -> str:
     """What an inverse by sweeps that did not converge says."""
     return (

@@ -24,6 +24,7 @@ def check_affine(
     order: str,
     low: float,
     high: float,
+    clip: float | None,
 ) -> float:
     """Check the options of ``AffineMap``, and return the offset.
 
@@ -34,14 +35,18 @@ def check_affine(
     checks.positive_number(owner, bound=bound)
     checks.non_negative_number(owner, minimum=minimum)
     checks.interval(owner, low=low, high=high)
+    if clip is not None:
+        checks.positive_number(owner, clip=clip)
     if offset is not None:
         if isinstance(offset, bool) or not isinstance(offset, int | float):
             raise ValueError(f"{owner} expects offset as a number or None, got {offset!r}.")
         if not math.isfinite(offset):
             raise ValueError(f"{owner} expects offset to be finite, got {offset!r}.")
     if scale not in ("softplus", "sigmoid"):
-        if offset or minimum:
-            raise ValueError(f"{owner} has offset and minimum with softplus and sigmoid only.")
+        if offset or minimum or clip is not None:
+            raise ValueError(
+                f"{owner} has offset, minimum and clip with softplus and sigmoid only."
+            )
         return 0.0
     if offset is not None:
         return float(offset)

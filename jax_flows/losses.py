@@ -467,7 +467,7 @@ class FlowMatching(Loss):
     ) -> Array:
         condition = None if context is None else flow.embed(variables, context)
         given = condition if flow.base.context_dim else None
-        z = flow.base.from_noise(flow.split(variables)["base"], noise[0], given)
+        z = flow.base.map_noise(flow.split(variables)["base"], noise[0], given)
         return self.errors(flow, variables, x, z, condition, *noise[1:])
 
     def errors(
@@ -491,7 +491,7 @@ class FlowMatching(Loss):
         x, z = jax.lax.stop_gradient((x, z))
         point, target, factor = self._path(x, z, t[:, None], noise)
         given = condition if field.context_dim else None
-        velocity = field.velocity(own[-1], point, t, given)
+        velocity = field.map_velocity(own[-1], point, t, given)
         error = (velocity if factor is None else factor * velocity) - target
         return jnp.square(error).sum(-1)
 
@@ -505,7 +505,8 @@ class FlowMatching(Loss):
         if self.path == "variance_preserving":
             cos, sin = jnp.cos(math.pi / 2 * t), jnp.sin(math.pi / 2 * t)
             return cos * x + sin * z, math.pi / 2 * (cos * z - sin * x), factor
-        point, target = (1 - t) * x + t * z, z - x
+        target = z - x
+        point = x + t * target
         if self.path == "schroedinger_bridge":
             factor = 2 * jnp.sqrt(t * (1 - t))
             point = point + sigma / 2 * factor * noise[0]

@@ -160,7 +160,7 @@ def continuous(**arguments: Any) -> dict[str, Any]:
 
 MAPS = {
     "ShiftMap": arch("ShiftMap"),
-    "AffineMap": arch("AffineMap", scale="softplus", minimum=1e-2, order="shift_scale"),
+    "AffineMap": arch("AffineMap", scale="softplus", minimum=1e-2, order="shift_scale", clip=3.0),
     "CubicMap": arch("CubicMap"),
     "CubicRationalMap": arch("CubicRationalMap"),
     "SinhMap": arch("SinhMap"),
@@ -399,8 +399,9 @@ CASES = [
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
               hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2), slow=True),
     Case("TransformerAutoregressive-options",
-         arch("TransformerAutoregressive", dim=4, token_dim=2, map=arch("AffineMap", scale="softplus"),
-              hidden_dim=4, num_blocks=2, num_heads=2, activation="silu", context_dim=4, rotary=True,
+         arch("TransformerAutoregressive", dim=4, token_dim=2, hidden_dim=4,
+              map=arch("AffineMap", scale="softplus", clip=3.0),
+              num_blocks=2, num_heads=2, activation="silu", context_dim=4, rotary=True,
               qk_norm=True, gated=True, context="prefix", context_tokens=2, checkpointing=True), slow=True),
     Case("TransformerAutoregressive-cross",
          arch("TransformerAutoregressive", dim=4, token_dim=2, map=arch("AffineMap"), hidden_dim=4,

@@ -160,6 +160,20 @@ def test_a_clamped_scale() -> None:
         np.testing.assert_array_equal(np.asarray(gradient)[:5, 1], [0, 1, 1, 1, 0])
 
 
+def test_a_clipped_scale() -> None:
+    """The softplus of a raw number within 3 of its offset: 1 at 0, and bounded both ways."""
+    raw, offset = np.array([0.0, -2.0, 1.0, -1e3, 1e3]), np.log(np.expm1(1))
+    map = {"type": "AffineMap", "scale": "softplus", "order": "shift_divide", "clip": 3.0}
+    expected = np.log1p(np.exp(3 * np.tanh(raw / 3) + offset))
+    parameters = np.stack([np.full(5, 0.2), raw], -1)
+    for z, log_slope in np.reshape(_on_both(map, np.full(5, 1.5), parameters), (2, 2, 5)):
+        np.testing.assert_allclose(log_slope, -np.log(expected), rtol=1e-14, atol=1e-15)
+        np.testing.assert_allclose(z, 1.3 / expected, rtol=1e-14)
+    for package in (torch_flows, jax_flows):
+        with pytest.raises(ValueError, match="offset, minimum and clip with softplus and sigmoid"):
+            package.AffineMap("exp", clip=3.0)
+
+
 def test_a_cubic_map_far_out() -> None:
     map, parameters = torch_flows.CubicMap(), torch.tensor([20.0, 3.0])
     for x in (1e5, 1e30, -3e38):

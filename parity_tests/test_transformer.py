@@ -114,20 +114,24 @@ def test_options(name: str) -> None:
     model = case.torch_model()
     z, context = torch.from_numpy(case.inputs(3)), torch.from_numpy(case.context(3))
     with torch.no_grad():
-        found, expected = model.inverse(z, context)[0], model.inverse_by_sweeps(z, 3, context).x
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+        found = model.inverse(z, context)[0]
+        for size in (None, 2):
+            expected = model.inverse_by_sweeps(z, 3, context, size).x
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_compiled_programs_do_not_grow_with_the_number_of_tokens() -> None:
-    """Without gradients the steps are one loop, which gives what they give."""
+@pytest.mark.parametrize("sweeps", [{}, {"max_sweeps": 5, "sweep_size": 2}])
+def test_compiled_programs_do_not_grow_with_the_number_of_tokens(sweeps: dict[str, int]) -> None:
+    """Without gradients the steps, and the sweeps of blocks, are one loop, which gives what they give."""
     sizes = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         sizes.append(len(graph.graph.nodes))
         return graph.forward
 
-    for dim in (6, 12):
-        case = Case("", FLOW | {"dim": dim, "hidden_dim": 4, "rotary": True} | OPTIONS["guided"])
+    for dim in (6, 14):
+        options = {"dim": dim, "hidden_dim": 4, "rotary": True} | OPTIONS["guided"] | sweeps
+        case = Case("", FLOW | options)
         model = case.torch_model()
         z, context = torch.from_numpy(case.inputs(3)), torch.from_numpy(case.context(3))
         torch._dynamo.reset()
@@ -216,17 +220,24 @@ def test_the_cache_changes_nothing() -> None:
     with torch.no_grad():
         expected = naive_inverse(model, z, context).numpy()
         in_place = model.inverse(z, context)[0].numpy()
-        sweeps = model.inverse_by_sweeps(z, 9, context)
+        sweeps = [model.inverse_by_sweeps(z, 9, context, size) for size in (None, 1, 3)]
     growing = model.inverse(z, context)[0].detach().numpy()
     bijector = jax_flows.build(FLOW)
     variables = torch_to_jax(case.weights(), bijector.shapes())
     by_scan = jax.jit(bijector.inverse)(variables, z.numpy(), context.numpy())[0]
-    by_loop = jax.jit(bijector.inverse_by_sweeps, static_argnums=2)(
-        variables, z.numpy(), 9, context.numpy()
-    )
-    for found in (in_place, growing, by_scan, sweeps.x.numpy(), by_loop.x):
+    by_loop = jax.jit(bijector.inverse_by_sweeps, static_argnums=(2, 4))
+    loops = [by_loop(variables, z.numpy(), 9, context.numpy(), size) for size in (None, 3)]
+    for found in (in_place, growing, by_scan, *(found.x for found in (*sweeps, *loops))):
         np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
-    assert int(sweeps.num_sweeps) == int(by_loop.num_sweeps) <= 4
+    log_det = -model(torch.from_numpy(expected), context)[1].detach()
+    for found in (*sweeps, *loops):
+        np.testing.assert_allclose(found.log_det, log_det, rtol=1e-12)
+    for found in (sweeps[1], sweeps[2], loops[1]):
+        assert np.asarray(found.change).max() < 1e-14
+    counts = [int(found.num_sweeps) for found in (*sweeps, *loops)]
+    assert counts[:2] == [4, 4]
+    assert counts[2] == counts[4] == 4  # three of the first block, one of the last
+    assert counts[3] == 4
 
 
 def test_gradients_are_those_of_the_weights_of_the_call() -> None:
@@ -286,10 +297,12 @@ def _named(weights: dict[str, Any]) -> dict[str, Any]:
     return {f"model.{name}": weight for name, weight in weights.items()}
 
 
+@pytest.mark.parametrize("size", [None, 3])
 @halves
-def test_too_few_sweeps_are_an_error(half: str) -> None:
+def test_too_few_sweeps_are_an_error(half: str, size: int | None) -> None:
     """In compiled code NaN, in those rows alone; gradients are those of the steps."""
-    case = Case("", FLOW | {"max_sweeps": 2, "context_dim": 0, "num_blocks": 1}, scale=1.0)
+    sweeps = {"max_sweeps": 2, "sweep_size": size}
+    case = Case("", FLOW | {"context_dim": 0, "num_blocks": 1} | sweeps, scale=1.0)
     z = case.inputs(3)
     z[0] = np.nan
     sentence = "still moved 2 of the rows after 2 sweeps"
@@ -390,6 +403,7 @@ def test_what_is_refused() -> None:
         (arch("TransformerAutoregressive", dim=5, token_dim=2, map=map), "dim divisible by 2, got 5"),
         (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "Autoregressive expects hidden_dim"),
         (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
+        (tokens | {"sweep_size": 2}, "expects max_sweeps"),
         (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
         (tokens | {"num_heads": 4, "hidden_dim": 4, "rotary": True}, "even width"),
         (tokens | {"context_dim": 3, "context": "cross", "context_tokens": 2}, "context_dim divisible by 2"),

@@ -373,7 +373,7 @@ class FlowMatching(Loss):
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
         condition = None if context is None else flow.embed(context)
         with torch.no_grad():
-            z = flow.base.from_noise(noise[0], condition if flow.base.context_dim else None)
+            z = flow.base.map_noise(noise[0], condition if flow.base.context_dim else None)
         return self.errors(flow, x, z, condition, *noise[1:])
 
     def errors(
@@ -390,7 +390,7 @@ class FlowMatching(Loss):
             z = torch.where(angle, near, z)
         point, target, factor = self._path(x, z, t.unsqueeze(-1), noise)
         given = condition if field.context_dim else None
-        velocity = field.velocity(point, t, given)
+        velocity = field.map_velocity(point, t, given)
         error = (velocity if factor is None else factor * velocity) - target
         return error.square().sum(-1)
 
@@ -404,7 +404,8 @@ class FlowMatching(Loss):
         if self.path == "variance_preserving":
             cos, sin = (math.pi / 2 * t).cos(), (math.pi / 2 * t).sin()
             return cos * x + sin * z, math.pi / 2 * (cos * z - sin * x), factor
-        point, target = (1 - t) * x + t * z, z - x
+        target = z - x
+        point = x + t * target
         if self.path == "schroedinger_bridge":
             factor = 2 * (t * (1 - t)).sqrt()
             point = point + sigma / 2 * factor * noise[0]

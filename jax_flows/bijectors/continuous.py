@@ -288,9 +288,13 @@ class ContinuousBijector(Bijector):
         """
         x, context = check_input(self, variables, "x", x, context)
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:-1])
-        return self._network_at(variables, x, t, context)
+        return self.map_velocity(variables, x, t, context)
 
-    def _network_at(self, variables: Variables, x: Array, t: Array, context: Array | None) -> Array:
+    def map_velocity(
+        self, variables: Variables, x: Array, t: Array, context: Array | None
+    ) -> Array:
+        """``velocity`` without its checks, t of shape ``(*batch,)``."""
+
         def network(*inputs: Array) -> Array:
             return jnp.asarray(self.network.apply(child(variables, "network"), *inputs))
 

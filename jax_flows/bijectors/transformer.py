@@ -1,6 +1,5 @@
 """Autoregressive maps of tokens, whose parameters come from a transformer."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -31,9 +30,10 @@ class Sweeps(NamedTuple):
     Attributes:
         x: shape ``(*batch, dim)``.
         log_det: log|det dx/dz|, of shape ``(*batch,)``.
-        num_sweeps: how many sweeps there were.
+        num_sweeps: how many sweeps there were, of all blocks together.
         change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``: if
-            that is rounding x is found, and after as many sweeps as there are tokens in any case.
+            that is rounding x is found. It is 0 after as many sweeps as there are tokens, and of several
+            blocks the largest.
     """
 
     x: Array
@@ -74,6 +74,9 @@ class TransformerAutoregressive(Bijector):
         guidance: ``None``, or a weight w: the context then is two of half its width, c and one without
             information u, and parameters are p_c + w (p_c - p_u); two weights are that of the first token and
             that of the last, the others lie in between. See ``guided``.
+        sweep_size: ``None``, or how many tokens are found together by sweeps (Gauss-Seidel-Jacobi): blocks of
+            so many, one after another, of which each takes up to ``max_sweeps`` sweeps of its tokens alone,
+            with keys and values kept of those before them.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
@@ -82,7 +85,8 @@ class TransformerAutoregressive(Bijector):
         ConvergenceError: if ``max_sweeps`` were too few, outside compiled code; there the row is NaN.
 
     Reference: Zhai et al. (2024), TarFlow, arXiv:2412.06329; Gu et al. (2025), STARFlow,
-    arXiv:2506.06276; sweeps: Song et al. (2021), arXiv:2002.03629.
+    arXiv:2506.06276; sweeps: Song et al. (2021), arXiv:2002.03629, in blocks: Liu and Qin (2025),
+    arXiv:2505.12849.
 
     Examples:
         >>> import jax, jax_flows
@@ -112,14 +116,14 @@ class TransformerAutoregressive(Bijector):
     context_tokens: int = 1
     checkpointing: bool = False
     guidance: bridge.Guidance = None
+    sweep_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = "TransformerAutoregressive"
         checks.instances(owner, "map", [self.map], UnivariateMap)
         checks.one_map(owner, self.map)
-        if self.max_sweeps is not None:
-            checks.positive_int(owner, max_sweeps=self.max_sweeps)
+        bridge.check_sweeps(owner, self.max_sweeps, self.sweep_size)
         _ = self.generated, self.weights, self.network
 
     @property
@@ -176,84 +180,133 @@ class TransformerAutoregressive(Bijector):
         if self.max_sweeps is None:
             return implicit_inverse(self, variables, z, context)
         x, log_det = _swept_inverse(self, variables, z, context)
-        if self.max_sweeps < self.num_tokens:
+        if self.max_sweeps < bridge.sweep_size(self.sweep_size, self.num_tokens):
             found = jnp.isnan(log_det) & jnp.isfinite(z).all(-1)
             if is_eager(found) and found.any():
                 raise ConvergenceError(bridge.sweeps_message(int(found.sum()), self.max_sweeps))
         return x, log_det
 
     def inverse_by_sweeps(
-        self, variables: Variables, z: AnyArray, max_sweeps: int, context: AnyArray | None = None
+        self,
+        variables: Variables,
+        z: AnyArray,
+        max_sweeps: int,
+        context: AnyArray | None = None,
+        sweep_size: int | None = None,
     ) -> Sweeps:
-        """``inverse`` by Jacobi sweeps, however far they come, without gradients.
+        """``inverse`` by sweeps, however far they come, without gradients.
 
         Args:
             variables: the arrays, from ``init``, ``fit`` or ``load``.
             z: shape ``(*batch, dim)``.
-            max_sweeps: after how many to stop, if they still move something by more than rounding and there
-                are more tokens.
+            max_sweeps: after how many to stop in each block, if they still move something by more than
+                rounding and there are more tokens.
             context: as for ``inverse``.
+            sweep_size: tokens of a block, all if not given.
         """
         z, context = check_input(self, variables, "z", z, context)
-        checks.positive_int("TransformerAutoregressive", max_sweeps=max_sweeps)
-        return self.solve_by_sweeps(*jax.lax.stop_gradient((variables, z, context)), max_sweeps)
+        bridge.check_sweeps("TransformerAutoregressive", max_sweeps, sweep_size)
+        size = bridge.sweep_size(sweep_size, self.num_tokens)
+        given = jax.lax.stop_gradient((variables, z, context))
+        return self.solve_by_sweeps(*given, max_sweeps, size)
 
     def solve_by_sweeps(
-        self, variables: Variables, z: Array, context: Array | None, max_sweeps: int
+        self,
+        variables: Variables,
+        z: Array,
+        context: Array | None,
+        max_sweeps: int,
+        sweep_size: int,
     ) -> Sweeps:
         """``inverse_by_sweeps`` of what has been checked."""
-        close = bridge.SWEEP_TOLERANCE * float(jnp.finfo(z.dtype).eps)
-        given = jnp.isfinite(z).all(-1)
-        tokens = self._tokens(z)
+        params, network, count = variables["params"]["network"], self.network, self.num_tokens
+        tokens, seen, context = self._rows(z, context)
+        given = jnp.isfinite(tokens).all((-2, -1))
 
-        def moving(state: Sweeps) -> Array:
-            going = state.num_sweeps < min(max_sweeps, self.num_tokens)
-            return going & (~(state.change <= close) & given).any()
+        def part(x: Array, t: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, t, sweep_size, 1)
 
-        def sweep(state: Sweeps) -> Sweeps:
-            # what overflows before its turn is not to reach the tokens before it, as 0 times infinity
-            seen = jnp.where(jnp.isfinite(state.x), state.x, 0)
-            parameters = self._parameters_of(variables, self._tokens(seen), context)
-            solved, log_slope = self.map.inverse(tokens, parameters)
-            x = self._vector(solved)
-            change = (jnp.abs(x - state.x) / (1 + jnp.abs(x))).max(-1)
-            return Sweeps(x, log_slope.sum((-2, -1)), state.num_sweeps + 1, change)
+        def changed(x: Array, own: Array, t: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(x, own, t, 1)
+
+        def going(carry: tuple[Any, ...]) -> Array:
+            return carry[0] < count
+
+        def sweep(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            start, tries, total, x, log_slopes, change, state = carry
+            t = jnp.minimum(start, count - sweep_size)
+            before = part(x, t)
+            # the first token is not seen at the beginning
+            known = jnp.concatenate([part(x, jnp.maximum(t - 1, 0))[:, :1], before[:, :-1]], 1)
+            out, state = network.step(params, t, self._seen(_finite(known)), state)
+            own, log_slope = self._solve(part(tokens, t), out, self._weights(t, sweep_size))
+            new = jnp.minimum(count - start, sweep_size)
+            moved = jnp.where(tries + 1 < new, _change(before, own, (-2, -1)), 0)
+            done = (tries + 1 >= max_sweeps) | ~_moving(moved, given).any()
+            return (
+                jnp.where(done, start + sweep_size, start),
+                jnp.where(done, 0, tries + 1),
+                total + 1,
+                changed(x, own, t),
+                changed(log_slopes, log_slope, t),
+                jnp.where(done, jnp.maximum(change, moved), change),
+                state,
+            )
 
         with jax.default_matmul_precision("highest"):
-            unknown = jnp.full_like(z[..., 0], math.inf)
-            start = sweep(Sweeps(z, unknown, jnp.zeros((), jnp.int32), unknown))
-            return jax.lax.while_loop(moving, sweep, start)
+            zero, no_sweep = jnp.zeros((), int), jnp.zeros((), jnp.int32)
+            empty = jnp.zeros_like(tokens), jnp.zeros_like(tokens[:, 0, 0])
+            first = zero, zero, no_sweep, tokens, *empty, network.begin(params, seen, context)
+            _, _, total, x, log_slopes, change, _ = jax.lax.while_loop(going, sweep, first)
+        batch = z.shape[:-1]
+        x = self._vector(x.reshape(*batch, count, self.token_dim))
+        return Sweeps(x, log_slopes.sum((-2, -1)).reshape(batch), total, change.reshape(batch))
 
     def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         """One token after the other."""
         params, network = variables["params"]["network"], self.network
-        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
-        seen, weights = self.map.features(tokens[:, 0], -1), jnp.zeros(self.num_tokens, z.dtype)
-        if context is not None:
-            context = context.reshape(-1, network.options.context_dim)
-        if self.weights is not None:
-            seen, weights = jnp.repeat(seen, 2, 0), jnp.array(self.weights, z.dtype)
+        tokens, seen, context = self._rows(z, context)
         # an inverse is computed in full precision
         with jax.default_matmul_precision("highest"):
             start = network.begin(params, seen, context)
 
-            def step(carry: tuple[Array, Steps], row: tuple[Array, Array, Array]) -> Any:
-                t, token, weight = row
+            def step(carry: tuple[Array, Steps], row: tuple[Array, Array]) -> Any:
+                t, token = row
                 seen, state = carry
                 out, state = network.step(params, t, seen, state)
-                if self.weights is not None:
-                    out = _guide(out.reshape(-1, 2, out.shape[-1]), weight)
-                parameters = out.reshape(*token.shape, self.map.num_parameters)
-                x, log_slope = self.map.inverse(token, parameters)
-                seen = self.map.features(x, -1)
-                if self.weights is not None:
-                    seen = jnp.repeat(seen, 2, 0)
-                return (seen, state), (x, log_slope.sum(-1))
+                x, log_slope = self._solve(token[:, None], out, self._weights(t, 1))
+                return (self._seen(x), state), (x[:, 0], log_slope.sum((-2, -1)))
 
-            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0), weights
+            rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0)
             _, (found, log_slopes) = jax.lax.scan(step, (seen, start), rows)
         x = jnp.moveaxis(found, 0, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
         return self._vector(x), log_slopes.sum(0).reshape(z.shape[:-1])
+
+    def _rows(self, z: Array, context: Array | None) -> tuple[Array, Array, Array | None]:
+        """z as tokens of one batch axis, what the network is given before any is known, and the context."""
+        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        if context is not None:
+            context = context.reshape(-1, self.network.options.context_dim)
+        return tokens, self._seen(tokens[:, :1]), context
+
+    def _weights(self, t: Array, count: int) -> Array | None:
+        """Those of the guidance for tokens from t on, ``(count, 1)``."""
+        if self.weights is None:
+            return None
+        return jax.lax.dynamic_slice_in_dim(jnp.array(self.weights), t, count)[:, None]
+
+    def _solve(self, tokens: Array, out: Array, weights: Array | None) -> Output:
+        """x of tokens ``(batch, n, token_dim)`` of z, from what the network gave for their places, and the
+        weights of their guidance."""
+        if weights is not None:
+            pair = out.reshape(-1, 2, *out.shape[1:]).swapaxes(1, 2)
+            out = _guide(pair, weights.astype(out.dtype))
+        return self.map.inverse(tokens, out.reshape(*tokens.shape, self.map.num_parameters))
+
+    def _seen(self, x: Array) -> Array:
+        """What the network sees of tokens, once for each context."""
+        seen = self.map.features(x, -1)
+        return seen if self.weights is None else jnp.repeat(seen, 2, 0)
 
     def _parameters_of(self, variables: Variables, tokens: Array, context: Array | None) -> Array:
         """Those of every entry, ``(*batch, num_tokens, token_dim, num_parameters)``."""
@@ -280,6 +333,22 @@ class TransformerAutoregressive(Bijector):
         return tokens.reshape(*tokens.shape[:-2], self.dim)
 
 
+def _finite(x: Array) -> Array:
+    """x without infinities: what overflows before its turn is not to reach the tokens before it, as 0 times
+    infinity."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def _change(before: Array, x: Array, axes: Any) -> Array:
+    """By how much a sweep moved each row."""
+    return (jnp.abs(x - before) / (1 + jnp.abs(x))).max(axes)
+
+
+def _moving(change: Array, given: Any) -> Array:
+    """Which of the given rows are not solved."""
+    return ~(change <= bridge.SWEEP_TOLERANCE * float(jnp.finfo(change.dtype).eps)) & given
+
+
 def _guide(pair: Array, weight: Any) -> Array:
     """Parameters ``(*batch, 2, count)`` of two contexts, those of the first moved away from the second's."""
     given, free = pair[..., 0, :], pair[..., 1, :]
@@ -292,10 +361,11 @@ def _swept_inverse(
     bijector: TransformerAutoregressive, variables: Variables, z: Array, context: Array | None
 ) -> Output:
     max_sweeps = checks.known(bijector.max_sweeps)
-    x, log_det, _, change = bijector.solve_by_sweeps(variables, z, context, max_sweeps)
+    size = bridge.sweep_size(bijector.sweep_size, bijector.num_tokens)
+    x, log_det, _, change = bijector.solve_by_sweeps(variables, z, context, max_sweeps, size)
     failed = ~jnp.isfinite(x).all(-1)
-    if max_sweeps < bijector.num_tokens:
-        failed = failed | ~(change <= bridge.SWEEP_TOLERANCE * float(jnp.finfo(z.dtype).eps))
+    if max_sweeps < size:
+        failed = failed | _moving(change, True)
     return jnp.where(failed[..., None], jnp.nan, x), jnp.where(failed, jnp.nan, log_det)
 
 

@@ -45,7 +45,7 @@ class TarFlow(Model):
             ``AffineMap("tanh", bound=2, order="shift_divide")``.
         initial_scale: factor of the first weights of each transformer's last layer; with 0 most maps
             start as the identity.
-        max_sweeps: see ``TransformerAutoregressive``.
+        max_sweeps, sweep_size: see ``TransformerAutoregressive``.
         rotary, qk_norm, gated, context, context_tokens, checkpointing: as in ``networks.Transformer``.
         guidance: see ``guided``.
         base: the distribution of the latent, a standard normal if not given.
@@ -83,6 +83,7 @@ class TarFlow(Model):
     context_tokens: int = 1
     checkpointing: bool = False
     guidance: bridge.Guidance = None
+    sweep_size: int | None = None
 
     def build_bijector(self) -> Bijector:
         checks.positive_int("TarFlow", num_layers=self.num_layers)
@@ -111,6 +112,7 @@ class TarFlow(Model):
                 self.context_tokens,
                 self.checkpointing,
                 self.guidance,
+                self.sweep_size,
             )
             for i, depth in enumerate(depths)
         ]

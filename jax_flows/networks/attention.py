@@ -125,17 +125,16 @@ class AttentionBlock:
         caches: Array,
         i: Array,
         t: Array | int,
+        mask: Array,
         turns: Array | None,
         memory: Memory,
     ) -> tuple[Array, Array]:
-        """What tokens from t on become, which see each other; the caches with their keys and values in
-        block i."""
+        """What tokens from t on become; the caches with their keys and values in block i."""
         q, *new = self.heads(layer, h, turns)
         pair = jnp.stack(new)[None]
         caches = jax.lax.dynamic_update_slice(caches, pair, (i, 0, 0, 0, t, 0))
         k, v = jax.lax.dynamic_index_in_dim(caches, i, keepdims=False)
-        known = jnp.arange(caches.shape[-2]) < t + h.shape[-2]
-        return self.finish(layer, h, attend(q, k, v, known), memory), caches
+        return self.finish(layer, h, attend(q, k, v, mask), memory), caches
 
     def heads(self, layer: Params, h: Array, turns: Array | None) -> tuple[Array, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
@@ -533,33 +532,38 @@ class CausalTransformer(TokenNetwork):
             return self._through(params, 0, known, state)[1]
         return state
 
-    def step(self, params: Params, t: Array, token: Array, state: Steps) -> tuple[Array, Steps]:
-        """Output t, ``(batch, out_dim)``, and the state with token t.
+    def step(self, params: Params, t: Array, tokens: Array, state: Steps) -> tuple[Array, Steps]:
+        """Outputs t, t + 1, ..., of shape ``(batch, n, out_dim)``, and the state with their tokens.
 
         Args:
             params: the weights.
             t: how many tokens are known.
-            token: the last of them, ``(batch, in_dim)``, anything at first.
+            tokens: the last of them and n - 1 further ones, ``(batch, n, in_dim)``, the first one anything
+                if none is known.
             state: of the steps before.
         """
-        h = jnp.where(t == 0, params["beginning"], _linear(params["embed"], token[:, None]))
+        count = tokens.shape[-2]
+        first = (t + jnp.arange(count) == 0)[:, None]
+        h = jnp.where(first, params["beginning"], _linear(params["embed"], tokens))
         if not self.options.rotary:
-            h = h + jax.lax.dynamic_index_in_dim(params["positions"], t, keepdims=False)
+            h = h + jax.lax.dynamic_slice_in_dim(params["positions"], t, count)
         h = h if state.term is None else h + state.term
-        h, state = self._through(params, self.options.num_prefix + t, h, state)
-        return _linear(params["read"], h)[:, 0], state
+        h, state = self._through(params, self.options.num_prefix + t, h, state, True)
+        return _linear(params["read"], h), state
 
     def _through(
-        self, params: Params, place: Array | int, h: Array, state: Steps
+        self, params: Params, place: Array | int, h: Array, state: Steps, causal: bool = False
     ) -> tuple[Array, Steps]:
         """Tokens from a place on through all blocks."""
-        turns = self.turns
+        turns, count = self.turns, h.shape[-2]
         if turns is not None:
-            turns = jax.lax.dynamic_slice_in_dim(turns, place, h.shape[-2], 1)
+            turns = jax.lax.dynamic_slice_in_dim(turns, place, count, 1)
+        last = place + (jnp.arange(count)[:, None] if causal else count - 1)
+        mask = jnp.arange(state.caches.shape[-2]) <= last
 
         def through(carry: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
             i, layer, memory = block
-            return self.block.step(layer, *carry, i, place, turns, memory), None
+            return self.block.step(layer, *carry, i, place, mask, turns, memory), None
 
         layers, carry = params[self.blocks], (h, state.caches)
         if self.options.num_blocks == 1:

@@ -265,9 +265,10 @@ class ContinuousBijector(Bijector):
         """
         context = check_input(self, "x", x, context)
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-        return self._network_at(x, t, context)
+        return self.map_velocity(x, t, context)
 
-    def _network_at(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def map_velocity(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """``velocity`` without its checks, t of shape ``(*batch,)``."""
         return self.field_by(self.network, x, t, context)
 
     def field_by(

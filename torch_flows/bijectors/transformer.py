@@ -27,9 +27,10 @@ class Sweeps(NamedTuple):
     Attributes:
         x: shape ``(*batch, dim)``.
         log_det: log|det dx/dz|, of shape ``(*batch,)``.
-        num_sweeps: how many sweeps there were.
+        num_sweeps: how many sweeps there were, of all blocks together.
         change: by how much the last of them moved each row, the largest |dx| / (1 + |x|), ``(*batch,)``: if
-            that is rounding x is found, and after as many sweeps as there are tokens in any case.
+            that is rounding x is found. It is 0 after as many sweeps as there are tokens, and of several
+            blocks the largest.
     """
 
     x: Tensor
@@ -69,6 +70,9 @@ class TransformerAutoregressive(Bijector):
         guidance: ``None``, or a weight w: the context then is two of half its width, c and one without
             information u, and parameters are p_c + w (p_c - p_u); two weights are that of the first token and
             that of the last, the others lie in between. See ``guided``.
+        sweep_size: ``None``, or how many tokens are found together by sweeps (Gauss-Seidel-Jacobi): blocks of
+            so many, one after another, of which each takes up to ``max_sweeps`` sweeps of its tokens alone,
+            with keys and values kept of those before them.
 
     Shapes: x and z ``(*batch, dim)``, context ``(*batch, context_dim)``.
 
@@ -77,7 +81,8 @@ class TransformerAutoregressive(Bijector):
         ConvergenceError: if ``max_sweeps`` were too few, outside compiled code; there the row is NaN.
 
     Reference: Zhai et al. (2024), TarFlow, arXiv:2412.06329; Gu et al. (2025), STARFlow,
-    arXiv:2506.06276; sweeps: Song et al. (2021), arXiv:2002.03629.
+    arXiv:2506.06276; sweeps: Song et al. (2021), arXiv:2002.03629, in blocks: Liu and Qin (2025),
+    arXiv:2505.12849.
 
     Examples:
         >>> import torch, torch_flows
@@ -111,13 +116,13 @@ class TransformerAutoregressive(Bijector):
         context_tokens: int = 1,
         checkpointing: bool = False,
         guidance: bridge.Guidance = None,
+        sweep_size: int | None = None,
     ) -> None:
         super().__init__()
         owner = "TransformerAutoregressive"
         checks.instances(owner, "map", [map], UnivariateMap)
         checks.one_map(owner, map)
-        if max_sweeps is not None:
-            checks.positive_int(owner, max_sweeps=max_sweeps)
+        bridge.check_sweeps(owner, max_sweeps, sweep_size)
         self.dim = dim
         self.map = map
         self.token_dim = token_dim
@@ -131,6 +136,7 @@ class TransformerAutoregressive(Bijector):
         self.context, self.context_tokens = context, context_tokens
         self.checkpointing = checkpointing
         self.guidance = tuple(guidance) if isinstance(guidance, list) else guidance
+        self.sweep_size = sweep_size
         self.event_shape = (dim,)
         self.domain, self.codomain = map.domain, map.codomain
         self.num_tokens = bridge.num_tokens(owner, dim, token_dim)
@@ -159,10 +165,11 @@ class TransformerAutoregressive(Bijector):
             return _Recomputed.apply(self, names, z, context, *weights)
         if self.max_sweeps is None:
             return self.explicit_inverse(z, context)
-        x, log_det, _, change = self.solve_by_sweeps(z, context, self.max_sweeps)
+        size = bridge.sweep_size(self.sweep_size, self.num_tokens)
+        x, log_det, _, change = self.solve_by_sweeps(z, context, self.max_sweeps, size)
         failed = ~x.isfinite().all(-1)
-        if self.max_sweeps < self.num_tokens:
-            failed = failed | ~(change <= bridge.SWEEP_TOLERANCE * torch.finfo(z.dtype).eps)
+        if self.max_sweeps < size:
+            failed = failed | _moving(change, True)
             found = failed & z.isfinite().all(-1)
             if is_eager() and found.any():
                 raise ConvergenceError(bridge.sweeps_message(int(found.sum()), self.max_sweeps))
@@ -170,49 +177,131 @@ class TransformerAutoregressive(Bijector):
         return x, torch.where(failed, math.nan, log_det)
 
     def inverse_by_sweeps(
-        self, z: Tensor, max_sweeps: int, context: Tensor | None = None
+        self,
+        z: Tensor,
+        max_sweeps: int,
+        context: Tensor | None = None,
+        sweep_size: int | None = None,
     ) -> Sweeps:
-        """``inverse`` by Jacobi sweeps, however far they come, without gradients.
+        """``inverse`` by sweeps, however far they come, without gradients.
 
         Args:
             z: shape ``(*batch, dim)``.
-            max_sweeps: after how many to stop, if they still move something by more than rounding and there
-                are more tokens.
+            max_sweeps: after how many to stop in each block, if they still move something by more than
+                rounding and there are more tokens.
             context: as for ``inverse``.
+            sweep_size: tokens of a block, all if not given.
         """
         context = check_input(self, "z", z, context)
-        checks.positive_int("TransformerAutoregressive", max_sweeps=max_sweeps)
+        bridge.check_sweeps("TransformerAutoregressive", max_sweeps, sweep_size)
+        size = bridge.sweep_size(sweep_size, self.num_tokens)
         with torch.no_grad():
-            return self.solve_by_sweeps(z, context, max_sweeps)
+            return self.solve_by_sweeps(z, context, max_sweeps, size)
 
     @full_precision
-    def solve_by_sweeps(self, z: Tensor, context: Tensor | None, max_sweeps: int) -> Sweeps:
+    def solve_by_sweeps(
+        self, z: Tensor, context: Tensor | None, max_sweeps: int, sweep_size: int
+    ) -> Sweeps:
         """``inverse_by_sweeps`` of what has been checked."""
-        close = bridge.SWEEP_TOLERANCE * torch.finfo(z.dtype).eps
-        given, x = z.isfinite().all(-1), z
-        tokens = self._tokens(z)
-        log_det = change = torch.full_like(z[..., 0], math.inf)
-        count = 0
-        while count < min(max_sweeps, self.num_tokens):
-            # what overflows before its turn is not to reach the tokens before it, as 0 times infinity
-            seen = torch.where(x.isfinite(), x, 0)
-            solved, log_slope = self.map.inverse(
-                tokens, self._parameters_of(self._tokens(seen), context)
+        tokens, seen, context = self._rows(z, context)
+        solve = self._block_loop if loops() else self._blocks
+        x, log_slopes, count, change = solve(tokens, seen, context, max_sweeps, sweep_size)
+        batch = z.shape[:-1]
+        x = self._vector(x.reshape(*batch, self.num_tokens, self.token_dim))
+        return Sweeps(x, log_slopes.sum((-2, -1)).reshape(batch), count, change.reshape(batch))
+
+    def _blocks(
+        self,
+        tokens: Tensor,
+        seen: Tensor,
+        context: Tensor | None,
+        max_sweeps: int,
+        sweep_size: int,
+    ) -> tuple[Tensor, ...]:
+        """x and the log-slopes ``(batch, num_tokens, token_dim)``, how many sweeps, and by how much the last
+        ones moved each row."""
+        given = tokens.isfinite().all(-1).all(-1)
+        state = self.network.begin(seen, context, is_eager())
+        change, last, count = torch.zeros_like(tokens[:, 0, 0]), tokens[:, :1], 0
+        found, log_slopes = [], []
+        for t in range(0, self.num_tokens, sweep_size):
+            own = x = tokens[:, t : t + sweep_size]
+            weights = self._weights(t, own.shape[1])
+            for tries in range(min(max_sweeps, own.shape[1])):
+                sweep = Steps(state.term, [[*cache] for cache in state.caches], state.memories)
+                seen = self._seen(_finite(torch.cat([last, x[:, :-1]], 1)))
+                before, count = x, count + 1
+                x, log_slope = self._solve(own, self.network.step(t, seen, sweep), weights)
+                moved = _change(before, x, (-2, -1))
+                if tries + 1 == own.shape[1]:
+                    moved = torch.zeros_like(moved)
+                if is_eager() and not _moving(moved, given).any():
+                    break
+            state, last, change = sweep, x[:, -1:], change.maximum(moved)
+            found.append(x)
+            log_slopes.append(log_slope)
+        total = torch.tensor(count, device=tokens.device)
+        return torch.cat(found, 1), torch.cat(log_slopes, 1), total, change
+
+    def _block_loop(
+        self,
+        tokens: Tensor,
+        seen: Tensor,
+        context: Tensor | None,
+        max_sweeps: int,
+        sweep_size: int,
+    ) -> tuple[Tensor, ...]:
+        """``_blocks`` as one loop of the compiled program: the last block begins earlier, if it were
+        shorter than the others, with tokens that are known."""
+        given = tokens.isfinite().all(-1).all(-1)
+        state, caches = self._carried(seen, context)
+        all_weights = self._weights(0, self.num_tokens)
+        offsets = torch.arange(sweep_size, device=tokens.device)
+
+        def going(start: Tensor, *_: Tensor) -> Tensor:
+            return (start < self.num_tokens).squeeze(0)
+
+        def sweep(
+            start: Tensor,
+            tries: Tensor,
+            count: Tensor,
+            x: Tensor,
+            log_slopes: Tensor,
+            change: Tensor,
+            caches: Tensor,
+        ) -> tuple[Tensor, ...]:
+            places = start.clamp(max=self.num_tokens - sweep_size) + offsets
+            known = x.index_select(1, (places - 1).clamp(min=0))
+            out, caches = self.network.step_at(places, self._seen(_finite(known)), caches, state)
+            weights = None if all_weights is None else all_weights.index_select(0, places)
+            own, log_slope = self._solve(tokens.index_select(1, places), out, weights)
+            moved = _change(x.index_select(1, places), own, (-2, -1))
+            new = (self.num_tokens - start).clamp(max=sweep_size)
+            moved = torch.where(tries + 1 < new, moved, 0)
+            done = (tries + 1 >= max_sweeps) | ~_moving(moved, given).any()
+            return (
+                torch.where(done, start + sweep_size, start),
+                torch.where(done, 0, tries + 1),
+                count + 1,
+                x.index_copy(1, places, own),
+                log_slopes.index_copy(1, places, log_slope),
+                torch.where(done, change.maximum(moved), change),
+                caches,
             )
-            before, x, count = x, self._vector(solved), count + 1
-            log_det = log_slope.sum((-2, -1))
-            change = ((x - before).abs() / (1 + x.abs())).amax(-1)
-            if is_eager() and not (~(change <= close) & given).any():
-                break
-        return Sweeps(x, log_det, torch.tensor(count, device=z.device), change)
+
+        first, tries = (torch.zeros(1, dtype=torch.int64, device=tokens.device) for _ in range(2))
+        count = torch.zeros((), dtype=torch.int64, device=tokens.device)
+        empty = tokens.new_zeros(tokens.shape), tokens.new_zeros(len(tokens))
+        x = tokens.clone(memory_format=torch.contiguous_format)
+        _, _, count, x, log_slopes, change, _ = while_loop(
+            going, sweep, (first, tries, count, x, *empty, caches)
+        )
+        return x, log_slopes, count, change
 
     @full_precision
     def explicit_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         """One token after the other."""
-        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
-        seen = self._seen(tokens[:, 0])
-        if context is not None:
-            context = context.reshape(-1, self.network.options.context_dim)
+        tokens, seen, context = self._rows(z, context)
         without = not torch.is_grad_enabled()
         if without and loops():
             found, log_det = self._loop(tokens, seen, context)
@@ -227,26 +316,20 @@ class TransformerAutoregressive(Bijector):
         """The tokens ``(batch, num_tokens, token_dim)`` of x, and the log-det."""
         state = self.network.begin(seen, context, in_place)
         found, log_slopes = [], []
-        for t, token in enumerate(tokens.unbind(1)):
-            weight = None if self.weights is None else self.weights[t]
-            x, log_slope = self._solve(token, self.network.step(t, seen, state), weight)
+        for t, token in enumerate(tokens.split(1, 1)):
+            x, log_slope = self._solve(
+                token, self.network.step(t, seen, state), self._weights(t, 1)
+            )
             seen = self._seen(x)
             found.append(x)
-            log_slopes.append(log_slope.sum(-1))
-        return torch.stack(found, 1), torch.stack(log_slopes).sum(0)
+            log_slopes.append(log_slope.sum((-2, -1)))
+        return torch.cat(found, 1), torch.stack(log_slopes).sum(0)
 
     def _loop(self, tokens: Tensor, seen: Tensor, context: Tensor | None) -> Output:
         """``_steps`` as one loop of the compiled program, which does not grow with the number of tokens."""
-        state, count = self.network.begin(seen, context, True), self.num_tokens
-        weights = None if self.weights is None else tokens.new_tensor(self.weights)
+        state, caches = self._carried(seen, context)
+        count, weights = self.num_tokens, self._weights(0, self.num_tokens)
         place = torch.arange(count, device=tokens.device)
-        caches = torch.stack([torch.stack(cache) for cache in state.caches])
-        # loops take no views of one array
-        copies = [m and tuple([part.clone() for part in m]) for m in state.memories]
-        state = Steps(state.term, state.caches, copies)
-        # places that are still empty are multiplied by 0
-        known = torch.arange(caches.shape[-2], device=tokens.device) < caches.shape[-2] - count
-        caches = torch.where(known.unsqueeze(-1), caches, 0)
 
         def packed(token: Tensor) -> Tensor:
             # one row is contiguous whatever its strides, which loops compare
@@ -260,9 +343,9 @@ class TransformerAutoregressive(Bijector):
         ) -> tuple[Tensor, ...]:
             out, caches = self.network.step_at(t, seen, caches, state)
             weight = None if weights is None else weights.index_select(0, t)
-            own, log_slope = self._solve(tokens.index_select(1, t).squeeze(1), out, weight)
-            x = torch.where((place == t).unsqueeze(-1), own.unsqueeze(1), x)
-            return t + 1, packed(self._seen(own)), x, log_det + log_slope.sum(-1), caches
+            own, log_slope = self._solve(tokens.index_select(1, t), out, weight)
+            x = torch.where((place == t).unsqueeze(-1), own, x)
+            return t + 1, packed(self._seen(own)), x, log_det + log_slope.sum((-2, -1)), caches
 
         first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
         empty = tokens.new_zeros(tokens.shape), tokens.new_zeros(len(tokens))
@@ -270,15 +353,40 @@ class TransformerAutoregressive(Bijector):
         _, _, x, log_det, _ = while_loop(going, step, start)
         return x, log_det
 
-    def _solve(self, token: Tensor, out: Tensor, weight: Any) -> Output:
-        """x of a token of z, from what the network gave for its place, and the weight of its guidance."""
-        out = out.to(token.dtype)
-        if weight is not None:
-            out = _guide(out.unflatten(0, (-1, 2)), weight)
-        return self.map.inverse(token, out.unflatten(-1, (self.token_dim, -1)))
+    def _carried(self, seen: Tensor, context: Tensor | None) -> tuple[Steps, Tensor]:
+        """What a compiled loop starts from: what stays as it is, and the caches of all blocks and places."""
+        state, count = self.network.begin(seen, context, True), self.num_tokens
+        caches = torch.stack([torch.stack(cache) for cache in state.caches])
+        # loops take no views of one array
+        copies = [m and tuple([part.clone() for part in m]) for m in state.memories]
+        # places that are still empty are multiplied by 0
+        known = torch.arange(caches.shape[-2], device=seen.device) < caches.shape[-2] - count
+        caches = torch.where(known.unsqueeze(-1), caches, 0)
+        return Steps(state.term, state.caches, copies), caches
+
+    def _rows(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """z as tokens of one batch axis, what the network is given before any is known, and the context."""
+        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        if context is not None:
+            context = context.reshape(-1, self.network.options.context_dim)
+        return tokens, self._seen(tokens[:, :1]), context
+
+    def _weights(self, t: int, count: int) -> Tensor | None:
+        """Those of the guidance for tokens from t on, ``(count, 1)``."""
+        if self.weights is None:
+            return None
+        return self.network.beginning.new_tensor(self.weights[t : t + count]).unsqueeze(-1)
+
+    def _solve(self, tokens: Tensor, out: Tensor, weights: Tensor | None) -> Output:
+        """x of tokens ``(batch, n, token_dim)`` of z, from what the network gave for their places, and the
+        weights of their guidance."""
+        out = out.to(tokens.dtype)
+        if weights is not None:
+            out = _guide(out.unflatten(0, (-1, 2)).transpose(1, 2), weights.to(out))
+        return self.map.inverse(tokens, out.unflatten(-1, (self.token_dim, -1)))
 
     def _seen(self, x: Tensor) -> Tensor:
-        """What the network sees of a token, once for each context."""
+        """What the network sees of tokens, once for each context."""
         seen = self.map.features(x, -1)
         return seen if self.weights is None else seen.repeat_interleave(2, 0)
 
@@ -304,6 +412,22 @@ class TransformerAutoregressive(Bijector):
         if self.order is not None:
             tokens = tokens.index_select(-2, self.position)
         return tokens.flatten(-2)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """x without infinities: what overflows before its turn is not to reach the tokens before it, as 0 times
+    infinity."""
+    return torch.where(x.isfinite(), x, 0)
+
+
+def _change(before: Tensor, x: Tensor, axes: Any) -> Tensor:
+    """By how much a sweep moved each row."""
+    return ((x - before).abs() / (1 + x.abs())).amax(axes)
+
+
+def _moving(change: Tensor, given: Any) -> Tensor:
+    """Which of the given rows are not solved."""
+    return ~(change <= bridge.SWEEP_TOLERANCE * torch.finfo(change.dtype).eps) & given
 
 
 def _guide(pair: Tensor, weight: Any) -> Tensor:

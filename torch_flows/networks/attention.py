@@ -92,8 +92,16 @@ class AttentionBlock(nn.Module):
         q, k, v = self.heads(h, turns)
         return self.finish(h, attend(q, k, v, mask), self.memory(context))
 
-    def step(self, h: Tensor, cache: Cache, t: int, turns: Tensor | None, memory: Memory) -> Tensor:
-        """What tokens from t on become, which see each other; their keys and values enter the cache.
+    def step(
+        self,
+        h: Tensor,
+        cache: Cache,
+        t: int,
+        mask: Tensor | None,
+        turns: Tensor | None,
+        memory: Memory,
+    ) -> Tensor:
+        """What tokens from t on become; their keys and values enter the cache.
 
         A cache with room for all tokens is filled in place, a shorter one grows.
         """
@@ -106,16 +114,20 @@ class AttentionBlock(nn.Module):
         else:
             pairs = zip(cache, new, strict=True) if cache else ((own,) for own in new)
             cache[:] = k, v = [torch.cat(pair, -2) for pair in pairs]
-        return self.finish(h, attend(q, k, v), memory)
+        return self.finish(h, attend(q, k, v, mask), memory)
 
     def step_at(
         self, h: Tensor, cache: Tensor, at: Tensor, turns: Tensor | None, memory: Memory
     ) -> tuple[Tensor, Tensor]:
-        """``step`` of one token at a place that is an array, and a cache of all places, which is copied."""
+        """``step`` of tokens at places that are an array, and a cache of all places, which is copied."""
         q, *new = self.heads(h, turns)
         place = torch.arange(cache.shape[-2], device=h.device)
-        cache = torch.where((place == at).unsqueeze(-1), torch.stack(new), cache)
-        return self.finish(h, attend(q, cache[0], cache[1], place <= at), memory), cache
+        if len(at) == 1:
+            cache = torch.where((place == at).unsqueeze(-1), torch.stack(new), cache)
+        else:
+            cache = cache.index_copy(-2, at, torch.stack(new))
+        known = place <= at.unsqueeze(-1)
+        return self.finish(h, attend(q, cache[0], cache[1], known), memory), cache
 
     def heads(self, h: Tensor, turns: Tensor | None) -> tuple[Tensor, ...]:
         """Queries, keys and values, ``(*batch, heads, tokens, width)``."""
@@ -439,26 +451,31 @@ class CausalTransformer(TokenNetwork):
             self._through(0, known, state)
         return state
 
-    def step(self, t: int, token: Tensor, state: Steps) -> Tensor:
-        """Output t, ``(batch, out_dim)``.
+    def step(self, t: int, tokens: Tensor, state: Steps) -> Tensor:
+        """Outputs t, t + 1, ..., of shape ``(batch, n, out_dim)``.
 
         Args:
             t: how many tokens are known.
-            token: the last of them, ``(batch, in_dim)``, anything at first.
+            tokens: the last of them and n - 1 further ones, ``(batch, n, in_dim)``, the first one anything
+                if none is known.
             state: of the steps before.
         """
-        h = self.embed(token) if t else self.beginning.expand(token.shape[0], -1)
-        h = (h if self.options.rotary else h + self.positions[t]).unsqueeze(-2)
+        count = tokens.shape[-2]
+        if t:
+            h = self.embed(tokens)
+        else:
+            h = self.beginning.expand(tokens.shape[0], 1, -1)
+            h = torch.cat([h, self.embed(tokens[:, 1:])], 1) if count > 1 else h
+        h = h if self.options.rotary else h + self.positions[t : t + count]
         h = h if state.term is None else h + state.term
-        h = self._through(self.options.num_prefix + t, h, state)
-        return self.read(h).squeeze(-2)
+        return self.read(self._through(self.options.num_prefix + t, h, state, count > 1))
 
     def step_at(
-        self, t: Tensor, token: Tensor, caches: Tensor, state: Steps
+        self, t: Tensor, tokens: Tensor, caches: Tensor, state: Steps
     ) -> tuple[Tensor, Tensor]:
-        """``step`` where t is an array ``(1,)``: output t and new caches of all blocks and places."""
+        """``step`` where t are the places of all n outputs: these and new caches of all blocks and places."""
         at = self.options.num_prefix + t
-        h = torch.where(t == 0, self.beginning, self.embed(token)).unsqueeze(-2)
+        h = torch.where((t == 0).unsqueeze(-1), self.beginning, self.embed(tokens))
         h = h if self.options.rotary else h + self.positions.index_select(0, t)
         h = h if state.term is None else h + state.term
         turns = self.turns.to(h.device).index_select(1, at) if self.options.rotary else None
@@ -466,13 +483,16 @@ class CausalTransformer(TokenNetwork):
         for i, block in enumerate(self.blocks):
             h, cache = block.step_at(h, caches[i], at, turns, state.memories[i])
             new.append(cache)
-        return self.read(h).squeeze(-2), torch.stack(new)
+        return self.read(h), torch.stack(new)
 
-    def _through(self, place: int, h: Tensor, state: Steps) -> Tensor:
+    def _through(self, place: int, h: Tensor, state: Steps, causal: bool = False) -> Tensor:
         """Tokens from a place on through all blocks."""
-        turns = None
+        mask, turns, end = None, None, place + h.shape[-2]
+        if causal:
+            places = torch.arange(end, device=h.device)
+            mask = places[place:, None] >= places
         if self.options.rotary:
-            turns = self.turns[:, place : place + h.shape[-2]].to(h.device)
+            turns = self.turns[:, place:end].to(h.device)
         for block, cache, memory in zip(self.blocks, state.caches, state.memories, strict=True):
-            h = block.step(h, cache, place, turns, memory)
+            h = block.step(h, cache, place, mask, turns, memory)
         return h

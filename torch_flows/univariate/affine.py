@@ -49,6 +49,8 @@ class AffineMap(UnivariateMap):
         order: ``"scale_shift"``, z = s x + t; ``"shift_scale"``, z = s (x - t); ``"shift_divide"``,
             z = (x - t) / s, whose inverse is a scale and then a shift.
         low, high: as stated there.
+        clip: bounds the raw number that ``"softplus"`` and ``"sigmoid"`` take to clip tanh(a / clip), so that
+            their scales stay away from 0, and softplus's from infinity; ``None`` for a itself.
 
     Raises:
         ValueError: for an unknown name, and numbers out of range.
@@ -70,10 +72,11 @@ class AffineMap(UnivariateMap):
     order: str = "scale_shift"
     low: float = -5.0
     high: float = 3.0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         given = (self.scale, self.bound, self.offset, self.minimum, self.order)
-        offset = check_affine("AffineMap", *given, self.low, self.high)
+        offset = check_affine("AffineMap", *given, self.low, self.high, self.clip)
         object.__setattr__(self, "offset", offset)
 
     @property
@@ -115,14 +118,18 @@ class AffineMap(UnivariateMap):
             return (steepness * raw).arctan() / steepness
         if self.scale == "clamp":
             return raw.clamp(self.low, self.high)
-        if self.offset:
-            raw = raw + self.offset
+        raw = self._moved(raw)
         if self.scale == "softplus":
             return log_softplus(raw)
         return math.log(bound) - softplus(-raw)
 
+    def _moved(self, raw: Tensor) -> Tensor:
+        """The raw number clipped, and with the offset."""
+        raw = raw if self.clip is None else self.clip * (raw / self.clip).tanh()
+        return raw + self.offset if self.offset else raw
+
     def _above_minimum(self, raw: Tensor) -> Tensor:
         """The scale where a minimum is added to it."""
-        raw = raw + self.offset if self.offset else raw
+        raw = self._moved(raw)
         scale = softplus(raw) if self.scale == "softplus" else self.bound * raw.sigmoid()
         return scale + self.minimum
