@@ -28,6 +28,7 @@ from flow_bridge.ode import (
     finer_grid,
     grid_between,
     grid_of,
+    initial_step,
     missing_solver,
     refine,
     solver_message,
@@ -672,7 +673,7 @@ class _Dopri5:
             import diffrax
         except ImportError as error:
             raise ImportError(missing_solver("diffrax", "jax")) from error
-        dtype = jax.tree.leaves(state)[0].dtype
+        dtype, single = jax.tree.leaves(state)[0].dtype, not isinstance(state, tuple)
         saved = diffrax.SaveAt(t1=True)
         if self.saves == "times":
             saved = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
@@ -682,7 +683,7 @@ class _Dopri5:
             diffrax.ODETerm(field),
             diffrax.Dopri5(),
             *(jnp.asarray(t, dtype) for t in (times[0], times[-1])),
-            dt0=None,
+            dt0=self._first_step(field, state, weights, times) if single else None,
             y0=state,
             args=weights,
             stepsize_controller=diffrax.PIDController(
@@ -710,6 +711,22 @@ class _Dopri5:
 
     def __call__(self, *args: Any) -> Any:
         return jax.tree.map(lambda y: y[-1], self.path(*args))
+
+    def _first_step(
+        self, field: Callable[..., Any], state: Array, weights: Weights, times: tuple[float, ...]
+    ) -> Array:
+        """The first step; of small fields all of the way."""
+        state, weights = jax.lax.stop_gradient((state, weights))
+        start, way = jnp.asarray(times[0], state.dtype), times[-1] - times[0]
+        scale = STEP_SHARE * (self.atol + self.rtol * jnp.abs(state))
+        rate = field(start, state, weights)
+        size, speed = _row_norm(state / scale), _row_norm(rate / scale)
+        short = jnp.where(jnp.minimum(size, speed) > 1e-5, 0.01 * size / speed, 1e-6)
+        short = math.copysign(1, way) * jnp.minimum(short, abs(way))
+        change = (field(start + short, state + short * rate, weights) - rate) / short
+        step = initial_step(speed, _row_norm(change / scale))
+        step = jnp.maximum(jnp.where(step < abs(way), step, abs(way)), 1e-6 * abs(way))
+        return math.copysign(1, way) * step
 
 
 def _differentiable(*args: Any) -> Array:
