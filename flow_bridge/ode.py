@@ -24,7 +24,7 @@ DOPRI5: tuple[tuple[float, tuple[float, ...]], ...] = (
 """The method of Dormand and Prince (1980): each stage's node and weights of the rates before; the step's."""
 
 INITIAL_STEP = 0.8 * (97 / 120000) ** -0.2
-"""Of its two results one is off by 97 (h a)^5 / 120000 where y' = a y; a little less than what that allows."""
+"""Its two results differ by 97 (h a)^5 / 120000 where y' = a y; a little less than what that allows."""
 
 HOST_STEPS = (
     "ContinuousBijector with solver 'dopri5' chooses its steps on the host, which no transform of "

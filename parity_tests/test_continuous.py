@@ -419,12 +419,12 @@ def test_trajectory_and_evaluations() -> None:
 
 
 def test_first_and_last_step() -> None:
-    """Of a linear field all steps but the last are alike; the first was an eighth of them. None goes beyond."""
+    """The first is about half of the others (it was an eighth), and the last is no interpolation."""
     model, x = continuous(hidden_dims=(), rtol=1e-9, atol=1e-9), normal(4, 3)
     grid = model.choose_grid(x)
     steps = np.diff(grid)[:-1]
     assert len(steps) > 3
-    assert 0.6 * steps.max() < steps[0] <= steps.max()
+    assert 0.4 * steps.max() < steps[0] <= steps.max()
     model = continuous(rtol=1e-7, atol=1e-7)
     fixed = continuous(grid=model.choose_grid(x))
     with torch.no_grad():

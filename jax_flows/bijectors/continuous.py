@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -683,11 +683,14 @@ class _Dopri5:
             diffrax.ODETerm(field),
             diffrax.Dopri5(),
             *(jnp.asarray(t, dtype) for t in (times[0], times[-1])),
-            dt0=self._first_step(field, state, weights, times) if single else None,
+            dt0=None,
             y0=state,
             args=weights,
-            stepsize_controller=diffrax.PIDController(
-                STEP_SHARE * self.rtol, STEP_SHARE * self.atol, norm=norm
+            stepsize_controller=_controller()(
+                STEP_SHARE * self.rtol,
+                STEP_SHARE * self.atol,
+                norm=norm,
+                first=self._first_step(field, state, weights, times) if single else None,
             ),
             saveat=saved,
             max_steps=self.max_steps,
@@ -715,7 +718,7 @@ class _Dopri5:
     def _first_step(
         self, field: Callable[..., Any], state: Array, weights: Weights, times: tuple[float, ...]
     ) -> Array:
-        """The first step; of small fields all of the way."""
+        """The size of the first step; of small fields all of the way."""
         state, weights = jax.lax.stop_gradient((state, weights))
         start, way = jnp.asarray(times[0], state.dtype), times[-1] - times[0]
         scale = STEP_SHARE * (self.atol + self.rtol * jnp.abs(state))
@@ -725,8 +728,21 @@ class _Dopri5:
         short = math.copysign(1, way) * jnp.minimum(short, abs(way))
         change = (field(start + short, state + short * rate, weights) - rate) / short
         step = initial_step(speed, _row_norm(change / scale))
-        step = jnp.maximum(jnp.where(step < abs(way), step, abs(way)), 1e-6 * abs(way))
-        return math.copysign(1, way) * step
+        return jnp.maximum(jnp.where(step < abs(way), step, abs(way)), 1e-6 * abs(way))
+
+
+@cache
+def _controller() -> Any:
+    """diffrax's, with a first step of its own: one given to ``diffeqsolve`` is checked on the host."""
+    import diffrax
+
+    class Controller(diffrax.PIDController):
+        first: Any = None
+
+        def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, *given: Any) -> Any:
+            return super().init(terms, t0, t1, y0, self.first, *given)
+
+    return Controller
 
 
 def _differentiable(*args: Any) -> Array:
