@@ -45,6 +45,7 @@ from torch_flows.models.base import Model
 
 MAX_SECONDS, MAX_MIB = 2.0, 200.0
 MAX_BYTES = 1 << 20
+PROGRESS = 50_000
 
 Description = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -455,7 +456,11 @@ def fuzz(seconds: float, seed: int, count: int) -> Found:
             found.slowest = max(found.slowest, slowest)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-            found.failures.append(f"{name} of file {number}, seed {seed}, number {i}: {text[:600]}")
+            text = f"{name} of file {number}, seed {seed}, number {i}: {text[:600]}"
+            found.failures.append(text)
+            print(text, flush=True)
+        if i % PROGRESS == PROGRESS - 1:
+            print(f"{i + 1:,} files, {len(found.failures)} failures", flush=True)
     found.largest = _memory() - memory
     return found
 
@@ -484,8 +489,6 @@ def main(
     print(f"{found.files:,} files in {taken:.0f} s, {found.accepted:,} accepted by both halves")
     print(f"the slowest took {found.slowest:.2f} s, memory grew by {found.largest:.0f} MiB at most")
     print(", ".join(f"{name} {number:,}" for name, number in sorted(found.mutations.items())))
-    for failure in found.failures[:20]:
-        print(failure)
     print(f"{len(found.failures):,} failures")
     return len(found.failures)
 
