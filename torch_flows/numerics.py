@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
@@ -178,6 +179,14 @@ def is_eager() -> bool:
     """Whether code runs on plain tensors: where it does not, values cannot be looked at."""
     transformed = torch._C._are_functorch_transforms_active()
     return not (torch.compiler.is_compiling() or transformed)
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether PyTorch's fused kernels, whose higher derivatives are wrong or missing, may compute with x.
+
+    They may in float32; float64 stays with the plain form, which JAX has too.
+    """
+    return x.dtype == torch.float32 and is_eager() and forward_ad._current_level < 0
 
 
 def loops() -> bool:
