@@ -181,12 +181,14 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or transformed)
 
 
-def takes_kernels(x: Tensor) -> bool:
-    """Whether PyTorch's fused kernels, whose higher derivatives are wrong or missing, may compute with x.
+def takes_kernels(*inputs: Tensor) -> bool:
+    """Whether PyTorch's fused kernels, whose higher derivatives are wrong or missing, may compute with these.
 
     They may in float32; float64 stays with the plain form, which JAX has too.
     """
-    return x.dtype == torch.float32 and is_eager() and forward_ad._current_level < 0
+    if not is_eager() or any(x.dtype != torch.float32 for x in inputs):
+        return False
+    return all(forward_ad.unpack_dual(x).tangent is None for x in inputs)
 
 
 def loops() -> bool:

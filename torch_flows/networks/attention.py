@@ -30,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         k, v: the same, of any number of tokens.
         mask: which of these each q sees, at least one; all if not given.
     """
-    if takes_kernels(q) and not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and takes_kernels(q, k, v):
         return scaled_dot_product_attention(q, k, v, mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if mask is not None:

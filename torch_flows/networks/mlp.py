@@ -68,7 +68,7 @@ class LayerNorm(nn.LayerNorm):
     """PyTorch's, with the derivatives of ``normalize``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if takes_kernels(x) and self.weight.dtype == x.dtype:
+        if takes_kernels(x, self.weight, self.bias):
             return _LayerNorm.apply(x, self.weight, self.bias)
         return normalize(x, self.weight, self.bias)
 
