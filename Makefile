@@ -5,7 +5,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-importers fuzz lint docs docs-serve bench clean
+.PHONY: demo test test-slow test-importers fuzz lint docs docs-serve bench bench-large clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/two_moons.py
@@ -44,7 +44,11 @@ docs-serve: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: .venv-bench/.installed
-	.venv-bench/bin/python -m benchmarks.run --out outputs/benchmarks.md
+	.venv-bench/bin/python -m benchmarks.run --out outputs/benchmarks.json
+
+# at dim 512, 64 layers, batches of 65,536, images of 64 x 64, contexts of 1,000, with memory
+bench-large: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks.run --large --out outputs/benchmarks-large.json
 
 .venv-bench/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench

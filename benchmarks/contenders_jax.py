@@ -64,7 +64,13 @@ class Contender:
         self.opt_state = self.optimizer.init(self.params)
         self.x = jax.random.normal(jax.random.key(0), (row.batch, *row.event_shape))
         self.as_sampled = jax.random.normal(jax.random.key(2), (row.samples, *row.event_shape))
+        shape = (row.batch, row.context_dim)
+        self.context = jax.random.normal(jax.random.key(3), shape) if row.context_dim else None
         self.step = jax.jit(self.train_step, donate_argnums=(0, 1))
+
+    def given(self, x: Array) -> Array | None:
+        """The contexts of the first rows."""
+        return None if self.context is None else self.context[: len(x)]
 
     @property
     def num_parameters(self) -> int:
@@ -176,14 +182,16 @@ class Twinflows(Contender):
     matching = continuous
 
     def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
-        if self.row.model != "matching":
-            return super().train_step(params, opt_state, x)
+        """In training mode, as our ``fit``."""
         from jax_flows import FlowMatching
 
         loss = FlowMatching()
 
         def mean(params: Any) -> Array:
-            return loss(self.flow, self.variables(params), x, None, *self.noise).mean()
+            variables = self.variables(params)
+            if self.row.model == "matching":
+                return loss(self.flow, variables, x, None, *self.noise).mean()
+            return -self.flow.log_prob_and_update(variables, x, self.context)[0].mean()
 
         updates, opt_state = self.optimizer.update(jax.grad(mean)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
@@ -219,6 +227,12 @@ class Twinflows(Contender):
             for i in range(row.layers)
         ]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
+
+    def conditional(self, row: Row) -> None:
+        from jax_flows import MAF
+
+        given: dict[str, Any] = {"context_dim": row.context_dim, "activation": "relu"}
+        self.init(MAF(row.dim, row.hidden_dims, row.layers, **given))
 
     def maf_of_flowjax(self, row: Row) -> None:
         from jax_flows import import_flow
@@ -309,15 +323,17 @@ class Twinflows(Contender):
         return {"params": params, "batch_stats": self.batch_stats}
 
     def log_prob(self, params: Any, x: Array) -> Array:
-        return self.flow.log_prob(self.variables(params), x)
+        return self.flow.log_prob(self.variables(params), x, self.given(x))
 
     def forward(self, params: Any, x: Array) -> Array:
-        return self.flow.forward(self.variables(params), x)[0]
+        return self.flow.forward(self.variables(params), x, self.given(x))[0]
 
     def inverse(self, params: Any, z: Array) -> Array:
-        return self.flow.inverse(self.variables(params), z)[0]
+        return self.flow.inverse(self.variables(params), z, self.given(z))[0]
 
     def sample(self, params: Any, key: Array) -> Array:
+        if self.context is not None:
+            return self.flow.sample(self.variables(params), key, 1, self.context)[0]
         return self.flow.sample(self.variables(params), key, self.row.samples)
 
 
@@ -368,12 +384,13 @@ class Flowjax(Contender):
             flow_layers=row.layers,
             nn_width=row.hidden_dims[0],
             nn_depth=len(row.hidden_dims),
+            cond_dim=row.context_dim or None,
         )
 
     def maf(self, row: Row) -> None:
         self.partition(self.build_maf(row))
 
-    maf_of_flowjax = maf
+    maf_of_flowjax = conditional = maf
 
     @staticmethod
     def build_bnaf(row: Row) -> Any:
@@ -406,17 +423,19 @@ class Flowjax(Contender):
         return paramax.unwrap(equinox.combine(params, self.static))
 
     def log_prob(self, params: Any, x: Array) -> Array:
-        return self.flow(params).log_prob(x)
+        return self.flow(params).log_prob(x, self.given(x))
 
     def forward(self, params: Any, x: Array) -> Array:
-        return jax.vmap(self.flow(params).bijection.inverse)(x)
+        return jax.vmap(self.flow(params).bijection.inverse)(x, self.given(x))
 
     def inverse(self, params: Any, z: Array) -> Array:
-        return jax.vmap(self.flow(params).bijection.transform)(z)
+        return jax.vmap(self.flow(params).bijection.transform)(z, self.given(z))
 
     def sample(self, params: Any, key: Array) -> Array:
         if self.row.model == "bnaf":
             raise NotImplementedError  # its search runs out of steps for some of the noise
+        if self.context is not None:
+            return self.flow(params).sample(key, (), self.context)
         return self.flow(params).sample(key, (self.row.samples,))
 
 

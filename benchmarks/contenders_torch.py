@@ -72,14 +72,19 @@ class Contender:
         }
         self.x = torch.randn(row.batch, *row.event_shape)
         self.as_sampled = torch.randn(row.samples, *row.event_shape)
+        self.context = torch.randn(row.batch, row.context_dim) if row.context_dim else None
 
     @property
     def num_parameters(self) -> int:
         """The number of trainable numbers."""
         return sum(p.numel() for p in self.flow.parameters() if p.requires_grad)
 
+    def given(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The contexts of the first rows, as what follows x; nothing without one."""
+        return () if self.context is None else (self.context[: len(x)],)
+
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.flow.log_prob(x)
+        return self.flow.log_prob(x, *self.given(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Data to latent."""
@@ -90,6 +95,8 @@ class Contender:
         raise NotImplementedError
 
     def sample(self, num_samples: int) -> Tensor:
+        if self.context is not None:  # in our order of arguments and nflows'
+            return self.flow.sample(1, self.context)
         return self.flow.sample(num_samples)
 
     def evaluations(self) -> int | None:
@@ -227,6 +234,12 @@ class Twinflows(Contender):
         ]
         return Flow(Chain(layers), StandardNormal(row.dim))
 
+    def conditional(self, row: Row) -> nn.Module:
+        from torch_flows import MAF
+
+        given: dict[str, Any] = {"context_dim": row.context_dim, "activation": "relu"}
+        return MAF(row.dim, row.hidden_dims, row.layers, **given)
+
     def maf_of_zuko(self, row: Row) -> nn.Module:
         from torch_flows import import_flow
 
@@ -306,10 +319,10 @@ class Twinflows(Contender):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.flow.forward(x)[0]
+        return self.flow.forward(x, *self.given(x))[0]
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.flow.inverse(z)[0]
+        return self.flow.inverse(z, *self.given(z))[0]
 
 
 class Zuko(Contender):
@@ -363,9 +376,10 @@ class Zuko(Contender):
     def maf(self: Any, row: Row) -> nn.Module:
         from zuko.flows import MAF
 
-        return MAF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
+        sizes = {"transforms": row.layers, "hidden_features": row.hidden_dims}
+        return MAF(row.dim, row.context_dim, **sizes)
 
-    maf_of_zuko = maf
+    maf_of_zuko = conditional = maf
 
     def sospf(self: Any, row: Row) -> nn.Module:
         from zuko.flows import SOSPF
@@ -393,13 +407,13 @@ class Zuko(Contender):
         return BPF(row.dim, transforms=row.layers, hidden_features=row.hidden_dims)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.flow().log_prob(x)
+        return self.flow(*self.given(x)).log_prob(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.flow().transform(x)
+        return self.flow(*self.given(x)).transform(x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        inverse = self.flow().transform.inv
+        inverse = self.flow(*self.given(z)).transform.inv
         if self.row.model in (
             "continuous",
             "matching",
@@ -408,6 +422,8 @@ class Zuko(Contender):
         return inverse(z)
 
     def sample(self, num_samples: int) -> Tensor:
+        if self.context is not None:
+            return self.flow(self.context).sample()
         return self.flow().sample((num_samples,))
 
 
@@ -465,13 +481,14 @@ class Nflows(Contender):
             layer = MaskedAffineAutoregressiveTransform(
                 row.dim,
                 row.hidden_dims[0],
+                context_features=row.context_dim or None,
                 num_blocks=len(row.hidden_dims) - 1,
                 use_residual_blocks=False,
             )
             layers += [ReversePermutation(row.dim), layer]
         return Flow(CompositeTransform(layers), StandardNormal([row.dim]))
 
-    maf_of_nflows = maf
+    maf_of_nflows = conditional = maf
 
     def glow(self, row: Row) -> nn.Module:
         from nflows import transforms
@@ -502,12 +519,12 @@ class Nflows(Contender):
         return Flow(multi_scale, StandardNormal([math.prod(row.event_shape)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.flow.transform_to_noise(x)
+        return self.flow.transform_to_noise(x, *self.given(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         # the latent of its multi-scale flow is flat
         flat = z.flatten(1) if self.row.model == "glow" else z
-        return self.flow._transform.inverse(flat)[0]
+        return self.flow._transform.inverse(flat, *self.given(z))[0]
 
 
 class Normflows(Contender):

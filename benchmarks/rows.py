@@ -22,6 +22,9 @@ class Row:
         num_samples: how many samples are drawn, ``batch`` if 0.
         tolerance: of the float32 round trip and of the log-density against the autodiff Jacobian.
         check_dim: what to check at in place of ``dim``, where that is too large for a Jacobian.
+        ops: what is measured where nothing else is asked for, of ``benchmarks.run.OPS``.
+        context_dim: width of a context, 0 for none.
+        large: left out where rows are not named or asked for.
     """
 
     name: str
@@ -34,7 +37,10 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     num_samples: int = 0
     tolerance: float = 1e-3
-    check_dim: tuple[int, ...] = ()
+    check_dim: int | tuple[int, ...] = ()
+    ops: tuple[str, ...] = ("log_prob", "train", "sample")
+    context_dim: int = 0
+    large: bool = False
 
     @property
     def samples(self) -> int:
@@ -52,9 +58,16 @@ class Row:
         return list(pairwise(self.conditioner))
 
 
+FIRST = ("build", "first_log_prob", "first_train")
+"""The operations of a fresh process."""
+
+COUPLING = ("log_prob", "train", "train_default", "sample", "inverse")
+
+
 def realnvp(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
     """Affine couplings with one network each, half of the dimensions to scale and shift of the rest."""
-    return Row(name, "realnvp", dim, hidden_dims, layers, batch, (dim // 2, *hidden_dims, dim))
+    conditioner = (dim // 2, *hidden_dims, dim)
+    return Row(name, "realnvp", dim, hidden_dims, layers, batch, conditioner, ops=COUPLING)
 
 
 def spline(
@@ -76,11 +89,17 @@ def maf(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: i
     return Row(name, "maf", dim, hidden_dims, layers, batch, conditioner, num_samples=1000)
 
 
+def conditional(name: str, dim: int, context_dim: int) -> Row:
+    """``maf`` with a context beside x, in every network."""
+    return Row(name, "conditional", dim, (256, 256), 5, 512, context_dim=context_dim)
+
+
 def imported(library: str, width: int, layers: int, num_samples: int) -> Row:
     """A masked flow of another library at dim 64, sampled there and, imported, here."""
     name = f"imported-{library}-{width}-{num_samples}"
     widths = (width,) if library == "flowjax" and width < 256 else (width, width)
-    return Row(name, f"maf_of_{library}", 64, widths, layers, 512, num_samples=num_samples)
+    model, ops = f"maf_of_{library}", ("sample",)
+    return Row(name, model, 64, widths, layers, 512, num_samples=num_samples, ops=ops)
 
 
 def glow(
@@ -106,7 +125,10 @@ def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) ->
         "growth": 2.0,
         "tolerances": {"twinflows": 1e-5, "zuko": 1e-5, "torchflows": 1e-5, "diffrax": 1e-5},
     }
-    return Row(name, "continuous", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
+    ops = ("log_prob", "train", "inverse")
+    return Row(
+        name, "continuous", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2, ops=ops
+    )
 
 
 def matching(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
@@ -114,13 +136,14 @@ def matching(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> R
 
     The others take their step of maximum likelihood.
     """
-    return replace(continuous(name, dim, hidden_dims, batch), model="matching")
+    return replace(continuous(name, dim, hidden_dims, batch), model="matching", ops=("train",))
 
 
 def exact(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int, hollow: bool) -> Row:
     """The exact density by two steps of the classical method, the trace in closed form or by a loop."""
     options = {"growth": 1.0, "hollow": hollow, "num_steps": 2}
-    return Row(name, "exact", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2)
+    ops = ("log_prob",)
+    return Row(name, "exact", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2, ops=ops)
 
 
 def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, batch: int) -> Row:
@@ -129,7 +152,8 @@ def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, bat
     The weights are three times their initial size, so that the constant is reached, as in training.
     """
     options = {"growth": 3.0}
-    return Row(name, "residual", dim, hidden_dims, layers, batch, options=options)
+    ops = ("log_prob", "train", "inverse")
+    return Row(name, "residual", dim, hidden_dims, layers, batch, options=options, ops=ops)
 
 
 def monotone(model: str, **options: Any) -> Row:
@@ -149,13 +173,28 @@ def patches(model: str, layers: int) -> Row:
     return Row(model, model, shape, (64,), layers, 16, options=options, check_dim=small)
 
 
+def with_first_calls(row: Row) -> Row:
+    """The row, and what a fresh process takes to its first results."""
+    return replace(row, ops=(*row.ops, *FIRST))
+
+
+def large(row: Row) -> Row:
+    """The row at a size that people run, with the memory of a training step."""
+    return replace(row, ops=("log_prob", "train", "sample", "memory"), large=True)
+
+
+def grown(dim: int = 64, layers: int = 8, batch: int = 1024) -> Row:
+    """RealNVP with one of its sizes changed."""
+    return large(realnvp(f"realnvp-{dim}-{layers}-{batch}", dim, (256, 256), layers, batch))
+
+
 ROWS = {
     row.name: row
     for row in (
-        realnvp("realnvp-2", 2, (64,), 8, 512),
+        with_first_calls(realnvp("realnvp-2", 2, (64,), 8, 512)),
         realnvp("realnvp-64", 64, (256, 256), 8, 1024),
-        spline("spline-8", 8, (128, 128), 6, 1024, 8),
-        continuous("continuous-2", 2, (64, 64), 512),
+        with_first_calls(spline("spline-8", 8, (128, 128), 6, 1024, 8)),
+        with_first_calls(continuous("continuous-2", 2, (64, 64), 512)),
         continuous("continuous-8", 8, (64, 64), 512),
         matching("matching-8", 8, (64, 64), 512),
         exact("exact-256", 256, (256, 256), 64, False),
@@ -166,7 +205,8 @@ ROWS = {
         patches("jet", 5),
         *(monotone(model) for model in ("sospf", "naf", "unaf", "bpf", "bnaf")),
         monotone("gf", growth=0.2),
-        *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (8, 64, 256)),
+        with_first_calls(maf("maf-8", 8, (256, 256), 5, 512)),
+        *(maf(f"maf-{dim}", dim, (256, 256), 5, 512) for dim in (64, 256)),
         *(
             imported(library, width, layers, num_samples)
             # the sizes of the other rows, and what zuko and flowjax build by default
@@ -175,5 +215,10 @@ ROWS = {
             if (width, library) not in ((64, "flowjax"), (50, "zuko"), (50, "nflows"))
             for num_samples in (1000, 10000)
         ),
+        *(grown(dim=dim) for dim in (8, 64, 512)),
+        *(grown(layers=layers) for layers in (4, 16, 64)),
+        *(grown(batch=batch) for batch in (256, 8192, 65536)),
+        large(glow("glow-64", (3, 64, 64), 64, 4, 16, 16)),
+        large(conditional("context-1000", 8, 1000)),
     )
 }

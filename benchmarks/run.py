@@ -1,7 +1,8 @@
 """Ours beside the libraries people use: ``python -m benchmarks.run realnvp-2 --ops log_prob train``.
 
 Processor time of one thread, medians over rounds in which the contenders of a framework take turns in
-one process; ``compile`` is measured in fresh processes that take turns.
+one process; imports, construction, first calls and memory are measured in fresh processes that take
+turns.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import gc
 import importlib
 import importlib.util
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,24 +19,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import ROWS, Row
+from benchmarks import report
+from benchmarks.report import EVALUATIONS, OPS, OURS
+from benchmarks.rows import FIRST, ROWS, Row
 
-OURS = "twinflows"
 FRAMEWORKS = ("torch", "jax")
-OPS = {
-    "log_prob": "log_prob",
-    "train": "training step",
-    "train_default": "the same, others with default Adam",
-    "sample": "sampling",
-    "forward": "one pass over as many rows",
-    "inverse": "inverse",
-}
-FIRST_CALLS = {
-    "build": "construction",
-    "first_log_prob": "first log_prob",
-    "first_train": "first step",
-}
-EVALUATIONS = "evaluations"
+ROUNDS_WITHIN = 20.0
+"""Seconds that all rounds of one job may take; a slow one has fewer rounds."""
 PARAMETERS_WITHIN = 0.1
 
 ONE_THREAD = {
@@ -49,7 +38,7 @@ ONE_THREAD = {
 }
 
 Times = dict[str, dict[str, list[float]]]
-"""Seconds of every round, by contender and operation, and under ``EVALUATIONS`` a count."""
+"""Seconds of every round, by contender and operation; one count or number of bytes where it is that."""
 
 
 def contenders(framework: str, row: Row, names: Sequence[str] | None = None) -> list[Any]:
@@ -120,7 +109,9 @@ def measure(
     for op in module.OPS:
         if op not in ops:
             continue
-        jobs, repeats = {}, {}
+        jobs: dict[str, Callable[[], object]] = {}
+        repeats: dict[str, int] = {}
+        lasting: dict[str, float] = {}
         for contender in built:
             try:
                 jobs[contender.name] = job = contender.job(op)
@@ -128,25 +119,63 @@ def measure(
             except NotImplementedError:
                 jobs.pop(contender.name, None)
                 continue
-            repeats[contender.name] = max(1, round(seconds / max(processor_time(job, 3), 1e-6)))
+            once = max(processor_time(job, 1), 1e-6)
+            repeats[contender.name] = max(1, round(seconds / once))
+            lasting[contender.name] = once * repeats[contender.name]
             times[contender.name][op] = []
-        for _ in range(rounds):
+        for i in range(rounds):
             for name, job in jobs.items():
-                times[name][op].append(processor_time(job, repeats[name]))
+                if i == 0 or (i + 1) * lasting[name] < ROUNDS_WITHIN:
+                    times[name][op].append(processor_time(job, repeats[name]))
     return parameters, times
 
 
 def first_calls(row: Row, framework: str, name: str) -> dict[str, float]:
-    """Seconds from nothing but the framework's import to the first results of one contender."""
+    """Seconds from a bare interpreter to the first results of one contender."""
+    marks = [time.process_time()]
+    (contender,) = contenders(framework, row, [name])
+    built = contender(row)
+    marks.append(time.process_time())
+    for op in ("log_prob", "train"):
+        built.job(op)()
+        marks.append(time.process_time())
+    return dict(zip(FIRST, (b - a for a, b in pairwise(marks)), strict=True))
+
+
+def memory(row: Row, framework: str, name: str) -> dict[str, float]:
+    """Bytes at the peak of a training step, above those after the imports. Linux tells them."""
+
+    def resident(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
     (contender,) = contenders(framework, row, [name])
     importlib.import_module(contender.requires)
-    marks = [time.process_time()]
-    built = contender(row)
-    for op in (None, "log_prob", "train"):
-        if op is not None:
-            built.job(op)()
-        marks.append(time.process_time())
-    return dict(zip(FIRST_CALLS, (b - a for a, b in pairwise(marks)), strict=True))
+    before = resident("VmRSS")
+    job = contender(row).job("train")
+    job()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, without that of compiling
+    job()
+    return {"memory": resident("VmHWM") - before}
+
+
+def fresh(
+    parameters: dict[str, int],
+    times: Times,
+    row: Row,
+    framework: str,
+    ops: Sequence[str],
+    rounds: int,
+) -> None:
+    """Add to the times what takes fresh processes, in rounds in which the contenders take turns."""
+    for _ in range(rounds if {*FIRST} & {*ops} else 0):
+        for name in parameters:
+            found = isolated(first_calls, row, framework, name)
+            for op, seconds in found.items():
+                times[name].setdefault(op, []).append(seconds)
+    if "memory" in ops:
+        for name in parameters:
+            times[name]["memory"] = [isolated(memory, row, framework, name)["memory"]]
 
 
 def isolated(function: Callable[..., Any], *args: Any) -> Any:
@@ -156,76 +185,43 @@ def isolated(function: Callable[..., Any], *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
-def cell(times: Times, name: str, op: str, unit: float) -> str:
-    """A median time and, for others than ours, the median of its ratios to ours round by round."""
-    if op not in times[name]:
-        return "-"
-    own = times[name][op]
-    if op == EVALUATIONS:
-        return str(own[0])
-    text = f"{statistics.median(own) * unit:.2f}"
-    if name == OURS or op not in times.get(OURS, {}):
-        return text
-    ratios = [a / b for a, b in zip(own, times[OURS][op], strict=True)]
-    return f"{text} ({statistics.median(ratios):.2f}x)"
-
-
-def table(row: Row, framework: str, parameters: dict[str, int], times: Times) -> str:
-    """The markdown table of one row in one framework."""
-    columns = [(op, f"{label} (ms)", 1000.0) for op, label in OPS.items()]
-    columns += [(op, f"{label} (s)", 1.0) for op, label in FIRST_CALLS.items()]
-    columns.append((EVALUATIONS, "network evaluations of a log_prob", 1.0))
-    columns = [column for column in columns if any(column[0] in t for t in times.values())]
-    lines = [
-        f"### {row.name} in {framework}",
-        "",
-        f"dim {row.dim}, hidden {' x '.join(map(str, row.hidden_dims))}, {row.layers} layers, "
-        f"batch {row.batch}",
-        "",
-        "| | parameters | " + " | ".join(label for _, label, _ in columns) + " |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for name in times:
-        count = f"{parameters[name]:,}" if name in parameters else "-"
-        cells = [cell(times, name, op, unit) for op, _, unit in columns]
-        lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="all rows if none is named")
-    parser.add_argument("--ops", nargs="+", choices=[*OPS, "compile"], default=[*OPS, "compile"])
+    parser.add_argument("--large", action="store_true", help="the large rows if none is named")
+    parser.add_argument("--ops", nargs="+", choices=OPS, help="those of each row by default")
     parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     parser.add_argument("--contenders", nargs="+", help="names; all that are installed by default")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--compile-rounds", type=int, default=3)
+    parser.add_argument("--fresh-rounds", type=int, default=3, help="of fresh processes")
     parser.add_argument("--seconds", type=float, default=0.1, help="of one block in a round")
-    parser.add_argument("--out", type=Path, help="a markdown file for the tables")
+    parser.add_argument("--out", type=Path, help="JSON; a page and pictures are written beside it")
     args = parser.parse_args()
-    ops = [op for op in args.ops if op != "compile"]
-    tables = []
-    for name in args.rows or ROWS:
-        row = ROWS[name]
+    failed = []
+    for row in [ROWS[name] for name in args.rows or ROWS]:
+        if not args.rows and row.large != args.large:
+            continue
+        ops = args.ops or row.ops
         for framework in args.frameworks:
             module = importlib.import_module(f"benchmarks.contenders_{framework}")
             if not any(hasattr(contender, row.model) for contender in module.CONTENDERS):
                 continue
-            parameters, times = isolated(
-                measure, row, framework, ops, args.contenders, args.rounds, args.seconds
-            )
-            if "compile" in args.ops:
-                for _ in range(args.compile_rounds):
-                    for contender in parameters:
-                        result = isolated(first_calls, row, framework, contender)
-                        for op, seconds in result.items():
-                            times[contender].setdefault(op, []).append(seconds)
-            tables.append(table(row, framework, parameters, times))
-            print(tables[-1], flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(tables))
+            try:
+                found = isolated(
+                    measure, row, framework, ops, args.contenders, args.rounds, args.seconds
+                )
+                fresh(*found, row, framework, ops, args.fresh_rounds)
+            except Exception as error:  # one row does not end an hour's run
+                failed.append(f"{row.name} in {framework}: {error}")
+                print(failed[-1], flush=True)
+                continue
+            record = report.record(row, framework, *found)
+            print(report.table(record), flush=True)
+            if args.out:
+                report.write(args.out, report.merged(report.read(args.out), record))
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

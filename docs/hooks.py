@@ -21,7 +21,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the made pages."""
+    """Add the made pages, and the pictures of the benchmarks."""
     contents = {_page(path): _both_halves(path) for path in _shared_files()}
     for floor, sentence in FLOORS.items():
         lines = [f"# {floor}", "", sentence, ""]
@@ -32,6 +32,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         contents[f"reference/{floor}.md"] = "\n".join(lines)
     for uri, content in contents.items():
         files.append(File.generated(config, uri, content=content))
+    for path in sorted((ROOT / "benchmarks").glob("*.svg")):
+        files.append(File.generated(config, path.name, abs_src_path=str(path)))
 
 
 def _shared_files() -> list[Path]:

@@ -159,4 +159,8 @@ def trace(layers: Layers, slopes: Sequence[Array], weight: Array | None) -> Arra
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=matmul_precision())
+    if b.ndim < 2 or b.shape[0] <= b.shape[1]:
+        return jnp.matmul(a, b, precision=matmul_precision())
+    # as in networks.mlp.matmul: XLA on a CPU is slow at tall products, which the gradient of b would be
+    transposed = jax.lax.optimization_barrier(b.T)
+    return jnp.einsum("...i,oi->...o", a, transposed, precision=matmul_precision())

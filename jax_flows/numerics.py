@@ -47,6 +47,34 @@ def absolute(x: Array) -> Array:
     return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
+def split_sign(x: Array) -> tuple[Array, Array]:
+    """A sign and |x|, whose derivative is that sign, at 0 too."""
+    fixed = jax.lax.stop_gradient(x)
+    sign = jnp.copysign(jnp.ones_like(fixed), fixed)
+    return sign, sign * x
+
+
+def quotient(s: Array, above: Sequence[float], below: Sequence[float]) -> Array:
+    """Of two polynomials, their coefficients from the highest power on; without gradients."""
+    s = jax.lax.stop_gradient(s)
+    values = []
+    for first, *rest in (above, below):
+        value = jnp.full_like(s, first)
+        for coefficient in rest:
+            value = value * s + coefficient
+        values.append(value)
+    return values[0] / values[1]
+
+
+def derivatives(x: Array, first: Array, second: Array | float, third: Array | float) -> Array:
+    """Zeros, with these derivatives in x, which are numbers without gradients.
+
+    What is computed without gradients gets exact ones by adding them.
+    """
+    change = x - jax.lax.stop_gradient(x)
+    return change * (first + change * (second / 2 + change * (third / 6)))
+
+
 def tanh(x: Array) -> Array:
     """tanh(x), 1 from 9.02 in float32 in both frameworks (XLA's own is 1 from 8.0 on a CPU)."""
     positive = x > 0

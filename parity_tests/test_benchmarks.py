@@ -1,8 +1,10 @@
 """The benchmarks run: our own contenders are proper flows, are timed, and appear in the table."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks import run
+from benchmarks import report, run
 from benchmarks.rows import ROWS
 
 
@@ -12,9 +14,35 @@ def test_own_contenders_make_a_table(framework: str) -> None:
     parameters, times = run.measure(row, framework, ["train"], [run.OURS], rounds=1, seconds=0.0)
     assert parameters == {run.OURS: 2064}
     assert all(times[name]["train"][0] > 0 for name in (run.OURS, "floor"))
-    lines = run.table(row, framework, parameters, times).splitlines()
+    lines = report.table(report.record(row, framework, parameters, times)).splitlines()
     assert lines[4] == "| | parameters | training step (ms) |"
     assert [line.split(" | ")[0] for line in lines[6:]] == [f"| {run.OURS}", "| floor"]
+
+
+def test_a_run_keeps_what_it_does_not_measure(tmp_path: Path) -> None:
+    row, path = ROWS["realnvp-2"], tmp_path / "found.json"
+    runs = [
+        {run.OURS: {"train": [2.0, 4.0]}, "other": {"train": [1.0, 6.0]}},
+        {run.OURS: {"sample": [1.0]}, "other": {"sample": [3.0]}, "floor": {"sample": [0.5]}},
+    ]
+    for times in runs:
+        found = report.record(row, "jax", {run.OURS: 7, "other": 8}, times)
+        report.write(path, report.merged(report.read(path), found))
+    lines = path.with_suffix(".md").read_text().splitlines()
+    assert lines[2].endswith(
+        "Of 2 figures ours is first in 1, level (within 5%) in 1, behind in 0."
+    )
+    assert "| realnvp-2 | jax | 1.00 other | 3.00 other |" in lines
+    assert "| other | 8 | 3500.00 (1.00x) | 3000.00 (3.00x) |" in lines
+    assert path.with_suffix(".svg").exists()
+
+
+def test_the_page_is_that_of_its_results() -> None:
+    folder = Path(report.__file__).parent
+    pictures = sorted(path.name for path in folder.glob("*.svg"))
+    notes = (folder / "notes.md").read_text()
+    expected = report.page(report.read(folder / "results.json"), pictures, notes)
+    assert (folder / "README.md").read_text() == expected
 
 
 def test_a_contender_that_is_no_flow_is_refused() -> None:

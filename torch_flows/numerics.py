@@ -17,8 +17,7 @@ DETACHED_STEPS, DIFFERENTIABLE_STEPS = 4, 2
 
 def log1p(x: Tensor) -> Tensor:
     """log(1 + x), to a few ULP in both frameworks (XLA's is 128 off near -0.41 in float64)."""
-    small = x.abs() < 0.25
-    return torch.where(small, torch.where(small, x, 0).log1p(), (1 + x).log())
+    return x.log1p()
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -29,6 +28,34 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
 def absolute(x: Tensor) -> Tensor:
     """|x|, whose derivative at 0 is 0 in both frameworks (JAX's own is 1)."""
     return x.abs()
+
+
+def split_sign(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A sign and |x|, whose derivative is that sign, at 0 too."""
+    fixed = x.detach()
+    sign = torch.ones_like(fixed).copysign(fixed)
+    return sign, sign * x
+
+
+def quotient(s: Tensor, above: Sequence[float], below: Sequence[float]) -> Tensor:
+    """Of two polynomials, their coefficients from the highest power on; without gradients."""
+    s, values = s.detach(), []
+    # as arrays: a number would be converted at every step
+    coefficients = s.new_tensor((*above, *below)).unbind()
+    for value, *rest in (coefficients[: len(above)], coefficients[len(above) :]):
+        for coefficient in rest:
+            value = torch.addcmul(coefficient, value, s)
+        values.append(value)
+    return values[0] / values[1]
+
+
+def derivatives(x: Tensor, first: Tensor, second: Tensor | float, third: Tensor | float) -> Tensor:
+    """Zeros, with these derivatives in x, which are numbers without gradients.
+
+    What is computed without gradients gets exact ones by adding them.
+    """
+    change = x - x.detach()
+    return change * (first + change * (second / 2 + change * (third / 6)))
 
 
 def tanh(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +28,7 @@ from flow_bridge.ode import (
     finer_grid,
     grid_between,
     grid_of,
+    initial_step,
     missing_solver,
     refine,
     solver_message,
@@ -672,7 +673,7 @@ class _Dopri5:
             import diffrax
         except ImportError as error:
             raise ImportError(missing_solver("diffrax", "jax")) from error
-        dtype = jax.tree.leaves(state)[0].dtype
+        dtype, single = jax.tree.leaves(state)[0].dtype, not isinstance(state, tuple)
         saved = diffrax.SaveAt(t1=True)
         if self.saves == "times":
             saved = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
@@ -685,8 +686,11 @@ class _Dopri5:
             dt0=None,
             y0=state,
             args=weights,
-            stepsize_controller=diffrax.PIDController(
-                STEP_SHARE * self.rtol, STEP_SHARE * self.atol, norm=norm
+            stepsize_controller=_controller()(
+                STEP_SHARE * self.rtol,
+                STEP_SHARE * self.atol,
+                norm=norm,
+                first=self._first_step(field, state, weights, times) if single else None,
             ),
             saveat=saved,
             max_steps=self.max_steps,
@@ -710,6 +714,35 @@ class _Dopri5:
 
     def __call__(self, *args: Any) -> Any:
         return jax.tree.map(lambda y: y[-1], self.path(*args))
+
+    def _first_step(
+        self, field: Callable[..., Any], state: Array, weights: Weights, times: tuple[float, ...]
+    ) -> Array:
+        """The size of the first step; of small fields all of the way."""
+        state, weights = jax.lax.stop_gradient((state, weights))
+        start, way = jnp.asarray(times[0], state.dtype), times[-1] - times[0]
+        scale = STEP_SHARE * (self.atol + self.rtol * jnp.abs(state))
+        rate = field(start, state, weights)
+        size, speed = _row_norm(state / scale), _row_norm(rate / scale)
+        short = jnp.where(jnp.minimum(size, speed) > 1e-5, 0.01 * size / speed, 1e-6)
+        short = math.copysign(1, way) * jnp.minimum(short, abs(way))
+        change = (field(start + short, state + short * rate, weights) - rate) / short
+        step = initial_step(speed, _row_norm(change / scale))
+        return jnp.maximum(jnp.where(step < abs(way), step, abs(way)), 1e-6 * abs(way))
+
+
+@cache
+def _controller() -> Any:
+    """diffrax's, with a first step of its own: one given to ``diffeqsolve`` is checked on the host."""
+    import diffrax
+
+    class Controller(diffrax.PIDController):
+        first: Any = None
+
+        def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, *given: Any) -> Any:
+            return super().init(terms, t0, t1, y0, self.first, *given)
+
+    return Controller
 
 
 def _differentiable(*args: Any) -> Array:

@@ -31,6 +31,7 @@ from jax_flows.numerics import (
     log1p,
     log_sech2,
     softplus,
+    split_sign,
     sum_event,
     tanh,
 )
@@ -324,25 +325,23 @@ class NormalClip(Pointwise):
         return Interval(end, -end)
 
     def map_entries(self, x: Array) -> Output:
-        wide = at_least_float32(x)
-        negative, log_rest = wide < 0, math.log1p(-self.share)
-        t = jnp.where(negative, -wide, wide)
+        log_rest = math.log1p(-self.share)
+        sign, t = split_sign(at_least_float32(x))
         log_ends = jnp.full_like(t, math.log(self.share / 2))
         clipped = tail_quantile(jnp.logaddexp(log_rest + log_tail(t), log_ends))
         log_slope = log_rest + (clipped - t) * (clipped + t) / 2
-        return jnp.where(negative, -clipped, clipped).astype(x.dtype), log_slope.astype(x.dtype)
+        return (sign * clipped).astype(x.dtype), log_slope.astype(x.dtype)
 
     def map_entries_inverse(self, z: Array) -> Output:
-        wide = at_least_float32(z)
-        negative, log_rest = wide < 0, math.log1p(-self.share)
-        t = jnp.where(negative, -wide, wide)
+        log_rest = math.log1p(-self.share)
+        sign, t = split_sign(at_least_float32(z))
         log_share = log_tail(t)
         gap = math.log(self.share / 2) - log_share
         inside = jnp.where(gap < 0, gap, math.nan)
         whole = tail_quantile(log_share + log1p(-jnp.exp(inside)) - log_rest)
         whole = jnp.where(gap == 0, math.inf, whole)
         log_slope = (whole - t) * (whole + t) / 2 - log_rest
-        return jnp.where(negative, -whole, whole).astype(z.dtype), log_slope.astype(z.dtype)
+        return (sign * whole).astype(z.dtype), log_slope.astype(z.dtype)
 
 
 @register
@@ -639,5 +638,8 @@ class Elementwise(Conditioned):
     def _parameters_for(self, variables: Variables, x: Array, context: Array | None) -> Array:
         shape = *x.shape, self.map.num_parameters
         if context is None:
-            return jnp.broadcast_to(variables["params"]["raw_parameters"], shape)
+            raw = variables["params"]["raw_parameters"]
+            if self.map.broadcasts:
+                return raw.reshape(*[1] * (x.ndim + 1 - raw.ndim), *raw.shape)
+            return jnp.broadcast_to(raw, shape)
         return run_conditioner(self, variables, context, None).reshape(shape)

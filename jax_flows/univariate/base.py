@@ -26,6 +26,7 @@ class UnivariateMap(metaclass=PlainArguments):
         domain, codomain: the open interval that x, that z lies in.
         separable: whether parameters may also come as a tuple, one array of x's shape for each; where
             they do, nothing is copied to put them side by side. See ``unstack``.
+        broadcasts: whether the axes of parameters before the last may have length 1 where x's are longer.
         num_features: how many numbers a network sees of one entry, see ``features``.
         dim: for how many entries it is, ``None`` for any.
     """
@@ -34,6 +35,7 @@ class UnivariateMap(metaclass=PlainArguments):
     domain: Interval = REALS
     codomain: Interval = REALS
     separable = False
+    broadcasts = False
     num_features = 1
     dim: int | None = None
 

@@ -8,35 +8,38 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from flow_bridge.univariate import slope_offset
-from jax_flows.numerics import DIFFERENTIABLE_STEPS, at_least_float32, log1p, softplus
+from flow_bridge.univariate import TAIL_EXCESS, TAIL_SCALE, TAIL_START, slope_offset
+from jax_flows.numerics import (
+    at_least_float32,
+    derivatives,
+    log1p,
+    quotient,
+    softplus,
+    split_sign,
+)
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap, unstack
 
 LOG_ROOT = math.log(2 * math.pi) / 2
-DEPTH, SPLIT = 24, 4.5
-"""Of the continued fraction for the tail, which takes over from here."""
 
-QUANTILE = (2.515517, 0.802853, 0.010328), (1.432788, 0.189269, 0.001308)
-STEPS = 3
-"""Hastings' approximation of the quantile of a tail (Abramowitz and Stegun, 26.2.23), and Newton's steps."""
+
+def tail_excess(t: Array) -> Array:
+    """phi(t) / Phi(-t) - t of the standard normal, for t from 0 on: about 1 / t far out. No gradients."""
+    fixed = jax.lax.stop_gradient(t)
+    s = TAIL_SCALE / (TAIL_SCALE + fixed)
+    return s * quotient(s, *TAIL_EXCESS[jnp.finfo(t.dtype).bits])
 
 
 def log_mills(t: Array) -> Array:
     """log(Phi(-t) / phi(t)) of the standard normal, for t from 0 on."""
-    far = t > SPLIT
-    near = jnp.where(far, 0, t)
-    inside = (
-        jnp.log(jax.scipy.special.erfc(near / math.sqrt(2)))
-        - math.log(2)
-        + near * near / 2
-        + LOG_ROOT
-    )
-    apart = jnp.where(far, t, SPLIT)
-    fraction = apart
-    for i in reversed(range(1, DEPTH)):
-        fraction = apart + i / fraction
-    return jnp.where(far, -jnp.log(fraction), inside)
+    fixed = jax.lax.stop_gradient(t)
+    excess = tail_excess(fixed)
+    value = -jnp.log(fixed + excess)
+    near = jnp.minimum(t, float(jnp.finfo(t.dtype).max))  # not an infinity less itself
+    first, fixed = -excess, jax.lax.stop_gradient(near)
+    second = 1 - excess * (fixed + excess)
+    third = second * (fixed + 2 * excess) - excess
+    return value + derivatives(near, first, second, third)
 
 
 def log_tail(t: Array) -> Array:
@@ -45,24 +48,26 @@ def log_tail(t: Array) -> Array:
 
 
 def tail_quantile(log_share: Array) -> Array:
-    """The t with log Phi(-t) = ``log_share``, from log(1/2) down; exact gradients.
-
-    Newton's steps from an approximation that is right to 5e-4 near the middle, and to 0.1 far out, where
-    a step squares an error and divides it by t.
-    """
+    """The t with log Phi(-t) = ``log_share``, from log(1/2) down; exact gradients."""
     fixed = jax.lax.stop_gradient(log_share)
-    start = jnp.sqrt(-2 * fixed)
-    (a, b, c), (d, e, f) = QUANTILE
-    t = start - (a + start * (b + start * c)) / (1 + start * (d + start * (e + start * f)))
-    for _ in range(STEPS):
-        log_ratio = log_mills(t)
-        t = t + (log_ratio - t * t / 2 - LOG_ROOT - fixed) * jnp.exp(log_ratio)
-    t = jax.lax.stop_gradient(jnp.maximum(t, 0))
-    for _ in range(DIFFERENTIABLE_STEPS):
-        log_ratio = log_mills(t)
-        residual = log_ratio - t * t / 2 - LOG_ROOT - log_share
-        t = t + (residual - jax.lax.stop_gradient(residual)) * jnp.exp(log_ratio)
-    return jnp.where(jnp.isinf(start), start, t)
+    root = jnp.sqrt(-2 * fixed)
+    near = jnp.minimum(root, math.sqrt(float(jnp.finfo(root.dtype).max)))
+    v = 1 / (1 + near)
+    bits = jnp.finfo(root.dtype).bits
+    t = near - v * quotient(v, *TAIL_START[bits])
+    if bits == 64:
+        excess = tail_excess(t)
+        slope = t + excess
+        step = (-jnp.log(slope) - t / 2 * t - LOG_ROOT - fixed) / slope
+        t = t + step / (1 + step * excess / 2)
+    t = jnp.maximum(t, 0)
+    excess = tail_excess(t)
+    ratio = 1 / (t + excess)
+    second = -excess * ratio * ratio
+    third = ((excess * (t + excess) - 1) - 2 * excess * excess) * ratio * ratio * ratio
+    finite = jnp.maximum(log_share, float(jnp.finfo(root.dtype).min))
+    t = t + derivatives(finite, -ratio, second, third)
+    return jnp.where(jnp.isinf(root), root, t)
 
 
 @register
@@ -92,22 +97,20 @@ class TailMap(UnivariateMap):
     def forward(self, x: Array, parameters: Any) -> Output:
         center, log_scale, left, right = self._constrained(parameters)
         moved = at_least_float32(x) - center
-        negative = moved < 0
-        index = jnp.where(negative, left, right)
-        growth = log1p(index * jnp.where(negative, -moved, moved) * jnp.exp(-log_scale))
+        sign, distance = split_sign(moved)
+        index = jnp.where(sign < 0, left, right)
+        growth = log1p(index * distance * jnp.exp(-log_scale))
         t = tail_quantile(-growth / index - math.log(2))
-        z = jnp.where(negative, -t, t)
+        z = sign * t
         return z.astype(x.dtype), (log_mills(t) - log_scale - growth).astype(x.dtype)
 
     def inverse(self, z: Array, parameters: Any) -> Output:
         center, log_scale, left, right = self._constrained(parameters)
-        wide = at_least_float32(z)
-        negative = wide < 0
-        index = jnp.where(negative, left, right)
-        t = jnp.where(negative, -wide, wide)
+        sign, t = split_sign(at_least_float32(z))
+        index = jnp.where(sign < 0, left, right)
         growth = -index * (log_tail(t) + math.log(2))
         u = jnp.exp(log_scale) * jnp.expm1(growth) / index
-        x = center + jnp.where(negative, -u, u)
+        x = center + sign * u
         return x.astype(z.dtype), (log_scale + growth - log_mills(t)).astype(z.dtype)
 
     def _constrained(self, parameters: Any) -> tuple[Array, Array, Array, Array]:

@@ -27,6 +27,7 @@ from flow_bridge.ode import (
     finer_grid,
     grid_between,
     grid_of,
+    initial_step,
     missing_solver,
     refine,
     solver_message,
@@ -634,7 +635,10 @@ class _Dopri5:
             field.callback_accept_step = lambda t, y, dt: on_step(float(t + dt))  # type: ignore[attr-defined]
         like = state if isinstance(state, Tensor) else state[0]
         t = torch.tensor(times, dtype=like.dtype, device=like.device)
-        options = {"norm": norm, "max_num_steps": self.max_steps}
+        # a last step beyond the end would be interpolated, with more of an error than steps may leave
+        options = {"norm": norm, "max_num_steps": self.max_steps, "step_t": t[-1:]}
+        if isinstance(state, Tensor):
+            options["first_step"] = self._first_step(field, state, times)
         tolerances = {"rtol": STEP_SHARE * self.rtol, "atol": STEP_SHARE * self.atol}
         try:
             return odeint(field, state, t, **tolerances, method="dopri5", options=options)
@@ -647,6 +651,21 @@ class _Dopri5:
     ) -> Any:
         path = self.path(field, state, times, norm)
         return path[-1] if isinstance(state, Tensor) else tuple(part[-1] for part in path)
+
+    @torch.no_grad()
+    def _first_step(
+        self, field: Callable[..., Any], state: Tensor, times: tuple[float, ...]
+    ) -> Tensor:
+        """The size of the first step; of small fields all of the way."""
+        start, way = state.new_tensor(times[0]), times[-1] - times[0]
+        scale = STEP_SHARE * (self.atol + self.rtol * state.abs())
+        rate = field(start, state)
+        size, speed = _row_norm(state / scale), _row_norm(rate / scale)
+        short = torch.where(torch.minimum(size, speed) > 1e-5, 0.01 * size / speed, 1e-6)
+        short = math.copysign(1, way) * short.clamp(max=abs(way))
+        change = (field(start + short, state + short * rate) - rate) / short
+        step = initial_step(speed, _row_norm(change / scale))
+        return torch.where(step < abs(way), step, abs(way)).clamp(min=1e-6 * abs(way))
 
 
 class _Adjoint(torch.autograd.Function):

@@ -28,6 +28,7 @@ from torch_flows.numerics import (
     log1p,
     log_sech2,
     softplus,
+    split_sign,
     sum_event,
     tanh,
 )
@@ -281,25 +282,23 @@ class NormalClip(Pointwise):
         self.codomain = Interval(end, -end)
 
     def map_entries(self, x: Tensor) -> Output:
-        wide = at_least_float32(x)
-        negative, log_rest = wide < 0, math.log1p(-self.share)
-        t = torch.where(negative, -wide, wide)
+        log_rest = math.log1p(-self.share)
+        sign, t = split_sign(at_least_float32(x))
         log_ends = torch.full_like(t, math.log(self.share / 2))
         clipped = tail_quantile(torch.logaddexp(log_rest + log_tail(t), log_ends))
         log_slope = log_rest + (clipped - t) * (clipped + t) / 2
-        return torch.where(negative, -clipped, clipped).to(x.dtype), log_slope.to(x.dtype)
+        return (sign * clipped).to(x.dtype), log_slope.to(x.dtype)
 
     def map_entries_inverse(self, z: Tensor) -> Output:
-        wide = at_least_float32(z)
-        negative, log_rest = wide < 0, math.log1p(-self.share)
-        t = torch.where(negative, -wide, wide)
+        log_rest = math.log1p(-self.share)
+        sign, t = split_sign(at_least_float32(z))
         log_share = log_tail(t)
         gap = math.log(self.share / 2) - log_share
         inside = torch.where(gap < 0, gap, math.nan)
         whole = tail_quantile(log_share + log1p(-inside.exp()) - log_rest)
         whole = torch.where(gap == 0, math.inf, whole)
         log_slope = (whole - t) * (whole + t) / 2 - log_rest
-        return torch.where(negative, -whole, whole).to(z.dtype), log_slope.to(z.dtype)
+        return (sign * whole).to(z.dtype), log_slope.to(z.dtype)
 
 
 @register
@@ -541,5 +540,8 @@ class Elementwise(Conditioned):
     def _parameters_for(self, x: Tensor, context: Tensor | None) -> Tensor:
         shape = *x.shape, self.map.num_parameters
         if context is None:
-            return self.raw_parameters.expand(shape)
+            raw = self.raw_parameters
+            if self.map.broadcasts:
+                return raw.reshape(*[1] * (x.ndim + 1 - raw.ndim), *raw.shape)
+            return raw.expand(shape)
         return self.network(context).to(x.dtype).reshape(shape)

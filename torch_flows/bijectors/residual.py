@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from flow_bridge import checks
 from flow_bridge import lipschitz as bridge
@@ -187,11 +188,13 @@ class InvertibleResidual(Bijector):
         fixed = [(weight.detach(), bias) for weight, bias in layers]
         fixed_slopes = [slope.detach() for slope in slopes]
         noise = at_least_float32(noise)
+        # denormal numbers, which XLA takes for zero, would make the products ten times slower
+        denormal = torch.finfo(noise.dtype).tiny / torch.finfo(noise.dtype).eps
         row, value, left = noise, torch.zeros_like(x[..., 0]), torch.zeros_like(x)
         for k in range(1, num_terms + 1):
             weight = (-1) ** (k + 1) * (1 - self._stop) ** -max(k - self.exact_terms, 0)
             left = left + weight * row
-            row = vjp(fixed, fixed_slopes, row)
+            row = hardshrink(vjp(fixed, fixed_slopes, row), denormal)
             value = value + weight / k * (row * noise).sum(-1)
         surrogate = (left * jvp(layers, slopes, noise)).sum(-1)
         return x + g, value + (surrogate - surrogate.detach())

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from flow_bridge import checks
-from torch_flows.numerics import at_least_float32, log1p, softplus
+from torch_flows.numerics import at_least_float32, derivatives, log1p, softplus, split_sign
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
 from torch_flows.univariate.roots import FARTHEST, invert
-from torch_flows.univariate.tails import LOG_ROOT, log_mills, log_tail, tail_quantile
+from torch_flows.univariate.tails import (
+    LOG_ROOT,
+    log_mills,
+    log_tail,
+    tail_excess,
+    tail_quantile,
+)
 
 FAR = 1e12
 """Beyond it the map of a mixture of normals is linear to within rounding, and squares would overflow."""
@@ -56,6 +62,8 @@ class LogisticMixtureMap(UnivariateMap):
     Reference: Huang et al. (2018), arXiv:1804.00779; Ho et al. (2019), Flow++, arXiv:1902.00275;
     Meng et al. (2020), Gaussianization flows, arXiv:2003.01941.
     """
+
+    broadcasts = True
 
     num_components: int = 8
     bound: float = 5.0
@@ -128,6 +136,8 @@ class NormalMixtureMap(UnivariateMap):
     Reference: Chen and Gopinath (2000), Gaussianization; zuko's ``GaussianizationTransform``.
     """
 
+    broadcasts = True
+
     num_components: int = 8
     bound: float | None = 5.0
 
@@ -145,9 +155,9 @@ class NormalMixtureMap(UnivariateMap):
         log_a, shift = self._constrained(parameters)
         reach = self._reach(log_a)
         near = wide.clamp(-reach, reach)
-        logit, log_slope = _logit_of_normals(near, log_a, shift)
-        z, log_ratio = _to_normal(logit)
-        log_slope = log_slope + log_ratio
+        side, share, apart, _, log_slope = _smaller_tail(near, log_a, shift)
+        t = tail_quantile(share.log() - apart * apart / 2)
+        z, log_slope = side * t, log_slope + log_mills(t)
         return (z + (wide - near) * log_slope.exp()).to(x.dtype), log_slope.to(x.dtype)
 
     def inverse(self, z: Tensor, parameters: Tensor) -> Output:
@@ -188,21 +198,43 @@ def _spread(rows: Tensor, count: int) -> Tensor:
     return (1 - (2 * index + 1) / count).view(-1, *[1] * (rows.ndim - 1))
 
 
+def _smaller_tail(
+    x: Tensor, log_a: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The smaller one S of the mean D of Phi(c), c = a x + b, and 1 - D.
+
+    Returns:
+        -1 where it is D and 1 where it is 1 - D; S and d in S exp(-d^2 / 2), d being the smallest |c| if
+        all c have one sign, and 0 otherwise; |D - 1/2|, exact next to 0, where d is 0; the log of D' / S.
+    """
+    c = log_a.exp() * x + shift
+    fixed = c.detach()
+    signs, t = fixed.sign(), fixed.abs()
+    low, high = fixed.amin(0), fixed.amax(0)
+    apart = low.clamp_min(0) + (-high).clamp_min(0)
+    exponent = (apart - t) * (apart + t) / 2
+    density = exponent.exp() * (math.exp(-LOG_ROOT) / len(c))
+    tails = density / (t + tail_excess(t))
+    middle = signs.sum(0) / (2 * len(c)) - (signs * tails).sum(0)
+    side = split_sign(torch.where(apart > 0, low, middle))[0]
+    middle = torch.where(apart > 0, 0, side * middle)
+    share = torch.where(apart > 0, tails.sum(0), 0.5 - middle)
+    if torch.is_grad_enabled():
+        second = -density * fixed
+        change = side * derivatives(c, density, second, -density - second * fixed).sum(0)
+        middle, share = middle + change, share - change
+        exponent = exponent + derivatives(c, -fixed, -1.0, 0.0)
+    log_slope = _normalized(log_a + exponent)[1] - share.log() - (math.log(len(c)) + LOG_ROOT)
+    return side, share, apart, middle, log_slope
+
+
 def _logit_of_normals(x: Tensor, log_a: Tensor, shift: Tensor) -> Output:
     """log D - log(1 - D) for the mean D of Phi(c), c = a x + b, and the log of its slope."""
-    c = log_a.exp() * x + shift
-    negative = c < 0
-    size = torch.where(negative, -c, c)
-    log_ratio, log_density = log_mills(size), -size * size / 2 - LOG_ROOT
-    small = log_ratio + log_density
-    large = log1p(-small.exp())
-    log_r, log_cdf = _normalized(torch.where(negative, small, large))
-    log_q, log_rest = _normalized(torch.where(negative, large, small))
-    # phi(c) / Phi(-|c|), and phi(c) / Phi(|c|)
-    steep, flat = -log_ratio, log_density - large
-    below = log_r + log_a + torch.where(negative, steep, flat)
-    above = log_q + log_a + torch.where(negative, flat, steep)
-    return log_cdf - log_rest, torch.cat([below, above]).logsumexp(0)
+    side, share, apart, middle, log_slope = _smaller_tail(x, log_a, shift)
+    log_scale = -apart * apart / 2
+    log_rest = log1p(-share * log_scale.exp())
+    far, near = log_rest - log_scale - share.log(), log1p(2 * middle / share)
+    return side * torch.where(apart > 0, far, near), log_slope - log_rest
 
 
 def _evaluate(x: Tensor, log_w: Tensor, log_a: Tensor, center: Tensor) -> Output:
@@ -217,19 +249,17 @@ def _evaluate(x: Tensor, log_w: Tensor, log_a: Tensor, center: Tensor) -> Output
 
 def _to_normal(logit: Tensor) -> Output:
     """The normal quantile of sigmoid(logit), and the log of its slope; from the smaller tail."""
-    negative = logit < 0
-    size = torch.where(negative, -logit, logit)
+    sign, size = split_sign(logit)
     t = tail_quantile(-softplus(size))
-    return torch.where(negative, -t, t), log_mills(t) - softplus(-size)
+    return sign * t, log_mills(t) - softplus(-size)
 
 
 def _from_normal(z: Tensor) -> Output:
     """The logit of Phi(z), and the log of its slope."""
-    negative = z < 0
-    t = torch.where(negative, -z, z)
+    sign, t = split_sign(z)
     log_share = log_tail(t)
     size = log1p(-log_share.exp()) - log_share
-    return torch.where(negative, -size, size), softplus(-size) - log_mills(t)
+    return sign * size, softplus(-size) - log_mills(t)
 
 
 def _normalized(logits: Tensor) -> Output:

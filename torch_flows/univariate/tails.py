@@ -7,30 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_bridge.univariate import slope_offset
-from torch_flows.numerics import DIFFERENTIABLE_STEPS, at_least_float32, log1p, softplus
+from flow_bridge.univariate import TAIL_EXCESS, TAIL_SCALE, TAIL_START, slope_offset
+from torch_flows.numerics import (
+    at_least_float32,
+    derivatives,
+    log1p,
+    quotient,
+    softplus,
+    split_sign,
+)
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap, unstack
 
 LOG_ROOT = math.log(2 * math.pi) / 2
-DEPTH, SPLIT = 24, 4.5
-"""Of the continued fraction for the tail, which takes over from here."""
 
-QUANTILE = (2.515517, 0.802853, 0.010328), (1.432788, 0.189269, 0.001308)
-STEPS = 3
-"""Hastings' approximation of the quantile of a tail (Abramowitz and Stegun, 26.2.23), and Newton's steps."""
+
+def tail_excess(t: Tensor) -> Tensor:
+    """phi(t) / Phi(-t) - t of the standard normal, for t from 0 on: about 1 / t far out. No gradients."""
+    fixed = t.detach()
+    s = TAIL_SCALE / (TAIL_SCALE + fixed)
+    return s * quotient(s, *TAIL_EXCESS[torch.finfo(t.dtype).bits])
 
 
 def log_mills(t: Tensor) -> Tensor:
     """log(Phi(-t) / phi(t)) of the standard normal, for t from 0 on."""
-    far = t > SPLIT
-    near = torch.where(far, 0, t)
-    inside = (near / math.sqrt(2)).erfc().log() - math.log(2) + near * near / 2 + LOG_ROOT
-    apart = torch.where(far, t, SPLIT)
-    fraction = apart
-    for i in reversed(range(1, DEPTH)):
-        fraction = apart + i / fraction
-    return torch.where(far, -fraction.log(), inside)
+    fixed = t.detach()
+    excess = tail_excess(fixed)
+    value = -(fixed + excess).log()
+    if not torch.is_grad_enabled():
+        return value
+    near = t.clamp_max(torch.finfo(t.dtype).max)  # not an infinity less itself
+    first, fixed = -excess, near.detach()
+    second = 1 - excess * (fixed + excess)
+    third = second * (fixed + 2 * excess) - excess
+    return value + derivatives(near, first, second, third)
 
 
 def log_tail(t: Tensor) -> Tensor:
@@ -39,24 +49,27 @@ def log_tail(t: Tensor) -> Tensor:
 
 
 def tail_quantile(log_share: Tensor) -> Tensor:
-    """The t with log Phi(-t) = ``log_share``, from log(1/2) down; exact gradients.
-
-    Newton's steps from an approximation that is right to 5e-4 near the middle, and to 0.1 far out, where
-    a step squares an error and divides it by t.
-    """
+    """The t with log Phi(-t) = ``log_share``, from log(1/2) down; exact gradients."""
     fixed = log_share.detach()
-    start = (-2 * fixed).sqrt()
-    (a, b, c), (d, e, f) = QUANTILE
-    t = start - (a + start * (b + start * c)) / (1 + start * (d + start * (e + start * f)))
-    for _ in range(STEPS):
-        log_ratio = log_mills(t)
-        t = t + (log_ratio - t * t / 2 - LOG_ROOT - fixed) * log_ratio.exp()
+    root = (-2 * fixed).sqrt()
+    near = root.clamp_max(math.sqrt(torch.finfo(root.dtype).max))
+    v = 1 / (1 + near)
+    bits = torch.finfo(root.dtype).bits
+    t = near - v * quotient(v, *TAIL_START[bits])
+    if bits == 64:
+        excess = tail_excess(t)
+        slope = t + excess
+        step = (-slope.log() - t / 2 * t - LOG_ROOT - fixed) / slope
+        t = t + step / (1 + step * excess / 2)
     t = t.clamp_min(0)
-    for _ in range(DIFFERENTIABLE_STEPS if torch.is_grad_enabled() else 0):
-        log_ratio = log_mills(t)
-        residual = log_ratio - t * t / 2 - LOG_ROOT - log_share
-        t = t + (residual - residual.detach()) * log_ratio.exp()
-    return torch.where(start.isinf(), start, t)
+    if torch.is_grad_enabled():
+        excess = tail_excess(t)
+        ratio = 1 / (t + excess)
+        second = -excess * ratio * ratio
+        third = ((excess * (t + excess) - 1) - 2 * excess * excess) * ratio * ratio * ratio
+        finite = log_share.clamp_min(torch.finfo(root.dtype).min)
+        t = t + derivatives(finite, -ratio, second, third)
+    return torch.where(root.isinf(), root, t)
 
 
 @register
@@ -86,22 +99,20 @@ class TailMap(UnivariateMap):
     def forward(self, x: Tensor, parameters: Any) -> Output:
         center, log_scale, left, right = self._constrained(parameters)
         moved = at_least_float32(x) - center
-        negative = moved < 0
-        index = torch.where(negative, left, right)
-        growth = log1p(index * torch.where(negative, -moved, moved) * (-log_scale).exp())
+        sign, distance = split_sign(moved)
+        index = torch.where(sign < 0, left, right)
+        growth = log1p(index * distance * (-log_scale).exp())
         t = tail_quantile(-growth / index - math.log(2))
-        z = torch.where(negative, -t, t)
+        z = sign * t
         return z.to(x.dtype), (log_mills(t) - log_scale - growth).to(x.dtype)
 
     def inverse(self, z: Tensor, parameters: Any) -> Output:
         center, log_scale, left, right = self._constrained(parameters)
-        wide = at_least_float32(z)
-        negative = wide < 0
-        index = torch.where(negative, left, right)
-        t = torch.where(negative, -wide, wide)
+        sign, t = split_sign(at_least_float32(z))
+        index = torch.where(sign < 0, left, right)
         growth = -index * (log_tail(t) + math.log(2))
         u = log_scale.exp() * growth.expm1() / index
-        x = center + torch.where(negative, -u, u)
+        x = center + sign * u
         return x.to(z.dtype), (log_scale + growth - log_mills(t)).to(z.dtype)
 
     def _constrained(self, parameters: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
