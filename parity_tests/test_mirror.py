@@ -76,6 +76,7 @@ OTHER_ARGUMENTS = {
     "numerics.py:first_step": "what each needs of an array",
     "numerics.py:is_eager": "what each needs of an array",
     "training.py:fit*": "process groups or a mesh",
+    "bijectors/coupling.py:*.merge": "how XLA on a CPU puts numbers together",
     "networks/*": "Flax makes layers where they are called",
     "training.py:adam": "an optimiser with or without its parameters",
 }

@@ -427,6 +427,7 @@ def test_what_is_refused() -> None:
         (arch("TransformerAutoregressive", dim=5, token_dim=2, map=map), "dim divisible by 2, got 5"),
         (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "Autoregressive expects hidden_dim"),
         (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
+        (arch("TarFlow", shape=[1, 2, 2], map=arch("Tanh")), "map of type UnivariateMap, got Tanh"),
         (tokens | {"sweep_size": 2}, "expects max_sweeps"),
         (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
         (tokens | {"num_heads": 4, "hidden_dim": 4, "rotary": True}, "even width"),
