@@ -87,8 +87,9 @@ def write(path: Path, records: list[Record]) -> None:
     """The records, and beside them the page and the pictures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text())["versions"] if path.exists() else {}
-    content = {"versions": known | versions(), "records": records}
-    path.write_text(json.dumps(content) + "\n")
+    lines = ",\n".join(json.dumps(entry) for entry in records)  # one for each, as git merges lines
+    found = json.dumps(known | versions())
+    path.write_text(f'{{"versions": {found}, "records": [\n{lines}\n]}}\n')
     names = pictures(path, records)
     notes = path.with_name("notes.md")
     if notes.exists():

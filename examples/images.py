@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,14 @@ OUTPUT = Path("outputs/images")
 SEED, BATCH_SIZE, TEST_COPIES = 0, 128, 8
 NOISE_COPIES = 16  # each training image, with as many draws of the noise
 HALVES = ("torch", "jax")
+WIDTHS = {
+    ("digits", False): (32, 64, 76, 48, 32, 32),
+    ("digits", True): (116, 300, 312, 136, 60, 68),
+    ("mnist", False): (16, 4, 40, 184, 76, 88),
+    ("mnist", True): (64, 40, 168, 408, 160, 180),
+}
+"""Of the flows' networks, so that each has about 60,000, 240,000, 400,000 and 1,600,000 parameters. NSF of
+MNIST has 1,230,000 in its two linear maps of 784 dimensions alone."""
 LIBRARIES = ("twinflows", "torch", "jax", "numpy", "scikit-learn")
 
 
@@ -73,24 +81,22 @@ def spread(images: np.ndarray, levels: int, copies: int, seed: int) -> np.ndarra
     )
 
 
-def models(shape: tuple[int, int, int], full: bool) -> dict[str, Callable[[], Any]]:
-    """The flows, with about 60,000 parameters for digits; ``full`` ones have about eight times as many."""
-    dim, size = math.prod(shape), 3 if full else 1
-    images = {"patch_size": 2 if shape[1] == 8 else 4, "num_heads": 4}
+def models(shape: tuple[int, int, int], widths: Sequence[int]) -> dict[str, Callable[[], Any]]:
+    """The flows, from the width of each one's networks."""
+    dim, patches = math.prod(shape), {"patch_size": 2 if shape[1] == 8 else 4, "num_heads": 4}
+    real_nvp, nsf, maf, glow, jet, tarflow = widths
     return {
-        "RealNVP": lambda: torch_flows.RealNVP(dim, num_layers=8, hidden_dims=[32 * size]),
+        "RealNVP": lambda: torch_flows.RealNVP(dim, num_layers=8, hidden_dims=[real_nvp]),
         "NSF": lambda: torch_flows.NeuralSplineFlow(
-            dim, hidden_dims=[64 * size], num_layers=2, num_bins=4
+            dim, hidden_dims=[nsf], num_layers=2, num_bins=4
         ),
-        "MAF": lambda: torch_flows.MAF(dim, num_layers=4, hidden_dims=[76 * size]),
-        "Glow": lambda: torch_flows.Glow(
-            shape, num_levels=2, num_steps=4, hidden_channels=48 * size
-        ),
+        "MAF": lambda: torch_flows.MAF(dim, num_layers=4, hidden_dims=[maf]),
+        "Glow": lambda: torch_flows.Glow(shape, num_levels=2, num_steps=4, hidden_channels=glow),
         "Jet": lambda: torch_flows.Jet(
-            shape, num_layers=5, hidden_dim=32 * size, num_blocks=1, **images
+            shape, num_layers=5, hidden_dim=jet, num_blocks=1, **patches
         ),
         "TarFlow": lambda: torch_flows.TarFlow(
-            shape, num_layers=4, hidden_dim=32 * size, num_blocks=1, **images
+            shape, num_layers=4, hidden_dim=tarflow, num_blocks=1, **patches
         ),
     }
 
@@ -161,7 +167,7 @@ def measure(
             raise ValueError(f"{path} is of other settings: move it away first.")
         measured["results"] = before["results"]
     rows = {row["flow"]: row for row in measured["results"]}
-    for label, build in models(shape, full).items():
+    for label, build in models(shape, WIDTHS[name, full]).items():
         for half in HALVES:
             if half in rows.get(label, {}):
                 continue

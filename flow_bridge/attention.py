@@ -201,7 +201,7 @@ def patch_masks(num_channels: int) -> list[Mask]:
     then the same with the other one."""
     masks: list[Mask] = []
     for seed in range(2):
-        half = random_permutation(num_channels, seed)[: num_channels // 2].tolist()
+        half = set(random_permutation(num_channels, seed)[: num_channels // 2].tolist())
         chosen = [int(i in half) for i in range(num_channels)]
         masks += [chosen, [1 - i for i in chosen]]
     return [mask for board in CHECKERBOARDS for mask in (*masks, board)]

@@ -197,6 +197,7 @@ def event_shape_of(owner: str, dim: int | Sequence[int]) -> tuple[int, ...]:
     shape = (dim,) if isinstance(dim, int) else tuple(dim)
     if not shape:
         raise ValueError(f"{owner} expects dim to have at least one axis, got {dim!r}.")
+    at_most(owner, "the number of axes of dim", len(shape), "their limit", MAX_AXES)
     positive_int(
         owner, **{"dim" if len(shape) == 1 else f"dim[{i}]": d for i, d in enumerate(shape)}
     )

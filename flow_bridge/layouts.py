@@ -18,7 +18,7 @@ class Layout(NamedTuple):
 
     @property
     def inverse_axes(self) -> tuple[int, ...]:
-        return tuple(self.axes.index(i) for i in range(self.ndim))
+        return tuple(sorted(range(self.ndim), key=self.axes.__getitem__))
 
 
 LAYOUTS = (

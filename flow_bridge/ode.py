@@ -75,7 +75,7 @@ def check_spaces(owner: str, dim: int, circular: Sequence[int], time_scaling: bo
     """Raise ``ValueError`` for circular columns that are none, and for ones that would be scaled."""
     for column in circular:
         checks.non_negative_int(owner, circular=column)
-    if sorted(set(circular)) != sorted(circular) or not set(circular) <= set(range(dim)):
+    if len(set(circular)) < len(circular) or any(column >= dim for column in circular):
         raise ValueError(
             f"{owner} expects circular as some of its {dim} columns, got {circular!r}."
         )

@@ -885,7 +885,7 @@ def run_index(seed: int, index: int) -> Counter:
             f"{', compiled' if compiled else ''}; drawn as\n{json.dumps(description)}\n"
             f"again: python -m parity_tests.fuzz architectures --seed {seed} --index {index}"
         ) from error
-    for name in _types_in(description):
+    for name in types_in(description):
         done[f"type {name}"] += 1
     return done
 
@@ -940,11 +940,11 @@ def _smaller(description: Architecture) -> Iterator[Architecture]:
             yield description | {"bijectors": [*members[:i], smaller, *members[i + 1 :]]}
 
 
-def _types_in(value: Any) -> set[str]:
+def types_in(value: Any) -> set[str]:
     if isinstance(value, dict):
         own = {value["type"]} if "type" in value else set()
-        return own.union(*(_types_in(item) for item in value.values()))
-    return set().union(*(_types_in(item) for item in value)) if isinstance(value, list) else set()
+        return own.union(*(types_in(item) for item in value.values()))
+    return set().union(*(types_in(item) for item in value)) if isinstance(value, list) else set()
 
 
 def run_many(

@@ -377,6 +377,9 @@ ASKS_FOR_MUCH: dict[str, dict[str, Any]] = {
     "20,000 hidden layers": {"type": "AffineCoupling", "dim": 2, "hidden_dims": [3] * 20_000},
     "a dimension of 2^70": {"type": "Affine", "dim": 2**70},
     "a dimension of 2^40": {"type": "LULinear", "dim": 2**40},
+    "a flow of 2^40 dimensions": {"type": "FFJORD", "dim": 2**40, "hidden_dims": [3]},
+    "distributions of many axes": {"type": "DiagonalNormal", "dim": [1] * 100_000},
+    "halves of 16,000 channels": {"type": "Jet", "shape": [16_000, 2, 2], "num_layers": 2},
     "lists in lists": {
         "type": "AffineCoupling",
         "dim": 2,

@@ -204,6 +204,31 @@ def test_whole_numbers(backend: str) -> None:
     assert own[1] < 0.05 < own[2] < own[4]
 
 
+def test_categories() -> None:
+    """Probabilities beside a column that depends on them; whole, and none for others."""
+    rng = np.random.default_rng(0)
+    kind = rng.choice([7.0, -2.0, 40.0], 1500, p=[0.5, 0.2, 0.3])
+    x = np.column_stack([rng.normal(kind / 10, 1), kind])
+    options = {"num_layers": 2, "hidden_dims": [8], "num_bins": 8}
+    density = FlowDensity("nsf", "torch", model_options=options, categories=[1], num_epochs=15,
+                          random_state=0, learning_rate=2e-2).fit(x)  # fmt: skip
+    grid = np.linspace(-8, 12, 801)
+    found = [
+        np.exp(density.score_samples(np.column_stack([grid, np.full(801, value)]))).sum() / 40
+        for value in (-2, 7, 40, 8)
+    ]
+    np.testing.assert_allclose(found, [0.2, 0.5, 0.3, 0], atol=0.05)
+    assert sum(found) == pytest.approx(1, abs=5e-3)
+    drawn = density.sample(300)
+    assert set(drawn[:, 1]) == {7, -2, 40}
+    assert drawn[drawn[:, 1] == 40, 0].mean() > 2 > drawn[drawn[:, 1] == -2, 0].mean()
+    again = pickle.loads(pickle.dumps(density))
+    np.testing.assert_array_equal(again.score_samples(x[:9]), density.score_samples(x[:9]))
+    labels = ConditionalFlowDensity("maf", "torch", categories=[0], **QUICK).fit(x[:, :1], kind)
+    with pytest.raises(ValueError, match="categories have no order and no quantiles"):
+        labels.predict(x[:3, :1])
+
+
 def test_whole_numbers_given_others() -> None:
     """Quantiles are the smallest numbers of at least so much probability below and at them."""
     x = RNG.normal(size=(300, 1))
@@ -245,6 +270,16 @@ def holed(value: float) -> np.ndarray:
         (table(), {"bounds": [(0, 1)]}, "bounds are expected for 4 columns, got 1"),
         (table(), {"bounds": {0: (1, 0)}}, "column 0 are expected as (low, high), got (1, 0)"),
         (table(), {"integers": [1]}, "column 1 is stated as whole numbers and holds -1."),
+        (
+            table(),
+            {"integers": [0], "categories": [0]},
+            "stated as whole numbers and as categories",
+        ),
+        (
+            table(),
+            {"categories": [1], "bounds": {1: (0, 9)}},
+            "it holds categories, which have no order",
+        ),
         (table(), {"integers": "age"}, "integers expect a list of columns, got 'age'"),
         (table(), {"integers": 0}, "integers expect a list of columns, got 0"),
         (table(), {"integers": ["age"]}, "integers name column 'age'; there are 4 columns"),

@@ -34,6 +34,12 @@ class Family:
     count: int = 8
 
 
+def cubic(x: Any, p: list[Any]) -> Any:
+    k = mpmath.exp(2 * mpmath.tanh(p[1] / 2))
+    shifted = k * x * (3 + 4 * (k * x) ** 2) + 30 * mpmath.tanh(p[0] / 30)
+    return mpmath.sinh(mpmath.asinh(shifted) / 3) / k
+
+
 def cubic_rational(x: Any, p: list[Any]) -> Any:
     a = 9 / (1 + 8 * mpmath.exp(-5 * mpmath.tanh(p[0] / 5))) - 1
     u = x - p[2]
@@ -222,8 +228,12 @@ def tail(x: Any, p: list[Any]) -> Any:
     return mpmath.sign(u) * quantile(-mpmath.log(1 + h * abs(u)) / h - mpmath.log(2))
 
 
+def logistics(x: Any, p: list[Any]) -> Any:
+    return mixture_in_mpmath(x, np.array(p, dtype=object))[0]
+
+
 def gaussianized(x: Any, p: list[Any]) -> Any:
-    logit = mixture_in_mpmath(x, np.array(p, dtype=object))[0]
+    logit = logistics(x, p)
     return mpmath.sign(logit) * quantile(-mpmath.log(1 + mpmath.exp(abs(logit))))
 
 
@@ -246,8 +256,12 @@ FAMILIES = {
     "LinearRationalSplineMap": Family(
         arch("LinearRationalSplineMap", **BOX), pieces(linear_rational_spline), 5.0
     ),
+    "CubicMap": Family(arch("CubicMap"), cubic),
     "CubicRationalMap": Family(arch("CubicRationalMap"), cubic_rational, 12.0),
     "SinhMap": Family(arch("SinhMap"), sinh),
+    "LogisticMixtureMap": Family(
+        arch("LogisticMixtureMap", num_components=2), logistics, 4.0, count=1
+    ),
     "Gaussianization": Family(
         arch("LogisticMixtureMap", num_components=2, output="normal"), gaussianized, 4.0, count=2
     ),
@@ -291,12 +305,8 @@ ROWS = [
     pytest.param(name, marks=pytest.mark.slow if name == "Gaussianization" else ())
     for name in FAMILIES
 ]
-COMPILED = [
-    pytest.param(
-        name, marks=pytest.mark.slow if name in ("Gaussianization", "NormalMixtureMap") else ()
-    )
-    for name in FAMILIES
-]
+SLOW = ("Gaussianization", "LogisticMixtureMap", "NormalMixtureMap")
+COMPILED = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
 """What JAX takes its time with is slow too."""
 
 

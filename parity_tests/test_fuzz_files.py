@@ -1,6 +1,6 @@
 """A few thousand of the files that ``make fuzz`` makes by the million."""
 
-from parity_tests import fuzz_files
+from parity_tests import fuzz, fuzz_files
 
 
 def test_mutated_files_mean_what_they_say_or_are_refused() -> None:
@@ -10,3 +10,9 @@ def test_mutated_files_mean_what_they_say_or_are_refused() -> None:
     assert found.accepted > found.files // 100
     assert found.slowest < fuzz_files.MAX_SECONDS
     assert found.largest < fuzz_files.MAX_MIB
+
+
+def test_every_type_of_the_library_is_in_a_file_that_is_changed() -> None:
+    described = [*fuzz_files.MODELS.values(), *fuzz_files.MORE]
+    missing = fuzz.types_of(object).keys() - set().union(*map(fuzz.types_in, described))
+    assert not missing, f"parity_tests/mutated.json lacks {sorted(missing)}"

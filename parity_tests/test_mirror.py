@@ -61,6 +61,7 @@ NAMES_ALONE = {
     "checkpoint.py:to_numpy": "numpy takes JAX's arrays as they are",
     "numerics.py:as_int32": "JAX has a mode without 64-bit integers",
     "numerics.py:loops": "JAX always has loops that it need not unroll",
+    "numerics.py:takes_kernels": "XLA fuses by itself",
     "numerics.py:full_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:matmul_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:conditioner_operands": "products: a mode in PyTorch, an argument in JAX",
@@ -75,6 +76,7 @@ OTHER_ARGUMENTS = {
     "numerics.py:first_step": "what each needs of an array",
     "numerics.py:is_eager": "what each needs of an array",
     "training.py:fit*": "process groups or a mesh",
+    "bijectors/coupling.py:*.merge": "how XLA on a CPU puts numbers together",
     "networks/*": "Flax makes layers where they are called",
     "training.py:adam": "an optimiser with or without its parameters",
 }

@@ -129,6 +129,11 @@ def test_references() -> None:
             6,
         ),
         (
+            "tokens",
+            "--num-simulations 200 --num-epochs 1 --num-draws 100",
+            6,
+        ),
+        (
             "tabular",
             "--tables iris --families MAF --num-splits 1 --num-epochs 2",
             4,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import jax_flows
+import jax_flows.training as jax_training
 import torch_flows
 from flow_bridge.errors import CheckpointError, NonFiniteError
 from flow_bridge.sources import Chunk, Part, row_batches
@@ -489,3 +490,22 @@ def test_a_first_loss_that_is_far_off_is_told(half: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_half(half, case, data(40), num_epochs=1)
+
+
+def test_fits_to_growing_data_share_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs, run_steps = [], jax_training._run_steps
+
+    def recorded(*args: Any) -> Any:
+        programs.append(run_steps(*args))
+        return programs[-1]
+
+    monkeypatch.setattr(jax_training, "_run_steps", recorded)
+    model = jax_flows.build(flow(arch("Affine", dim=2), arch("DiagonalNormal", dim=2)))
+    variables, num_arrays = model.init(jax.random.key(0)), set()
+    x = data(1000)
+    for rows in range(650, 1000, 70):  # up to the next power of two one program serves
+        variables, _ = jax_flows.fit(model, variables, x[:rows], num_epochs=1, **QUIET)
+        num_arrays.add(len(jax.live_arrays()))
+    assert len({*map(id, programs)}) == 1
+    assert programs[0]._cache_size() == 1
+    assert len(num_arrays) == 1

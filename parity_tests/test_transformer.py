@@ -96,6 +96,30 @@ def test_the_options_of_a_block_in_plain_pytorch() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
+def test_kernels_are_the_plain_form() -> None:
+    """float32 takes PyTorch's kernels: attention without gradients, and normalisation with derivatives of the
+    first order, and of the third by the plain form."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 5, 4)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    with torch.no_grad():
+        found = torch_attention.attend(q, k, v, mask)
+        expected = torch_attention.attend(q.double(), k.double(), v.double(), mask)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    norm = torch_attention.LayerNorm(4, torch_attention.EPS)
+    norm.weight.data, norm.bias.data = torch.randn(2, 4)
+    rows, derivatives = torch.randn(3, 4), []
+    for kind in (torch.float32, torch.float64):
+        x = rows.to(kind, copy=True).requires_grad_()
+        value = norm.to(kind)(x).sin().sum()
+        plain = torch.autograd.grad(value, [x, norm.weight, norm.bias], retain_graph=True)
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
+        derivatives.append([*plain, value.detach()])
+    for own, exact in zip(*derivatives, strict=True):
+        torch.testing.assert_close(own.double(), exact, rtol=1e-3, atol=1e-4)
+
+
 OPTIONS = {
     "prefix": {"rotary": True, "qk_norm": True, "gated": True, "activation": "silu", "context": "prefix",
                "context_dim": 4, "context_tokens": 2},
@@ -403,6 +427,7 @@ def test_what_is_refused() -> None:
         (arch("TransformerAutoregressive", dim=5, token_dim=2, map=map), "dim divisible by 2, got 5"),
         (arch("TransformerAutoregressive", dim=4, map=map, num_heads=5), "Autoregressive expects hidden_dim"),
         (arch("TransformerAutoregressive", dim=4, map=map, max_sweeps=0), "max_sweeps"),
+        (arch("TarFlow", shape=[1, 2, 2], map=arch("Tanh")), "map of type UnivariateMap, got Tanh"),
         (tokens | {"sweep_size": 2}, "expects max_sweeps"),
         (arch("TransformerAutoregressive", dim=4, map=map, order=[0, 1]), "order must hold"),
         (tokens | {"num_heads": 4, "hidden_dim": 4, "rotary": True}, "even width"),

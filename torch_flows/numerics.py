@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
@@ -205,6 +206,16 @@ def is_eager() -> bool:
     """Whether code runs on plain tensors: where it does not, values cannot be looked at."""
     transformed = torch._C._are_functorch_transforms_active()
     return not (torch.compiler.is_compiling() or transformed)
+
+
+def takes_kernels(*inputs: Tensor) -> bool:
+    """Whether PyTorch's fused kernels, whose higher derivatives are wrong or missing, may compute with these.
+
+    They may in float32; float64 stays with the plain form, which JAX has too.
+    """
+    if not is_eager() or any(x.dtype != torch.float32 for x in inputs):
+        return False
+    return all(forward_ad.unpack_dual(x).tangent is None for x in inputs)
 
 
 def loops() -> bool:

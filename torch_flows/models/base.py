@@ -42,9 +42,8 @@ class Model(Flow):
         return model
 
     def __post_init__(self) -> None:
-        module = self._modules.get("conditioner")  # hidden behind the field's plain default
-        if module is not None:
-            as_network(type(self).__name__, module, MLP)
+        for name in self._modules.keys() - {"base"}:  # a field's plain default would hide it
+            vars(self)[name] = self._modules.pop(name)
         bijector = self.build_bijector()
         base = self.default_base() if self.base is None else self.base
         checks.context_of_base(type(self).__name__, bijector.context_dim, base)

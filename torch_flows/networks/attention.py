@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from flow_bridge import attention as bridge
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.mlp import EPS, LayerNorm, scale_weights
-from torch_flows.numerics import at_least_float32
+from torch_flows.numerics import at_least_float32, takes_kernels
 from torch_flows.registry import register_network
 
 Cache = list[Tensor]
@@ -29,9 +30,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         k, v: the same, of any number of tokens.
         mask: which of these each q sees, at least one; all if not given.
     """
+    if not torch.is_grad_enabled() and takes_kernels(q, k, v):
+        return scaled_dot_product_attention(q, k, v, mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if mask is not None:
-        scores = torch.where(mask, scores, -math.inf)
+        scores = scores.masked_fill_(~mask, -math.inf)
     return scores.softmax(-1) @ v
 
 

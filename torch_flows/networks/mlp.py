@@ -12,7 +12,7 @@ from flow_bridge import checks
 from flow_bridge.masks import Mask, Partition, as_index
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.regularization import BatchNormalization, Dropout
-from torch_flows.numerics import at_least_float32
+from torch_flows.numerics import at_least_float32, takes_kernels
 from torch_flows.registry import register_network
 
 Weights = Sequence[tuple[Tensor, Tensor]]
@@ -65,10 +65,36 @@ def branch_terms(
 
 
 class LayerNorm(nn.LayerNorm):
-    """PyTorch's, by ``normalize``."""
+    """PyTorch's, with the derivatives of ``normalize``."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if takes_kernels(x, self.weight, self.bias):
+            return _LayerNorm.apply(x, self.weight, self.bias)
         return normalize(x, self.weight, self.bias)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """The kernel, whose first derivatives are right; further ones are those of ``normalize``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        y, mean, root = torch.native_layer_norm(x, x.shape[-1:], scale, shift, EPS)
+        ctx.save_for_backward(x, scale, shift, mean, root)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, mean, root = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            wanted = [a for a, need in zip((x, scale, shift), needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(normalize(x, scale, shift), wanted, gradient, create_graph=True)
+            )
+            return tuple(next(found) if need else None for need in needed)
+        return torch.ops.aten.native_layer_norm_backward(
+            gradient, x, x.shape[-1:], mean, root, scale, shift, list(needed)
+        )
 
 
 def linear_layers(owner: str, widths: Sequence[int], initial_scale: float = 1.0) -> nn.ModuleList:

@@ -1,4 +1,5 @@
-"""Columns of whole numbers in a table whose density is continuous: each number n is the cell [n, n + 1)."""
+"""Columns of whole numbers and of categories in a table whose density is continuous: each number n is the
+cell [n, n + 1), and a category its place among all of its column, in the order of their values."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,32 @@ LEAST_BITS, MOST_BITS = 4, 20
 
 @dataclass(frozen=True)
 class Cells:
-    """Which columns hold whole numbers; none of them are most tables."""
+    """Which columns have cells, and the values of those that hold categories; most tables have none.
+
+    A category has all of its cell, so that its probability is the integral over that, as a number's is.
+    """
 
     columns: tuple[int, ...] = ()
+    categories: tuple[tuple[int, tuple[float, ...]], ...] = ()
+
+    @classmethod
+    def learned(
+        cls,
+        x: np.ndarray,
+        integers: Sequence[int],
+        categories: Sequence[int],
+        names: Sequence[str] | None,
+    ) -> "Cells":
+        """The cells of the columns of rows x that are stated.
+
+        Raises:
+            ValueError: for a column that is stated as both.
+        """
+        for i in sorted({*integers} & {*categories}):
+            label = i if names is None else repr(str(names[i]))
+            raise ValueError(f"column {label} is stated as whole numbers and as categories.")
+        values = tuple((i, tuple(np.unique(x[:, i]).tolist())) for i in categories)
+        return cls(tuple(sorted({*integers, *categories})), values)
 
     def spread(
         self, x: np.ndarray, dtype: str, names: Sequence[str] | None, generator: np.random.Generator
@@ -32,6 +56,7 @@ class Cells:
         Raises:
             ValueError: for numbers that are not whole, and too large ones for the dtype.
         """
+        x = self._places(x)
         result = x.copy()
         for i in self.columns:
             label = i if names is None else repr(str(names[i]))
@@ -51,23 +76,35 @@ class Cells:
         return result
 
     def ends(self, bounds: Sequence[Bounds]) -> list[Bounds]:
-        """Bounds that are themselves numbers that occur, as those of the cells."""
-        return [
+        """Bounds that are themselves numbers that occur, as those of the cells.
+
+        Raises:
+            ValueError: for bounds of categories.
+        """
+        ends = [
             (low, high + 1) if i in self.columns else (low, high)
             for i, (low, high) in enumerate(bounds)
         ]
+        for i, values in self.categories:
+            if np.isfinite(bounds[i]).any():
+                raise ValueError(f"bounds of column {i}: it holds categories, which have no order.")
+            ends[i] = (0.0, float(len(values)))
+        return ends
 
     def whole(self, drawn: np.ndarray) -> np.ndarray:
-        """The number whose cell an entry lies in, along the last axis."""
+        """The number or category whose cell an entry lies in, along the last axis."""
         result = np.array(drawn)
         for i in self.columns:
             result[..., i] = np.floor(result[..., i])
+        for i, values in self.categories:
+            result[..., i] = np.array(values)[result[..., i].astype(int)]
         return result
 
     def log_prob(self, log_prob: LogProb, x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
         """The log of the integral of a density over the cells of rows; -inf where none is whole."""
         if not self.columns:
             return log_prob(x, context)
+        x = self._places(x)
         offsets, weights = self._rule()
         terms = []
         for offset, weight in zip(offsets, weights, strict=True):
@@ -76,6 +113,15 @@ class Cells:
             terms.append(np.asarray(log_prob(moved, context), np.float64) + np.log(weight))
         inside = (x[:, list(self.columns)] == np.floor(x[:, list(self.columns)])).all(1)
         return np.where(inside, np.logaddexp.reduce(terms, 0), -np.inf)
+
+    def _places(self, x: np.ndarray) -> np.ndarray:
+        """Rows with categories replaced by their places, and those that are unknown by no whole number."""
+        result = x.copy()
+        for i, given in self.categories:
+            values = np.array(given)
+            places = np.searchsorted(values, x[:, i]).clip(max=len(values) - 1)
+            result[:, i] = np.where(values[places] == x[:, i], places, places + 0.25)
+        return result
 
     def _rule(self) -> tuple[np.ndarray, np.ndarray]:
         """Points in the unit cube and their weights: of Gauss and Legendre, of several columns a lattice."""

@@ -50,6 +50,7 @@ class _Estimator(BaseEstimator):
         dtype: str = "float32",
         random_state: Any = None,
         integers: Any = None,
+        categories: Any = None,
     ) -> None:
         self.model = model
         self.backend = backend
@@ -64,6 +65,7 @@ class _Estimator(BaseEstimator):
         self.dtype = dtype
         self.random_state = random_state
         self.integers = integers
+        self.categories = categories
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the flow to a checkpoint, which either half and the command line read."""
@@ -74,7 +76,9 @@ class _Estimator(BaseEstimator):
     def _fit(
         self, x: np.ndarray, names: list[str] | None, context: Any, context_names: Any
     ) -> None:
-        cells = Cells(check_columns("integers", self.integers, names, x.shape[1]))
+        whole = check_columns("integers", self.integers, names, x.shape[1])
+        kinds = check_columns("categories", self.categories, names, x.shape[1])
+        cells = Cells.learned(x, whole, kinds, names)
         bounds = cells.ends(check_bounds(self.bounds, names, x.shape[1]))
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
         x = cells.spread(x, self.dtype, names, np.random.default_rng(seed))
@@ -162,8 +166,12 @@ class FlowDensity(DensityMixin, _Estimator):
         integers: columns of whole numbers, by name or position. The flow is fitted to rows drawn uniformly
             from their cells [n, n + 1); ``score_samples`` is the log of its integral over the cell, a
             probability in those columns and a density in the others, by a rule of 16 nodes, for several
-            such columns of 64; samples are whole. Bounds of such a column are numbers that occur. Categories
-            have no order, and are no such numbers. ``save`` writes the flow, of dequantised rows.
+            such columns of 64; samples are whole. Bounds of such a column are numbers that occur.
+            ``save`` writes the flow, of dequantised rows.
+        categories: columns of categories, as numbers, by name or position. Each category is a cell like those
+            of whole numbers, in the order of their values, between bounds: its probability is an integral
+            and no bound on one, the probabilities of all are 1 in sum, and one that ``fit`` did not meet
+            has none. Flows of splines can follow the steps between cells, affine ones cannot.
 
     Attributes:
         flow_: the flow and its weights; ``flow_.flow`` is that of ``torch_flows`` or ``jax_flows``.
@@ -171,8 +179,8 @@ class FlowDensity(DensityMixin, _Estimator):
         n_features_in_, feature_names_in_: as of every estimator.
 
     Raises:
-        ValueError: for missing values, infinities, constant columns, rows outside the bounds, and fractions
-            in columns of whole numbers.
+        ValueError: for missing values, infinities, constant columns, rows outside the bounds, fractions in
+            columns of whole numbers, and bounds of categories.
 
     Examples:
         >>> import numpy as np
@@ -222,8 +230,8 @@ class ConditionalFlowDensity(_Estimator):
     """The density of y given X, by a conditional flow: a regression that knows its uncertainty.
 
     An estimator of scikit-learn; ``score`` is the mean log-density of held-out y, and ``predict`` gives
-    medians. Arguments and attributes are those of ``FlowDensity``; ``bounds`` and ``integers`` are of the
-    columns of y, by position.
+    medians. Arguments and attributes are those of ``FlowDensity``; ``bounds``, ``integers`` and
+    ``categories`` are of the columns of y, by position. Categories have no quantiles.
 
     Examples:
         >>> import numpy as np
@@ -282,6 +290,8 @@ class ConditionalFlowDensity(_Estimator):
         Otherwise they are those of ``num_draws`` draws, for each target on its own.
         """
         check_is_fitted(self)
+        if self.cells_.categories:
+            raise ValueError("categories have no order and no quantiles: see log_prob and sample.")
         return self._shaped(model_quantiles(self.flow_, levels, self._rows(X), num_draws))
 
     def predict(self, X: Any) -> np.ndarray:
