@@ -384,6 +384,12 @@ def test_what_is_exported_of_solvers_with_fixed_steps(tmp_path) -> None:
     fixed = torch_flows.Flow(torch_flows.ContinuousBijector(2, (3,), grid=(0.0, 0.4, 1.0)), base)
     program = _trace(fixed, "log_prob", {"x": (2,)}).module()
     torch.testing.assert_close(program(x), fixed.log_prob(x))
+    bijector = jax_flows.ContinuousBijector(2, (3,), grid=(0.0, 0.4, 1.0))
+    twin = jax_flows.Flow(bijector, jax_flows.StandardNormal(2))
+    variables = twin.init(jax.random.key(0), jnp.float32)
+    jax_flows.export(twin, variables, tmp_path / "model.jax")
+    program = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes())).call
+    assert_equal(program(x.numpy()), [jax.jit(twin.log_prob)(variables, x.numpy())])
     flow = torch_flows.NeuralODE(2, conditioner=torch_flows.MLP, solver="rk4", num_steps=1)
     with pytest.raises(ValueError, match="does not follow: export it from JAX"):
         torch_flows.export(flow, tmp_path / "model.pt2")

@@ -673,7 +673,7 @@ class _Dopri5:
             import diffrax
         except ImportError as error:
             raise ImportError(missing_solver("diffrax", "jax")) from error
-        dtype, single = jax.tree.leaves(state)[0].dtype, not isinstance(state, tuple)
+        dtype = jax.tree.leaves(state)[0].dtype
         saved = diffrax.SaveAt(t1=True)
         if self.saves == "times":
             saved = diffrax.SaveAt(ts=jnp.asarray(times, dtype))
@@ -690,7 +690,7 @@ class _Dopri5:
                 STEP_SHARE * self.rtol,
                 STEP_SHARE * self.atol,
                 norm=norm,
-                first=self._first_step(field, state, weights, times) if single else None,
+                first=self._first_step(field, state, weights, times, norm),
             ),
             saveat=saved,
             max_steps=self.max_steps,
@@ -716,18 +716,31 @@ class _Dopri5:
         return jax.tree.map(lambda y: y[-1], self.path(*args))
 
     def _first_step(
-        self, field: Callable[..., Any], state: Array, weights: Weights, times: tuple[float, ...]
+        self,
+        field: Callable[..., Any],
+        state: Any,
+        weights: Weights,
+        times: tuple[float, ...],
+        norm: Callable[[Any], Array],
     ) -> Array:
         """The size of the first step; of small fields all of the way."""
-        state, weights = jax.lax.stop_gradient((state, weights))
-        start, way = jnp.asarray(times[0], state.dtype), times[-1] - times[0]
-        scale = STEP_SHARE * (self.atol + self.rtol * jnp.abs(state))
-        rate = field(start, state, weights)
-        size, speed = _row_norm(state / scale), _row_norm(rate / scale)
-        short = jnp.where(jnp.minimum(size, speed) > 1e-5, 0.01 * size / speed, 1e-6)
+        parts, weights = jax.lax.stop_gradient((state, weights))
+
+        def rates(t: Array, parts: Any) -> Any:
+            return field(t, parts, weights)
+
+        def size(parts: Any) -> Array:
+            return norm(jax.tree.map(lambda part, scale: part / scale, parts, scales))
+
+        start, way = jnp.asarray(times[0], jax.tree.leaves(parts)[0].dtype), times[-1] - times[0]
+        scales = jax.tree.map(lambda a: STEP_SHARE * (self.atol + self.rtol * jnp.abs(a)), parts)
+        rate = rates(start, parts)
+        extent, speed = size(parts), size(rate)
+        short = jnp.where(jnp.minimum(extent, speed) > 1e-5, 0.01 * extent / speed, 1e-6)
         short = math.copysign(1, way) * jnp.minimum(short, abs(way))
-        change = (field(start + short, state + short * rate, weights) - rate) / short
-        step = initial_step(speed, _row_norm(change / scale))
+        moved = rates(start + short, jax.tree.map(lambda a, b: a + short * b, parts, rate))
+        change = size(jax.tree.map(lambda a, b: (a - b) / short, moved, rate))
+        step = initial_step(speed, change)
         return jnp.maximum(jnp.where(step < abs(way), step, abs(way)), 1e-6 * abs(way))
 
 

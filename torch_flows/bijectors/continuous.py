@@ -637,8 +637,7 @@ class _Dopri5:
         t = torch.tensor(times, dtype=like.dtype, device=like.device)
         # a last step beyond the end would be interpolated, with more of an error than steps may leave
         options = {"norm": norm, "max_num_steps": self.max_steps, "step_t": t[-1:]}
-        if isinstance(state, Tensor):
-            options["first_step"] = self._first_step(field, state, times)
+        options["first_step"] = self._first_step(field, state, times, norm)
         tolerances = {"rtol": STEP_SHARE * self.rtol, "atol": STEP_SHARE * self.atol}
         try:
             return odeint(field, state, t, **tolerances, method="dopri5", options=options)
@@ -654,17 +653,28 @@ class _Dopri5:
 
     @torch.no_grad()
     def _first_step(
-        self, field: Callable[..., Any], state: Tensor, times: tuple[float, ...]
+        self, field: Callable[..., Any], state: Any, times: tuple[float, ...], norm: Callable
     ) -> Tensor:
         """The size of the first step; of small fields all of the way."""
-        start, way = state.new_tensor(times[0]), times[-1] - times[0]
-        scale = STEP_SHARE * (self.atol + self.rtol * state.abs())
-        rate = field(start, state)
-        size, speed = _row_norm(state / scale), _row_norm(rate / scale)
-        short = torch.where(torch.minimum(size, speed) > 1e-5, 0.01 * size / speed, 1e-6)
+        alone = isinstance(state, Tensor)
+        parts = (state,) if alone else state
+
+        def rates(t: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+            return (field(t, parts[0]),) if alone else field(t, tuple(parts))
+
+        def size(parts: Sequence[Tensor]) -> Tensor:
+            scaled = [part / scale for part, scale in zip(parts, scales, strict=True)]
+            return norm(scaled[0] if alone else tuple(scaled))
+
+        start, way = parts[0].new_tensor(times[0]), times[-1] - times[0]
+        scales = [STEP_SHARE * (self.atol + self.rtol * part.abs()) for part in parts]
+        rate = rates(start, parts)
+        extent, speed = size(parts), size(rate)
+        short = torch.where(torch.minimum(extent, speed) > 1e-5, 0.01 * extent / speed, 1e-6)
         short = math.copysign(1, way) * short.clamp(max=abs(way))
-        change = (field(start + short, state + short * rate) - rate) / short
-        step = initial_step(speed, _row_norm(change / scale))
+        moved = rates(start + short, [a + short * b for a, b in zip(parts, rate, strict=True)])
+        change = size([(a - b) / short for a, b in zip(moved, rate, strict=True)])
+        step = initial_step(speed, change)
         return torch.where(step < abs(way), step, abs(way)).clamp(min=1e-6 * abs(way))
 
 
