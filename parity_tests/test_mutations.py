@@ -156,8 +156,8 @@ def wrong_above_8(original: Any, half: str) -> Any:
 
 
 def wrong_merge_above_8(original: Any, half: str) -> Any:
-    def merge(self: Any, fixed: Any, free: Any) -> Any:
-        merged = original(self, fixed, free)
+    def merge(self: Any, *args: Any, **options: Any) -> Any:
+        merged = original(self, *args, **options)
         order = [1, 0, *range(2, merged.shape[-1])]
         return merged[..., order] if self.layout == "mixed" and merged.shape[-1] > 8 else merged
 
