@@ -207,7 +207,7 @@ def gradients_of(model, direction: str, x: torch.Tensor, context: torch.Tensor):
     return torch_results, {name: np.asarray(array) for name, array in jax_results.items()}
 
 
-@pytest.mark.parametrize("adjoint", [True, False])
+@pytest.mark.parametrize("adjoint", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_adaptive_solvers_agree(adjoint: bool, direction: str) -> None:
     model = continuous(rtol=1e-9, atol=1e-9, adjoint=adjoint, context_dim=2)
@@ -508,7 +508,7 @@ def test_what_grids_and_columns_are_refused(half) -> None:
             half.fixed_grid(flow, *given, rows)
 
 
-@pytest.mark.parametrize("adjoint", [True, False])
+@pytest.mark.parametrize("adjoint", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("quick_jax")
 def test_second_derivatives(adjoint: bool) -> None:
     """A gradient penalty through the adjoint equation was 0 in PyTorch, without a word."""

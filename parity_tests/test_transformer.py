@@ -144,7 +144,9 @@ def test_options(name: str) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("sweeps", [{}, {"max_sweeps": 5, "sweep_size": 2}])
+@pytest.mark.parametrize(
+    "sweeps", [{}, pytest.param({"max_sweeps": 5, "sweep_size": 2}, marks=pytest.mark.slow)]
+)
 def test_compiled_programs_do_not_grow_with_the_number_of_tokens(sweeps: dict[str, int]) -> None:
     """Without gradients the steps, and the sweeps of blocks, are one loop, which gives what they give."""
     sizes = []
