@@ -313,6 +313,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_jax_in_two_processes(tmp_path: Path) -> None:
     """An array that both have, and batches of which each brings a part; one process writes."""
     x = prepare(NORMED, tmp_path)

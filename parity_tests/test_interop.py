@@ -558,6 +558,7 @@ def test_distrax() -> None:
 # the page, and what is not installed
 
 
+@pytest.mark.slow
 def test_documentation_page(tmp_path, monkeypatch) -> None:
     """Every block of the page, in float32 as a user has it; its numbers against exact ones."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
