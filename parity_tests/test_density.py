@@ -222,6 +222,8 @@ def test_categories() -> None:
     drawn = density.sample(300)
     assert set(drawn[:, 1]) == {7, -2, 40}
     assert drawn[drawn[:, 1] == 40, 0].mean() > 2 > drawn[drawn[:, 1] == -2, 0].mean()
+    at_ends = density.cells_.whole(np.array([[0.0, 0.0], [0.0, 3.0]]))  # far out a flow gives these
+    np.testing.assert_array_equal(at_ends[:, 1], [-2, 40])
     again = pickle.loads(pickle.dumps(density))
     np.testing.assert_array_equal(again.score_samples(x[:9]), density.score_samples(x[:9]))
     labels = ConditionalFlowDensity("maf", "torch", categories=[0], **QUICK).fit(x[:, :1], kind)

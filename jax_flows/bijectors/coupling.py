@@ -88,7 +88,7 @@ class Checkerboard:
         """x with zeros in place of the free pixels, and x."""
         return jnp.where(self.fixed_pixels(x), x, 0), x
 
-    def merge(self, fixed: Array, free: Array, select: bool = True) -> Array:
+    def merge(self, fixed: Array, free: Array, select: bool = False) -> Array:
         """The fixed pixels of one and the free ones of the other."""
         return jnp.where(self.fixed_pixels(free), fixed, free)
 

@@ -21,13 +21,15 @@ LEAST_BITS, MOST_BITS = 4, 20
 
 @dataclass(frozen=True)
 class Cells:
-    """Which columns have cells, and the values of those that hold categories; most tables have none.
+    """Which columns have cells, the values of those that hold categories, and the ends of all columns, of
+    cells those of the outermost ones; most tables have none.
 
     A category has all of its cell, so that its probability is the integral over that, as a number's is.
     """
 
     columns: tuple[int, ...] = ()
     categories: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    ends: tuple[Bounds, ...] = ()
 
     @classmethod
     def learned(
@@ -35,18 +37,27 @@ class Cells:
         x: np.ndarray,
         integers: Sequence[int],
         categories: Sequence[int],
+        bounds: Sequence[Bounds],
         names: Sequence[str] | None,
     ) -> "Cells":
-        """The cells of the columns of rows x that are stated.
+        """The cells of the columns of rows x that are stated; bounds are themselves numbers that occur.
 
         Raises:
-            ValueError: for a column that is stated as both.
+            ValueError: for a column that is stated as both, and for bounds of categories.
         """
         for i in sorted({*integers} & {*categories}):
             label = i if names is None else repr(str(names[i]))
             raise ValueError(f"column {label} is stated as whole numbers and as categories.")
         values = tuple((i, tuple(np.unique(x[:, i]).tolist())) for i in categories)
-        return cls(tuple(sorted({*integers, *categories})), values)
+        ends = [
+            (low, high + 1) if i in integers else (low, high)
+            for i, (low, high) in enumerate(bounds)
+        ]
+        for i, found in values:
+            if np.isfinite(bounds[i]).any():
+                raise ValueError(f"bounds of column {i}: it holds categories, which have no order.")
+            ends[i] = (0.0, float(len(found)))
+        return cls(tuple(sorted({*integers, *categories})), values, tuple(ends))
 
     def spread(
         self, x: np.ndarray, dtype: str, names: Sequence[str] | None, generator: np.random.Generator
@@ -75,27 +86,12 @@ class Cells:
             result[:, i] += (np.floor(generator.random(len(x)) * steps) + 0.5) / steps
         return result
 
-    def ends(self, bounds: Sequence[Bounds]) -> list[Bounds]:
-        """Bounds that are themselves numbers that occur, as those of the cells.
-
-        Raises:
-            ValueError: for bounds of categories.
-        """
-        ends = [
-            (low, high + 1) if i in self.columns else (low, high)
-            for i, (low, high) in enumerate(bounds)
-        ]
-        for i, values in self.categories:
-            if np.isfinite(bounds[i]).any():
-                raise ValueError(f"bounds of column {i}: it holds categories, which have no order.")
-            ends[i] = (0.0, float(len(values)))
-        return ends
-
     def whole(self, drawn: np.ndarray) -> np.ndarray:
         """The number or category whose cell an entry lies in, along the last axis."""
         result = np.array(drawn)
         for i in self.columns:
-            result[..., i] = np.floor(result[..., i])
+            # far out a flow rounds to the end of its bounds, which is in no cell
+            result[..., i] = np.minimum(np.floor(result[..., i]), self.ends[i][1] - 1)
         for i, values in self.categories:
             result[..., i] = np.array(values)[result[..., i].astype(int)]
         return result

@@ -78,8 +78,8 @@ class _Estimator(BaseEstimator):
     ) -> None:
         whole = check_columns("integers", self.integers, names, x.shape[1])
         kinds = check_columns("categories", self.categories, names, x.shape[1])
-        cells = Cells.learned(x, whole, kinds, names)
-        bounds = cells.ends(check_bounds(self.bounds, names, x.shape[1]))
+        bounds = check_bounds(self.bounds, names, x.shape[1])
+        cells = Cells.learned(x, whole, kinds, bounds, names)
         seed = int(check_random_state(self.random_state).randint(MAX_SEED))
         x = cells.spread(x, self.dtype, names, np.random.default_rng(seed))
         location_and_scale(x, self.dtype, "data", names)
@@ -94,7 +94,7 @@ class _Estimator(BaseEstimator):
             context_names,
         )
         model = new_model(described, self.backend, self.dtype, seed)
-        model = scaled(model, x, context, self.dtype, self.heavy_tails, bounds)
+        model = scaled(model, x, context, self.dtype, self.heavy_tails, cells.ends)
         history = model.fit(
             x.astype(self.dtype),
             None if context is None else context.astype(self.dtype),
