@@ -14,6 +14,8 @@ from flow_bridge.domains import REALS, Interval
 
 DETACHED_STEPS, DIFFERENTIABLE_STEPS = 4, 2
 
+KERNELS = torch.float32, torch.bfloat16
+
 
 def log1p(x: Tensor) -> Tensor:
     """log(1 + x), to a few ULP in both frameworks (XLA's is 128 off near -0.41 in float64)."""
@@ -211,11 +213,26 @@ def is_eager() -> bool:
 def takes_kernels(*inputs: Tensor) -> bool:
     """Whether PyTorch's fused kernels, whose higher derivatives are wrong or missing, may compute with these.
 
-    They may in float32; float64 stays with the plain form, which JAX has too.
+    They may in float32 and bfloat16; float64 stays with the plain form, which JAX has too.
     """
-    if not is_eager() or any(x.dtype != torch.float32 for x in inputs):
+    kind = inputs[0].dtype
+    if not is_eager() or kind not in KERNELS or any(x.dtype != kind for x in inputs):
         return False
     return all(forward_ad.unpack_dual(x).tangent is None for x in inputs)
+
+
+def recomputed(
+    ctx: Any, function: Callable[..., Tensor], inputs: Sequence[Any], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The backward pass of a ``torch.autograd.Function``, by differentiating a plain one anew."""
+    needed, again = ctx.needs_input_grad, torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, as one tensor may be several of the inputs
+        given = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
+        wanted = [x for x, need in zip(given, needed, strict=True) if need]
+        found = torch.autograd.grad(function(*given), wanted, gradient, create_graph=again)
+    rest = iter(found)
+    return tuple(next(rest) if need else None for need in needed)
 
 
 def loops() -> bool:

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -13,13 +14,15 @@ from flow_bridge import attention as bridge
 from flow_bridge import checks
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.mlp import EPS, LayerNorm, scale_weights
-from torch_flows.numerics import at_least_float32, takes_kernels
+from torch_flows.numerics import at_least_float32, recomputed, takes_kernels
 from torch_flows.registry import register_network
 
 Cache = list[Tensor]
 """Keys and values of a block for the tokens so far, ``(batch, heads, tokens, width)``."""
 Memory = tuple[Tensor, ...] | None
 """Keys and values of a context, ``(*batch, heads, tokens, width)``."""
+
+FLASH = SDPBackend.FLASH_ATTENTION.value
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,12 +33,50 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         k, v: the same, of any number of tokens.
         mask: which of these each q sees, at least one; all if not given.
     """
-    if not torch.is_grad_enabled() and takes_kernels(q, k, v):
-        return scaled_dot_product_attention(q, k, v, mask)
+    if not takes_kernels(q, k, v):
+        return _attend(q, k, v, mask)
+    if torch.is_grad_enabled():
+        return _Attention.apply(q, k, v, mask)
+    return scaled_dot_product_attention(q, k, v, mask)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if mask is not None:
         scores = scores.masked_fill_(~mask, -math.inf)
     return scores.softmax(-1) @ v
+
+
+class _Attention(torch.autograd.Function):
+    """The kernel and its first derivatives; further ones are those of the plain form."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        kept: tuple[Tensor, ...] = ()
+        if q.device.type == "cpu" and torch._fused_sdp_choice(q, k, v, mask) == FLASH:
+            bias = None
+            if mask is not None:
+                bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+            found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, attn_mask=bias
+            )
+            kept = found, log_sum, bias
+        else:
+            found = scaled_dot_product_attention(q, k, v, mask)
+        ctx.save_for_backward(q, k, v, mask, *kept)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled() or not takes_kernels(gradient):
+            return recomputed(ctx, _attend, (q, k, v, mask), gradient)
+        if not kept:  # other devices keep other things for it
+            return recomputed(ctx, scaled_dot_product_attention, (q, k, v, mask), gradient)
+        found, log_sum, bias = kept
+        return *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, q, k, v, found, log_sum, 0.0, False, attn_mask=bias
+        ), None
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from flow_bridge import checks
 from flow_bridge.masks import Mask, Partition, as_index
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.regularization import BatchNormalization, Dropout
-from torch_flows.numerics import at_least_float32, takes_kernels
+from torch_flows.numerics import at_least_float32, recomputed, takes_kernels
 from torch_flows.registry import register_network
 
 Weights = Sequence[tuple[Tensor, Tensor]]
@@ -85,15 +85,10 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift, mean, root = ctx.saved_tensors
-        needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            wanted = [a for a, need in zip((x, scale, shift), needed, strict=True) if need]
-            found = iter(
-                torch.autograd.grad(normalize(x, scale, shift), wanted, gradient, create_graph=True)
-            )
-            return tuple(next(found) if need else None for need in needed)
+            return recomputed(ctx, normalize, (x, scale, shift), gradient)
         return torch.ops.aten.native_layer_norm_backward(
-            gradient, x, x.shape[-1:], mean, root, scale, shift, list(needed)
+            gradient, x, x.shape[-1:], mean, root, scale, shift, list(ctx.needs_input_grad)
         )
 
 
