@@ -48,6 +48,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         positive = np.asarray(jax.nn.sigmoid(logits(self.layers_, jnp.float32(x.T))), np.float64)
         return np.stack([1 - positive, positive], -1)
 
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.classes_[self.predict_proba(x).argmax(-1)]
+
 
 def started(random: np.random.RandomState, sizes: tuple[int, ...]) -> Layers:
     """Weights and biases, uniform as Glorot and Bengio (2010) have them."""
