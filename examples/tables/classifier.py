@@ -5,6 +5,7 @@ random_state=random_state)``: the same start, the same order of rows, Adam and s
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 def started(random: np.random.RandomState, sizes: tuple[int, ...]) -> Layers:
     """Weights and biases, uniform as Glorot and Bengio (2010) have them."""
     layers = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         bound = np.sqrt(6 / (fan_in + fan_out))
         weight = random.uniform(-bound, bound, (fan_in, fan_out))
         bias = random.uniform(-bound, bound, fan_out)

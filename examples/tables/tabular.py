@@ -287,7 +287,12 @@ def main(
     small = ["MAF", "autoregressive splines"]
     chosen = families.split(",") if families else list(FAMILIES) if full else small
     settings = {"learning_rate": RATE, "patience": PATIENCE, "max_grad_norm": MAX_GRAD_NORM}
-    settings |= {"epochs": num_epochs, "share_of_epochs": SHARE, "splits": num_splits, "peers": versions("zuko", "flowjax")}
+    settings |= {
+        "epochs": num_epochs,
+        "share_of_epochs": SHARE,
+        "splits": num_splits,
+        "peers": versions("zuko", "flowjax"),
+    }
     records = read(out)
     for title in titles:
         table = TABLES[title]()
