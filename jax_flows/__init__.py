@@ -61,6 +61,7 @@ from jax_flows.bijectors.shapes import Patches, Split, Squeeze
 from jax_flows.bijectors.structure import Chain, Invert
 from jax_flows.bijectors.transformer import TransformerAutoregressive
 from jax_flows.checkpoint import load, save
+from jax_flows.dequantization import DequantizationBound, Dequantized
 from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -156,6 +157,8 @@ __all__ = [
     "CubicRationalMap",
     "CubicSplineMap",
     "DeepSet",
+    "DequantizationBound",
+    "Dequantized",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

@@ -61,6 +61,7 @@ from torch_flows.bijectors.shapes import Patches, Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
 from torch_flows.bijectors.transformer import TransformerAutoregressive
 from torch_flows.checkpoint import load, save
+from torch_flows.dequantization import DequantizationBound, Dequantized
 from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -156,6 +157,8 @@ __all__ = [
     "CubicRationalMap",
     "CubicSplineMap",
     "DeepSet",
+    "DequantizationBound",
+    "Dequantized",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",
