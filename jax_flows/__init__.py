@@ -111,7 +111,7 @@ from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
-from jax_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from jax_flows.univariate.mixture import DenseSigmoidMap, LogisticMixtureMap, NormalMixtureMap
 from jax_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -157,6 +157,7 @@ __all__ = [
     "CubicRationalMap",
     "CubicSplineMap",
     "DeepSet",
+    "DenseSigmoidMap",
     "DequantizationBound",
     "Dequantized",
     "DiagonalNormal",

@@ -111,7 +111,7 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
-from torch_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from torch_flows.univariate.mixture import DenseSigmoidMap, LogisticMixtureMap, NormalMixtureMap
 from torch_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -157,6 +157,7 @@ __all__ = [
     "CubicRationalMap",
     "CubicSplineMap",
     "DeepSet",
+    "DenseSigmoidMap",
     "DequantizationBound",
     "Dequantized",
     "DiagonalNormal",
