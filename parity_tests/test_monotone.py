@@ -85,12 +85,9 @@ def test_mixtures_return(half: Any) -> None:
 @pytest.mark.parametrize("half", HALVES)
 def test_one_dense_layer_is_a_mixture(half: Any) -> None:
     x, parameters = mixture_points()
-    for step in ("forward", "inverse"):
-        found = on(half, half.DenseSigmoidMap((2,)), step, x, parameters)
-        for own, other in zip(
-            found, on(half, half.LogisticMixtureMap(2), step, x, parameters), strict=True
-        ):
-            np.testing.assert_allclose(own, other, rtol=1e-13, atol=1e-13)
+    found = on(half, half.DenseSigmoidMap((2,)), "forward", x, parameters)
+    expected = on(half, half.LogisticMixtureMap(2), "forward", x, parameters)
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
 
 
 def test_gradients_of_mixtures_far_out() -> None:
