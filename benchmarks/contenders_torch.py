@@ -671,6 +671,35 @@ class FrEIA(Contender):
 class Torchflows(Contender):
     name, requires = "torchflows", "torchflows"
 
+    def layered(self, row: Row, layer: str, conditioner: Any, **options: Any) -> nn.Module:
+        """Layers with the dimensions reversed between, without the normalisation of its named models."""
+        from torchflows.bijections.base import BijectiveComposition
+        from torchflows.bijections.finite.autoregressive import layers
+        from torchflows.bijections.finite.matrix.permutation import ReversePermutationMatrix
+        from torchflows.flows import Flow
+
+        sizes = {"n_hidden": row.hidden_dims[0], "n_layers": len(row.hidden_dims) + 1}
+        shape, members = (row.dim,), []
+        for _ in range(row.layers):
+            members.append(ReversePermutationMatrix(event_shape=shape))
+            made = getattr(layers, layer)(
+                event_shape=shape, conditioner_kwargs=sizes | conditioner, **options
+            )
+            members.append(made)
+        return Flow(BijectiveComposition(members))
+
+    def realnvp(self, row: Row) -> nn.Module:
+        return self.layered(row, "AffineCoupling", {"nonlinearity": nn.ReLU})
+
+    def spline(self, row: Row) -> nn.Module:
+        box = {"boundary": row.options["tail_bound"], "n_bins": row.options["num_bins"]}
+        conditioner = {"nonlinearity": nn.ReLU}
+        return self.layered(row, "RQSCoupling", conditioner, transformer_kwargs=box)
+
+    def maf(self, row: Row) -> nn.Module:
+        # its masked networks have tanh
+        return self.layered(row, "AffineForwardMaskedAutoregressive", {})
+
     def continuous(self, row: Row) -> nn.Module:
         from torchflows.bijections.continuous.ffjord import FFJORD
         from torchflows.flows import Flow
@@ -701,8 +730,13 @@ class Torchflows(Contender):
     def inverse(self, z: Tensor) -> Tensor:
         return self.flow.bijection.inverse(z)[0]
 
+    def sample(self, num_samples: int) -> Tensor:
+        return self.flow.sample((num_samples,))
+
     def check(self) -> tuple[float, float]:
-        """It knows only an estimate of the log-density, by one probe."""
+        """Of a differential equation it knows only an estimate of the log-density, by one probe."""
+        if self.row.model not in ("continuous", "matching"):
+            return super().check()
         with torch.no_grad():
             round_trip = (self.inverse(self.forward(self.x)) - self.x).abs().max().item()
         return round_trip, 0.0

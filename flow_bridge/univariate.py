@@ -216,6 +216,18 @@ def check_monotone(owner: str, hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
+def check_dense(owner: str, hidden_dims: Sequence[int], bound: float) -> tuple[int, ...]:
+    """The widths of the layers of a ``DenseSigmoidMap``."""
+    widths = checks.some_hidden_widths(owner, hidden_dims)
+    checks.open_interval(owner, "bound", bound, 0, 10)
+    return widths
+
+
+def dense_layers(widths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Of each layer of a ``DenseSigmoidMap`` the numbers of its inputs, units and outputs."""
+    return list(zip((1, *widths[:-1]), widths, (*widths[:-1], 1), strict=True))
+
+
 INTEGRAND_LOG = 7.0
 """The log of what an ``IntegratedNetworkMap`` integrates stays within this of 0, as in zuko."""
 

@@ -61,6 +61,7 @@ from jax_flows.bijectors.shapes import Patches, Split, Squeeze
 from jax_flows.bijectors.structure import Chain, Invert
 from jax_flows.bijectors.transformer import TransformerAutoregressive
 from jax_flows.checkpoint import load, save
+from jax_flows.dequantization import DequantizationBound, Dequantized
 from jax_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -110,7 +111,7 @@ from jax_flows.univariate.affine import AffineMap, ShiftMap
 from jax_flows.univariate.base import UnivariateMap
 from jax_flows.univariate.circular import MoebiusMap
 from jax_flows.univariate.mixed import MixedMap
-from jax_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from jax_flows.univariate.mixture import DenseSigmoidMap, LogisticMixtureMap, NormalMixtureMap
 from jax_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from jax_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -156,6 +157,9 @@ __all__ = [
     "CubicRationalMap",
     "CubicSplineMap",
     "DeepSet",
+    "DenseSigmoidMap",
+    "DequantizationBound",
+    "Dequantized",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

@@ -35,7 +35,7 @@ from jax_flows.distributions import StandardNormal
 from jax_flows.flows import Flow
 from jax_flows.numerics import sum_event
 from jax_flows.univariate.circular import wrapped
-from jax_flows.variables import Variables
+from jax_flows.variables import HasVariables, Variables
 
 
 class Loss(ABC):
@@ -47,9 +47,11 @@ class Loss(ABC):
 
     Attributes:
         needs_data: whether it needs rows x; ``fit`` runs others also for ``num_steps`` without data.
+        models: the class of what it can train.
     """
 
     needs_data: ClassVar[bool] = True
+    models: ClassVar[type] = Flow
 
     @abstractmethod
     def __call__(
@@ -634,6 +636,7 @@ class _Function(Loss):
     """
 
     needs_data = False
+    models = HasVariables
     function: Callable[..., Array]
 
     def __call__(

@@ -30,6 +30,7 @@ from flow_bridge.training_state import (
 )
 from flow_bridge.weights import jax_to_torch, torch_shapes, torch_to_jax
 from jax_flows.checkpoint import from_numpy
+from jax_flows.dequantization import DequantizationBound, Dequantized
 from jax_flows.devices import Devices
 from jax_flows.flows import Flow
 from jax_flows.losses import Loss, NegativeLogLikelihood, ReverseKL, as_loss, draws
@@ -178,7 +179,10 @@ def fit(
     ema, weight_decay = training.check_manners(optimizer, ema, weight_decay, callback)
     variables = _trainable("fit", flow, variables, data, context, weights)
     devices = Devices(mesh)
+    if loss is None and isinstance(flow, Dequantized):
+        loss = DequantizationBound()
     loss = as_loss(loss)
+    checks.instances(type(loss).__name__, "flow", [flow], loss.models)
     loss.check(flow)
     training.check_data(type(loss).__name__, loss.needs_data, data is not None, num_steps)
     draw, match = draws(loss, flow)
@@ -322,7 +326,8 @@ def fit_to_energy(
 
 
 def _trainable(owner: str, flow: Flow, variables: Variables, *arrays: Any) -> dict[str, Any]:
-    checks.instances(owner, "flow", [flow], Flow)
+    if not isinstance(flow, Dequantized):
+        checks.instances(owner, "flow", [flow], Flow)
     leaves = [*jax.tree.leaves(variables), *arrays]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise TypeError(

@@ -173,6 +173,7 @@ MAPS = {
     ),
     "NormalMixtureMap": arch("NormalMixtureMap", num_components=2),
     "LogisticMixtureMap": arch("LogisticMixtureMap", num_components=2),
+    "DenseSigmoidMap": arch("DenseSigmoidMap", hidden_dims=[2, 2]),
     "LinearSplineMap": arch("LinearSplineMap", num_bins=3, low=-2.0, high=2.5),
     "QuadraticSplineMap": arch("QuadraticSplineMap", num_bins=3, low=-2.0, high=2.5),
     "CubicSplineMap": arch("CubicSplineMap", num_bins=3, low=-2.0, high=2.5),
@@ -189,7 +190,7 @@ MAPS = {
 SHOWN = (
     "TailMap", "CubicRationalMap", "SinhMap", "BernsteinMap", "SumOfSquaresMap", "LinearSplineMap",
     "QuadraticSplineMap", "CubicSplineMap", "LinearRationalSplineMap", "MonotoneNetworkMap",
-    "NormalMixtureMap", "IntegratedNetworkMap",
+    "NormalMixtureMap", "IntegratedNetworkMap", "DenseSigmoidMap",
 )  # fmt: skip
 """Maps that `make test` shows by ``test_families.py``."""
 

@@ -210,6 +210,8 @@ ARGUMENTS: dict[str, Callable[[Draw], Any]] = {
     "hidden_dim": lambda d: d.one_of(1, 4),
     "hidden_dims": lambda d: d.several(0, 2, 4),
     "num_intervals": lambda d: d.one_of(1, 3),
+    "DenseSigmoidMap.hidden_dims": lambda d: d.several(1, 2, 1, 3),
+    "NAF.dense_dims": lambda d: d.one_of(None, (2, 3)),
     "MonotoneNetworkMap.hidden_dims": lambda d: d.several(1, 2, 2, 3),
     "high": lambda d: d.one_of(1.0, 3.0),
     "jacobian_norm": lambda d: d.one_of(0.0, 0.2),

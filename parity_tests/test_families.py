@@ -32,6 +32,7 @@ class Family:
     corner: float = 30.0
     size: float = 2.0
     count: int = 8
+    digits: int = 50
 
 
 def cubic(x: Any, p: list[Any]) -> Any:
@@ -232,6 +233,46 @@ def logistics(x: Any, p: list[Any]) -> Any:
     return mixture_in_mpmath(x, np.array(p, dtype=object))[0]
 
 
+def dense(x: Any, p: list[Any]) -> Any:
+    """Of layers of 2 and 3 units."""
+    values, at = [x], 0
+
+    def take(rows: int, columns: int, diagonal: int = 0) -> list[list[Any]]:
+        """Weights whose columns have the sum 1."""
+        nonlocal at
+        at += rows * columns
+        given = p[at - rows * columns : at]
+        w = [
+            [mpmath.exp(given[i * columns + j] + diagonal * (i == j)) for j in range(columns)]
+            for i in range(rows)
+        ]
+        return [[v / sum(row[j] for row in w) for j, v in enumerate(line)] for line in w]
+
+    for i, (width, above) in enumerate(((2, 2), (3, 1))):
+        u = take(len(values), width) if i else [[mpf(1)] * width]
+        w = take(width, above, 1 - i)
+        raw, shifts = p[at : at + width], p[at + width : at + 2 * width]
+        at += 2 * width
+        c = [
+            mpmath.exp(5 * mpmath.tanh(raw[j] / 5))
+            * (
+                sum(u[k][j] * v for k, v in enumerate(values))
+                - shifts[j]
+                - mpf(2 * j + 1) / width
+                + 1
+            )
+            for j in range(width)
+        ]
+        values = [
+            mpmath.log(
+                sum(w[j][k] / (1 + mpmath.exp(-c[j])) for j in range(width))
+                / sum(w[j][k] / (1 + mpmath.exp(c[j])) for j in range(width))
+            )
+            for k in range(above)
+        ]
+    return values[0]
+
+
 def gaussianized(x: Any, p: list[Any]) -> Any:
     logit = logistics(x, p)
     return mpmath.sign(logit) * quantile(-mpmath.log(1 + mpmath.exp(abs(logit))))
@@ -261,6 +302,9 @@ FAMILIES = {
     "SinhMap": Family(arch("SinhMap"), sinh),
     "LogisticMixtureMap": Family(
         arch("LogisticMixtureMap", num_components=2), logistics, 4.0, count=1
+    ),
+    "DenseSigmoidMap": Family(
+        arch("DenseSigmoidMap", hidden_dims=[2, 3]), dense, 4.0, count=1, digits=80
     ),
     "Gaussianization": Family(
         arch("LogisticMixtureMap", num_components=2, output="normal"), gaussianized, 4.0, count=2
@@ -305,7 +349,7 @@ ROWS = [
     pytest.param(name, marks=pytest.mark.slow if name == "Gaussianization" else ())
     for name in FAMILIES
 ]
-SLOW = ("Gaussianization", "LogisticMixtureMap", "NormalMixtureMap")
+SLOW = ("DenseSigmoidMap", "Gaussianization", "LogisticMixtureMap", "NormalMixtureMap")
 COMPILED = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
 """What JAX takes its time with is slow too."""
 
@@ -318,7 +362,7 @@ def test_values_and_slopes_against_mpmath(name: str) -> None:
     results = [
         on(h, h.build(family.architecture), "forward", x, parameters) for h in HALVES.values()
     ]
-    with mpmath.workdps(50):
+    with mpmath.workdps(family.digits):
         for index in np.ndindex(x.shape):
             raw = [mpf(float(p)) for p in parameters[index]]
             point = mpf(float(x[index]))

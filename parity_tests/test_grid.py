@@ -59,6 +59,7 @@ def test_a_map_is_added_in_three_places(structure: str, monkeypatch) -> None:
 
 STARTS = {
     "LogisticMixtureMap": 0.17,
+    "DenseSigmoidMap": 0.3,
     "NormalMixtureMap": 0.25,
     "MoebiusMap": 0.01,
     "SumOfSquaresMap": 0.01,
@@ -257,6 +258,8 @@ def test_checkerboards_keep_their_pixels() -> None:
         (lambda h: h.BlockAutoregressive(2, ()), "expects hidden_dims of one layer at least"),
         (lambda h: h.MonotoneNetworkMap((3, 1)), r"hidden_dims from 2 on, one at least, got \(3, 1\)"),
         (lambda h: h.MonotoneNetworkMap(()), "hidden_dims from 2 on"),
+        (lambda h: h.NAF(2, dense_dims=()), "expects hidden_dims of one layer at least"),
+        (lambda h: h.DenseSigmoidMap(bound=10.0), "bound between 0 and 10"),
         (lambda h: h.StudentT(2, 0.5, learned=True), "df from 1 to 1000 where it is learned, got 0.5"),
         (lambda h: h.LeakyTanh(8.0), "bound between 0 and 8"),
         (lambda h: h.CubicSplineMap(boundary="linear"), "boundary"),

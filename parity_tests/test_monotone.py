@@ -82,6 +82,14 @@ def test_mixtures_return(half: Any) -> None:
     assert (np.abs(log_back + log_slope) <= 1e-9)[steep].all()
 
 
+@pytest.mark.parametrize("half", HALVES)
+def test_one_dense_layer_is_a_mixture(half: Any) -> None:
+    x, parameters = mixture_points()
+    found = on(half, half.DenseSigmoidMap((2,)), "forward", x, parameters)
+    expected = on(half, half.LogisticMixtureMap(2), "forward", x, parameters)
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
+
+
 def test_gradients_of_mixtures_far_out() -> None:
     """Finite in float32, in both directions, at every corner."""
     x, parameters = mixture_points()

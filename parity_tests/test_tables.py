@@ -114,6 +114,27 @@ def test_references() -> None:
     np.testing.assert_allclose(density(target.mean) - log_det / 2, target.log_z, rtol=1e-6)
 
 
+def test_classifier_follows_scikit_learn() -> None:
+    """The same losses, with a last batch that is not full, the same probabilities, and the same end."""
+    from classifier import Classifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    generator = np.random.default_rng(0)
+    x, labels = generator.standard_normal((450, 2)), np.repeat([0, 1], 225)
+    x[225:] += 0.5
+    ours = Classifier((6, 5), 4, 1).fit(x, labels)
+    theirs = MLPClassifier((6, 5), max_iter=4, random_state=1)
+    with pytest.warns(ConvergenceWarning):
+        theirs.fit(x, labels)
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-5)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-5)
+    nothing, options = np.zeros_like(x), {"max_iter": 100, "random_state": 2}
+    ours = Classifier((6, 5), **options).fit(nothing, labels)
+    theirs = MLPClassifier((6, 5), **options).fit(nothing, labels)
+    assert len(ours.loss_curve_) == len(theirs.loss_curve_) < 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "rows"),

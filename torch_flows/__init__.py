@@ -61,6 +61,7 @@ from torch_flows.bijectors.shapes import Patches, Split, Squeeze
 from torch_flows.bijectors.structure import Chain, Invert
 from torch_flows.bijectors.transformer import TransformerAutoregressive
 from torch_flows.checkpoint import load, save
+from torch_flows.dequantization import DequantizationBound, Dequantized
 from torch_flows.distributions import (
     DiagonalNormal,
     Distribution,
@@ -110,7 +111,7 @@ from torch_flows.univariate.affine import AffineMap, ShiftMap
 from torch_flows.univariate.base import UnivariateMap
 from torch_flows.univariate.circular import MoebiusMap
 from torch_flows.univariate.mixed import MixedMap
-from torch_flows.univariate.mixture import LogisticMixtureMap, NormalMixtureMap
+from torch_flows.univariate.mixture import DenseSigmoidMap, LogisticMixtureMap, NormalMixtureMap
 from torch_flows.univariate.monotone import IntegratedNetworkMap, MonotoneNetworkMap
 from torch_flows.univariate.piecewise import (
     CubicSplineMap,
@@ -156,6 +157,9 @@ __all__ = [
     "CubicRationalMap",
     "CubicSplineMap",
     "DeepSet",
+    "DenseSigmoidMap",
+    "DequantizationBound",
+    "Dequantized",
     "DiagonalNormal",
     "Distribution",
     "Elementwise",

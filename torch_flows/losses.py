@@ -34,6 +34,7 @@ from torch_flows.distributions import StandardNormal
 from torch_flows.flows import Flow
 from torch_flows.numerics import sum_event
 from torch_flows.univariate.circular import wrapped
+from torch_flows.variables import HasVariables
 
 
 class Loss(ABC):
@@ -45,9 +46,11 @@ class Loss(ABC):
 
     Attributes:
         needs_data: whether it needs rows x; ``fit`` runs others also for ``num_steps`` without data.
+        models: the class of what it can train.
     """
 
     needs_data: ClassVar[bool] = True
+    models: ClassVar[type] = Flow
 
     @abstractmethod
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:
@@ -523,6 +526,7 @@ class _Function(Loss):
     """A function of the user's: of the flow, x and its context."""
 
     needs_data = False
+    models = HasVariables
     function: Callable[..., Tensor]
 
     def __call__(self, flow: Flow, x: Any, context: Tensor | None, *noise: Tensor) -> Tensor:

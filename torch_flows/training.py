@@ -28,6 +28,7 @@ from flow_bridge.training_state import (
     weight_groups,
 )
 from torch_flows.checkpoint import from_numpy, to_numpy
+from torch_flows.dequantization import DequantizationBound, Dequantized
 from torch_flows.devices import (
     gather,
     is_sharded,
@@ -175,7 +176,10 @@ def fit(
     )
     ema, weight_decay = training.check_manners(optimizer, ema, weight_decay, callback)
     flow = _trainable("fit", flow)
+    if loss is None and isinstance(flow, Dequantized):
+        loss = DequantizationBound()
     loss = as_loss(loss)
+    checks.instances(type(loss).__name__, "flow", [flow], loss.models)
     loss.check(flow)
     training.check_data(type(loss).__name__, loss.needs_data, data is not None, num_steps)
     draw, match = draws(loss, flow)
@@ -310,7 +314,8 @@ def fit_to_energy(
 
 def _trainable(owner: str, flow: Flow) -> Flow:
     flow = getattr(flow, "_orig_mod", flow)  # of what torch.compile returns
-    checks.instances(owner, "flow", [flow], Flow)
+    if not isinstance(flow, Dequantized):
+        checks.instances(owner, "flow", [flow], Flow)
     trained = [p for p in flow.parameters() if p.requires_grad]
     training.check_weights(owner, type(flow).__name__, len(trained))
     if any(array.is_inference() for array in flow.state_dict().values()):

@@ -107,8 +107,9 @@ def difference(module: nn.Module, expected: nn.Module, name: str, cls: type | No
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
-    # univariate maps and networks to be built are dataclasses
-    return value is None or isinstance(value, bool | int | float | str) or is_dataclass(value)
+    # univariate maps and networks to be built are dataclasses; so are named models, which are modules
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return plain or (is_dataclass(value) and not isinstance(value, nn.Module))
 
 
 def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:

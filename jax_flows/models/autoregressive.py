@@ -13,7 +13,7 @@ from jax_flows.models.base import Model, network_of, normalization_layers, permu
 from jax_flows.networks.mlp import MLP
 from jax_flows.registry import register
 from jax_flows.univariate.affine import AffineMap
-from jax_flows.univariate.mixture import LogisticMixtureMap
+from jax_flows.univariate.mixture import DenseSigmoidMap, LogisticMixtureMap
 
 
 @register
@@ -96,8 +96,8 @@ class IAF(MAF):
 class NAF(Model):
     """Masked autoregressive maps by ``LogisticMixtureMap``, their orders 0, 1, 2, ... and reversed by
     turns; standard normal base: neural autoregressive flows whose monotone network is a deep sigmoidal
-    flow of one layer. A density takes one pass of each network, a sample about two and a search for
-    the root of each entry.
+    flow of one layer, or with ``dense_dims`` a deep dense one, by ``DenseSigmoidMap``. A density takes one
+    pass of each network, a sample about two and a search for the root of each entry.
 
     Args:
         dim: number of dimensions.
@@ -110,6 +110,7 @@ class NAF(Model):
         bound: see ``LogisticMixtureMap``.
         initial_scale: factor of the first weights of each network's last layer, see ``MLP``.
         base: the distribution of the latent, a standard normal if not given.
+        dense_dims: the sigmoids of each layer of a deep dense sigmoidal flow, in place of ``num_components``.
 
     Reference: Huang et al. (2018), arXiv:1804.00779.
     """
@@ -123,11 +124,16 @@ class NAF(Model):
     conditioner: Network | type | None = None
     bound: float = 5.0
     initial_scale: float = 1.0
+    dense_dims: Sequence[int] | None = None
 
     def build_bijector(self) -> Bijector:
         owner = type(self).__name__
         checks.positive_int(owner, num_layers=self.num_layers)
-        map = LogisticMixtureMap(self.num_components, self.bound)
+        map = (
+            LogisticMixtureMap(self.num_components, self.bound)
+            if self.dense_dims is None
+            else DenseSigmoidMap(self.dense_dims, self.bound)
+        )
         network = network_of(self, MLP)
         layers = [
             MaskedAutoregressive(

@@ -96,6 +96,12 @@ def check_parity(
     second, own = twin if isinstance(twin, tuple) else (twin, None)
     # _orig_mod: of what torch.compile returns
     flow, second = (getattr(model, "_orig_mod", model) for model in (flow, second))
+    for model in (flow, second):
+        if isinstance(model, torch_flows.Dequantized | jax_flows.Dequantized):
+            raise TypeError(
+                "check_parity takes what has a density, where Dequantized has bounds: check its flow "
+                "and its noise."
+            )
     one_owner = _is_jax(flow) and second is not None and _is_jax(second) and own is None
     if one_owner or (own is None and variables is None and (_is_jax(flow) or _is_jax(second))):
         raise ValueError(
