@@ -65,6 +65,7 @@ NAMES_ALONE = {
     "numerics.py:as_int32": "JAX has a mode without 64-bit integers",
     "numerics.py:loops": "JAX always has loops that it need not unroll",
     "numerics.py:takes_kernels": "XLA fuses by itself",
+    "numerics.py:recomputed": "XLA fuses by itself",
     "numerics.py:full_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:matmul_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:conditioner_operands": "products: a mode in PyTorch, an argument in JAX",

@@ -96,28 +96,41 @@ def test_the_options_of_a_block_in_plain_pytorch() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_kernels_are_the_plain_form() -> None:
-    """float32 takes PyTorch's kernels: attention without gradients, and normalisation with derivatives of the
-    first order, and of the third by the plain form."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_kernels_are_the_plain_form(masked: bool) -> None:
+    """float32 takes PyTorch's kernels for first derivatives; higher ones are those of the plain form."""
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 2, 5, 4)
-    mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    with torch.no_grad():
-        found = torch_attention.attend(q, k, v, mask)
-        expected = torch_attention.attend(q.double(), k.double(), v.double(), mask)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    rows = torch.randn(3, 2, 2, 5, 4)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril() if masked else None
     norm = torch_attention.LayerNorm(4, torch_attention.EPS)
     norm.weight.data, norm.bias.data = torch.randn(2, 4)
-    rows, derivatives = torch.randn(3, 4), []
-    for kind in (torch.float32, torch.float64):
-        x = rows.to(kind, copy=True).requires_grad_()
-        value = norm.to(kind)(x).sin().sum()
-        plain = torch.autograd.grad(value, [x, norm.weight, norm.bias], retain_graph=True)
-        for _ in range(3):
-            (value,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
-        derivatives.append([*plain, value.detach()])
-    for own, exact in zip(*derivatives, strict=True):
-        torch.testing.assert_close(own.double(), exact, rtol=1e-3, atol=1e-4)
+    functions = {
+        "attention": lambda x, kind: (torch_attention.attend(*x, mask), []),
+        "normalisation": lambda x, kind: (norm.to(kind)(x), [norm.weight, norm.bias]),
+    }
+    for function in functions.values():
+        derivatives = []
+        for kind in (torch.float32, torch.float64):
+            x = rows.to(kind, copy=True).requires_grad_()
+            with torch.no_grad():
+                without = function(x, kind)[0]
+            value, weights = function(x, kind)
+            torch.testing.assert_close(without, value)
+            value = value.sin().sum()
+            first = torch.autograd.grad(value, [x, *weights], retain_graph=True)
+            again = torch.autograd.grad(value, [x, *weights], retain_graph=True)
+            assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+            each = torch.eye(2, dtype=kind)
+            batched = torch.autograd.grad(
+                torch.stack([value, 2 * value]), x, each, is_grads_batched=True, retain_graph=True
+            )[0]
+            derivatives.append([*first, batched])
+            for _ in range(2):
+                (moved,) = torch.autograd.grad(value, x, create_graph=True)
+                value = moved.square().sum()
+            derivatives[-1] += [value.detach(), torch.autograd.grad(value, x)[0]]
+        for own, exact in zip(*derivatives, strict=True):
+            torch.testing.assert_close(own.double(), exact, rtol=1e-3, atol=1e-3)
 
 
 OPTIONS = {

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -21,8 +20,6 @@ Cache = list[Tensor]
 """Keys and values of a block for the tokens so far, ``(batch, heads, tokens, width)``."""
 Memory = tuple[Tensor, ...] | None
 """Keys and values of a context, ``(*batch, heads, tokens, width)``."""
-
-FLASH = SDPBackend.FLASH_ATTENTION.value
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -52,31 +49,25 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        kept: tuple[Tensor, ...] = ()
-        if q.device.type == "cpu" and torch._fused_sdp_choice(q, k, v, mask) == FLASH:
-            bias = None
-            if mask is not None:
-                bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
-            found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, attn_mask=bias
-            )
-            kept = found, log_sum, bias
-        else:
+        ctx.save_for_backward(q, k, v, mask)
+        needed = ctx.needs_input_grad
+        q, k, v = (
+            x.detach().requires_grad_(need) for x, need in zip((q, k, v), needed, strict=False)
+        )
+        with torch.enable_grad():  # a graph of its own, as each device keeps other things for it
             found = scaled_dot_product_attention(q, k, v, mask)
-        ctx.save_for_backward(q, k, v, mask, *kept)
-        return found
+        ctx.kernel = q, k, v, found
+        return found.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, *kept = ctx.saved_tensors
         if torch.is_grad_enabled() or not takes_kernels(gradient):
-            return recomputed(ctx, _attend, (q, k, v, mask), gradient)
-        if not kept:  # other devices keep other things for it
-            return recomputed(ctx, scaled_dot_product_attention, (q, k, v, mask), gradient)
-        found, log_sum, bias = kept
-        return *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, q, k, v, found, log_sum, 0.0, False, attn_mask=bias
-        ), None
+            return recomputed(ctx, _attend, ctx.saved_tensors, gradient)
+        *inputs, found = ctx.kernel
+        needed = ctx.needs_input_grad
+        wanted = [x for x in inputs if x.requires_grad]
+        rest = iter(torch.autograd.grad(found, wanted, gradient, retain_graph=True))
+        return tuple(next(rest) if need else None for need in needed)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
