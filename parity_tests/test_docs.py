@@ -69,6 +69,7 @@ PAGES = [
     for path in sorted((ROOT / "docs").rglob("*.md"))
     if path.name not in RUN_ELSEWHERE and blocks(path)
 ]
+SLOW_PAGES = ("circles", "conditional")
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,17 @@ def run(page: Path, replaced: str = "", by: str = "") -> None:
         defined.update(changed)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            path,
+            id=path.relative_to(ROOT).as_posix(),
+            marks=pytest.mark.slow if path.stem in SLOW_PAGES else (),
+        )
+        for path in PAGES
+    ],
+)
 def test_page_runs(page) -> None:
     run(page)
 
