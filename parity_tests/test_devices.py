@@ -258,9 +258,17 @@ def assert_reached(folder: Path, name: str, expected: Any) -> None:
     np.testing.assert_allclose(losses, expected[1].step_losses, rtol=TRAJECTORY)
 
 
+TORCH_END = """
+import os, sys
+dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # PyTorch's own threads may abort the interpreter's end
+"""
+
+
 def torchrun(folder: Path, job: str, *options: str, timeout: float = 120) -> str:
     """Run a job in 2 ranks on this machine, at a port that the launcher picks."""
-    (folder / "job.py").write_text(TORCH_JOB % (OPTIONS,) + job)
+    (folder / "job.py").write_text(TORCH_JOB % (OPTIONS,) + job + TORCH_END)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.1"]
     command = [*launcher, *rendezvous, *options, str(folder / "job.py"), str(folder)]
