@@ -12,7 +12,6 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.dequantization import noise_shape_of
-from flow_bridge.errors import ConversionError
 from flow_bridge.sources import base_noise
 from jax_flows.flows import Flow
 from jax_flows.images import dequantize, quantize
@@ -28,6 +27,7 @@ from jax_flows.variables import (
     child,
     freeze_lists,
     gather,
+    joined,
     kept,
 )
 
@@ -252,8 +252,8 @@ class Dequantized(HasVariables):
             log_ratio = log_ratio - math.prod(self.u_shape) * math.log(self.num_levels)
         if log_q is not None:
             log_ratio = log_ratio - log_q
-        log_mean = jax.nn.logsumexp(log_ratio, 0) - math.log(len(u))
-        bound = log_ratio[0] if len(u) == 1 else log_mean
+        one = len(u) == 1
+        bound = log_ratio[0] if one else jax.nn.logsumexp(log_ratio, 0) - math.log(len(u))
         return jnp.where(outside, -math.inf, bound), stats
 
     def split(self, variables: Variables) -> dict[str, Variables]:
@@ -263,12 +263,7 @@ class Dequantized(HasVariables):
 
     def join(self, parts: Mapping[str, Variables]) -> dict[str, Any]:
         """The variables from those of the parts, as ``split`` returns them."""
-        expected = list(self._modules())
-        if set(parts) != set(expected):
-            raise ConversionError(checks.parts_of("Dequantized", list(parts), expected))
-        variables = gather(parts)
-        check_variables(self, variables)
-        return variables
+        return joined(self, parts, list(self._modules()))
 
     def _modules(self) -> dict[str, Flow]:
         return {"flow": self.flow} | ({} if self.noise is None else {"noise": self.noise})

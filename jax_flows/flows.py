@@ -13,7 +13,6 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
-from flow_bridge.errors import ConversionError
 from flow_bridge.standardization import context_location_and_scale, location_and_scale
 from flow_bridge.training import check_callable
 from flow_bridge.weights import jax_to_torch, torch_to_jax
@@ -36,6 +35,7 @@ from jax_flows.variables import (
     child,
     freeze_lists,
     gather,
+    joined,
     kept,
     network_shapes,
     weight_dtype,
@@ -446,12 +446,7 @@ class Flow(HasVariables):
 
     def join(self, parts: Mapping[str, Variables]) -> dict[str, Any]:
         """The flow's variables from those of its parts, as ``split`` returns them."""
-        name, expected = type(self).__name__, list(self._parts({}))
-        if set(parts) != set(expected):
-            raise ConversionError(checks.parts_of(name, list(parts), expected))
-        variables = gather(parts, lists=True)
-        check_variables(self, variables)
-        return variables
+        return joined(self, parts, list(self._parts({})))
 
 
 def standardized(

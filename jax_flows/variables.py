@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -160,6 +160,15 @@ def gather(children: Mapping[str, Variables], lists: bool = False) -> dict[str, 
         collection: {keys[name]: v[collection] for name, v in children.items() if v.get(collection)}
         for collection in ("params", "batch_stats")
     }
+
+
+def joined(module: Any, parts: Mapping[str, Variables], expected: Sequence[str]) -> dict[str, Any]:
+    """The variables of a module from those of its parts, which must be the expected ones."""
+    if set(parts) != set(expected):
+        raise ConversionError(checks.parts_of(type(module).__name__, list(parts), expected))
+    variables = gather(parts, lists=True)
+    check_variables(module, variables)
+    return variables
 
 
 def network_shapes(network: Any, in_shape: tuple[int, ...], dtype: Any) -> Variables:

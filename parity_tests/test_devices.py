@@ -189,14 +189,13 @@ def done(name, result):
         jax_flows.save(flow, result[0], f"{folder}/{name}")
 """
 TORCH_JOB = """
-import atexit, os, sys
+import os, sys
 import numpy as np, torch
 import torch.distributed as dist
 import torch_flows
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-atexit.register(dist.destroy_process_group)  # else its threads may abort the process at its end
 x = np.load(folder + "/x.npy")
 def fit(data=x, model="model", flow=None, **options):
     flow = flow or torch_flows.load(f"{folder}/{model}")
@@ -259,7 +258,6 @@ def assert_reached(folder: Path, name: str, expected: Any) -> None:
 
 
 TORCH_END = """
-import os, sys
 dist.destroy_process_group()
 sys.stdout.flush()
 os._exit(0)  # PyTorch's own threads may abort the interpreter's end

@@ -185,7 +185,8 @@ class Dequantized(HasVariables):
             log_ratio = log_ratio - math.prod(self.u_shape) * math.log(self.num_levels)
         if log_q is not None:
             log_ratio = log_ratio - log_q
-        bound = log_ratio[0] if len(u) == 1 else log_ratio.logsumexp(0) - math.log(len(u))
+        one = len(u) == 1
+        bound = log_ratio[0] if one else log_ratio.logsumexp(0) - math.log(len(u))
         return torch.where(outside, -math.inf, bound)
 
 

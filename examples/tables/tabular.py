@@ -65,6 +65,7 @@ FAMILIES: dict[str, Make] = {
     "MAF": lambda package, dim: package.MAF(dim, (64, 64)),
     "IAF": lambda package, dim: package.IAF(dim, (64, 64)),
     "NAF": lambda package, dim: package.NAF(dim, (64, 64)),
+    "dense NAF": lambda package, dim: package.NAF(dim, (64, 64), dense_dims=(4, 4)),
     "BNAF": lambda package, dim: package.BNAF(dim),
     "autoregressive splines": splines,
     "the same after tails": tails,

@@ -63,11 +63,13 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or not takes_kernels(gradient):
             return recomputed(ctx, _attend, ctx.saved_tensors, gradient)
-        *inputs, found = ctx.kernel
-        needed = ctx.needs_input_grad
+        kernel, ctx.kernel = ctx.kernel, None  # autograd frees what is saved, and this would stay
+        if kernel is None:  # another pass through a graph that was retained
+            return recomputed(ctx, scaled_dot_product_attention, ctx.saved_tensors, gradient)
+        *inputs, found = kernel
         wanted = [x for x in inputs if x.requires_grad]
-        rest = iter(torch.autograd.grad(found, wanted, gradient, retain_graph=True))
-        return tuple(next(rest) if need else None for need in needed)
+        rest = iter(torch.autograd.grad(found, wanted, gradient))
+        return tuple(next(rest) if need else None for need in ctx.needs_input_grad)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
