@@ -180,8 +180,12 @@ class MaskedAutoregressive(Conditioned):
             pieces to be joined; x; and log|dx/dz| of each dimension.
         """
         run = math.prod(parts[1:])
-        bounds = [*range(0, self.dim, run), self.dim]
-        starts = self.network.plan.starts
+        if run == 1:
+            return self._solve_rows(z, weights, sums, gates)
+        plan = self.network.plan
+        bounds, starts = [*range(0, self.dim, run), self.dim], plan.starts
+        inputs, *others = plan.degrees
+        levels = [np.sort(degrees) for degrees in (inputs[: plan.num_inputs], *others)]
         solved: list[list[Array]] = [[] for _ in weights]
         found, log_dets = [], []
         for first, last in pairwise(bounds):
@@ -198,7 +202,13 @@ class MaskedAutoregressive(Conditioned):
                     _add_product(total, weight[:, : len(values)], values)
                     for total, weight, values in zip(totals, rows, known, strict=True)
                 ]
-            diagonal = [weight[:, units] for weight, units in zip(rows, own, strict=False)]
+            # only among themselves do units of one run stand before what they must not see
+            diagonal = [
+                jnp.where(above[to][:, None] >= below[units], weight[:, units], 0)
+                for weight, (below, above), (units, to) in zip(
+                    rows, pairwise(levels), pairwise(own), strict=True
+                )
+            ]
             values, x, log_det = self._solve_part(
                 parts[1:], first, z[first:last], diagonal, totals, factors
             )
@@ -266,7 +276,35 @@ class MaskedAutoregressive(Conditioned):
             for values, positions, weight in zip(known, index, weights, strict=False)
         ]
         x, log_det = (rows.reshape(dims.size, batch)[: z.shape[0]] for rows in found)
+        if self.map.num_features == 1:
+            solved[0] = x
         return solved, x, log_det
+
+    def _solve_rows(
+        self, z: Array, weights: Sequence[Array], sums: Sequence[Array], gates: Gates
+    ) -> tuple[list[list[Array]], Array, Array]:
+        """``_solve`` one dimension after another, with the hidden units that each one completes."""
+        starts = self.network.plan.starts
+        solved: list[list[Array]] = [[] for _ in weights]
+        found, log_dets = [], []
+        for k, z_row in enumerate(z):
+            residual: Array | None = None
+            for i, (weight, total, gate) in enumerate(zip(weights, sums, gates, strict=True)):
+                units = slice(starts[i + 1][k], starts[i + 1][k + 1])
+                last = starts[i][k + bool(i)]
+                total = total[units]
+                if last:
+                    known = jnp.concatenate(solved[i])
+                    total = _add_product(total, weight[units, :last], known)
+                if i + 1 < len(weights):
+                    own = None if gate is None else gate[units]
+                    value, residual = self.network.step(i, total, residual, own)
+                    solved[i + 1].append(value)
+            x_row, log_det = self.map.inverse(z_row, total.T)
+            solved[0].append(self.map.features(x_row[None], 0))
+            found.append(x_row)
+            log_dets.append(log_det)
+        return solved, jnp.stack(found), jnp.stack(log_dets)
 
     def _solve_block(
         self, z: Array, weights: Sequence[Array], sums: Sequence[Array], gates: Gates
@@ -297,9 +335,6 @@ class MaskedAutoregressive(Conditioned):
             sums[-1].reshape(size, num_parameters, batch),
         )
         nothing = [jnp.zeros((weight.shape[1], batch), z.dtype) for weight in weights]
-        if size == 1:
-            solved, (x, log_det) = step(nothing, jax.tree.map(lambda array: array[0], rows))
-            return solved, x[None], log_det[None]
         solved, (x, log_det) = jax.lax.scan(step, nothing, rows)
         return solved, x, log_det
 

@@ -42,7 +42,7 @@ class Unrolled(NamedTuple):
     """A masked network as its inverse needs it, units in the order in which they can be computed.
 
     Attributes:
-        weights: per layer, ``(units above, units below)``, without what the context meets.
+        weights: per layer, ``(units above, units below)``, not masked, without what the context meets.
         sums: per layer, the bias and what the context adds, ``(units, 1)`` or ``(units, batch)``.
         gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``. Where a
             batch normalisation follows that, ``(units, batch, 4)``: these, its mean, factor and bias.
@@ -166,14 +166,9 @@ class MaskedNetwork(nn.Module):
     def unrolled(self, variables: Variables, context: Array | None) -> Unrolled:
         """The layers for a context ``(batch, context_dim)``; outputs stand in the order of generation."""
         plan, params = self.plan, variables["params"]
-        degrees = plan.degrees
-        degrees[0] = degrees[0][: self.widths[0]]
-        weights, sums = [], []
-        for i, (below, above) in enumerate(pairwise(degrees)):
-            layer = params[f"layers_{i}"]
-            mask = jnp.asarray(above) >= jnp.asarray(below)[:, None]
-            weights.append(jnp.where(mask, layer["kernel"], 0).T)
-            sums.append(layer["bias"][:, None])
+        layers = [params[f"layers_{i}"] for i in range(len(plan.hidden_dims) + 1)]
+        weights: list[Array] = [layer["kernel"].T for layer in layers]
+        sums: list[Array] = [layer["bias"][:, None] for layer in layers]
         gates: list[Array | None] = [None] * len(weights)
 
         def pairs(name: str, count: int) -> Weights:

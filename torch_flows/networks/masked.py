@@ -29,7 +29,7 @@ class Unrolled(NamedTuple):
     """A masked network as its inverse needs it, units in the order in which they can be computed.
 
     Attributes:
-        weights: per layer, ``(units above, units below)``, without what the context meets.
+        weights: per layer, ``(units above, units below)``, not masked, without what the context meets.
         sums: per layer, the bias and what the context adds, ``(units, 1)`` or ``(units, batch)``.
         gates: per layer, factors ``(units, batch)`` of what it adds to a residual, or ``None``. Where a
             batch normalisation follows that, ``(units, batch, 4)``: these, its mean, factor and bias.
