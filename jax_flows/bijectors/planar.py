@@ -393,7 +393,9 @@ def _concave_start(t: Array, s: Array) -> Array:
     highest = jnp.log(4 * s) / 2
     tanh = jnp.clip((t - highest) / (s - 1), 0, 1 - jnp.finfo(s.dtype).eps)
     tanh = jnp.where(t - s < highest - 1.5, tanh, 0)
-    return jnp.maximum(jnp.maximum(t / s, t - s + 1), jnp.arctanh(tanh))
+    # XLA's arctanh takes two logarithms
+    arctanh = jnp.log((1 + tanh) / (1 - tanh)) / 2
+    return jnp.maximum(jnp.maximum(t / s, t - s + 1), arctanh)
 
 
 def _solve(t: Array, s: Array) -> Array:
