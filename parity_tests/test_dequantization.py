@@ -118,7 +118,7 @@ def test_learned_noise_is_tighter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     counts = np.round([200 * probability(x) for x in NUMBERS]).astype(int)
     x = np.repeat(NUMBERS, counts)[:, None]
-    options = QUIET | {"num_epochs": 12, "learning_rate": 3e-2, "validation": 0, "frozen": "flow"}
+    options = QUIET | {"num_epochs": 12, "learning_rate": 2e-2, "validation": 0, "frozen": "flow"}
     models: list[Any] = []
 
     def in_torch(model: Any) -> Any:
