@@ -152,8 +152,8 @@ def measure(
     epochs: int,
     num_images: int | None,
     path: Path,
-    num_seeds: int = 1,
-    flows: Sequence[str] = (),
+    num_seeds: int,
+    flows: Sequence[str],
 ) -> dict[str, Any]:
     """Train all flows, or those named, with the seeds that ``path`` has not seen yet; what was measured."""
     (train_data, validation, test), levels = dataset(name, num_images)
@@ -181,6 +181,9 @@ def measure(
         measured["results"] = before["results"]
     rows = {(row["flow"], row["seed"]): row for row in measured["results"]}
     built = models(shape, WIDTHS[name, full])
+    unknown = set(flows) - set(built)
+    if unknown:
+        raise ValueError(f"no such flows: {sorted(unknown)}; there are {list(built)}.")
     labels = [label for label in built if not flows or label in flows]
     for key in product(labels, range(num_seeds)):
         label, seed = key
@@ -212,7 +215,8 @@ def measure(
             path.with_suffix(".md").write_text(table(measured))
     pictures = {label: samples_of(path, label) for label in built}
     known = {label: np.load(file) for label, file in pictures.items() if file.exists()}
-    draw(known, path.with_suffix(".png"))
+    if known:
+        draw(known, path.with_suffix(".png"))
     return measured
 
 

@@ -152,7 +152,7 @@ class MaskedAutoregressive(Conditioned):
         weights, sums, gates = self.network.unrolled(own, context)
         sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
         parts = self.network.plan.parts(BLOCK_SIZE)
-        _, x, log_slope = self._solve(parts, rows, weights, sums, gates)
+        x, log_slope = self._solve(parts, rows, weights, sums, gates)
         return x[np.argsort(generated)].T, log_slope.sum(0)
 
     def _solve(
@@ -162,7 +162,7 @@ class MaskedAutoregressive(Conditioned):
         weights: Sequence[Array],
         sums: Sequence[Array],
         gates: Gates,
-    ) -> tuple[list[list[Array]], Array, Array]:
+    ) -> Output:
         """Solve for all dimensions.
 
         What earlier parts contribute to a later one is one product per layer; only what a part
@@ -176,8 +176,7 @@ class MaskedAutoregressive(Conditioned):
             gates: per layer, see ``networks.masked.Unrolled``.
 
         Returns:
-            What the network sees of x and the values of each hidden layer, in the layout of z and in
-            pieces to be joined; x; and log|dx/dz| of each dimension.
+            x, in the layout of z, and log|dx/dz| of each dimension.
         """
         run = math.prod(parts[1:])
         if run == 1:
@@ -202,7 +201,7 @@ class MaskedAutoregressive(Conditioned):
                     _add_product(total, weight[:, : len(values)], values)
                     for total, weight, values in zip(totals, rows, known, strict=True)
                 ]
-            # only among themselves do units of one run stand before what they must not see
+            # what units see of earlier runs they see all of: the masks are those within a run
             diagonal = [
                 jnp.where(above[to][:, None] >= below[units], weight[:, units], 0)
                 for weight, (below, above), (units, to) in zip(
@@ -216,7 +215,7 @@ class MaskedAutoregressive(Conditioned):
                 pieces.append(piece)
             found.append(x)
             log_dets.append(log_det)
-        return solved, jnp.concatenate(found), jnp.concatenate(log_dets)
+        return jnp.concatenate(found), jnp.concatenate(log_dets)
 
     def _solve_part(
         self,
@@ -230,7 +229,8 @@ class MaskedAutoregressive(Conditioned):
         """``_solve`` for a run that begins after ``start`` dimensions, by a scan over its blocks.
 
         Blocks are padded to one size, and each takes what the run contributes to it from arrays that
-        hold zeros for everything still unknown.
+        hold zeros for everything still unknown. What the network sees of x and the values of each
+        hidden layer are returned first.
         """
         if len(parts) == 1:
             return self._solve_block(z, weights, sums, gates)
@@ -271,18 +271,16 @@ class MaskedAutoregressive(Conditioned):
         )
         nothing = [jnp.zeros((positions.size, batch), z.dtype) for positions in index[:-1]]
         known, found = jax.lax.scan(step, nothing, blocks)
-        solved = [
+        seen, *values = (
             values[positions.ravel().argsort()[: weight.shape[1]]]
             for values, positions, weight in zip(known, index, weights, strict=False)
-        ]
+        )
         x, log_det = (rows.reshape(dims.size, batch)[: z.shape[0]] for rows in found)
-        if self.map.num_features == 1:
-            solved[0] = x
-        return solved, x, log_det
+        return [x if self.map.num_features == 1 else seen, *values], x, log_det
 
     def _solve_rows(
         self, z: Array, weights: Sequence[Array], sums: Sequence[Array], gates: Gates
-    ) -> tuple[list[list[Array]], Array, Array]:
+    ) -> Output:
         """``_solve`` one dimension after another, with the hidden units that each one completes."""
         starts = self.network.plan.starts
         solved: list[list[Array]] = [[] for _ in weights]
@@ -304,7 +302,7 @@ class MaskedAutoregressive(Conditioned):
             solved[0].append(self.map.features(x_row[None], 0))
             found.append(x_row)
             log_dets.append(log_det)
-        return solved, jnp.stack(found), jnp.stack(log_dets)
+        return jnp.stack(found), jnp.stack(log_dets)
 
     def _solve_block(
         self, z: Array, weights: Sequence[Array], sums: Sequence[Array], gates: Gates
