@@ -29,7 +29,7 @@ from parity_tests.test_parity import assert_one_model
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
-from torch_flows.networks.mlp import normalizations
+from torch_flows.networks.mlp import WIDE, normalizations
 from torch_flows.networks.regularization import Dropout
 
 HALVES = (torch_flows, jax_flows)
@@ -399,6 +399,7 @@ def test_activations_of_ones_own() -> None:
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "branch": ("MLP", {"hidden_dims": (4, 3), "context": "branch"}),
+    "beside": ("MLP", {"hidden_dims": (4, 3), "context": "concatenate"}),
     "residual": ("ResidualMLP", {"context": "concatenate"}),
     "gate": ("ResidualMLP", {"context": "gate"}),
     "residual-branch": ("ResidualMLP", {"context": "branch"}),
@@ -428,6 +429,28 @@ def test_normalized_networks_are_their_formulas(name: str) -> None:
         check_formula(half, name, False)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", ["beside", "residual", "gate"])
+def test_a_wide_context_is_a_term(name: str, masked: bool) -> None:
+    for half in ("torch", "jax"):
+        check_formula(half, name, masked, WIDE)
+
+
+WIDE_CONTEXTS = {
+    "no hidden layer": arch("Coupling", dim=3, map=arch("AffineMap"), context_dim=WIDE,
+                            conditioner=arch("MLP", hidden_dims=[])),
+    "SeparateMLPs": arch("Coupling", dim=5, map=arch("AffineMap"), context_dim=WIDE,
+                         conditioner=arch("SeparateMLPs", hidden_dims=[4])),
+    "masked": arch("MaskedAutoregressive", dim=3, map=arch("AffineMap"), context_dim=WIDE,
+                   conditioner=arch("MLP", hidden_dims=[]), order="reverse"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE_CONTEXTS)
+def test_models_of_wide_contexts(name: str) -> None:
+    assert_one_model(Case(name, WIDE_CONTEXTS[name], scale=0.1), ["float64"])
+
+
 def test_layer_normalisation_in_float16() -> None:
     """The squares of 300 are beyond it."""
     x = np.array([[300.0, -500.0, 100.0, 40.0]], np.float16)
@@ -442,7 +465,7 @@ def test_layer_normalisation_in_float16() -> None:
     assert in_jax.dtype == x.dtype
 
 
-def check_formula(half: str, name: str, masked: bool) -> None:
+def check_formula(half: str, name: str, masked: bool, context_dim: int = 2) -> None:
     """A network of x and c in numpy, its masks written out, against what a half makes of it."""
     kind, options = (NETWORKS | NORMALIZED | BATCH_NORMALIZED)[name]
     residual = kind == "ResidualMLP"
@@ -457,11 +480,10 @@ def check_formula(half: str, name: str, masked: bool) -> None:
         )
     structure = "MaskedAutoregressive" if masked else "Coupling"
     network = arch(kind, **options)
-    case = Case(
-        name, arch(structure, **given, map=arch("AffineMap"), conditioner=network, context_dim=2)
-    )
+    options_of_structure = given | {"map": arch("AffineMap"), "context_dim": context_dim}
+    case = Case(name, arch(structure, **options_of_structure, conditioner=network))
     weights = case.weights()
-    rows = np.random.default_rng(0).standard_normal((7, 5))
+    rows = np.random.default_rng(0).standard_normal((7, 3 + context_dim))
     x, c = rows[:, :3], rows[:, 3:]
     if half == "torch":
         model = case.torch_model()
@@ -490,7 +512,7 @@ def check_formula(half: str, name: str, masked: bool) -> None:
         return h / np.sqrt(np.square(h).mean(-1, keepdims=True) + 1e-5) * scale + bias
 
     seen, outs, context = [2, 3, 1], [1, 1, 2, 2, 0, 0], options["context"]
-    inputs, seen = (x, seen) if context == "branch" else (rows, [*seen, 0, 0])
+    inputs, seen = (x, seen) if context == "branch" else (rows, seen + [0] * context_dim)
     h = layer("layers.0", inputs, degrees if residual else degrees[0], seen)
     if context == "branch":
         h = h + np.tanh(layer("branches.0", c))

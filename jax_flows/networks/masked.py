@@ -21,6 +21,7 @@ from jax_flows.networks.mlp import (
     context_layers,
     context_shapes,
     dropouts,
+    joined,
     layer_shapes,
     linear_layers,
     normalizations,
@@ -115,16 +116,16 @@ class MaskedNetwork(nn.Module):
         apart = plan.context_dim, widths[1]
         gates = context_layers("gates", self.num_gates, *apart, x)
         branches = context_layers("branches", self.num_branches, *apart, x)
+        terms = branch_terms(self.activation, branches, context)
+        h, weights = joined(x, None if terms else context, weights)
         # initialisation is about shapes: a checkpoint of unknown origin may ask for any size there
         if not self.is_initializing():
             degrees = [jnp.asarray(layer) for layer in plan.degrees]
-            degrees[0] = degrees[0][: widths[0]]
+            degrees[0] = degrees[0][: h.shape[-1]]
             weights = [
                 (jnp.where(above >= below[:, None], kernel, 0), bias)
                 for (kernel, bias), (below, above) in zip(weights, pairwise(degrees), strict=True)
             ]
-        terms = branch_terms(self.activation, branches, context)
-        h = x if context is None or terms else jnp.concatenate([x, context], -1)
         norms = normalizations(self.normalization, self.normalized_widths, x)
         layers = norms, dropouts(self.dropout, self.num_dropouts)
         out = self.evaluate(h, weights, gate_factors(gates, context), terms, *layers)

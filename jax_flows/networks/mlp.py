@@ -22,14 +22,17 @@ Weights = Sequence[tuple[Array, Array]]
 EPS = 1e-5
 """What layer normalisation adds to a variance."""
 
+WIDE = 256
+"""From this width on a context meets the first layer apart from x: what was fastest."""
+
 
 def matmul(x: Array, kernel: Array) -> Array:
     """x W for x of shape ``(*batch, in_dim)`` and W of shape ``(in_dim, out_dim)``."""
-    if kernel.shape[0] <= kernel.shape[1]:
+    if kernel.shape[0] <= kernel.shape[1] or kernel.shape[1] >= 256:
         x, kernel, options = conditioner_operands(x, kernel)
         return jnp.matmul(x, kernel, **options)
-    # The gradient of a tall kernel is a tall product, at which XLA is 2 to 7 times slower on a CPU
-    # than at its transpose; the barrier keeps it from folding the transposition away.
+    # The gradient of a tall, narrow kernel is a tall product, at which XLA is 2 to 7 times slower on a
+    # CPU than at its transpose; the barrier keeps it from folding the transposition away.
     transposed = jax.lax.optimization_barrier(kernel.T)
     x, transposed, options = conditioner_operands(x, transposed)
     return jnp.einsum("...i,oi->...o", x, transposed, **options)
@@ -94,6 +97,23 @@ def normalize(x: Array, scale: Array, shift: Array) -> Array:
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + EPS)).astype(x.dtype) * scale + shift
+
+
+def joined(
+    x: Array, context: Array | None, weights: list[tuple[Array, Array]]
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """What the first layer takes, and the layers, with a context that no branch has taken.
+
+    A context stands beside x. What a wide one adds is part of the first bias: it is not copied, and its
+    gradient is computed only where somebody asks for one.
+    """
+    if context is None:
+        return x, weights
+    if context.shape[-1] < WIDE:
+        return jnp.concatenate([x, context], -1), weights
+    (kernel, bias), *others = weights
+    kernel, late = jnp.split(kernel, [x.shape[-1]])
+    return x, [(kernel, matmul(context, late) + bias), *others]
 
 
 def branch_terms(activation: str, branches: Weights, context: Array | None) -> list[Array]:
@@ -272,7 +292,7 @@ class MLP(nn.Module):
         if outputs is not None:
             weights[-1] = weights[-1][0][:, outputs], weights[-1][1][outputs]
         terms = branch_terms(self.activation, branches, context)
-        h = x if context is None or terms else jnp.concatenate([x, context], -1)
+        h, weights = joined(x, None if terms else context, weights)
         norms = normalizations(self.normalization, self.hidden_dims, x)
         drops = dropouts(self.dropout, len(self.hidden_dims))
         return apply_layers(self.activation, h, weights, terms, norms, drops)
@@ -323,8 +343,6 @@ class SeparateMLPs(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, ...]:
         """Args: the fixed dimensions, and a context of their batch shape."""
-        if context is not None:
-            x = jnp.concatenate([x, context], -1)
         dim = self.in_dim + self.out_dim // self.num_parameters
         partition = Partition(self.mask, dim, self.context_dim)
         inputs, outputs = as_index(partition.inputs), as_index(partition.free)
@@ -338,4 +356,4 @@ class SeparateMLPs(nn.Module):
             )
             for i in range(self.num_parameters)
         ]
-        return tuple(network(x, None, inputs, outputs) for network in networks)
+        return tuple(network(x, context, inputs, outputs) for network in networks)

@@ -19,6 +19,7 @@ from jax_flows.networks.mlp import (
     context_shapes,
     dropouts,
     has_modules,
+    joined,
     layer_shapes,
     linear_layers,
     matmul,
@@ -192,7 +193,7 @@ class ResidualMLP(nn.Module):
         gates = gate_factors(context_layers("gates", self.num_gates, *pair, x), context)
         branches = context_layers("branches", self.num_branches, *pair, x)
         terms = branch_terms(self.activation, branches, context)
-        h = x if context is None or terms else jnp.concatenate([x, context], -1)
+        h, weights = joined(x, None if terms else context, weights)
         norms = normalizations(self.normalization, self.widths[2:-1], x)
         drops = dropouts(self.dropout, self.num_blocks)
         form = self.activation, self.pre_activation

@@ -12,14 +12,17 @@ from flow_bridge.masks import Autoregression, Degrees, Order
 from torch_flows.networks.activations import ACTIVATIONS
 from torch_flows.networks.mlp import (
     MLP,
+    WIDE,
     Layer,
     Weights,
     apply_layers,
     branch_terms,
     context_layers,
     dropouts,
+    joined,
     linear_layers,
     normalizations,
+    pairs_of,
 )
 from torch_flows.networks.residual import ResidualMLP, apply_blocks, context_counts, start_small
 from torch_flows.registry import register_network
@@ -81,7 +84,8 @@ class MaskedNetwork(nn.Module):
         self.norms = normalizations(normalization, self.normalized_widths())  # type: ignore[assignment]
         self.drops = dropouts(dropout, self.num_dropouts())  # type: ignore[assignment]
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
-        degrees[0] = degrees[0][:in_dim]
+        beside = 0 if num_branches or plan.context_dim >= WIDE else plan.context_dim
+        degrees[0] = degrees[0][: plan.num_inputs + beside]
         for i, (below, above) in enumerate(pairwise(degrees)):
             # in the weights' dtype: to multiply by it is many times faster than to select by it
             mask = (above[:, None] >= below).to(self.layers[i].weight.dtype)
@@ -101,14 +105,13 @@ class MaskedNetwork(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Args: x, and a context of its batch shape."""
-        weights = []
-        for i, layer in enumerate(self.layers):
-            weight = layer.weight
-            mask = getattr(self, f"mask_{i}").to(weight.dtype)
-            weights.append((weight * mask, layer.bias))
         gates = [gate(context).sigmoid() for gate in self.gates] if self.num_gates else ()
-        terms = branch_terms(self.activation, self.branches, context) if self.num_branches else ()
-        h = x if context is None or terms else torch.cat([x, context], -1)
+        terms = branch_terms(self.activation, self.branches, context) if self.num_branches else []
+        h, weights = joined(x, None if terms else context, pairs_of(self.layers))
+        weights = [
+            (weight * getattr(self, f"mask_{i}").to(weight.dtype), bias)
+            for i, (weight, bias) in enumerate(weights)
+        ]
         out = self.evaluate(h, weights, gates, terms)
         return out.unflatten(-1, (self.plan.dim, self.plan.num_parameters))
 

@@ -21,6 +21,16 @@ Layer = Callable[[Tensor], Tensor]
 EPS = 1e-5
 """What layer normalisation adds to a variance."""
 
+WIDE = 256
+"""From this width on a context meets the first layer apart from x: what was fastest."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b, where b may be of the shape of the product."""
+    if bias.ndim == 1:
+        return functional.linear(x, weight, bias)
+    return torch.addmm(bias.flatten(0, -2), x.flatten(0, -2), weight.T).view(bias.shape)
+
 
 def apply_layers(
     activation: str,
@@ -38,11 +48,11 @@ def apply_layers(
     """
     function = in_place(activation)
     for i, (weight, bias) in enumerate(weights[:-1]):
-        x = functional.linear(x, weight, bias)
+        x = linear(x, weight, bias)
         x = x + terms[0] if terms and not i else x
         x = function(norms[i](x) if norms else x)
         x = drops[i](x) if drops else x
-    return functional.linear(x, *weights[-1])
+    return linear(x, *weights[-1])
 
 
 def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -52,6 +62,23 @@ def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     centred = wide - wide.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
     return (centred * (variance + EPS).rsqrt()).to(x.dtype) * scale + shift
+
+
+def joined(
+    x: Tensor, context: Tensor | None, weights: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """What the first layer takes, and the layers, with a context that no branch has taken.
+
+    A context stands beside x. What a wide one adds is part of the first bias: it is not copied, and its
+    gradient is computed only where somebody asks for one.
+    """
+    if context is None:
+        return x, weights
+    if context.shape[-1] < WIDE:
+        return torch.cat([x, context], -1), weights
+    (weight, bias), *others = weights
+    weight, late = weight.split_with_sizes((x.shape[-1], context.shape[-1]), 1)
+    return x, [(weight, functional.linear(context, late, bias)), *others]
 
 
 def branch_terms(
@@ -208,8 +235,8 @@ class MLP(nn.Module):
         if outputs is not None:
             weights[-1] = weights[-1][0][outputs], weights[-1][1][outputs]
         branched = self.context == "branch"
-        terms = branch_terms(self.activation, self.branches, context) if branched else ()
-        h = x if context is None or terms else torch.cat([x, context], -1)
+        terms = branch_terms(self.activation, self.branches, context) if branched else []
+        h, weights = joined(x, None if terms else context, weights)
         norms = self.norms if self.normalization else ()
         drops = self.drops if self.dropout else ()
         out = apply_layers(self.activation, h, weights, terms, norms, drops)
@@ -264,9 +291,7 @@ class SeparateMLPs(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Args: the fixed dimensions, and a context of their batch shape."""
-        if context is not None:
-            x = torch.cat([x, context], -1)
         slices = self._slices
         inputs = slices["inputs"] if "inputs" in slices else self.get_buffer("inputs")
         outputs = slices["outputs"] if "outputs" in slices else self.get_buffer("outputs")
-        return tuple([network(x, None, inputs, outputs) for network in self.networks])
+        return tuple([network(x, context, inputs, outputs) for network in self.networks])

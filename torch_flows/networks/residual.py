@@ -14,6 +14,8 @@ from torch_flows.networks.mlp import (
     branch_terms,
     context_layers,
     dropouts,
+    joined,
+    linear,
     linear_layers,
     normalizations,
     pairs_of,
@@ -43,7 +45,7 @@ def apply_blocks(
         drops: what stands behind that, one for each block.
     """
     function, consume = ACTIVATIONS[activation], in_place(activation)
-    h = functional.linear(x, *weights[0])
+    h = linear(x, *weights[0])
     h = h + terms[0] if terms else h
     for k, i in enumerate(range(1, len(weights) - 1, 2)):
         step = norms[2 * k](h) if norms else h
@@ -148,7 +150,7 @@ class ResidualMLP(nn.Module):
         weights = pairs_of(self.layers)
         gates = [gate(context).sigmoid() for gate in self.gates]
         terms = branch_terms(self.activation, self.branches, context)
-        h = x if context is None or terms else torch.cat([x, context], -1)
+        h, weights = joined(x, None if terms else context, weights)
         form = self.activation, self.pre_activation
         layers = self.norms, self.drops
         return apply_blocks(*form, h, weights, gates, terms, *layers).to(x.dtype)
