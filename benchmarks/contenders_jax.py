@@ -6,6 +6,7 @@ with ``optax.adam`` and donate weights and optimiser state. A library is importe
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -16,10 +17,27 @@ import optax
 from jax import Array
 
 from benchmarks.published_jax import START, Flow
-from benchmarks.rows import Row
+from benchmarks.rows import Place, Row
 
 LEARNING_RATE = 1e-5
 OPS = ("log_prob", "train", "sample", "forward", "inverse")
+
+
+def enter(place: Place) -> AbstractContextManager[Any]:
+    """In what contenders are built; the precision is in force from now on."""
+    if place.device == "gpu":
+        jax.config.update("jax_default_matmul_precision", place.precision)
+    return nullcontext()
+
+
+def finish() -> None:
+    """Every job waits for its own result."""
+
+
+def peak_of_gpu(job: Callable[[], object]) -> int:
+    """Bytes of arrays at the peak of the process, a job being the last that it does."""
+    job()
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
 def init_mlp(key: Array, in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> list[Any]:

@@ -7,6 +7,7 @@ Adam, as their own examples do. A library is imported when it is built, never be
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -16,10 +17,33 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.published_torch import START, AutoregressiveLayer, CouplingLayer, Flow
-from benchmarks.rows import Row
+from benchmarks.rows import Place, Row
 
 LEARNING_RATE = 1e-5
 OPS = ("log_prob", "train", "train_default", "sample", "forward", "inverse")
+
+
+def enter(place: Place) -> AbstractContextManager[Any]:
+    """In what contenders are built; the precision is in force from now on."""
+    if place.device == "cpu":
+        return nullcontext()
+    exact = place.precision == "highest"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+    return torch.device("cuda")
+
+
+def finish() -> None:
+    """Wait until the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_of_gpu(job: Callable[[], object]) -> int:
+    """Bytes of tensors at the peak of a job."""
+    torch.cuda.reset_peak_memory_stats()
+    job()
+    return torch.cuda.max_memory_allocated()
 
 
 def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequential:
@@ -665,7 +689,7 @@ class FrEIA(Contender):
         return self.flow(z, rev=True, jac=False)[0]
 
     def sample(self, num_samples: int) -> Tensor:
-        return self.inverse(torch.randn(num_samples, *self.row.event_shape))
+        return self.inverse(torch.randn(num_samples, *self.row.event_shape, device=self.x.device))
 
 
 class Torchflows(Contender):

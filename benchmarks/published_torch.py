@@ -167,7 +167,7 @@ class Flow(nn.Module):
         return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.tokens(x), torch.zeros(len(x))
+        z, log_det = self.tokens(x), x.new_zeros(len(x))
         for layer in self.layers:
             z, own = layer(z)
             log_det = log_det + own
@@ -185,4 +185,6 @@ class Flow(nn.Module):
         return log_det - z.square().sum((1, 2, 3)) / 2 - constant
 
     def sample(self, num_samples: int) -> Tensor:
-        return self.inverse(torch.randn(num_samples, *self.shape))
+        return self.inverse(
+            torch.randn(num_samples, *self.shape, device=next(self.parameters()).device)
+        )

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import FIRST, Row
+from benchmarks.rows import CPU, FIRST, Place, Row
 
 OURS, FLOOR = "twinflows", "floor"
 EVALUATIONS = "evaluations"
@@ -45,7 +45,11 @@ operation the median, the median ratio to ours (``None`` for ours), how many rou
 
 
 def record(
-    row: Row, framework: str, parameters: dict[str, int], times: dict[str, dict[str, list[float]]]
+    row: Row,
+    framework: str,
+    parameters: dict[str, int],
+    times: dict[str, dict[str, list[float]]],
+    place: Place = CPU,
 ) -> Record:
     """Medians of what was measured in rounds."""
     date = datetime.now(UTC).date().isoformat()
@@ -59,6 +63,8 @@ def record(
             cells[op] = [statistics.median(values), ratio, len(values), date]
         contenders[name] = {"parameters": parameters.get(name), "found": cells}
     sizes = {"dim": row.dim, "hidden": row.hidden_dims, "layers": row.layers, "batch": row.batch}
+    if place.device == "gpu":
+        sizes |= {"device": "gpu", "precision": place.precision}
     plain = json.loads(json.dumps(sizes))
     return {"row": row.name, "framework": framework, **plain, "contenders": contenders}
 
@@ -175,7 +181,8 @@ def table(entry: Record) -> str:
         f"### {entry['row']} in {entry['framework']}",
         "",
         f"dim {' x '.join(map(str, dim)) if isinstance(dim, list) else dim}, hidden "
-        f"{' x '.join(map(str, entry['hidden']))}, {entry['layers']} layers, batch {entry['batch']}",
+        f"{' x '.join(map(str, entry['hidden']))}, {entry['layers']} layers, batch {entry['batch']}"
+        + (f", GPU, float32 products {entry['precision']}" if "precision" in entry else ""),
         "",
         "| | parameters | " + " | ".join(titles) + " |",
         "|---" * (len(columns) + 2) + "|",

@@ -58,6 +58,22 @@ class Row:
         return list(pairwise(self.conditioner))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the contenders compute, and how precisely they multiply float32 numbers.
+
+    Args:
+        device: ``"cpu"``, one thread of it, or ``"gpu"``.
+        precision: ``"highest"``, or ``"tensorfloat32"``, which only a GPU has.
+    """
+
+    device: str = "cpu"
+    precision: str = "highest"
+
+
+CPU = Place()
+
+
 FIRST = ("build", "first_log_prob", "first_train")
 """The operations of a fresh process."""
 

@@ -1,8 +1,8 @@
 """Ours beside the libraries people use: ``python -m benchmarks.run realnvp-2 --ops log_prob train``.
 
-Processor time of one thread, medians over rounds in which the contenders of a framework take turns in
-one process; imports, construction, first calls and memory are measured in fresh processes that take
-turns.
+Processor time of one thread, or with ``--device gpu`` time on the clock, medians over rounds in which the
+contenders of a framework take turns in one process; imports, construction, first calls and memory are
+measured in fresh processes that take turns.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import EVALUATIONS, OPS, OURS
-from benchmarks.rows import FIRST, ROWS, Row
+from benchmarks.rows import CPU, FIRST, ROWS, Place, Row
 
 FRAMEWORKS = ("torch", "jax")
 ROUNDS_WITHIN = 20.0
@@ -34,8 +35,8 @@ ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "NPROC": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-    "JAX_PLATFORMS": "cpu",
 }
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 Times = dict[str, dict[str, list[float]]]
 """Seconds of every round, by contender and operation; one count or number of bytes where it is that."""
@@ -72,13 +73,22 @@ def check(contender: Any, num_parameters: int) -> None:
         )
 
 
-def processor_time(job: Callable[[], object], repeats: int) -> float:
-    """Seconds of one call, from one block of ``repeats`` calls."""
+def clock(place: Place) -> Callable[[], float]:
+    """What is read: a GPU's work is not in the process's time."""
+    return time.process_time if place.device == "cpu" else time.perf_counter
+
+
+def seconds_of(
+    job: Callable[[], object], repeats: int, now: Callable[[], float], finish: Callable[[], object]
+) -> float:
+    """Of one call, from one block of ``repeats`` calls."""
     gc.collect()
-    start = time.process_time()
+    finish()
+    start = now()
     for _ in range(repeats):
         job()
-    return (time.process_time() - start) / repeats
+    finish()
+    return (now() - start) / repeats
 
 
 def measure(
@@ -88,6 +98,7 @@ def measure(
     names: Sequence[str] | None = None,
     rounds: int = 9,
     seconds: float = 0.1,
+    place: Place = CPU,
 ) -> tuple[dict[str, int], Times]:
     """Check every contender, then time the operations in interleaved blocks of about ``seconds``.
 
@@ -95,13 +106,18 @@ def measure(
         The parameter counts and the times.
     """
     module = importlib.import_module(f"benchmarks.contenders_{framework}")
-    built = [contender(row) for contender in contenders(framework, row, names)]
+    # whether a flow is one is not a question of the precision that is measured
+    with module.enter(replace(place, precision="highest")):
+        built = [contender(row) for contender in contenders(framework, row, names)]
     parameters = {contender.name: contender.num_parameters for contender in built}
     for contender in built:
         check(contender, parameters.get(OURS, contender.num_parameters))
+    entered = module.enter(place)
     counts = {contender.name: contender.evaluations() for contender in built}
     if row.products:
-        built.append(module.Floor(row))
+        with entered:
+            built.append(module.Floor(row))
+    timed = partial(seconds_of, now=clock(place), finish=module.finish)
     times: Times = {contender.name: {} for contender in built}
     for name, count in counts.items():
         if count is not None:
@@ -119,31 +135,36 @@ def measure(
             except NotImplementedError:
                 jobs.pop(contender.name, None)
                 continue
-            once = max(processor_time(job, 1), 1e-6)
+            once = max(timed(job, 1), 1e-6)
             repeats[contender.name] = max(1, round(seconds / once))
             lasting[contender.name] = once * repeats[contender.name]
             times[contender.name][op] = []
         for i in range(rounds):
             for name, job in jobs.items():
                 if i == 0 or (i + 1) * lasting[name] < ROUNDS_WITHIN:
-                    times[name][op].append(processor_time(job, repeats[name]))
+                    times[name][op].append(timed(job, repeats[name]))
     return parameters, times
 
 
-def first_calls(row: Row, framework: str, name: str) -> dict[str, float]:
+def first_calls(row: Row, framework: str, place: Place, name: str) -> dict[str, float]:
     """Seconds from a bare interpreter to the first results of one contender."""
-    marks = [time.process_time()]
+    now = clock(place)
+    marks = [now()]
     (contender,) = contenders(framework, row, [name])
-    built = contender(row)
-    marks.append(time.process_time())
+    module = importlib.import_module(f"benchmarks.contenders_{framework}")
+    with module.enter(place):
+        built = contender(row)
+    marks.append(now())
     for op in ("log_prob", "train"):
         built.job(op)()
-        marks.append(time.process_time())
+        module.finish()
+        marks.append(now())
     return dict(zip(FIRST, (b - a for a, b in pairwise(marks)), strict=True))
 
 
-def memory(row: Row, framework: str, name: str) -> dict[str, float]:
-    """Bytes at the peak of a training step, above those after the imports. Linux tells them."""
+def memory(row: Row, framework: str, place: Place, name: str) -> dict[str, float]:
+    """Bytes at the peak of a training step: of the process above those after the imports, as Linux tells
+    them, or those of a GPU."""
 
     def resident(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -152,8 +173,12 @@ def memory(row: Row, framework: str, name: str) -> dict[str, float]:
     (contender,) = contenders(framework, row, [name])
     importlib.import_module(contender.requires)
     before = resident("VmRSS")
-    job = contender(row).job("train")
+    module = importlib.import_module(f"benchmarks.contenders_{framework}")
+    with module.enter(place):
+        job = contender(row).job("train")
     job()
+    if place.device == "gpu":
+        return {"memory": module.peak_of_gpu(job)}
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, without that of compiling
     job()
     return {"memory": resident("VmHWM") - before}
@@ -164,23 +189,25 @@ def fresh(
     times: Times,
     row: Row,
     framework: str,
+    place: Place,
     ops: Sequence[str],
     rounds: int,
 ) -> None:
     """Add to the times what takes fresh processes, in rounds in which the contenders take turns."""
     for _ in range(rounds if {*FIRST} & {*ops} else 0):
         for name in parameters:
-            found = isolated(first_calls, row, framework, name)
+            found = isolated(first_calls, row, framework, place, name)
             for op, seconds in found.items():
                 times[name].setdefault(op, []).append(seconds)
     if "memory" in ops:
         for name in parameters:
-            times[name]["memory"] = [isolated(memory, row, framework, name)["memory"]]
+            times[name]["memory"] = [isolated(memory, row, framework, place, name)["memory"]]
 
 
 def isolated(function: Callable[..., Any], *args: Any) -> Any:
     """The result of a call in a fresh process with one thread."""
-    os.environ.update(ONE_THREAD)
+    place = next((arg for arg in args if isinstance(arg, Place)), CPU)
+    os.environ.update(ONE_THREAD, JAX_PLATFORMS=PLATFORMS[place.device])
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
@@ -196,8 +223,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--fresh-rounds", type=int, default=3, help="of fresh processes")
     parser.add_argument("--seconds", type=float, default=0.1, help="of one block in a round")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument(
+        "--precision",
+        choices=("highest", "tensorfloat32"),
+        default="highest",
+        help="of products of float32 numbers on a GPU",
+    )
     parser.add_argument("--out", type=Path, help="JSON; a page and pictures are written beside it")
     args = parser.parse_args()
+    place = Place(args.device, args.precision)
     failed = []
     for row in [ROWS[name] for name in args.rows or ROWS]:
         if not args.rows and row.large != args.large:
@@ -208,15 +243,14 @@ def main() -> None:
             if not any(hasattr(contender, row.model) for contender in module.CONTENDERS):
                 continue
             try:
-                found = isolated(
-                    measure, row, framework, ops, args.contenders, args.rounds, args.seconds
-                )
-                fresh(*found, row, framework, ops, args.fresh_rounds)
+                limits = args.contenders, args.rounds, args.seconds
+                found = isolated(measure, row, framework, ops, *limits, place)
+                fresh(*found, row, framework, place, ops, args.fresh_rounds)
             except Exception as error:  # one row does not end an hour's run
-                failed.append(f"{row.name} in {framework}: {error}")
+                failed.append(f"{row.name} in {framework}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            record = report.record(row, framework, *found)
+            record = report.record(row, framework, *found, place)
             print(report.table(record), flush=True)
             if args.out:
                 report.write(args.out, report.merged(report.read(args.out), record))
