@@ -124,9 +124,10 @@ def glow(
     """Multi-scale flows of (normalisation, 1x1 convolution in LU form, coupling of 3x3, 1x1, 3x3)."""
     small = (shape[0], 2**levels, 2**levels)
     options = {"levels": levels}
-    return Row(
-        name, "glow", shape, (hidden, hidden), steps, batch, options=options, check_dim=small
-    )
+    # nflows' log-density of four levels is off by 1.1e-3
+    tolerance = 1e-3 if levels < 4 else 3e-3
+    sizes = name, "glow", shape, (hidden, hidden), steps, batch
+    return Row(*sizes, options=options, tolerance=tolerance, check_dim=small)
 
 
 def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) -> Row:
@@ -201,7 +202,9 @@ def large(row: Row) -> Row:
 
 def grown(dim: int = 64, layers: int = 8, batch: int = 1024) -> Row:
     """RealNVP with one of its sizes changed."""
-    return large(realnvp(f"realnvp-{dim}-{layers}-{batch}", dim, (256, 256), layers, batch))
+    row = realnvp(f"realnvp-{dim}-{layers}-{batch}", dim, (256, 256), layers, batch)
+    # float32 round trips of 64 layers are off by 2e-3 in ours, 3e-3 in distrax
+    return large(replace(row, tolerance=1e-2) if layers > 16 else row)
 
 
 ROWS = {

@@ -100,7 +100,8 @@ def measure(
     seconds: float = 0.1,
     place: Place = CPU,
 ) -> tuple[dict[str, int], Times]:
-    """Check every contender, then time the operations in interleaved blocks of about ``seconds``.
+    """Check every contender, then time the operations in interleaved blocks of about ``seconds``. Others that
+    fail are left out.
 
     Returns:
         The parameter counts and the times.
@@ -110,8 +111,15 @@ def measure(
     with module.enter(replace(place, precision="highest")):
         built = [contender(row) for contender in contenders(framework, row, names)]
     parameters = {contender.name: contender.num_parameters for contender in built}
-    for contender in built:
-        check(contender, parameters.get(OURS, contender.num_parameters))
+    for contender in tuple(built):
+        try:
+            check(contender, parameters.get(OURS, contender.num_parameters))
+        except ValueError as error:
+            if contender.name == OURS:
+                raise
+            print(error, flush=True)
+            built.remove(contender)
+            del parameters[contender.name]
     entered = module.enter(place)
     counts = {contender.name: contender.evaluations() for contender in built}
     if row.products:
