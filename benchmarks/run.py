@@ -154,7 +154,7 @@ def measure(
     return parameters, times
 
 
-def first_calls(row: Row, framework: str, place: Place, name: str) -> dict[str, float]:
+def first_calls(row: Row, framework: str, name: str, place: Place) -> dict[str, float]:
     """Seconds from a bare interpreter to the first results of one contender."""
     now = clock(place)
     marks = [now()]
@@ -170,7 +170,7 @@ def first_calls(row: Row, framework: str, place: Place, name: str) -> dict[str, 
     return dict(zip(FIRST, (b - a for a, b in pairwise(marks)), strict=True))
 
 
-def memory(row: Row, framework: str, place: Place, name: str) -> dict[str, float]:
+def memory(row: Row, framework: str, name: str, place: Place) -> dict[str, float]:
     """Bytes at the peak of a training step: of the process above those after the imports, as Linux tells
     them, or those of a GPU."""
 
@@ -204,20 +204,19 @@ def fresh(
     """Add to the times what takes fresh processes, in rounds in which the contenders take turns."""
     for _ in range(rounds if {*FIRST} & {*ops} else 0):
         for name in parameters:
-            found = isolated(first_calls, row, framework, place, name)
+            found = isolated(place, first_calls, row, framework, name)
             for op, seconds in found.items():
                 times[name].setdefault(op, []).append(seconds)
     if "memory" in ops:
         for name in parameters:
-            times[name]["memory"] = [isolated(memory, row, framework, place, name)["memory"]]
+            times[name]["memory"] = [isolated(place, memory, row, framework, name)["memory"]]
 
 
-def isolated(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a call in a fresh process with one thread."""
-    place = next((arg for arg in args if isinstance(arg, Place)), CPU)
+def isolated(place: Place, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of these arguments and the place returns in a fresh process with one thread."""
     os.environ.update(ONE_THREAD, JAX_PLATFORMS=PLATFORMS[place.device])
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        return pool.submit(function, *args, place).result()
 
 
 def main() -> None:
@@ -241,6 +240,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON; a page and pictures are written beside it")
     args = parser.parse_args()
     place = Place(args.device, args.precision)
+    if place.device == "cpu" and place != CPU:
+        parser.error(f"--precision {args.precision} is for --device gpu.")
     failed = []
     for row in [ROWS[name] for name in args.rows or ROWS]:
         if not args.rows and row.large != args.large:
@@ -252,7 +253,7 @@ def main() -> None:
                 continue
             try:
                 limits = args.contenders, args.rounds, args.seconds
-                found = isolated(measure, row, framework, ops, *limits, place)
+                found = isolated(place, measure, row, framework, ops, *limits)
                 fresh(*found, row, framework, place, ops, args.fresh_rounds)
             except Exception as error:  # one row does not end an hour's run
                 failed.append(f"{row.name} in {framework}: {type(error).__name__}: {error}")

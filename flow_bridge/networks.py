@@ -12,6 +12,9 @@ from flow_bridge.errors import ArchitectureError
 GIVEN = ("context_dim", "num_parameters", "mask", "order", "num_features")
 """Arguments that a network gets from the bijector that it is built for, if its class names them."""
 
+WIDE = 256
+"""From this width on a context meets the first layer apart from x: what was fastest."""
+
 REGISTERED: set[type] = set()
 """The classes that ``register_network`` of either half has seen."""
 

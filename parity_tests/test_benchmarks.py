@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, run
-from benchmarks.rows import ROWS
+from benchmarks.rows import ROWS, Place
 
 
 @pytest.mark.parametrize("framework", run.FRAMEWORKS)
@@ -55,3 +55,38 @@ def test_a_contender_that_is_no_flow_is_refused() -> None:
 
     with pytest.raises(ValueError, match="no proper flow"):
         run.check(Broken(ROWS["realnvp-2"]), 2064)
+
+
+def test_what_is_no_flow_is_left_out_of_its_row(monkeypatch, capsys) -> None:
+    from benchmarks.contenders_torch import Twinflows
+
+    class Broken(Twinflows):
+        name = "broken"
+
+        def inverse(self, z):
+            return super().inverse(z) + 1
+
+    def measured(*found: type) -> list[str]:
+        monkeypatch.setattr(run, "contenders", lambda *_: found)
+        parameters, times = run.measure(
+            ROWS["realnvp-2"], "torch", ["log_prob"], rounds=1, seconds=0.0
+        )
+        assert times.keys() - {"floor"} == parameters.keys()
+        return list(parameters)
+
+    assert measured(Broken, Twinflows) == [run.OURS]
+    assert "broken is no proper flow on realnvp-2" in capsys.readouterr().out
+    monkeypatch.setattr(Broken, "name", run.OURS)
+    with pytest.raises(ValueError, match="no proper flow"):
+        measured(Broken)
+
+
+def test_what_was_measured_on_a_gpu_says_so(tmp_path: Path) -> None:
+    row, path = ROWS["realnvp-2"], tmp_path / "found.json"
+    found = {run.OURS: {"train": [2.0]}}
+    record = report.record(row, "jax", {run.OURS: 7}, found, Place("gpu", "tensorfloat32"))
+    report.write(path, [record])
+    assert (
+        "layers, batch 512, GPU, float32 products tensorfloat32"
+        in path.with_suffix(".md").read_text()
+    )

@@ -19,6 +19,7 @@ import torch_flows
 from flow_bridge import lipschitz
 from flow_bridge.architecture import architecture
 from flow_bridge.errors import ArchitectureError
+from flow_bridge.networks import WIDE
 from flow_bridge.weights import torch_to_jax
 from jax_flows.derivatives import VALUE_AND_SLOPE as JAX_SLOPES
 from jax_flows.networks.activations import ACTIVATIONS as JAX_ACTIVATIONS
@@ -29,7 +30,7 @@ from parity_tests.test_parity import assert_one_model
 from torch_flows import Network
 from torch_flows.derivatives import VALUE_AND_SLOPE
 from torch_flows.networks.activations import ACTIVATIONS
-from torch_flows.networks.mlp import WIDE, normalizations
+from torch_flows.networks.mlp import normalizations
 from torch_flows.networks.regularization import Dropout
 
 HALVES = (torch_flows, jax_flows)

@@ -11,6 +11,7 @@ from jax import Array
 
 from flow_bridge import checks
 from flow_bridge.masks import Index, Mask, Partition, as_index
+from flow_bridge.networks import WIDE
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.regularization import BatchNormalization, Dropout, regularization_shapes
 from jax_flows.numerics import at_least_float32, conditioner_operands
@@ -21,9 +22,6 @@ Weights = Sequence[tuple[Array, Array]]
 
 EPS = 1e-5
 """What layer normalisation adds to a variance."""
-
-WIDE = 256
-"""From this width on a context meets the first layer apart from x: what was fastest."""
 
 
 def matmul(x: Array, kernel: Array) -> Array:
@@ -99,18 +97,24 @@ def normalize(x: Array, scale: Array, shift: Array) -> Array:
     return (centred * jax.lax.rsqrt(variance + EPS)).astype(x.dtype) * scale + shift
 
 
+def beside(x: Array, context: Array | None) -> tuple[Array, Array | None]:
+    """x beside a narrow context, and a wide one."""
+    if context is None or context.shape[-1] >= WIDE:
+        return x, context
+    return jnp.concatenate([x, context], -1), None
+
+
 def joined(
     x: Array, context: Array | None, weights: list[tuple[Array, Array]]
 ) -> tuple[Array, list[tuple[Array, Array]]]:
     """What the first layer takes, and the layers, with a context that no branch has taken.
 
-    A context stands beside x. What a wide one adds is part of the first bias: it is not copied, and its
-    gradient is computed only where somebody asks for one.
+    What a wide one adds is part of the first bias: it is not copied, and its gradient is computed only where
+    somebody asks for one.
     """
+    x, context = beside(x, context)
     if context is None:
         return x, weights
-    if context.shape[-1] < WIDE:
-        return jnp.concatenate([x, context], -1), weights
     (kernel, bias), *others = weights
     kernel, late = jnp.split(kernel, [x.shape[-1]])
     return x, [(kernel, matmul(context, late) + bias), *others]
@@ -343,6 +347,7 @@ class SeparateMLPs(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, ...]:
         """Args: the fixed dimensions, and a context of their batch shape."""
+        x, context = beside(x, context)
         dim = self.in_dim + self.out_dim // self.num_parameters
         partition = Partition(self.mask, dim, self.context_dim)
         inputs, outputs = as_index(partition.inputs), as_index(partition.free)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from flow_bridge import checks
 from flow_bridge.masks import Autoregression, Degrees, Order
+from flow_bridge.networks import WIDE
 from torch_flows.networks.activations import ACTIVATIONS
 from torch_flows.networks.mlp import (
     MLP,
-    WIDE,
     Layer,
     Weights,
     apply_layers,
@@ -84,8 +84,7 @@ class MaskedNetwork(nn.Module):
         self.norms = normalizations(normalization, self.normalized_widths())  # type: ignore[assignment]
         self.drops = dropouts(dropout, self.num_dropouts())  # type: ignore[assignment]
         degrees = [torch.as_tensor(layer) for layer in plan.degrees]
-        beside = 0 if num_branches or plan.context_dim >= WIDE else plan.context_dim
-        degrees[0] = degrees[0][: plan.num_inputs + beside]
+        degrees[0] = degrees[0][: plan.num_inputs if plan.context_dim >= WIDE else in_dim]
         for i, (below, above) in enumerate(pairwise(degrees)):
             # in the weights' dtype: to multiply by it is many times faster than to select by it
             mask = (above[:, None] >= below).to(self.layers[i].weight.dtype)

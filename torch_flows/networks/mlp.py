@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from flow_bridge import checks
 from flow_bridge.masks import Mask, Partition, as_index
+from flow_bridge.networks import WIDE
 from torch_flows.networks.activations import ACTIVATIONS, in_place
 from torch_flows.networks.regularization import BatchNormalization, Dropout
 from torch_flows.numerics import at_least_float32, recomputed, takes_kernels
@@ -20,9 +21,6 @@ Layer = Callable[[Tensor], Tensor]
 
 EPS = 1e-5
 """What layer normalisation adds to a variance."""
-
-WIDE = 256
-"""From this width on a context meets the first layer apart from x: what was fastest."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,18 +62,24 @@ def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (centred * (variance + EPS).rsqrt()).to(x.dtype) * scale + shift
 
 
+def beside(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x beside a narrow context, and a wide one."""
+    if context is None or context.shape[-1] >= WIDE:
+        return x, context
+    return torch.cat([x, context], -1), None
+
+
 def joined(
     x: Tensor, context: Tensor | None, weights: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """What the first layer takes, and the layers, with a context that no branch has taken.
 
-    A context stands beside x. What a wide one adds is part of the first bias: it is not copied, and its
-    gradient is computed only where somebody asks for one.
+    What a wide one adds is part of the first bias: it is not copied, and its gradient is computed only where
+    somebody asks for one.
     """
+    x, context = beside(x, context)
     if context is None:
         return x, weights
-    if context.shape[-1] < WIDE:
-        return torch.cat([x, context], -1), weights
     (weight, bias), *others = weights
     weight, late = weight.split_with_sizes((x.shape[-1], context.shape[-1]), 1)
     return x, [(weight, functional.linear(context, late, bias)), *others]
@@ -291,6 +295,7 @@ class SeparateMLPs(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Args: the fixed dimensions, and a context of their batch shape."""
+        x, context = beside(x, context)
         slices = self._slices
         inputs = slices["inputs"] if "inputs" in slices else self.get_buffer("inputs")
         outputs = slices["outputs"] if "outputs" in slices else self.get_buffer("outputs")
