@@ -9,8 +9,8 @@ they accept must hold the bytes and arguments that the file states. All of it ha
 """
 
 import argparse
-import gc
 import copy
+import gc
 import inspect
 import io
 import json
