@@ -1,5 +1,7 @@
 """What a user touches: arrays, variables, modes, and the parts of a flow."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax
@@ -308,6 +310,67 @@ def test_a_chain_of_equal_layers_is_one_after_the_other(name: str) -> None:
         back, back_log_det = chain[:5].inverse(steps[4][0], context)
         torch.testing.assert_close(back, x)
         torch.testing.assert_close(back_log_det, -sum(step for _, step in steps[:5]))
+
+
+@dataclass(frozen=True)
+class Moved(jax_flows.Coupling):
+    """Maps in another way than couplings do, and takes x whole."""
+
+    def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
+        z, log_det = super().map_forward(variables, x, context)
+        return z + jnp.arange(z.shape[-1]), log_det
+
+
+def couplings_in_a_row() -> dict[str, tuple[Any, tuple[int, ...]]]:
+    network = jax_flows.Network(jax_flows.MLP, hidden_dims=(4,), normalization="batch_norm")
+
+    def layer(mask: Any, cls: Any = jax_flows.Coupling, dim: Any = 5, **options: Any) -> Any:
+        return cls(dim, jax_flows.AffineMap(), mask=mask, **options)
+
+    pair = [layer("even"), layer("odd")]
+    given = [layer("even", context_dim=2), layer("odd", context_dim=2)]
+    images = [layer(mask, dim=(4, 2, 2)) for mask in ("even", "odd", "checkerboard_even") * 2]
+    mixed = [layer((1, 0, 0, 1, 1)), layer((0, 1, 1, 0, 0))] * 2
+    rows = {
+        "equal parts": [*given[::-1] * 2, *pair],
+        "other parts after them": [*pair * 2, *mixed, layer("even")],
+        "another map between": [*pair * 2, layer("even", Moved), *pair * 2],
+        "all in another way": [layer("even", Moved), layer("odd", Moved)] * 2,
+        "other layers between": [*pair, jax_flows.BatchNorm(5), jax_flows.Rotation(5)] * 2,
+        "statistics": [layer("even", conditioner=network), layer("odd", conditioner=network)] * 2,
+    }
+    return {name: (row, (5,)) for name, row in rows.items()} | {"images": (images, (4, 2, 2))}
+
+
+@pytest.mark.parametrize("name", couplings_in_a_row())
+def test_couplings_hand_on_their_parts_and_nothing_changes(name: str) -> None:
+    row, shape = couplings_in_a_row()[name]
+    chain = jax_flows.Chain(row)
+    variables = jax.jit(chain.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (7, *shape))
+    context = jnp.ones((7, 2)) if chain.context_dim else None
+
+    @jax.jit
+    def at_once(variables: Any) -> Any:
+        z, _, statistics = chain.forward_and_update(variables, x, context)
+        both = chain.forward(variables, x, context), chain.inverse(variables, x, context)
+        return *both, (z, statistics)
+
+    @jax.jit
+    def one_by_one(variables: Any) -> Any:
+        results = []
+        for inverse in (False, True):
+            steps = chain.steps(variables, x, context, inverse)
+            results.append((steps[-1][0], sum(log_det for _, log_det in steps)))
+        layers, z = [], x
+        for bijector, own in zip(chain, chain.split(variables), strict=True):
+            given = context if bijector.context_dim else None
+            z, _, statistics = bijector.forward_and_update(own, z, given)
+            layers.append(own | {"batch_stats": statistics})
+        return *results, (z, chain.join(layers)["batch_stats"])
+
+    found, expected = at_once(variables), one_by_one(variables)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_every_step_and_every_part() -> None:

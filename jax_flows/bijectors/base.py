@@ -42,6 +42,8 @@ class Bijector(HasVariables):
             those of its ends; what its other members ask for depends on its weights, see ``outside``.
             XLA on a CPU takes a subnormal number (in float32 below 1.2e-38) for 0.
         adaptive: whether it solves in steps that it chooses by itself, so that each half takes its own.
+        parts: the two sets of positions that a coupling takes x apart into, ``None`` for all others. A chain
+            may hand x to it in these.
     """
 
     context_dim: int = 0
@@ -50,6 +52,7 @@ class Bijector(HasVariables):
     domain: Interval = REALS
     codomain: Interval = REALS
     adaptive: bool = False
+    parts: Any = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -276,7 +279,7 @@ def score_of_entries(
 
 def overrides(bijector: Bijector, cls: type) -> bool:
     """Whether a subclass maps in another way than a class, whose formulas then do not hold."""
-    names = ("map_forward", "map_inverse")
+    names = ("map_forward", "map_inverse", "map_forward_and_update")
     return any(getattr(type(bijector), name) is not getattr(cls, name) for name in names)
 
 

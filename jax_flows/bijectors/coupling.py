@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,13 @@ from jax_flows.univariate.splines import spline_within
 from jax_flows.variables import Output, Variables, gather
 
 
+class Parts(NamedTuple):
+    """x apart: the part of entry 0, and the other."""
+
+    leading: Array
+    other: Array
+
+
 class Partition:
     """Takes an axis (-1, the channels of images: -3) apart into fixed and free, and puts it together."""
 
@@ -40,6 +47,7 @@ class Partition:
         self.axis = axis
         self._after: tuple[slice, ...] = (slice(None),) * (-1 - axis)
         partition = masks.Partition(mask, dim)
+        self.parts = *partition.parts, axis
         self.num_fixed, self.num_free = len(partition.fixed), len(partition.free)
         self.fixed_leads, self.layout = partition.fixed_leads, partition.layout
         self._indices = {
@@ -51,15 +59,21 @@ class Partition:
         """Positions of the ``"fixed"`` or the ``"free"`` dimensions."""
         return self._indices[name]
 
-    def split(self, x: Array) -> tuple[Array, Array]:
+    def split(self, x: Array | Parts) -> tuple[Array, Array]:
         """The fixed and the free dimensions of x."""
+        if isinstance(x, Parts):
+            return x if self.fixed_leads else x[::-1]
         fixed, free = self.index("fixed"), self.index("free")
         after = self._after
         return x[(..., fixed, *after)], x[(..., free, *after)]
 
+    def apart(self, fixed: Array, free: Array) -> Parts:
+        """In the order that does not depend on which of the two is fixed."""
+        return Parts(fixed, free) if self.fixed_leads else Parts(free, fixed)
+
     def merge(self, fixed: Array, free: Array, select: bool = False) -> Array:
         """The inverse of ``split``."""
-        parts = [fixed, free] if self.fixed_leads else [free, fixed]
+        parts = self.apart(fixed, free)
         if self.layout == "alternating" and select and self.axis == -1:
             # what XLA on a CPU interleaves, it computes number by number; gradients are slower of this
             first, second = (jnp.repeat(part, 2, -1) for part in parts)
@@ -74,6 +88,8 @@ class Partition:
 
 class Checkerboard:
     """Takes images apart by the colours of a chessboard: both parts are as large as the image."""
+
+    parts = None
 
     def __init__(self, mask: str, channels: int) -> None:
         self.first = CHECKERBOARDS.index(mask)
@@ -170,6 +186,10 @@ class Coupling(Conditioned):
             return Checkerboard(str(self.mask), num_channels)
         return Partition(self.mask, num_channels, -len(shape))
 
+    @property
+    def parts(self) -> Any:
+        return None if overrides(self, Coupling) else self.partition.parts
+
     @cached_property
     def maps(self) -> tuple[UnivariateMap, UnivariateMap]:
         """The map of the fixed entries, by which the network sees them, and that of the free ones."""
@@ -207,15 +227,20 @@ class Coupling(Conditioned):
     def variable_shapes(self, dtype: Any) -> Variables:
         return conditioner_shapes(self, dtype) or super().variable_shapes(dtype)
 
-    def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        fixed, free = self.partition.split(x)
-        free, log_det = self.couple(variables, fixed, free, context)
-        return self.partition.merge(fixed, free), log_det
+    def map_forward(self, variables: Variables, x: Any, context: Array | None) -> Output:
+        return self._map(variables, x, context)
 
-    def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        fixed, free = self.partition.split(z)
-        free, log_det = self.couple(variables, fixed, free, context, inverse=True)
-        return self.partition.merge(fixed, free, select=True), log_det
+    def map_inverse(self, variables: Variables, z: Any, context: Array | None) -> Output:
+        return self._map(variables, z, context, inverse=True)
+
+    def _map(
+        self, variables: Variables, x: Any, context: Array | None, inverse: bool = False
+    ) -> tuple[Any, Array]:
+        fixed, free = self.partition.split(x)
+        free, log_det = self.couple(variables, fixed, free, context, inverse)
+        if isinstance(self.partition, Partition) and isinstance(x, Parts):
+            return self.partition.apart(fixed, free), log_det
+        return self.partition.merge(fixed, free, select=inverse), log_det
 
     def map_score(
         self,

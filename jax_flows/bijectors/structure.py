@@ -237,13 +237,13 @@ class Chain(Bijector):
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
             return *bijector.map_forward(*args), {}
 
-        return self._run(step, variables, x, context)[:2]
+        return self._run(step, variables, x, context, hands_on=True)[:2]
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
             return *bijector.map_inverse(*args), {}
 
-        return self._run(step, variables, z, context, reverse=True)[:2]
+        return self._run(step, variables, z, context, reverse=True, hands_on=True)[:2]
 
     def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
@@ -251,7 +251,7 @@ class Chain(Bijector):
         def step(bijector: Bijector, *args: Any) -> tuple[Array, Array, Variables]:
             return bijector.map_forward_and_update(*args)
 
-        return self._run(step, variables, x, context)
+        return self._run(step, variables, x, context, hands_on=True)
 
     def map_steps(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
@@ -332,16 +332,29 @@ class Chain(Bijector):
         context: Array | None,
         reverse: bool = False,
         segments: list[_Segment] | None = None,
+        hands_on: bool = False,
     ) -> tuple[Array, Array, Variables]:
         direction = -1 if reverse else 1
-        carry = x, jnp.zeros(x.shape[: x.ndim - len(self.event_shape)], x.dtype)
+        carry: Any = x, jnp.zeros(x.shape[: x.ndim - len(self.event_shape)], x.dtype)
         batch_stats: dict[str, Any] = {}
+        # Couplings of the same parts hand them on: x is put together only where that ends.
+        partition: Any = None
         for segment in segments or self.segments[::direction]:
-            block = [(name, self.bijectors[i[0]]) for name, i in segment.names()][::direction]
+            block: Any = [(name, self.bijectors[i[0]]) for name, i in segment.names()][::direction]
+            parts = _common_parts(block) if hands_on else None
+            if partition is not None and parts != partition.parts:
+                carry, partition = (_together(partition, carry[0], reverse), carry[1]), None
+            if partition is None and parts is not None:
+                partition = block[0][1].partition
+                carry = partition.apart(*partition.split(carry[0])), carry[1]
+            copies = reverse and parts is not None and segment.repeats > 1
 
-            def run_block(carry: Output, layers: Any, block: Any = block) -> Any:
+            def run_block(
+                carry: Any, layers: Any, block: Any = block, copies: bool = copies
+            ) -> Any:
                 x, log_det = carry
                 stats = {}
+                layers = jax.tree.map(_copy_vector, layers) if copies else layers
                 for name, bijector in block:
                     layer_context = context if bijector.context_dim else None
                     x, term, stats[name] = step(bijector, layers[name], x, layer_context)
@@ -354,7 +367,32 @@ class Chain(Bijector):
             else:
                 carry, stats = jax.lax.scan(run_block, carry, layers, segment.repeats, reverse)
             batch_stats |= {name: tree for name, tree in stats.items() if tree}
-        return *carry, batch_stats
+        x, log_det = carry
+        return _together(partition, x, reverse), log_det, batch_stats
+
+
+def _common_parts(block: Any) -> Any:
+    """What all of a block's bijectors take x apart into, ``None`` where they do not agree."""
+    first, *others = (bijector.parts for _, bijector in block)
+    return first if all(parts == first for parts in others) else None
+
+
+def _together(partition: Any, x: Any, select: bool) -> Array:
+    """x from its parts, if it is apart."""
+    return x if partition is None else partition.merge(*partition.split(x), select)
+
+
+def _copy_vector(leaf: Array) -> Array:
+    """A vector in memory of its own.
+
+    A loop that reads two parts of one slice of a stack, as scales and shifts of one bias are, XLA computes
+    number by number on a CPU.
+    """
+    if leaf.ndim != 1:
+        return leaf
+    return jax.lax.platform_dependent(
+        leaf, cpu=lambda leaf: leaf[jnp.arange(len(leaf))], default=lambda leaf: leaf
+    )
 
 
 @register
