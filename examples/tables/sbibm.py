@@ -18,7 +18,7 @@ from chains import differential_evolution
 from classifier import Classifier
 from halves import HALVES
 from report import interval, markdown, read, show, wheel, write
-from tasks import TASKS, Box, Task, shipped
+from tasks import TASKS, Box, shipped
 
 from twinflows.inference import c2st, effective_sample_size, importance_resample
 
@@ -31,6 +31,8 @@ FIT = {
     "ema": 0.99,
     "weight_decay": 0.1,
 }
+# chosen anew, by the density of 20,000 other simulations, where those were outside the published interval
+CHANGED = {("gaussian_linear_uniform", "NPE", 10_000): {"weight_decay": 3.0}}
 SEED, WALKERS = 0, 500
 
 # C2ST of the ten observations as the authors of sbibm published it: github.com/sbi-benchmark/results,
@@ -102,13 +104,15 @@ def tempered(log_weights: np.ndarray, at_least: float = 100) -> np.ndarray:
 
 
 def draws(
-    half: Any, task: Task, method: str, budget: int, observed: np.ndarray, num_draws: int
+    half: Any, name: str, method: str, budget: int, observed: np.ndarray, num_draws: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Draws for each observation, shape ``(num_draws, observations, dim)``, and how they came about."""
+    task = TASKS[name]
     generator = np.random.default_rng([SEED, budget])
     theta = task.prior.sample(generator, budget)
     x = task.simulate(generator, theta)
-    options = {**FIT, "batch_size": budget // 20, "seed": SEED}
+    changed = CHANGED.get((name, method, budget), {})
+    options = {**FIT, **changed, "batch_size": budget // 20, "seed": SEED}
     started = time.process_time()
     theta, x = np.float32(theta), np.float32(x)
     if method == "NPE":
@@ -170,7 +174,14 @@ def main(
     observations = observations or (10 if full else 2)
     names = tasks.split(",") if tasks else list(TASKS) if full else ["two_moons", "gaussian_linear"]
     sizes = [int(size) for size in (budgets or ("1000,10000" if full else "1000")).split(",")]
-    settings = {"fit": FIT, "seed": SEED, "draws": num_draws, "walkers": WALKERS}
+    changed = [[*case, options] for case, options in CHANGED.items()]
+    settings = {
+        "fit": FIT,
+        "changed": changed,
+        "seed": SEED,
+        "draws": num_draws,
+        "walkers": WALKERS,
+    }
     settings["classifier"] = "MLPClassifier of scikit-learn, by examples/tables/classifier.py"
     data, records = wheel("sbibm", "1.1.0"), read(out)
     cases = [(n, s, m) for s in sizes for m in methods.split(",") for n in names]
@@ -182,7 +193,7 @@ def main(
             done = {r["observation"] for r in records if key.items() <= r.items()}
             if done >= set(range(1, observations + 1)):
                 continue
-            found, how = draws(half, TASKS[name], method, budget, observed, num_draws)
+            found, how = draws(half, name, method, budget, observed, num_draws)
             print(f"{name}, {method}, {budget}, {half.name}: {how}", flush=True)
             for i, part in enumerate(seen):
                 if i + 1 in done:
