@@ -372,7 +372,9 @@ class Chain(Bijector):
 
 
 def _common_parts(block: Any) -> Any:
-    """What all of a block's bijectors take x apart into, ``None`` where they do not agree."""
+    """What all of a block's couplings take x apart into, ``None`` where they do not agree."""
+    if not all(hasattr(bijector, "couple") for _, bijector in block):
+        return None
     first, *others = (bijector.parts for _, bijector in block)
     return first if all(parts == first for parts in others) else None
 
