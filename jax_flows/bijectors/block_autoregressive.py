@@ -15,7 +15,7 @@ from jax_flows.bijectors.base import Bijector
 from jax_flows.numerics import at_least_float32, log_sech2, matmul_precision, softplus
 from jax_flows.registry import register
 from jax_flows.univariate.roots import FARTHEST, bracket, invert
-from jax_flows.variables import Output, Variables
+from jax_flows.variables import Output, Variables, draws
 
 Layer = tuple[Array, Array, Array]
 
@@ -79,14 +79,15 @@ class BlockAutoregressive(Bijector):
         return (self.dim,)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
-        params = {}
-        for i, (inputs, width) in enumerate(pairwise((1, *self.hidden_dims, 1))):
+        params, widths, shapes = {}, [*pairwise((1, *self.hidden_dims, 1))], []
+        for inputs, width in widths:
+            rows = self.dim * width
+            shapes += [(self.dim, width, inputs), (rows, self.dim * inputs), (rows,)]
+        drawn = iter(draws(jax.random.normal, key, shapes, dtype))
+        for i, (inputs, _) in enumerate(widths):
             last = i == len(self.hidden_dims)
-            raw_key, weight_key, bias_key = jax.random.split(jax.random.fold_in(key, i), 3)
-            raw = 0.1 * jax.random.normal(raw_key, (self.dim, width, inputs), dtype)
-            weight = jax.random.normal(weight_key, (self.dim * width, self.dim * inputs), dtype)
-            bias = jax.random.normal(bias_key, (self.dim * width,), dtype)
-            params[f"diagonal_{i}"] = raw - math.log(inputs)
+            raw, weight, bias = next(drawn), next(drawn), next(drawn)
+            params[f"diagonal_{i}"] = 0.1 * raw - math.log(inputs)
             params[f"weight_{i}"] = weight * (0.1 / math.sqrt(self.dim * inputs))
             params[f"bias_{i}"] = jnp.zeros_like(bias) if last else bias
         if self.context_dim:

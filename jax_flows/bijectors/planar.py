@@ -24,7 +24,7 @@ from jax_flows.numerics import (
     softplus,
 )
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables
+from jax_flows.variables import Output, Variables, draws
 
 Solved = tuple[Array, Array, Array]
 
@@ -72,16 +72,15 @@ class Planar(Bijector):
         return (self.dim,)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
-        w_key, u_key, b_key = jax.random.split(key, 3)
-        w = jax.random.normal(w_key, (self.dim,), dtype)
+        w, offset, b = draws(jax.random.normal, key, [(self.dim,), (self.dim,), ()], dtype)
         # below 1 a step in w would move u_hat, u / |w|, by units
         w = w / jnp.minimum(jnp.linalg.norm(w), 1)
         # w.u = log(e - 1) is where w.u_hat = 0, so that the map starts near the identity
         u = math.log(math.e - 1) * w / jnp.square(w).sum()
         params = {
             "w": w,
-            "u": u + 0.01 * jax.random.normal(u_key, (self.dim,), dtype),
-            "b": jax.random.normal(b_key, (), dtype),
+            "u": u + 0.01 * offset,
+            "b": b,
         }
         if self.context_dim:
             params["context_weight"] = jnp.zeros((2 * self.dim + 1, self.context_dim), dtype)
@@ -145,13 +144,13 @@ class Radial(Bijector):
         return (self.dim,)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
-        center_key, s_key = jax.random.split(key)
+        center, offset = draws(jax.random.normal, key, [(self.dim,), ()], dtype)
         # alpha = s = 1 would be the identity
         start = jnp.asarray(math.log(math.e - 1), dtype)
         params = {
-            "center": jax.random.normal(center_key, (self.dim,), dtype),
+            "center": center,
             "raw_alpha": start,
-            "raw_s": start + 0.01 * jax.random.normal(s_key, (), dtype),
+            "raw_s": start + 0.01 * offset,
         }
         if self.context_dim:
             params["context_weight"] = jnp.zeros((self.dim + 2, self.context_dim), dtype)
@@ -250,14 +249,14 @@ class Sylvester(Bijector):
         return (self.dim,)
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
-        householder_key, factors_key, b_key = jax.random.split(key, 3)
         shape = (self.rank, self.rank + 1)
+        shapes = [(self.rank, self.dim), shape, (self.rank,)]
+        householder, offset, b = draws(jax.random.normal, key, shapes, dtype)
         params = {
-            "householder": jax.random.normal(householder_key, (self.rank, self.dim), dtype),
+            "householder": householder,
             # R near 0 is near the identity; S starts with 0.76 on its diagonal
-            "factors": 0.01 * jax.random.normal(factors_key, shape, dtype)
-            + jnp.eye(*shape, dtype=dtype),
-            "b": jax.random.normal(b_key, (self.rank,), dtype),
+            "factors": 0.01 * offset + jnp.eye(*shape, dtype=dtype),
+            "b": b,
         }
         if self.context_dim:
             rows = self.rank * (self.rank + 2)

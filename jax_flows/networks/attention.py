@@ -15,10 +15,10 @@ from flow_bridge import attention as bridge
 from flow_bridge import checks
 from flow_bridge.layouts import stack_name
 from jax_flows.networks.activations import ACTIVATIONS
-from jax_flows.networks.mlp import EPS, SAVED, matmul, normalize
+from jax_flows.networks.mlp import EPS, SAVED, matmul, normalize, uniform
 from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
-from jax_flows.variables import Variables, linear_shapes, stacked_shapes
+from jax_flows.variables import Variables, draws, linear_shapes, stacked_shapes
 
 Params = Mapping[str, Any]
 Memory = tuple[Array, ...] | None
@@ -236,27 +236,29 @@ class TokenNetwork:
             **linear_shapes(linear, dtype),
         }
 
-    def init_part(self, key: Array, name: str, dtype: Any) -> Any:
-        """Fresh weights under one key of ``shapes``, as PyTorch's layers start."""
-        shapes = self.shapes(dtype)[name]
-        if not isinstance(shapes, Mapping):
-            return bridge.POSITION_SCALE * jax.random.normal(key, shapes.shape, dtype)
-        if name != self.blocks:
-            factor = self.options.initial_scale if name == "read" else 1.0
-            return _init_layer(key, shapes, dtype, factor)
-        keys = jax.random.split(key, len(shapes))
-        return {
-            own: _init_layer(key, layer, dtype)
-            for key, (own, layer) in zip(keys, shapes.items(), strict=True)
-        }
-
     def init(self, key: Array, dtype: Any) -> dict[str, Any]:
-        """Fresh weights."""
-        names = sorted(self.shapes(dtype))
-        keys = jax.random.split(key, len(names))
-        return {
-            name: self.init_part(key, name, dtype) for name, key in zip(names, keys, strict=True)
-        }
+        """Fresh weights, as PyTorch's layers start: uniform within 1 / sqrt(in_dim)."""
+        parts, tree = jax.tree.flatten(self.shapes(dtype), is_leaf=_is_layer)
+        uniform_key, normal_key = jax.random.split(key)
+        layers = [part for part in parts if _is_layer(part) and "kernel" in part]
+        rows = [part.shape for part in parts if not _is_layer(part)]
+        weights = iter(
+            draws(uniform, uniform_key, [s.shape for own in layers for s in own.values()], dtype)
+        )
+        normal = iter(draws(jax.random.normal, normal_key, rows, dtype))
+
+        def fresh(part: Any) -> Any:
+            if not _is_layer(part):
+                return bridge.POSITION_SCALE * next(normal)
+            if "kernel" in part:
+                bound = part["kernel"].shape[-2] ** -0.5
+                return {name: bound * next(weights) for name in part}
+            starts = {"scale": jnp.ones, "bias": jnp.zeros}
+            return {name: starts[name](own.shape, dtype) for name, own in part.items()}
+
+        made = jax.tree.unflatten(tree, [fresh(part) for part in parts])
+        read = jax.tree.map(lambda leaf: self.options.initial_scale * leaf, made["read"])
+        return {**made, "read": read}
 
     def context_of(self, params: Params, context: Array | None) -> Array | None:
         """The context as embedded tokens, ``(*batch, context_tokens, hidden_dim)``."""
@@ -307,17 +309,9 @@ class TokenNetwork:
         return _linear(params["read"], h)
 
 
-def _init_layer(key: Array, shapes: Params, dtype: Any, factor: float = 1.0) -> dict[str, Array]:
-    """A linear layer uniform within 1 / sqrt(in_dim), times a factor, or a normalisation."""
-    if "scale" in shapes:
-        starts = {"scale": jnp.ones, "bias": jnp.zeros}
-        return {name: starts[name](shape.shape, dtype) for name, shape in shapes.items()}
-    bound = factor * shapes["kernel"].shape[-2] ** -0.5
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: jax.random.uniform(key, shapes[name].shape, dtype, -bound, bound)
-        for key, name in zip(keys, sorted(shapes), strict=True)
-    }
+def _is_layer(shapes: Any) -> bool:
+    """Whether these are a linear layer or a normalisation, not rows or several layers."""
+    return isinstance(shapes, Mapping) and not {"kernel", "scale"}.isdisjoint(shapes)
 
 
 @register_network
@@ -489,9 +483,17 @@ class ImageTransformer(nn.Module):
 
 def _params(module: nn.Module, network: TokenNetwork, dtype: Any) -> dict[str, Any]:
     """The weights of a network of tokens, as a module's parameters."""
-    return {
-        name: module.param(name, network.init_part, name, dtype) for name in network.shapes(dtype)
-    }
+    shapes = network.shapes(dtype)
+    fresh: Params = {}
+    if module.is_initializing():
+        fresh = network.init(module.make_rng("params"), dtype)
+
+    def start(_: Array, name: str) -> Any:
+        # with weights at hand Flax asks only for the shapes
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), shapes[name])
+        return fresh.get(name, zeros)
+
+    return {name: module.param(name, start, name) for name in shapes}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jax_flows.networks.mlp import (
     Weights,
     apply_norm,
     dropouts,
+    first_weights,
     has_modules,
     matmul,
     normalizations,
@@ -78,26 +79,36 @@ def _conv_net(
 _plain_conv_net = jax.checkpoint(_conv_net, policy=SAVED, static_argnums=0)
 
 
-class Conv(nn.Module):
-    """The weights of a convolution, initialised as PyTorch's Conv2d times a factor."""
+def conv_layers(
+    module: nn.Module, kernels: Sequence[tuple[int, int, int]], x: Array, initial_scale: float = 1.0
+) -> list[tuple[Array, Array]]:
+    """Convolutions, in the module that calls this, initialised as PyTorch's Conv2d.
 
-    in_dim: int
-    out_dim: int
-    size: int
-    initial_scale: float = 1.0
+    Args:
+        module: the one that calls.
+        kernels: the size of each one, and how many channels it takes and gives.
+        x: what has the dtype of new weights.
+        initial_scale: factor of the last one's first weights.
+    """
+    sizes = [(size * size * in_dim, out_dim) for size, in_dim, out_dim in kernels]
+    bounds = [in_dim**-0.5 for in_dim, _ in sizes]
+    bounds[-1] *= initial_scale
+    first = first_weights(module, x.dtype, sizes, bounds)
+    return [
+        Linear((size, size, in_dim, out_dim), name=f"layers_{i}")(x, part)
+        for i, ((size, in_dim, out_dim), part) in enumerate(zip(kernels, first, strict=True))
+    ]
 
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """The kernel and the bias, in the dtype of x."""
-        shape = (self.size, self.size, self.in_dim, self.out_dim)
-        bound = self.initial_scale * (self.in_dim * self.size**2) ** -0.5
 
-        def start(key: Array, shape: tuple[int, ...]) -> Array:
-            if not bound:
-                return jnp.zeros(shape, x.dtype)
-            return jax.random.uniform(key, shape, x.dtype, -bound, bound)
-
-        return self.param("kernel", start, shape), self.param("bias", start, (self.out_dim,))
+def conv_shapes(kernels: Sequence[tuple[int, int, int]], dtype: Any) -> dict[str, Any]:
+    """The shapes of what ``conv_layers`` makes."""
+    return {
+        f"layers_{i}": {
+            "kernel": jax.ShapeDtypeStruct((size, size, in_dim, out_dim), dtype),
+            "bias": jax.ShapeDtypeStruct((out_dim,), dtype),
+        }
+        for i, (size, in_dim, out_dim) in enumerate(kernels)
+    }
 
 
 @register_network
@@ -148,29 +159,24 @@ class ConvNet(nn.Module):
         count_construction(3)
         super().__post_init__()
 
+    @property
+    def kernels(self) -> list[tuple[int, int, int]]:
+        """The size of each kernel, and how many channels it takes and gives."""
+        hidden = self.hidden_channels
+        return [(3, self.in_channels, hidden), (1, hidden, hidden), (3, hidden, self.out_channels)]
+
     def variable_shapes(self, dtype: Any) -> Variables:
         """The shapes of the variables, without a trace."""
-        hidden = self.hidden_channels
-        sizes = (3, self.in_channels, hidden), (1, hidden, hidden), (3, hidden, self.out_channels)
-        shapes = regularization_shapes(self.normalization, (hidden, hidden), self.dropout, 2, dtype)
-        shapes["params"] |= {
-            f"layers_{i}": {
-                "kernel": jax.ShapeDtypeStruct((size, size, in_dim, out_dim), dtype),
-                "bias": jax.ShapeDtypeStruct((out_dim,), dtype),
-            }
-            for i, (size, in_dim, out_dim) in enumerate(sizes)
-        }
+        pair = self.hidden_channels, self.hidden_channels
+        shapes = regularization_shapes(self.normalization, pair, self.dropout, 2, dtype)
+        shapes["params"] |= conv_shapes(self.kernels, dtype)
         return shapes
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Args: x. Channels come first of all inside, so that each convolution is one product."""
         batch, hidden = x.shape[:-3], self.hidden_channels
-        weights = [
-            Conv(self.in_channels, hidden, 3, name="layers_0")(x),
-            Conv(hidden, hidden, 1, name="layers_1")(x),
-            Conv(hidden, self.out_channels, 3, self.initial_scale, name="layers_2")(x),
-        ]
+        weights = conv_layers(self, self.kernels, x, self.initial_scale)
         norms = normalizations(self.normalization, (hidden, hidden), x)
         drops = dropouts(self.dropout, 2)
         x = jnp.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0)
@@ -215,6 +221,11 @@ class ConvEmbedding(nn.Module):
         super().__post_init__()
 
     @property
+    def kernels(self) -> list[tuple[int, int, int]]:
+        """The size of each kernel, and how many channels it takes and gives."""
+        return [(3, *pair) for pair in pairwise((self.image_shape[0], *self.hidden_channels))]
+
+    @property
     def pooled_dim(self) -> int:
         """How many numbers are left of an image."""
         channels, height, width = self.image_shape
@@ -223,23 +234,19 @@ class ConvEmbedding(nn.Module):
 
     def variable_shapes(self, dtype: Any) -> Variables:
         """The shapes of the variables, without a trace."""
-        layers = {
-            f"layers_{i}": {
-                "kernel": jax.ShapeDtypeStruct((3, 3, *pair), dtype),
-                "bias": jax.ShapeDtypeStruct(pair[1:], dtype),
-            }
-            for i, pair in enumerate(pairwise((self.image_shape[0], *self.hidden_channels)))
-        }
-        return {"params": layers | linear_shapes({"last": (self.pooled_dim, self.out_dim)}, dtype)}
+        last = linear_shapes({"last": (self.pooled_dim, self.out_dim)}, dtype)
+        return {"params": conv_shapes(self.kernels, dtype) | last}
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Args: x, images as vectors. Channels come first of all inside, as in ``ConvNet``."""
         h = jnp.moveaxis(x.reshape(-1, *self.image_shape), 1, 0)
-        for i, pair in enumerate(pairwise((self.image_shape[0], *self.hidden_channels))):
-            h = ACTIVATIONS[self.activation](conv(h, *Conv(*pair, 3, name=f"layers_{i}")(x)))
+        for layer in conv_layers(self, self.kernels, x):
+            h = ACTIVATIONS[self.activation](conv(h, *layer))
             channels, count, height, width = h.shape
             h = h.reshape(channels, count, height // 2, 2, width // 2, 2).mean((3, 5))
-        kernel, bias = Linear(self.pooled_dim, self.out_dim, name="last")(x)
+        size = self.pooled_dim, self.out_dim
+        (first,) = first_weights(self, x.dtype, [size], [self.pooled_dim**-0.5])
+        kernel, bias = Linear(size, name="last")(x, first)
         h = jnp.moveaxis(h, 0, 1).reshape(*x.shape[:-1], self.pooled_dim)
         return matmul(h, kernel) + bias

@@ -112,10 +112,10 @@ class MaskedNetwork(nn.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         plan, widths = self.plan, self.widths
-        weights = linear_layers(widths, x, self.initial_scale, self.starts)
+        weights = linear_layers(self, widths, x, self.initial_scale, self.starts)
         apart = plan.context_dim, widths[1]
-        gates = context_layers("gates", self.num_gates, *apart, x)
-        branches = context_layers("branches", self.num_branches, *apart, x)
+        gates = context_layers(self, "gates", self.num_gates, *apart, x)
+        branches = context_layers(self, "branches", self.num_branches, *apart, x)
         terms = branch_terms(self.activation, branches, context)
         h, weights = joined(x, None if terms else context, weights)
         # initialisation is about shapes: a checkpoint of unknown origin may ask for any size there

@@ -1,6 +1,7 @@
 """Multilayer perceptrons."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +17,11 @@ from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.regularization import BatchNormalization, Dropout, regularization_shapes
 from jax_flows.numerics import at_least_float32, conditioner_operands
 from jax_flows.registry import register_network
-from jax_flows.variables import Variables, linear_shapes
+from jax_flows.variables import Variables, draws, linear_shapes
 
 Weights = Sequence[tuple[Array, Array]]
+
+uniform = partial(jax.random.uniform, minval=-1, maxval=1)
 
 EPS = 1e-5
 """What layer normalisation adds to a variance."""
@@ -128,26 +131,34 @@ def branch_terms(activation: str, branches: Weights, context: Array | None) -> l
     return [ACTIVATIONS[activation](terms[0]), *terms[1:]] if terms else []
 
 
-class Linear(nn.Module):
-    """The weights of x W + b, initialised as PyTorch's Linear: uniform within 1 / sqrt(in_dim).
-
-    ``start`` is another bound.
+def first_weights(
+    module: nn.Module, dtype: Any, sizes: Sequence[tuple[int, int]], bounds: Sequence[float]
+) -> list[Array | None]:
+    """Kernels and biases below them, ``(in_dim + 1, out_dim)`` each, uniform within bounds, while ``module``
+    is initialised, and none after that.
     """
+    if not module.is_initializing():
+        return [None] * len(sizes)
+    shapes = [(in_dim + 1, out_dim) for in_dim, out_dim in sizes]
+    parts = draws(uniform, module.make_rng("params"), shapes, dtype)
+    return [bound * part for bound, part in zip(bounds, parts, strict=True)]
 
-    in_dim: int
-    out_dim: int
-    start: float | None = None
+
+class Linear(nn.Module):
+    """The weights of x W + b, or of a convolution, whose kernels have more axes."""
+
+    shape: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """The kernel and the bias, in the dtype of x."""
-        bound = self.in_dim**-0.5 if self.start is None else self.start
+    def __call__(self, x: Array, first: Array | None) -> tuple[Array, Array]:
+        """The kernel and the bias, in the dtype of x. Args: x, and what ``first_weights`` gives."""
 
-        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
-            return jax.random.uniform(key, shape, x.dtype, -bound, bound)
+        def start(_: Array, shape: tuple[int, ...], rows: slice | int) -> Array:
+            # with weights at hand Flax asks only for the shape
+            return jnp.zeros(shape, x.dtype) if first is None else first[rows].reshape(shape)
 
-        kernel = self.param("kernel", uniform, (self.in_dim, self.out_dim))
-        return kernel, self.param("bias", uniform, (self.out_dim,))
+        kernel = self.param("kernel", start, self.shape, slice(-1))
+        return kernel, self.param("bias", start, self.shape[-1:], -1)
 
 
 class LayerNorm(nn.Module):
@@ -163,19 +174,31 @@ class LayerNorm(nn.Module):
 
 
 def linear_layers(
+    module: nn.Module,
     widths: Sequence[int],
     x: Array,
     initial_scale: float = 1.0,
     starts: Sequence[float | None] = (),
 ) -> list[tuple[Array, Array]]:
-    """One linear layer from each width to the next, the last one's first weights times a factor, in the
-    module that calls this."""
-    starts = [*(starts or [None] * (len(widths) - 1))]
+    """One linear layer from each width to the next, in the module that calls this.
+
+    Args:
+        module: the one that calls.
+        widths: of the inputs, and of what each layer gives.
+        x: what has the dtype of new weights.
+        initial_scale: factor of the last layer's first weights.
+        starts: bounds of the first weights, 1 / sqrt(in_dim) for ``None``, as in PyTorch's Linear.
+    """
+    sizes = [*pairwise(widths)]
+    bounds = [in_dim**-0.5 for in_dim, _ in sizes]
+    for i, start in enumerate(starts):
+        bounds[i] = bounds[i] if start is None else start
     if initial_scale != 1:
-        starts[-1] = initial_scale * widths[-2] ** -0.5
+        bounds[-1] = initial_scale * widths[-2] ** -0.5
+    first = first_weights(module, x.dtype, sizes, bounds)
     return [
-        Linear(in_dim, out_dim, start, name=f"layers_{i}")(x)
-        for i, ((in_dim, out_dim), start) in enumerate(zip(pairwise(widths), starts, strict=True))
+        Linear(size, name=f"layers_{i}")(x, part)
+        for i, (size, part) in enumerate(zip(sizes, first, strict=True))
     ]
 
 
@@ -193,10 +216,12 @@ def dropouts(rate: float, count: int) -> list[nn.Module]:
 
 
 def context_layers(
-    name: str, count: int, context_dim: int, width: int, x: Array
+    module: nn.Module, name: str, count: int, context_dim: int, width: int, x: Array
 ) -> list[tuple[Array, Array]]:
     """Linear layers that a context goes through apart from x, in the module that calls this."""
-    return [Linear(context_dim, width, name=f"{name}_{i}")(x) for i in range(count)]
+    size, bound = (context_dim, width), max(context_dim, 1) ** -0.5
+    first = first_weights(module, x.dtype, [size] * count, [bound] * count)
+    return [Linear(size, name=f"{name}_{i}")(x, part) for i, part in enumerate(first)]
 
 
 def context_shapes(
@@ -288,9 +313,9 @@ class MLP(nn.Module):
         """Args: x, and a context of its batch shape; ``inputs`` and ``outputs`` select the columns of
         the first weight that x meets and the rows of the last weight that are computed (all of them
         by default)."""
-        weights = linear_layers(self.widths, x, self.initial_scale)
+        weights = linear_layers(self, self.widths, x, self.initial_scale)
         apart = self.context_dim, self.widths[1]
-        branches = context_layers("branches", self.num_branches, *apart, x)
+        branches = context_layers(self, "branches", self.num_branches, *apart, x)
         if inputs is not None:
             weights[0] = weights[0][0][inputs], weights[0][1]
         if outputs is not None:

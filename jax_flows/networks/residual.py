@@ -188,10 +188,10 @@ class ResidualMLP(nn.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Args: x, and a context of its batch shape."""
         starts = small_starts(self.num_blocks)
-        weights = linear_layers(self.widths, x, self.initial_scale, starts)
+        weights = linear_layers(self, self.widths, x, self.initial_scale, starts)
         pair = self.context_dim, self.hidden_dim
-        gates = gate_factors(context_layers("gates", self.num_gates, *pair, x), context)
-        branches = context_layers("branches", self.num_branches, *pair, x)
+        gates = gate_factors(context_layers(self, "gates", self.num_gates, *pair, x), context)
+        branches = context_layers(self, "branches", self.num_branches, *pair, x)
         terms = branch_terms(self.activation, branches, context)
         h, weights = joined(x, None if terms else context, weights)
         norms = normalizations(self.normalization, self.widths[2:-1], x)
