@@ -174,3 +174,14 @@ def test_commands(name: str, options: str, rows: int, tmp_path: Path) -> None:
         assert len(content["records"]) >= rows
         assert {"versions", "settings", "date"} <= content.keys()
         assert out.with_suffix(".md").read_text().startswith("| ")
+
+
+def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
+    from report import read, write
+
+    path, records = tmp_path / "table.json", [{"split": 0, "value": 1.5}]
+    assert read(path, {"steps": 3}) == []
+    write(path, "| a |\n", {"steps": 3, "sizes": (1, 2)}, records)
+    assert read(path, {"steps": 3, "sizes": (1, 2)}) == records
+    with pytest.raises(ValueError, match="other settings"):
+        read(path, {"steps": 4, "sizes": (1, 2)})

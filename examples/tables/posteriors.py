@@ -133,7 +133,7 @@ def main(
     chain_length = chain_length or (300 if full else 60)
     settings = {"model": MODEL, "batch_size": BATCH_SIZE, "learning_rate": RATE, "seed": SEED}
     settings |= {"steps": num_steps, "draws": num_draws, "chains": 64, "chain_length": chain_length}
-    records = read(out)
+    records = read(out, settings)
     for name in names.split(";") if names else TARGETS if full else SMALL:
         if sum(r["posterior"] == name for r in records) == 3 * len(HALVES):
             continue

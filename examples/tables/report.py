@@ -60,9 +60,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of an earlier run, which a run goes on from; none where there are none."""
-    return json.loads(path.read_text())["records"] if path.exists() else []
+def read(path: Path, settings: Any) -> list[dict[str, Any]]:
+    """The records of an earlier run, which a run goes on from; none where there are none.
+
+    Raises:
+        ValueError: for a file of other settings.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    if content["settings"] != json.loads(json.dumps(settings)):
+        raise ValueError(f"{path} is of other settings: move it away, or give another --out.")
+    return content["records"]
 
 
 def write(path: Path, table: str, settings: Any, records: list[dict[str, Any]]) -> None:

@@ -183,7 +183,7 @@ def main(
         "walkers": WALKERS,
     }
     settings["classifier"] = "MLPClassifier of scikit-learn, by examples/tables/classifier.py"
-    data, records = wheel("sbibm", "1.1.0"), read(out)
+    data, records = wheel("sbibm", "1.1.0"), read(out, settings)
     cases = [(n, s, m) for s in sizes for m in methods.split(",") for n in names]
     for name, budget, method in cases:
         seen = [shipped(data, name, number) for number in range(1, observations + 1)]

@@ -292,10 +292,9 @@ def main(
     settings |= {
         "epochs": num_epochs,
         "share_of_epochs": SHARE,
-        "splits": num_splits,
         "peers": versions("zuko", "flowjax"),
     }
-    records = read(out)
+    records = read(out, settings)
     for title in titles:
         table = TABLES[title]()
         for name, score in models(chosen, num_epochs).items():

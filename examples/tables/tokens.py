@@ -96,7 +96,7 @@ def main(
     }
     # rows of mean -bound and deviation 2 bound: the box becomes the unit cube
     edges = np.repeat([[-3.0], [1.0]], 2, 1)
-    records = read(out)
+    records = read(out, settings)
     for name in NAMES:
         for half in HALVES:
             if any((r["flow"], r["half"]) == (name, half.name) for r in records):
