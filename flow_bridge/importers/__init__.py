@@ -3,10 +3,12 @@
 A reader takes an object of its library apart by the names of its classes and attributes; no library and
 no framework is imported. What has no exact counterpart is refused with one sentence,
 ``UnsupportedModel``. Offsets and factors of parameters are folded into the last layer of the network
-that makes them, and the order of a masked network follows from its masks.
+that makes them, and the order of a masked network follows from its masks. Readers are imported where one
+is asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,44 +16,30 @@ import numpy as np
 from flow_bridge import checks
 from flow_bridge.architecture import Architecture
 from flow_bridge.errors import UnsupportedModel
-from flow_bridge.importers import (
-    distrax,
-    flowjax,
-    freia,
-    nflows,
-    normflows,
-    numpyro,
-    parts,
-    pyro,
-    sbi,
-    states,
-    zuko,
-)
+from flow_bridge.importers import parts
 from flow_bridge.importers.parts import Reading
 from flow_bridge.importers.reading import dtype_of, kind, version
 from flow_bridge.weights import DTYPES
 
-Read = Callable[..., Reading]
-
 
 class Library(NamedTuple):
-    """How the models of one library are read, and with which hints."""
+    """Which module reads the models of one library, and with which hints."""
 
-    read: Read
+    reader: str
     hints: tuple[str, ...] = ()
 
 
 LIBRARIES: dict[str, Library] = {
-    "zuko": Library(zuko.read, ("slope",)),
-    "nflows": Library(nflows.read, ("embedding",)),
-    "sbi": Library(sbi.read, ("embedding", "slope")),
-    "normflows": Library(normflows.read),
-    "normflow": Library(normflows.read),  # as it was called up to 1.2
-    "FrEIA": Library(freia.read),
-    "pyro": Library(pyro.read),
-    "flowjax": Library(flowjax.read),
-    "distrax": Library(distrax.read, ("weights",)),
-    "numpyro": Library(numpyro.read, ("weights",)),
+    "zuko": Library("zuko", ("slope",)),
+    "nflows": Library("nflows", ("embedding",)),
+    "sbi": Library("sbi", ("embedding", "slope")),
+    "normflows": Library("normflows"),
+    "normflow": Library("normflows"),  # as it was called up to 1.2
+    "FrEIA": Library("freia"),
+    "pyro": Library("pyro"),
+    "flowjax": Library("flowjax"),
+    "distrax": Library("distrax", ("weights",)),
+    "numpyro": Library("numpyro", ("weights",)),
 }
 """By the first part of the name of the module that an object's class comes from."""
 
@@ -93,7 +81,7 @@ def import_flow(peer: Any, **hints: Any) -> Imported:
         if hint not in library.hints:
             takes = " and ".join(library.hints) or "none"
             raise TypeError(f"import_flow takes no hint {hint!r} for {root}; it takes {takes}.")
-    reading = library.read(peer, **hints)
+    reading = _module(library.reader).read(peer, **hints)
     whole = parts.flow(reading)
     notes = tuple(dict.fromkeys(reading.notes))
     source = f"{root} {version(root)}".strip() + f", {kind(peer)}"
@@ -101,12 +89,7 @@ def import_flow(peer: Any, **hints: Any) -> Imported:
     return Imported(whole.architecture, whole.arrays, source, notes, dtype, reading)
 
 
-STATES: dict[str, Read] = {
-    "nflows": states.read_nflows,
-    "normflows": states.read_normflows,
-    "sbi": states.read_sbi,
-    "zuko": states.read_zuko,
-}
+STATES = "nflows", "normflows", "sbi", "zuko"
 """The libraries whose models can be read from arrays alone."""
 
 
@@ -131,7 +114,7 @@ def import_state(
         ValueError: for an unknown library.
     """
     checks.one_of("import_state", "library", library, STATES)
-    read = STATES[library]
+    states = _module("states")
     if model is not None:
         if library != "sbi":
             raise TypeError(f"import_state takes no model for {library}: its arrays tell.")
@@ -143,11 +126,15 @@ def import_state(
                 f"import_state takes no hint {hint!r} for {model or library}; it takes "
                 f"{', '.join(takes)}."
             )
-    reading = read(state, **hints)
+    reading = getattr(states, f"read_{library}")(state, **hints)
     whole = parts.flow(reading)
     notes = (*dict.fromkeys(reading.notes), "there was no model to compare with: compare log_prob.")
     name = f"{library} {model}" if model else library
     return Imported(whole.architecture, whole.arrays, name, notes, _dtype(state), reading)
+
+
+def _module(name: str) -> Any:
+    return import_module(f"flow_bridge.importers.{name}")
 
 
 def _dtype(state: Mapping[str, Any]) -> str:
