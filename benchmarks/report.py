@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import CPU, FIRST, Place, Row
+from benchmarks.rows import CPU, FIRST, ROWS, Place, Row
 
 OURS, FLOOR = "twinflows", "floor"
 EVALUATIONS = "evaluations"
@@ -70,7 +70,8 @@ def record(
 
 
 def merged(records: list[Record], new: Record) -> list[Record]:
-    """The records with one more, whose operations take the place of those measured before."""
+    """The records with one more, whose operations take the place of those measured before; in the order of
+    the rows."""
     result = []
     for old in records:
         if (old["row"], old["framework"]) == (new["row"], new["framework"]):
@@ -81,7 +82,11 @@ def merged(records: list[Record], new: Record) -> list[Record]:
             result.append(new)
         else:
             result.append(old)
-    return result if new in result else [*result, new]
+    places = {name: i for i, name in enumerate(ROWS)}
+    return sorted(
+        result if new in result else [*result, new],
+        key=lambda record: (places.get(record["row"], len(places)), record["framework"] == "jax"),
+    )
 
 
 def read(path: Path) -> list[Record]:

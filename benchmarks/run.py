@@ -2,7 +2,7 @@
 
 Processor time of one thread, or with ``--device gpu`` time on the clock, medians over rounds in which the
 contenders of a framework take turns in one process; imports, construction, first calls and memory are
-measured in fresh processes that take turns.
+measured in fresh processes that take turns. On a CPU the two frameworks run side by side, one core each.
 """
 
 import argparse
@@ -12,12 +12,13 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from benchmarks import report
@@ -214,7 +215,6 @@ def fresh(
 
 def isolated(place: Place, function: Callable[..., Any], *args: Any) -> Any:
     """What a function of these arguments and the place returns in a fresh process with one thread."""
-    os.environ.update(ONE_THREAD, JAX_PLATFORMS=PLATFORMS[place.device])
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, place).result()
 
@@ -243,26 +243,36 @@ def main() -> None:
     if place.device == "cpu" and place != CPU:
         parser.error(f"--precision {args.precision} is for --device gpu.")
     failed = []
-    for row in [ROWS[name] for name in args.rows or ROWS]:
-        if not args.rows and row.large != args.large:
-            continue
-        ops = args.ops or row.ops
-        for framework in args.frameworks:
-            module = importlib.import_module(f"benchmarks.contenders_{framework}")
+    writing = Lock()
+
+    def run(framework: str) -> None:
+        module = importlib.import_module(f"benchmarks.contenders_{framework}")
+        for row in [ROWS[name] for name in args.rows or ROWS]:
+            if not args.rows and row.large != args.large:
+                continue
             if not any(hasattr(contender, row.model) for contender in module.CONTENDERS):
                 continue
+            ops = args.ops or row.ops
             try:
                 limits = args.contenders, args.rounds, args.seconds
                 found = isolated(place, measure, row, framework, ops, *limits)
                 fresh(*found, row, framework, place, ops, args.fresh_rounds)
+                record = report.record(row, framework, *found, place)
             except Exception as error:  # one row does not end an hour's run
                 failed.append(f"{row.name} in {framework}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            record = report.record(row, framework, *found, place)
-            print(report.table(record), flush=True)
-            if args.out:
-                report.write(args.out, report.merged(report.read(args.out), record))
+            with writing:
+                print(report.table(record), flush=True)
+                if args.out:
+                    report.write(args.out, report.merged(report.read(args.out), record))
+
+    os.environ.update(ONE_THREAD, JAX_PLATFORMS=PLATFORMS[place.device])
+    # one core each; a GPU and a single core they would share
+    side_by_side = place.device == "cpu" and (os.cpu_count() or 1) > 1
+    with ThreadPoolExecutor(len(args.frameworks) if side_by_side else 1) as pool:
+        for future in [pool.submit(run, framework) for framework in args.frameworks]:
+            future.result()
     if failed:
         raise SystemExit("\n".join(failed))
 

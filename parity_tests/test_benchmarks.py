@@ -37,6 +37,16 @@ def test_a_run_keeps_what_it_does_not_measure(tmp_path: Path) -> None:
     assert path.with_suffix(".svg").exists()
 
 
+def test_records_stand_in_the_order_of_the_rows() -> None:
+    records: list[report.Record] = []
+    for name, framework in (("spline-8", "torch"), ("realnvp-2", "jax"), ("realnvp-2", "torch")):
+        times = {run.OURS: {"train": [1.0]}}
+        record = report.record(ROWS[name], framework, {run.OURS: 7}, times)
+        records = report.merged(records, record)
+    found = [(record["row"], record["framework"]) for record in records]
+    assert found == [("realnvp-2", "torch"), ("realnvp-2", "jax"), ("spline-8", "torch")]
+
+
 def test_the_page_is_that_of_its_results() -> None:
     folder = Path(report.__file__).parent
     names = ("results.svg", "results-growth.svg")
