@@ -69,7 +69,7 @@ PAGES = [
     for path in sorted((ROOT / "docs").rglob("*.md"))
     if path.name not in RUN_ELSEWHERE and blocks(path)
 ]
-SLOW_PAGES = ("circles", "conditional")
+SLOW_PAGES = ("circles", "conditional", "density", "training")
 
 
 @pytest.fixture(autouse=True)

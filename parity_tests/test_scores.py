@@ -148,7 +148,9 @@ def energy(x: Any) -> Any:
     return (x[..., 0] - 1) ** 2 + (x[..., 1] + 2) ** 2 / 8 + x[..., 0] * x[..., 1] / 4
 
 
-@pytest.mark.parametrize("kind", ["path", "latent", "data"])
+@pytest.mark.parametrize(
+    "kind", ["path", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("latent", "data"))]
+)
 def test_losses_of_scores_in_both_halves(kind: str) -> None:
     if kind == "path":
         losses = {half: package.ReverseKL(energy, True) for half, package in PACKAGES.items()}
