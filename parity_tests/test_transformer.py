@@ -101,18 +101,23 @@ NOISE = 4, 4, 16
 were measured."""
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_kernels_are_the_plain_form(masked: bool) -> None:
+@pytest.mark.parametrize("seen", ["all", "by a mask", "causal"])
+def test_kernels_are_the_plain_form(seen: str) -> None:
     """float32 and bfloat16 take PyTorch's kernels for first derivatives; higher ones are the plain form's."""
     torch.manual_seed(0)
     rows = torch.randn(3, 2, 2, 5, 4).bfloat16()  # numbers that every dtype has
-    mask = torch.ones(5, 5, dtype=torch.bool).tril() if masked else None
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    given = {"all": (), "by a mask": (mask,), "causal": (None, True)}[seen]
     norm = torch_attention.LayerNorm(4, torch_attention.EPS)
     norm.weight.data, norm.bias.data = torch.randn(2, 4).bfloat16()
     functions = {
-        "attention": lambda x, kind: (torch_attention.attend(*x, mask), []),
+        "attention": lambda x, kind: (torch_attention.attend(*x, *given), []),
         "normalisation": lambda x, kind: (norm.to(kind)(x), [norm.weight, norm.bias]),
     }
+    if seen == "causal":
+        exact = rows.double()
+        plain = [torch_attention.attend(*exact, *masks) for masks in (given, (mask,))]
+        torch.testing.assert_close(*plain, rtol=0, atol=0)
     for function in functions.values():
         found = {}
         for kind in (torch.float64, torch.float32, torch.bfloat16):

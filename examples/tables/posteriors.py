@@ -4,7 +4,7 @@ RealNVP is trained on the density alone. Errors are of means, in standard deviat
 of standard deviations, in percent, the largest of all quantities; ESS is that of importance sampling from
 the flow, in percent of the draws. NeuTra samples the density that ``pullback`` makes of the path gradient's
 flow, by Hamiltonian Monte Carlo in its latent space. Run it with ``python examples/tables/posteriors.py``,
-minutes for three posteriors, or with ``--full``, an hour, which writes ``docs/tables/posteriors.md`` and
+minutes for three posteriors, or with ``--full``, 40 minutes, which writes ``docs/tables/posteriors.md`` and
 ``.json``.
 """
 
@@ -121,7 +121,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main(
-    full: Annotated[bool, typer.Option(help="All eight, 3,000 steps: an hour.")] = False,
+    full: Annotated[bool, typer.Option(help="All eight, 3,000 steps: 40 minutes.")] = False,
     names: Annotated[str, typer.Option(help="Of posteriors, with semicolons between.")] = "",
     num_steps: Annotated[int, typer.Option(help="Of training.")] = 0,
     num_draws: int = 20_000,

@@ -22,23 +22,37 @@ Memory = tuple[Tensor, ...] | None
 """Keys and values of a context, ``(*batch, heads, tokens, width)``."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """softmax(q k^T / sqrt(width)) v, of each head.
 
     Args:
         q: shape ``(*batch, heads, tokens, width)``.
         k, v: the same, of any number of tokens.
         mask: which of these each q sees, at least one; all if not given.
+        causal: in place of a mask, each q sees the tokens up to its own: kernels leave out the others.
     """
     if not takes_kernels(q, k, v):
-        return _attend(q, k, v, mask)
+        return _attend(q, k, v, mask, causal)
     if torch.is_grad_enabled():
-        return _Attention.apply(q, k, v, mask)
-    return scaled_dot_product_attention(q, k, v, mask)
+        return _Attention.apply(q, k, v, mask, causal)
+    return _kernel(q, k, v, mask, causal)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
+def before(num_tokens: int, device: torch.device) -> Tensor:
+    """Which tokens are up to each token."""
+    place = torch.arange(num_tokens, device=device)
+    return place[:, None] >= place
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    mask = before(q.shape[-2], q.device) if causal else mask
     if mask is not None:
         scores = scores.masked_fill_(~mask, -math.inf)
     return scores.softmax(-1) @ v
@@ -48,24 +62,27 @@ class _Attention(torch.autograd.Function):
     """The kernel and its first derivatives; further ones are those of the plain form."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
+        ctx.causal = causal
         needed = ctx.needs_input_grad
         q, k, v = (
             x.detach().requires_grad_(need) for x, need in zip((q, k, v), needed, strict=False)
         )
         with torch.enable_grad():  # a graph of its own, as each device keeps other things for it
-            found = scaled_dot_product_attention(q, k, v, mask)
+            found = _kernel(q, k, v, mask, causal)
         ctx.kernel = q, k, v, found
         return found.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or not takes_kernels(gradient):
-            return recomputed(ctx, _attend, ctx.saved_tensors, gradient)
+            return recomputed(ctx, _attend, (*ctx.saved_tensors, ctx.causal), gradient)
         kernel, ctx.kernel = ctx.kernel, None  # autograd frees what is saved, and this would stay
         if kernel is None:  # another pass through a graph that was retained
-            return recomputed(ctx, scaled_dot_product_attention, ctx.saved_tensors, gradient)
+            return recomputed(ctx, _kernel, (*ctx.saved_tensors, ctx.causal), gradient)
         *inputs, found = kernel
         wanted = [x for x in inputs if x.requires_grad]
         rest = iter(torch.autograd.grad(found, wanted, gradient))
@@ -124,10 +141,15 @@ class AttentionBlock(nn.Module):
             self.cross_projection = nn.Linear(dim, dim)
 
     def forward(
-        self, h: Tensor, mask: Tensor | None, turns: Tensor | None, context: Tensor | None
+        self,
+        h: Tensor,
+        mask: Tensor | None,
+        turns: Tensor | None,
+        context: Tensor | None,
+        causal: bool = False,
     ) -> Tensor:
         q, k, v = self.heads(h, turns)
-        return self.finish(h, attend(q, k, v, mask), self.memory(context))
+        return self.finish(h, attend(q, k, v, mask, causal), self.memory(context))
 
     def step(
         self,
@@ -184,7 +206,8 @@ class AttentionBlock(nn.Module):
         h = h + self.projection(found.transpose(-3, -2).flatten(-2))
         if memory is not None:
             (q,) = self._split(self.cross_q(self.cross_norm(h)), 1)
-            found = attend(q, *memory)
+            k, v = memory
+            found = attend(q, k, v)
             h = h + self.cross_projection(found.transpose(-3, -2).flatten(-2))
         wide = self.expand(self.mlp_norm(h))
         if self.options.gated:
@@ -273,11 +296,9 @@ class TokenNetwork(nn.Module):
         if known is not None and options.num_prefix:
             h = torch.cat([known, h], -2)
         mask = None
-        if causal:
+        if causal and options.num_prefix:
             place = torch.arange(h.shape[-2], device=h.device)
-            mask = place[:, None] >= place
-            if options.num_prefix:
-                mask = mask | (place < options.num_prefix)
+            mask, causal = before(len(place), h.device) | (place < options.num_prefix), False
         turns = self.turns.to(h.device) if options.rotary else None
         crossed = known if options.crosses else None
         again = options.checkpointing and torch.is_grad_enabled()
@@ -285,10 +306,10 @@ class TokenNetwork(nn.Module):
         again = again and not torch._C._are_functorch_transforms_active()
         for block in self.blocks:
             if again:
-                given = (h, mask, turns, crossed)
+                given = (h, mask, turns, crossed, causal)
                 h = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                h = block(h, mask, turns, crossed)
+                h = block(h, mask, turns, crossed, causal)
         h = h[..., options.num_prefix :, :] if options.num_prefix else h
         return self.read(self.norm(h) if self.final_norm else h)
 

@@ -99,9 +99,11 @@ class LayerNorm(nn.LayerNorm):
     """PyTorch's, with the derivatives of ``normalize``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if takes_kernels(x, self.weight, self.bias):
+        if not takes_kernels(x, self.weight, self.bias):
+            return normalize(x, self.weight, self.bias)
+        if torch.is_grad_enabled():
             return _LayerNorm.apply(x, self.weight, self.bias)
-        return normalize(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class _LayerNorm(torch.autograd.Function):
