@@ -48,10 +48,11 @@ QUICK = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_use_fusion_emitters": False,  # gone in newer versions
+        "xla_cpu_parallel_codegen_split_count": 1,  # of 32 parts each has what they share
     }.items()
     if _known(option, value)
 }
-"""What XLA leaves out so that it compiles in a fifth of the time: the same operations on the same
+"""What XLA leaves out so that it compiles in a small part of the time: the same operations on the same
 numbers, in slower machine code. What is marked ``optimized`` is compiled as users compile."""
 
 _get_compile_options = compiler.get_compile_options
