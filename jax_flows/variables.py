@@ -26,8 +26,6 @@ AnyArray = Array | np.ndarray
 
 Output = tuple[Array, Array]
 
-Shape = tuple[int, ...]
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -183,7 +181,7 @@ def network_shapes(network: Any, in_shape: tuple[int, ...], dtype: Any) -> Varia
 
 
 def draws(
-    draw: Callable[[Array, Shape, Any], Array], key: Array, shapes: Sequence[Shape], dtype: Any
+    draw: Callable[..., Array], key: Array, shapes: Sequence[tuple[int, ...]], dtype: Any
 ) -> list[Array]:
     """Numbers of several shapes by one call of ``draw``: each takes XLA some 50 ms to compile on a CPU."""
     if not shapes:

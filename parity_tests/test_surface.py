@@ -16,6 +16,7 @@ import torch
 import flow_bridge
 import jax_flows
 import torch_flows
+from flow_bridge.weights import jax_to_torch
 from jax_flows.variables import child, gather
 from parity_tests.catalogue import CASES, Case
 
@@ -535,6 +536,40 @@ def test_models_start_as_the_identity_where_asked(name: str) -> None:
         getattr(half, name)(3, num_layers=1, initial_scale=10**30)  # beyond PyTorch's integers
         with pytest.raises(ValueError, match=f"{name} got an initial_scale and a conditioner"):
             getattr(half, name)(3, initial_scale=2, conditioner=half.MLP)
+
+
+STARTS = (
+    "RealNVP", "Masked-residual-gate-cyclic", "Masked-residual-branch", "Coupling-branches",
+    "Glow", "Glow-options", "Flow-context-net", "TarFlow", "BNAF", "Planar", "Radial", "Sylvester",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_first_weights_are_drawn_alike(name: str) -> None:
+    """In both halves, weight by weight, over seeds; in JAX all are cut out of one draw, none twice."""
+    (case,) = (case for case in CASES if case.name == name)
+    found: list[dict[str, list[np.ndarray]]] = [{}, {}]
+    twin = jax_flows.build(case.architecture)
+    for seed in range(60):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            own = dict(torch_flows.build(case.architecture).named_parameters())
+        variables = twin.init(jax.random.key(seed), "float64")
+        both = own, {n: a for n, a in jax_to_torch(variables).items() if n in own}
+        assert both[0].keys() == both[1].keys()
+        for half, arrays in zip(found, both, strict=True):
+            for key, array in arrays.items():
+                half.setdefault(key, []).append(np.asarray(getattr(array, "data", array)).ravel())
+    for key, values in found[0].items():
+        a, b = (np.concatenate(draws).astype(np.float64) for draws in (values, found[1][key]))
+        noise = 5 / len(a) ** 0.5 * a.std()
+        assert abs(a.mean() - b.mean()) < 2**0.5 * noise + 1e-6, key
+        assert abs(a.std() - b.std()) < 2 * noise + 1e-6, key
+        if not a.any():
+            assert not b.any(), key
+            assert not np.signbit(b).any(), key
+    drawn = np.concatenate([v[0] for v in found[1].values() if np.std(np.stack(v), 0).all()])
+    assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_glow_starts_as_far_from_the_identity_as_asked() -> None:

@@ -83,10 +83,10 @@ class BlockAutoregressive(Bijector):
         for inputs, width in widths:
             rows = self.dim * width
             shapes += [(self.dim, width, inputs), (rows, self.dim * inputs), (rows,)]
-        drawn = iter(draws(jax.random.normal, key, shapes, dtype))
+        drawn = draws(jax.random.normal, key, shapes, dtype)
         for i, (inputs, _) in enumerate(widths):
             last = i == len(self.hidden_dims)
-            raw, weight, bias = next(drawn), next(drawn), next(drawn)
+            raw, weight, bias = drawn[3 * i : 3 * i + 3]
             params[f"diagonal_{i}"] = 0.1 * raw - math.log(inputs)
             params[f"weight_{i}"] = weight * (0.1 / math.sqrt(self.dim * inputs))
             params[f"bias_{i}"] = jnp.zeros_like(bias) if last else bias

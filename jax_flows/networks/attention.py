@@ -257,7 +257,8 @@ class TokenNetwork:
             return {name: starts[name](own.shape, dtype) for name, own in part.items()}
 
         made = jax.tree.unflatten(tree, [fresh(part) for part in parts])
-        read = jax.tree.map(lambda leaf: self.options.initial_scale * leaf, made["read"])
+        scale = self.options.initial_scale
+        read = {n: scale * w if scale else jnp.zeros_like(w) for n, w in made["read"].items()}
         return {**made, "read": read}
 
     def context_of(self, params: Params, context: Array | None) -> Array | None:
@@ -490,8 +491,9 @@ def _params(module: nn.Module, network: TokenNetwork, dtype: Any) -> dict[str, A
 
     def start(_: Array, name: str) -> Any:
         # with weights at hand Flax asks only for the shapes
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), shapes[name])
-        return fresh.get(name, zeros)
+        if fresh:
+            return fresh[name]
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), shapes[name])
 
     return {name: module.param(name, start, name) for name in shapes}
 

@@ -141,7 +141,11 @@ def first_weights(
         return [None] * len(sizes)
     shapes = [(in_dim + 1, out_dim) for in_dim, out_dim in sizes]
     parts = draws(uniform, module.make_rng("params"), shapes, dtype)
-    return [bound * part for bound, part in zip(bounds, parts, strict=True)]
+    # 0 times a negative number would be -0
+    return [
+        bound * part if bound else jnp.zeros_like(part)
+        for bound, part in zip(bounds, parts, strict=True)
+    ]
 
 
 class Linear(nn.Module):
@@ -219,8 +223,9 @@ def context_layers(
     module: nn.Module, name: str, count: int, context_dim: int, width: int, x: Array
 ) -> list[tuple[Array, Array]]:
     """Linear layers that a context goes through apart from x, in the module that calls this."""
-    size, bound = (context_dim, width), max(context_dim, 1) ** -0.5
-    first = first_weights(module, x.dtype, [size] * count, [bound] * count)
+    size = context_dim, width
+    bounds = [context_dim**-0.5 for _ in range(count)]
+    first = first_weights(module, x.dtype, [size] * count, bounds)
     return [Linear(size, name=f"{name}_{i}")(x, part) for i, part in enumerate(first)]
 
 

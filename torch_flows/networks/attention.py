@@ -44,7 +44,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) 
     return scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
-def before(num_tokens: int, device: torch.device) -> Tensor:
+def _before(num_tokens: int, device: torch.device) -> Tensor:
     """Which tokens are up to each token."""
     place = torch.arange(num_tokens, device=device)
     return place[:, None] >= place
@@ -52,7 +52,7 @@ def before(num_tokens: int, device: torch.device) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    mask = before(q.shape[-2], q.device) if causal else mask
+    mask = _before(q.shape[-2], q.device) if causal else mask
     if mask is not None:
         scores = scores.masked_fill_(~mask, -math.inf)
     return scores.softmax(-1) @ v
@@ -298,7 +298,7 @@ class TokenNetwork(nn.Module):
         mask = None
         if causal and options.num_prefix:
             place = torch.arange(h.shape[-2], device=h.device)
-            mask, causal = before(len(place), h.device) | (place < options.num_prefix), False
+            mask, causal = _before(len(place), h.device) | (place < options.num_prefix), False
         turns = self.turns.to(h.device) if options.rotary else None
         crossed = known if options.crosses else None
         again = options.checkpointing and torch.is_grad_enabled()
@@ -547,8 +547,7 @@ class CausalTransformer(TokenNetwork):
         """Tokens from a place on through all blocks."""
         mask, turns, end = None, None, place + h.shape[-2]
         if causal:
-            places = torch.arange(end, device=h.device)
-            mask = places[place:, None] >= places
+            mask = _before(end, h.device)[place:]
         if self.options.rotary:
             turns = self.turns[:, place:end].to(h.device)
         for block, cache, memory in zip(self.blocks, state.caches, state.memories, strict=True):
