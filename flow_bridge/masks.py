@@ -276,13 +276,19 @@ class Autoregression:
         return [inputs, *self.hidden, np.repeat(position, self.num_parameters)]
 
     @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of the inputs and of the outputs in the order of generation."""
+        inputs = self.generated[:, None] + np.arange(self.num_features) * self.dim
+        outputs = self.generated[:, None] * self.num_parameters + np.arange(self.num_parameters)
+        return inputs.ravel(), outputs.ravel()
+
+    @property
     def sorting(self) -> list[np.ndarray | None]:
         """For inputs, each hidden layer and outputs (of one parameter each), the positions in the order
         in which they can be computed; ``None`` where they stand in it."""
-        inputs = self.generated[:, None] + np.arange(self.num_features) * self.dim
-        outputs = self.generated[:, None] * self.num_parameters + np.arange(self.num_parameters)
+        inputs, outputs = self.ends
         hidden = [np.argsort(degrees, kind="stable") for degrees in self.hidden]
-        layers = [inputs.ravel(), *hidden, outputs.ravel()]
+        layers = [inputs, *hidden, outputs]
         return [None if (order == np.arange(len(order))).all() else order for order in layers]
 
     def parts(self, size: float) -> tuple[int, ...]:

@@ -322,7 +322,58 @@ class Moved(jax_flows.Coupling):
         return z + jnp.arange(z.shape[-1]), log_det
 
 
-def couplings_in_a_row() -> dict[str, tuple[Any, tuple[int, ...]]]:
+class Turned(jax_flows.MaskedAutoregressive):
+    """Maps by its order in a way of its own."""
+
+    def map_forward(self, variables: Any, x: Any, context: Any) -> Any:
+        z, log_det = super().map_forward(variables, x, context)
+        return z + self.network.plan.generated, log_det
+
+
+class OwnMasks(jax_flows.MaskedMLP):
+    """A network of one's own, which may take its order from ``plan`` alone."""
+
+
+def orders_in_a_row() -> dict[str, list[Any]]:
+    orders = [None, (2, 0, 1, 4, 3), "random:1", "reverse"]
+    map = jax_flows.AffineMap("tanh", bound=1.0)
+    norm = jax_flows.Network(jax_flows.MLP, hidden_dims=(4,), normalization="batch_norm")
+    circular = jax_flows.MoebiusMap(2)
+
+    def layer(
+        order: Any, cls: Any = jax_flows.MaskedAutoregressive, map: Any = map, **own: Any
+    ) -> Any:
+        return cls(5, map, order=order, **own)
+
+    def tokens(order: Any) -> Any:
+        options = {"hidden_dim": 4, "num_blocks": 1, "num_heads": 2, "initial_scale": 1.0}
+        return jax_flows.TransformerAutoregressive(5, map, order=order, context_dim=2, **options)
+
+    def nested(first: Any, second: Any, seed: int) -> Any:
+        last = jax_flows.RandomPermutation(5, seed)
+        inner = jax_flows.Chain([layer(None), layer("reverse")])
+        apart = jax_flows.Blockwise([inner], [[4, 2, 0, 1, 3]])
+        return jax_flows.Chain([layer(first), jax_flows.Invert(layer(second)), apart, last])
+
+    return {
+        "other orders": [layer(order, context_dim=2) for order in orders[1:]],
+        "other orders and statistics": [layer(order, conditioner=norm) for order in orders[:2]],
+        "several features": [layer(order, map=circular) for order in orders[1:3]],
+        "orders of tokens": [tokens(order) for order in orders[1:3]],
+        "chains of other orders": [
+            nested(*pair) for pair in [(None, "reverse", 0), ("random:1", None, 1)]
+        ],
+        "permutations": [
+            part
+            for seed in range(3)
+            for part in (jax_flows.RandomPermutation(5, seed), jax_flows.Affine(5))
+        ],
+        "orders of a subclass": [layer(order, Turned) for order in orders[:2]],
+        "orders of a network": [layer(order, conditioner=OwnMasks) for order in orders[:2]],
+    }
+
+
+def couplings_in_a_row() -> dict[str, list[Any]]:
     network = jax_flows.Network(jax_flows.MLP, hidden_dims=(4,), normalization="batch_norm")
 
     def layer(mask: Any, cls: Any = jax_flows.Coupling, dim: Any = 5, **options: Any) -> Any:
@@ -340,12 +391,20 @@ def couplings_in_a_row() -> dict[str, tuple[Any, tuple[int, ...]]]:
         "other layers between": [*pair, jax_flows.BatchNorm(5), jax_flows.Rotation(5)] * 2,
         "statistics": [layer("even", conditioner=network), layer("odd", conditioner=network)] * 2,
     }
-    return {name: (row, (5,)) for name, row in rows.items()} | {"images": (images, (4, 2, 2))}
+    return rows | {"images": images}
 
 
-@pytest.mark.parametrize("name", couplings_in_a_row())
-def test_couplings_hand_on_their_parts_and_nothing_changes(name: str) -> None:
-    row, shape = couplings_in_a_row()[name]
+IN_A_ROW = couplings_in_a_row() | orders_in_a_row()
+SCANNED = {"other orders": 1, "chains of other orders": 1, "orders of tokens": 1, "permutations": 1}
+SCANNED |= {"orders of a subclass": 2, "orders of a network": 2}
+SCORED = ("other orders", "permutations")
+
+
+@pytest.mark.parametrize("name", IN_A_ROW)
+def test_a_chain_maps_as_its_members_one_by_one(name: str) -> None:
+    """Couplings hand on their parts, and layers of several orders are scanned over."""
+    row = IN_A_ROW[name]
+    shape = row[0].event_shape
     chain = jax_flows.Chain(row)
     rng = np.random.default_rng(0)
     variables = chain.init(jax.random.key(0), "float64")
@@ -353,25 +412,36 @@ def test_couplings_hand_on_their_parts_and_nothing_changes(name: str) -> None:
     variables = dict(variables) | {"params": moved}
     x = jnp.asarray(rng.standard_normal((7, *shape)))
     context = jnp.asarray(rng.standard_normal((7, 2))) if chain.context_dim else None
+    assert len(chain.segments) == SCANNED.get(name, len(chain.segments))
+    directions = (False, True) if name in SCORED else ()
 
     @jax.jit
     def at_once(variables: Any) -> Any:
         z, _, statistics = chain.forward_and_update(variables, x, context)
         both = chain.forward(variables, x, context), chain.inverse(variables, x, context)
-        return *both, (z, statistics)
+        score = [chain.map_score(variables, x, x, context, inverse)[2] for inverse in directions]
+        return *both, score, (z, statistics)
 
     @jax.jit
     def one_by_one(variables: Any) -> Any:
-        results = []
+        results, scores = [], []
+        members = [
+            (bijector, own, context if bijector.context_dim else None)
+            for bijector, own in zip(chain, chain.split(variables), strict=True)
+        ]
         for inverse in (False, True):
             steps = chain.steps(variables, x, context, inverse)
             results.append((steps[-1][0], sum(log_det for _, log_det in steps)))
+        for inverse in directions:
+            point = score = x
+            for bijector, own, given in members[:: -1 if inverse else 1]:
+                point, _, score = bijector.map_score(own, point, score, given, inverse)
+            scores.append(score)
         layers, z = [], x
-        for bijector, own in zip(chain, chain.split(variables), strict=True):
-            given = context if bijector.context_dim else None
+        for bijector, own, given in members:
             z, _, statistics = bijector.forward_and_update(own, z, given)
             layers.append(own | {"batch_stats": statistics})
-        return *results, (z, chain.join(layers)["batch_stats"])
+        return *results, scores, (z, chain.join(layers)["batch_stats"])
 
     found, expected = at_once(variables), one_by_one(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))

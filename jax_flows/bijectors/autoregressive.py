@@ -1,7 +1,7 @@
 """Masked autoregressive maps: each dimension is transformed given those generated before it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -21,7 +21,7 @@ from jax_flows.networks.conditioner import conditioner_shapes
 from jax_flows.networks.masked import MASKED, MaskedNetwork
 from jax_flows.networks.mlp import MLP
 from jax_flows.networks.regularization import run_network
-from jax_flows.numerics import matmul_precision
+from jax_flows.numerics import as_int32, matmul_precision
 from jax_flows.registry import register
 from jax_flows.univariate.affine import AffineMap
 from jax_flows.univariate.base import UnivariateMap
@@ -80,6 +80,8 @@ class MaskedAutoregressive(Conditioned):
     order: Order = None
     context_dim: int = 0
 
+    constant_fields = ("order",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive_int("MaskedAutoregressive", dim=self.dim)
@@ -119,6 +121,16 @@ class MaskedAutoregressive(Conditioned):
             parent=None,
         )
 
+    @property
+    def family(self) -> Hashable:
+        # a network of one's own may read its order elsewhere than in ``constants``
+        return super().family if type(self.network) in MASKED.values() else self
+
+    def constants(self) -> dict[str, Any]:
+        generated = self.network.plan.generated
+        places = {"generated": as_int32(generated), "position": as_int32(np.argsort(generated))}
+        return {**places, "network": self.network.constants()}
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         widths = self.network.plan.num_inputs, self.context_dim
         inputs = [jnp.zeros(n, dtype) for n in widths if n]
@@ -146,14 +158,14 @@ class MaskedAutoregressive(Conditioned):
 
     def _invert_rows(self, variables: Variables, z: Array, context: Array | None) -> Output:
         """The inverse for z of shape ``(batch, dim)``."""
-        generated = self.network.plan.generated
-        rows = z.T[generated]
+        constants = variables.get("constants") or self.constants()
+        rows = z.T[constants["generated"]]
         own = child(variables, "network")
         weights, sums, gates = self.network.unrolled(own, context)
         sums = [jnp.broadcast_to(total, (len(total), rows.shape[1])) for total in sums]
         parts = self.network.plan.parts(BLOCK_SIZE)
         x, log_slope = self._solve(parts, rows, weights, sums, gates)
-        return x[np.argsort(generated)].T, log_slope.sum(0)
+        return x[constants["position"]].T, log_slope.sum(0)
 
     def _solve(
         self,

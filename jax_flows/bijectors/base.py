@@ -1,8 +1,9 @@
 """What every bijector is."""
 
+import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from functools import cached_property, partial
 from typing import Any
 
@@ -37,6 +38,8 @@ class Bijector(HasVariables):
             ``map_and_set_statistics`` replaces for evaluation.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape. On
             CPU XLA runs convolutions in a scan slowly: ``False`` may be faster for networks of them.
+        constant_fields: the constructor's arguments that say nothing but which arrays ``constants`` holds: a
+            chain may also scan over what differs in them alone. A subclass states them anew.
         domain, codomain: the interval that every entry of x, of z lies in, open unless it says that it
             is closed. Outside them the result is NaN, at an open end it may be infinite. A chain's are
             those of its ends; what its other members ask for depends on its weights, see ``outside``.
@@ -49,6 +52,7 @@ class Bijector(HasVariables):
     context_dim: int = 0
     has_batch_statistics: bool = False
     stackable: bool = True
+    constant_fields: tuple[str, ...] = ()
     domain: Interval = REALS
     codomain: Interval = REALS
     adaptive: bool = False
@@ -181,6 +185,16 @@ class Bijector(HasVariables):
         """Raise ``ValueError`` unless z lies in ``codomain``, as ``check_domain`` does for x."""
         check_inside(self.intervals(), type(self).__name__, "z", np.asarray(z, np.float64))
 
+    @property
+    def family(self) -> Hashable:
+        """What is equal for bijectors that a chain may scan over."""
+        names = vars(type(self)).get("constant_fields")
+        return (type(self), _others(self, names)) if names else self
+
+    def constants(self) -> dict[str, Any]:
+        """Fixed arrays that differ in a family. In a scan they are those of ``variables["constants"]``."""
+        return {}
+
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
         return {}
@@ -265,6 +279,12 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Variables]:
         """The statistics of evaluation as those of x on its way forward; returns what comes out, too."""
         return self.map_forward(variables, x, context)[0], variables.get("batch_stats", {})
+
+
+def _others(bijector: Any, names: Collection[str]) -> tuple[Any, ...]:
+    """The values of all fields but some."""
+    fields = [field.name for field in dataclasses.fields(bijector) if field.name not in names]
+    return tuple(getattr(bijector, name) for name in fields)
 
 
 def score_of_entries(

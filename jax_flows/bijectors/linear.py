@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from flow_bridge.images import exponential_terms
 from jax_flows.bijectors.base import Bijector, Shape
 from jax_flows.numerics import as_int32, at_least_float32, matmul_precision
 from jax_flows.registry import register
-from jax_flows.variables import Output, Variables
+from jax_flows.variables import AnyArray, Output, Variables
 
 
 class _Reordering(Bijector):
@@ -33,14 +33,21 @@ class _Reordering(Bijector):
     def event_shape(self) -> Shape:
         return (len(self.order), *[None] * (self.event_ndim - 1))
 
+    @property
+    def family(self) -> Hashable:
+        return super().family if self.event_ndim == 1 else self  # see ``stackable``
+
+    def constants(self) -> dict[str, Any]:
+        return {"order": as_int32(self.order), "inverse": as_int32(np.argsort(self.order))}
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return {}
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        return self._reorder(x, self.order)
+        return self._reorder(x, self._constants(variables)["order"])
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        return self._reorder(z, np.argsort(self.order))
+        return self._reorder(z, self._constants(variables)["inverse"])
 
     def map_score(
         self,
@@ -57,11 +64,12 @@ class _Reordering(Bijector):
             score
         )
 
-    def _reorder(self, x: Array, order: np.ndarray) -> Output:
+    def _constants(self, variables: Variables) -> dict[str, Any]:
+        return variables.get("constants") or self.constants()
+
+    def _reorder(self, x: Array, order: AnyArray) -> Output:
         others = (slice(None),) * (self.event_ndim - 1)
-        return x[(..., as_int32(order), *others)], jnp.zeros(
-            x.shape[: x.ndim - self.event_ndim], x.dtype
-        )
+        return x[(..., order, *others)], jnp.zeros(x.shape[: x.ndim - self.event_ndim], x.dtype)
 
 
 @register
@@ -83,6 +91,8 @@ class Permutation(_Reordering):
     permutation: str | Sequence[int]
     dim: int | None = None
     event_ndim: int = 1
+
+    constant_fields = ("permutation",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +122,8 @@ class RandomPermutation(_Reordering):
     dim: int
     seed: int
     event_ndim: int = 1
+
+    constant_fields = ("seed",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

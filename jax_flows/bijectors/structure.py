@@ -1,6 +1,6 @@
 """Bijectors made of others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple, overload
@@ -48,9 +48,10 @@ class _Segment(NamedTuple):
 
 
 def _segments(bijectors: Sequence[Bijector]) -> list[_Segment]:
-    known: dict[Bijector, int] = {}  # equal ones have one number, what does not stack its own
+    known: dict[Hashable, int] = {}  # a family has one number, what does not stack its own
     kinds = [
-        known.setdefault(b, len(known)) if b.stackable else -1 - i for i, b in enumerate(bijectors)
+        known.setdefault(b.family, len(known)) if b.stackable else -1 - i
+        for i, b in enumerate(bijectors)
     ]
     segments, start = [], 0
     while start < len(kinds):
@@ -78,7 +79,7 @@ class Chain(Bijector):
 
     Where a block of bijectors repeats, its variables are stacked along a leading axis (under keys
     like ``bijectors_0:8:2`` for positions 0, 2, 4, 6) and the chain scans over them, so that compile
-    time does not grow with depth.
+    time does not grow with depth. Orders of dimensions need not be the same in all repetitions.
 
     Args:
         bijectors: at least one, each of the event shape that the one before it makes; those with a
@@ -148,6 +149,28 @@ class Chain(Bijector):
     @property
     def codomain(self) -> Interval:  # type: ignore[override]
         return self.bijectors[-1].codomain
+
+    @property
+    def family(self) -> Hashable:
+        own = Chain, tuple(bijector.family for bijector in self.bijectors)
+        return own if type(self) is Chain else self
+
+    def constants(self) -> dict[str, Any]:
+        return {
+            name: _stacked([self.bijectors[i].constants() for i in indices])
+            for segment in self.segments
+            for name, indices in segment.names()
+        }
+
+    def _layers(self, segment: _Segment, variables: Variables) -> dict[str, dict[str, Any]]:
+        """The variables of a segment, and the constants of bijectors that are not all equal."""
+        layers: dict[str, dict[str, Any]] = {}
+        for name, indices in segment.names():
+            layers[name] = child(variables, name)
+            own = [self.bijectors[i] for i in indices]
+            if not variables.get("constants") and any(bijector != own[0] for bijector in own):
+                layers[name]["constants"] = _stacked([bijector.constants() for bijector in own])
+        return layers
 
     @cached_property
     def segments(self) -> list[_Segment]:
@@ -289,7 +312,7 @@ class Chain(Bijector):
                     total = total + term
                 return (x, score), total
 
-            layers = {name: child(variables, name) for name, _ in block}
+            layers = self._layers(segment, variables)
             if segment.repeats == 1:
                 (x, score), term = run_block((x, score), layers)
             else:
@@ -361,7 +384,7 @@ class Chain(Bijector):
                     log_det = log_det + term
                 return (x, log_det), stats
 
-            layers = {name: child(variables, name) for name, _ in block}
+            layers = self._layers(segment, variables)
             if segment.repeats == 1:
                 carry, stats = run_block(carry, layers)
             else:
@@ -369,6 +392,11 @@ class Chain(Bijector):
             batch_stats |= {name: tree for name, tree in stats.items() if tree}
         x, log_det = carry
         return _together(partition, x, reverse), log_det, batch_stats
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Of one tree it itself, of several one with a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if trees[1:] else trees[0]
 
 
 def _common_parts(block: Any) -> Any:
@@ -443,6 +471,13 @@ class Invert(Bijector):
     @property
     def codomain(self) -> Interval:  # type: ignore[override]
         return self.bijector.domain
+
+    @property
+    def family(self) -> Hashable:
+        return (Invert, self.bijector.family) if type(self) is Invert else self
+
+    def constants(self) -> dict[str, Any]:
+        return {"bijector": self.bijector.constants()}
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})

@@ -118,6 +118,8 @@ class TransformerAutoregressive(Bijector):
     guidance: bridge.Guidance = None
     sweep_size: int | None = None
 
+    constant_fields = ("order",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = "TransformerAutoregressive"
@@ -165,6 +167,12 @@ class TransformerAutoregressive(Bijector):
             self.token_dim * in_dim, self.token_dim * out_dim, self.num_tokens, options
         )
 
+    def constants(self) -> dict[str, Any]:
+        return {
+            "generated": self.generated,
+            "position": as_int32(np.argsort(self.generated)),
+        }
+
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"network": {"params": self.network.init(key, dtype)}})
 
@@ -172,9 +180,9 @@ class TransformerAutoregressive(Bijector):
         return gather({"network": {"params": self.network.shapes(dtype)}})
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        tokens = self._tokens(x)
+        tokens = self._tokens(variables, x)
         z, log_slope = self.map.forward(tokens, self._parameters_of(variables, tokens, context))
-        return self._vector(z), log_slope.sum((-2, -1))
+        return self._vector(variables, z), log_slope.sum((-2, -1))
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         if self.max_sweeps is None:
@@ -220,7 +228,7 @@ class TransformerAutoregressive(Bijector):
     ) -> Sweeps:
         """``inverse_by_sweeps`` of what has been checked."""
         params, network, count = variables["params"]["network"], self.network, self.num_tokens
-        tokens, seen, context = self._rows(z, context)
+        tokens, seen, context = self._rows(variables, z, context)
         given = jnp.isfinite(tokens).all((-2, -1))
 
         def part(x: Array, t: Array) -> Array:
@@ -259,13 +267,13 @@ class TransformerAutoregressive(Bijector):
             first = zero, zero, no_sweep, tokens, *empty, network.begin(params, seen, context)
             _, _, total, x, log_slopes, change, _ = jax.lax.while_loop(going, sweep, first)
         batch = z.shape[:-1]
-        x = self._vector(x.reshape(*batch, count, self.token_dim))
+        x = self._vector(variables, x.reshape(*batch, count, self.token_dim))
         return Sweeps(x, log_slopes.sum((-2, -1)).reshape(batch), total, change.reshape(batch))
 
     def explicit_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         """One token after the other."""
         params, network = variables["params"]["network"], self.network
-        tokens, seen, context = self._rows(z, context)
+        tokens, seen, context = self._rows(variables, z, context)
         # an inverse is computed in full precision
         with jax.default_matmul_precision("highest"):
             start = network.begin(params, seen, context)
@@ -280,11 +288,13 @@ class TransformerAutoregressive(Bijector):
             rows = jnp.arange(self.num_tokens), jnp.moveaxis(tokens, 1, 0)
             _, (found, log_slopes) = jax.lax.scan(step, (seen, start), rows)
         x = jnp.moveaxis(found, 0, 1).reshape(*z.shape[:-1], self.num_tokens, self.token_dim)
-        return self._vector(x), log_slopes.sum(0).reshape(z.shape[:-1])
+        return self._vector(variables, x), log_slopes.sum(0).reshape(z.shape[:-1])
 
-    def _rows(self, z: Array, context: Array | None) -> tuple[Array, Array, Array | None]:
+    def _rows(
+        self, variables: Variables, z: Array, context: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         """z as tokens of one batch axis, what the network is given before any is known, and the context."""
-        tokens = self._tokens(z).reshape(-1, self.num_tokens, self.token_dim)
+        tokens = self._tokens(variables, z).reshape(-1, self.num_tokens, self.token_dim)
         if context is not None:
             context = context.reshape(-1, self.network.options.context_dim)
         return tokens, self._seen(tokens[:, :1]), context
@@ -321,16 +331,21 @@ class TransformerAutoregressive(Bijector):
             out = _guide(out, jnp.array(self.weights, out.dtype)[:, None])
         return out.reshape(*tokens.shape, self.map.num_parameters)
 
-    def _tokens(self, x: Array) -> Array:
+    def _tokens(self, variables: Variables, x: Array) -> Array:
         """The tokens in the order of generation, ``(*batch, num_tokens, token_dim)``."""
         tokens = x.reshape(*x.shape[:-1], self.num_tokens, self.token_dim)
-        return tokens if self.order is None else tokens[..., self.generated, :]
+        return self._in_order(variables, "generated", tokens)
 
-    def _vector(self, tokens: Array) -> Array:
+    def _vector(self, variables: Variables, tokens: Array) -> Array:
         """The inverse of ``_tokens``."""
-        if self.order is not None:
-            tokens = tokens[..., as_int32(np.argsort(self.generated)), :]
+        tokens = self._in_order(variables, "position", tokens)
         return tokens.reshape(*tokens.shape[:-2], self.dim)
+
+    def _in_order(self, variables: Variables, name: str, tokens: Array) -> Array:
+        constants = variables.get("constants")
+        if not constants and self.order is None:
+            return tokens
+        return tokens[..., (constants or self.constants())[name], :]
 
 
 def _finite(x: Array) -> Array:

@@ -15,12 +15,14 @@ from flow_bridge.masks import Autoregression, Degrees, Order
 from jax_flows.networks.activations import ACTIVATIONS
 from jax_flows.networks.mlp import (
     MLP,
+    SAVED,
     Weights,
     apply_layers,
     branch_terms,
     context_layers,
     context_shapes,
     dropouts,
+    has_modules,
     joined,
     layer_shapes,
     linear_layers,
@@ -34,9 +36,9 @@ from jax_flows.networks.residual import (
     gate_factors,
     small_starts,
 )
-from jax_flows.numerics import matmul_precision
+from jax_flows.numerics import as_int32, matmul_precision
 from jax_flows.registry import register_network
-from jax_flows.variables import Variables
+from jax_flows.variables import AnyArray, Variables
 
 
 class Unrolled(NamedTuple):
@@ -97,6 +99,14 @@ class MaskedNetwork(nn.Module):
         in_dim = plan.num_inputs + (0 if self.num_branches else plan.context_dim)
         return in_dim, *plan.hidden_dims, plan.dim * plan.num_parameters
 
+    def constants(self) -> dict[str, Any]:
+        """What follows from the order of the dimensions: degrees and places of inputs and outputs."""
+        inputs, *_, outputs = self.plan.degrees
+        return {
+            "degrees": [as_int32(inputs), as_int32(outputs)],
+            "ends": [as_int32(places) for places in self.plan.ends],
+        }
+
     def variable_shapes(self, dtype: Any) -> Variables:
         """The shapes of the variables, without a trace."""
         apart = self.plan.context_dim, self.widths[1]
@@ -118,18 +128,29 @@ class MaskedNetwork(nn.Module):
         branches = context_layers(self, "branches", self.num_branches, *apart, x)
         terms = branch_terms(self.activation, branches, context)
         h, weights = joined(x, None if terms else context, weights)
-        # initialisation is about shapes: a checkpoint of unknown origin may ask for any size there
-        if not self.is_initializing():
-            degrees = [jnp.asarray(layer) for layer in plan.degrees]
-            degrees[0] = degrees[0][: h.shape[-1]]
-            weights = [
-                (jnp.where(above >= below[:, None], kernel, 0), bias)
-                for (kernel, bias), (below, above) in zip(weights, pairwise(degrees), strict=True)
-            ]
         norms = normalizations(self.normalization, self.normalized_widths, x)
-        layers = norms, dropouts(self.dropout, self.num_dropouts)
-        out = self.evaluate(h, weights, gate_factors(gates, context), terms, *layers)
+        drops = dropouts(self.dropout, self.num_dropouts)
+
+        def evaluate(x: Array, weights: Weights, gates: Any, terms: Any) -> Array:
+            # initialisation is about shapes: a checkpoint of unknown origin may ask for any size there
+            weights = weights if self.is_initializing() else self.masked(weights)
+            return self.evaluate(x, weights, gates, terms, norms, drops)
+
+        if not has_modules(norms, drops):  # the backward pass masks the weights anew
+            evaluate = jax.checkpoint(evaluate, policy=SAVED, prevent_cse=False)
+        out = evaluate(h, weights, gate_factors(gates, context), terms)
         return out.reshape(*x.shape[:-1], plan.dim, plan.num_parameters)
+
+    def masked(self, weights: Weights) -> Weights:
+        """The layers without what a unit may not see."""
+        degrees = [jnp.asarray(layer) for layer in self.plan.degrees]
+        if self.has_variable("constants", "degrees"):
+            degrees[0], degrees[-1] = self.get_variable("constants", "degrees")
+        degrees[0] = degrees[0][: len(weights[0][0])]
+        return [
+            (jnp.where(above >= below[:, None], kernel, 0), bias)
+            for (kernel, bias), (below, above) in zip(weights, pairwise(degrees), strict=True)
+        ]
 
     def evaluate(
         self,
@@ -206,7 +227,10 @@ class MaskedNetwork(nn.Module):
             gate = jnp.ones_like(own[..., 0]) if gate is None else gate
             own = jnp.broadcast_to(own, (*gate.shape, 3))
             gates[i] = jnp.concatenate([gate[..., None], own], -1)
-        for i, order in enumerate(plan.sorting):
+        sorting: list[AnyArray | None] = [*plan.sorting]
+        if variables.get("constants"):
+            sorting[0], sorting[-1] = variables["constants"]["ends"]
+        for i, order in enumerate(sorting):
             if order is None:
                 continue
             if i:
