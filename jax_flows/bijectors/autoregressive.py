@@ -122,11 +122,11 @@ class MaskedAutoregressive(Conditioned):
         )
 
     @property
-    def family(self) -> Hashable:
+    def scan_key(self) -> Hashable:
         # a network of one's own may read its order elsewhere than in ``constants``
-        return super().family if type(self.network) in MASKED.values() else self
+        return super().scan_key if type(self.network) in MASKED.values() else self
 
-    def constants(self) -> dict[str, Any]:
+    def scan_constants(self) -> dict[str, Any]:
         generated = self.network.plan.generated
         places = {"generated": as_int32(generated), "position": as_int32(np.argsort(generated))}
         return {**places, "network": self.network.constants()}
@@ -158,7 +158,7 @@ class MaskedAutoregressive(Conditioned):
 
     def _invert_rows(self, variables: Variables, z: Array, context: Array | None) -> Output:
         """The inverse for z of shape ``(batch, dim)``."""
-        constants = variables.get("constants") or self.constants()
+        constants = variables.get("constants") or self.scan_constants()
         rows = z.T[constants["generated"]]
         own = child(variables, "network")
         weights, sums, gates = self.network.unrolled(own, context)

@@ -38,8 +38,8 @@ class Bijector(HasVariables):
             ``map_and_set_statistics`` replaces for evaluation.
         stackable: whether a chain may scan over equal ones; ``False`` for what changes the shape. On
             CPU XLA runs convolutions in a scan slowly: ``False`` may be faster for networks of them.
-        constant_fields: the constructor's arguments that say nothing but which arrays ``constants`` holds: a
-            chain may also scan over what differs in them alone. A subclass states them anew.
+        constant_fields: the constructor's arguments that say nothing but which arrays ``scan_constants``
+            gives: a chain may also scan over what differs in them alone. A subclass states them anew.
         domain, codomain: the interval that every entry of x, of z lies in, open unless it says that it
             is closed. Outside them the result is NaN, at an open end it may be infinite. A chain's are
             those of its ends; what its other members ask for depends on its weights, see ``outside``.
@@ -186,13 +186,13 @@ class Bijector(HasVariables):
         check_inside(self.intervals(), type(self).__name__, "z", np.asarray(z, np.float64))
 
     @property
-    def family(self) -> Hashable:
+    def scan_key(self) -> Hashable:
         """What is equal for bijectors that a chain may scan over."""
         names = vars(type(self)).get("constant_fields")
         return (type(self), _others(self, names)) if names else self
 
-    def constants(self) -> dict[str, Any]:
-        """Fixed arrays that differ in a family. In a scan they are those of ``variables["constants"]``."""
+    def scan_constants(self) -> dict[str, Any]:
+        """Fixed arrays by ``constant_fields``. In a scan ``variables["constants"]`` holds each one's."""
         return {}
 
     def refined(self) -> dict[str, Any]:

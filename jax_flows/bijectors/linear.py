@@ -34,10 +34,10 @@ class _Reordering(Bijector):
         return (len(self.order), *[None] * (self.event_ndim - 1))
 
     @property
-    def family(self) -> Hashable:
-        return super().family if self.event_ndim == 1 else self  # see ``stackable``
+    def scan_key(self) -> Hashable:
+        return super().scan_key if self.event_ndim == 1 else self  # see ``stackable``
 
-    def constants(self) -> dict[str, Any]:
+    def scan_constants(self) -> dict[str, Any]:
         return {"order": as_int32(self.order), "inverse": as_int32(np.argsort(self.order))}
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
@@ -65,7 +65,7 @@ class _Reordering(Bijector):
         )
 
     def _constants(self, variables: Variables) -> dict[str, Any]:
-        return variables.get("constants") or self.constants()
+        return variables.get("constants") or self.scan_constants()
 
     def _reorder(self, x: Array, order: AnyArray) -> Output:
         others = (slice(None),) * (self.event_ndim - 1)

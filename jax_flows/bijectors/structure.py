@@ -48,9 +48,9 @@ class _Segment(NamedTuple):
 
 
 def _segments(bijectors: Sequence[Bijector]) -> list[_Segment]:
-    known: dict[Hashable, int] = {}  # a family has one number, what does not stack its own
+    known: dict[Hashable, int] = {}  # equal ones have one number, what does not stack its own
     kinds = [
-        known.setdefault(b.family, len(known)) if b.stackable else -1 - i
+        known.setdefault(b.scan_key, len(known)) if b.stackable else -1 - i
         for i, b in enumerate(bijectors)
     ]
     segments, start = [], 0
@@ -151,13 +151,13 @@ class Chain(Bijector):
         return self.bijectors[-1].codomain
 
     @property
-    def family(self) -> Hashable:
-        own = Chain, tuple(bijector.family for bijector in self.bijectors)
+    def scan_key(self) -> Hashable:
+        own = Chain, tuple(bijector.scan_key for bijector in self.bijectors)
         return own if type(self) is Chain else self
 
-    def constants(self) -> dict[str, Any]:
+    def scan_constants(self) -> dict[str, Any]:
         return {
-            name: _stacked([self.bijectors[i].constants() for i in indices])
+            name: _stacked([self.bijectors[i].scan_constants() for i in indices])
             for segment in self.segments
             for name, indices in segment.names()
         }
@@ -169,7 +169,9 @@ class Chain(Bijector):
             layers[name] = child(variables, name)
             own = [self.bijectors[i] for i in indices]
             if not variables.get("constants") and any(bijector != own[0] for bijector in own):
-                layers[name]["constants"] = _stacked([bijector.constants() for bijector in own])
+                layers[name]["constants"] = _stacked(
+                    [bijector.scan_constants() for bijector in own]
+                )
         return layers
 
     @cached_property
@@ -473,11 +475,11 @@ class Invert(Bijector):
         return self.bijector.domain
 
     @property
-    def family(self) -> Hashable:
-        return (Invert, self.bijector.family) if type(self) is Invert else self
+    def scan_key(self) -> Hashable:
+        return (Invert, self.bijector.scan_key) if type(self) is Invert else self
 
-    def constants(self) -> dict[str, Any]:
-        return {"bijector": self.bijector.constants()}
+    def scan_constants(self) -> dict[str, Any]:
+        return {"bijector": self.bijector.scan_constants()}
 
     def init_variables(self, key: Array, dtype: Any) -> Variables:
         return gather({"bijector": self.bijector.init_variables(key, dtype)})

@@ -167,7 +167,7 @@ class TransformerAutoregressive(Bijector):
             self.token_dim * in_dim, self.token_dim * out_dim, self.num_tokens, options
         )
 
-    def constants(self) -> dict[str, Any]:
+    def scan_constants(self) -> dict[str, Any]:
         return {
             "generated": self.generated,
             "position": as_int32(np.argsort(self.generated)),
@@ -345,7 +345,7 @@ class TransformerAutoregressive(Bijector):
         constants = variables.get("constants")
         if not constants and self.order is None:
             return tokens
-        return tokens[..., (constants or self.constants())[name], :]
+        return tokens[..., (constants or self.scan_constants())[name], :]
 
 
 def _finite(x: Array) -> Array:
