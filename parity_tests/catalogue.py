@@ -400,7 +400,7 @@ CASES = [
     # transformers
     Case("TransformerAutoregressive",
          arch("TransformerAutoregressive", dim=6, token_dim=2, map=arch("AffineMap", scale="softclip"),
-              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2), slow=True),
+              hidden_dim=4, num_blocks=2, num_heads=2, order=[1, 2, 0], context_dim=2)),
     Case("TransformerAutoregressive-options",
          arch("TransformerAutoregressive", dim=4, token_dim=2, hidden_dim=4,
               map=arch("AffineMap", scale="softplus", clip=3.0),

@@ -42,6 +42,7 @@ NAMES_ALONE = {
     "*:Dequantized.join": "JAX: variables of the parts",
     "variables.py:*": "PyTorch's arrays are a module's own",
     "*.scan_constants": "JAX: of what a chain scans over; PyTorch's are buffers",
+    "bijectors/base.py:Bijector.constants": "JAX: of what a chain scans over; PyTorch's are buffers",
     "*.explicit_inverse": "JAX: the inverse has a gradient of its own",
     "*:implicit_inverse": "JAX: the inverse has a gradient of its own",
     "*.confirm": "PyTorch: modules can be changed after they were built",

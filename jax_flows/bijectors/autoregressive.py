@@ -158,7 +158,7 @@ class MaskedAutoregressive(Conditioned):
 
     def _invert_rows(self, variables: Variables, z: Array, context: Array | None) -> Output:
         """The inverse for z of shape ``(batch, dim)``."""
-        constants = variables.get("constants") or self.scan_constants()
+        constants = self.constants(variables)
         rows = z.T[constants["generated"]]
         own = child(variables, "network")
         weights, sums, gates = self.network.unrolled(own, context)

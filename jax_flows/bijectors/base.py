@@ -195,6 +195,10 @@ class Bijector(HasVariables):
         """Fixed arrays by ``constant_fields``. In a scan ``variables["constants"]`` holds each one's."""
         return {}
 
+    def constants(self, variables: Variables) -> dict[str, Any]:
+        """Those of a scan, else its own."""
+        return variables.get("constants") or self.scan_constants()
+
     def refined(self) -> dict[str, Any]:
         """For what solves in steps: the arguments that make them finer. ``check_parity`` measures by them."""
         return {}

@@ -44,10 +44,10 @@ class _Reordering(Bijector):
         return {}
 
     def map_forward(self, variables: Variables, x: Array, context: Array | None) -> Output:
-        return self._reorder(x, self._constants(variables)["order"])
+        return self._reorder(x, self.constants(variables)["order"])
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
-        return self._reorder(z, self._constants(variables)["inverse"])
+        return self._reorder(z, self.constants(variables)["inverse"])
 
     def map_score(
         self,
@@ -63,9 +63,6 @@ class _Reordering(Bijector):
         return *step(variables, x, context), score if differentiable else jax.lax.stop_gradient(
             score
         )
-
-    def _constants(self, variables: Variables) -> dict[str, Any]:
-        return variables.get("constants") or self.scan_constants()
 
     def _reorder(self, x: Array, order: AnyArray) -> Output:
         others = (slice(None),) * (self.event_ndim - 1)

@@ -342,10 +342,10 @@ class TransformerAutoregressive(Bijector):
         return tokens.reshape(*tokens.shape[:-2], self.dim)
 
     def _in_order(self, variables: Variables, name: str, tokens: Array) -> Array:
-        constants = variables.get("constants")
-        if not constants and self.order is None:
+        """The tokens by one of the constants."""
+        if self.order is None and not variables.get("constants"):
             return tokens
-        return tokens[..., (constants or self.scan_constants())[name], :]
+        return tokens[..., self.constants(variables)[name], :]
 
 
 def _finite(x: Array) -> Array:
