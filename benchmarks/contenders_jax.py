@@ -142,7 +142,10 @@ class Contender:
 
         @jax.jit
         def errors(params: Any, x: Array) -> tuple[Array, Array]:
-            round_trip = jnp.abs(self.inverse(params, self.forward(params, x)) - x).max()
+            try:
+                round_trip = jnp.abs(self.inverse(params, self.forward(params, x)) - x).max()
+            except NotImplementedError:  # without an inverse
+                round_trip = jnp.zeros(())
             row = x[:1]
             jacobian = jax.jacrev(lambda row: self.forward(params, row))(row)
             log_det = jnp.linalg.slogdet(jacobian.reshape(row.size, row.size)).logabsdet
@@ -234,6 +237,11 @@ class Twinflows(Contender):
         layers = [InvertibleResidual(row.dim, row.hidden_dims, 0.9) for _ in range(row.layers)]
         self.init(Flow(Chain(layers), StandardNormal(row.dim)))
         self.params = jax.tree.map(lambda leaf: row.options["growth"] * leaf, self.params)
+
+    def planar(self, row: Row) -> None:
+        from jax_flows import PlanarFlow
+
+        self.init(PlanarFlow(row.dim, row.layers))
 
     def maf(self, row: Row) -> None:
         from jax_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
@@ -409,6 +417,13 @@ class Flowjax(Contender):
         self.partition(self.build_maf(row))
 
     maf_of_flowjax = conditional = maf
+
+    def planar(self, row: Row) -> None:
+        from flowjax.distributions import StandardNormal
+        from flowjax.flows import planar_flow
+
+        base = StandardNormal(row.event_shape)
+        self.partition(planar_flow(jax.random.key(0), base_dist=base, flow_layers=row.layers))
 
     @staticmethod
     def build_bnaf(row: Row) -> Any:

@@ -173,6 +173,12 @@ def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, bat
     return Row(name, "residual", dim, hidden_dims, layers, batch, options=options, ops=ops)
 
 
+def planar(name: str, dim: int, layers: int, batch: int) -> Row:
+    """The identity plus one direction in each layer; the inverse has no closed form, and no other has one."""
+    ops = ("log_prob", "train", "inverse")
+    return Row(name, "planar", dim, (), layers, batch, ops=ops)
+
+
 def monotone(model: str, **options: Any) -> Row:
     """A flow whose univariate map has no closed inverse, or a library's own of the kind, as it builds it.
 
@@ -219,6 +225,7 @@ ROWS = {
         exact("exact-256", 256, (256, 256), 64, False),
         exact("exact-256-hollow", 256, (256, 256), 64, True),
         residual("residual-2", 2, (64, 64), 8, 512),
+        planar("planar-2", 2, 32, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
         patches("tarflow", 4),
         patches("jet", 5),

@@ -3,14 +3,24 @@
 import math
 from fractions import Fraction
 from functools import cache
+from itertools import zip_longest
 
 
-def tanh_series(terms: int) -> tuple[float, ...]:
-    """``c`` with ``tanh(a) = a * sum_k c[k] a^(2k)``, from ``tanh' = 1 - tanh^2``."""
-    c = [Fraction(1)]
-    for n in range(1, terms):
-        c.append(-sum((c[i] * c[n - 1 - i] for i in range(n)), Fraction(0)) / (2 * n + 1))
-    return tuple(float(x) for x in c)
+def tanh_excess(depth: int) -> tuple[tuple[float, ...], ...]:
+    """Two polynomials p and q with a - tanh(a) = a^3 p(a^2) / q(a^2), the highest power first.
+
+    From tanh(a) = a / (1 + a^2 / (3 + a^2 / (5 + ...))), cut after ``depth`` terms. All coefficients are
+    positive, so that nothing cancels.
+    """
+    above, below = [1], [2 * depth - 1]  # of a / tanh(a), from the last term on
+    for odd in range(2 * depth - 3, 0, -2):
+        terms = zip_longest(below, [0, *above], fillvalue=0)
+        above, below = below, [odd * b + a for b, a in terms]
+    excess = [b - a for b, a in zip_longest(below, above, fillvalue=0)][1:]
+    return tuple(
+        tuple(float(Fraction(c, below[0])) for c in reversed(polynomial) if c)
+        for polynomial in (excess, below)
+    )
 
 
 @cache

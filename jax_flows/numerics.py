@@ -13,7 +13,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
 
-DETACHED_STEPS, DIFFERENTIABLE_STEPS = 4, 2
+DETACHED_STEPS, DIFFERENTIABLE_STEPS = 3, 2
 
 
 def as_int32(index: np.ndarray) -> np.ndarray:

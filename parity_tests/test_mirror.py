@@ -67,6 +67,8 @@ NAMES_ALONE = {
     "inputs.py:to_jax": "JAX takes numpy's arrays too",
     "checkpoint.py:to_numpy": "numpy takes JAX's arrays as they are",
     "numerics.py:as_int32": "JAX has a mode without 64-bit integers",
+    "numerics.py:differentiable": "JAX has derivatives wherever they are asked for",
+    "numerics.py:has_tangent": "JAX has derivatives wherever they are asked for",
     "numerics.py:loops": "JAX always has loops that it need not unroll",
     "numerics.py:takes_kernels": "XLA fuses by itself",
     "numerics.py:recomputed": "XLA fuses by itself",
@@ -230,6 +232,7 @@ def test_no_function_of_the_ground_imports() -> None:
 FOREIGN = (
     "torch._C",
     "torch._foreach",
+    "forward_ad._current_level",
     "._modules",
     "._parameters",
     "._validate_args",

@@ -567,7 +567,7 @@ MUTANTS = [
     Mutant("planar", "without its constraint", P + "softplus",
            lambda original, half: lambda x: (torch if half == "torch" else jnp).exp(x),
            consistent(arch("Planar", dim=3), 3)),
-    Mutant("planar", "two Newton steps", P + "DETACHED_STEPS", value(0),
+    Mutant("planar", "without Halley's steps", P + "DETACHED_STEPS", value(0),
            consistent(arch("Planar", dim=3), 3, scale=3.0)),
     Mutant("planar", "detached inverse", P + "DIFFERENTIABLE_STEPS", value(0),
            consistent(arch("Planar", dim=3), 3, gradients=True), ONE_HALF),

@@ -228,6 +228,24 @@ def test_torch_gradients(case: Case) -> None:
             assert torch.autograd.gradgradcheck(run, (point, *weights), fast_mode=True)
 
 
+@cases()
+def test_forward_mode_without_gradients(case: Case) -> None:
+    """``torch.no_grad`` does not take away the tangents of forward mode."""
+    model = case.torch_model()
+    x, context = tensors(case.inputs(3), case.context(3))
+    with torch.no_grad():
+        z = model.forward(x, context)[0]
+    for point, run in ((x, model.forward), (z, model.inverse)):
+        given = (lambda value, run=run: run(value, context)), (point,), (torch.ones_like(point),)
+        try:
+            _, expected = torch.func.jvp(*given)
+        except NotImplementedError:  # adaptive solvers refuse
+            continue
+        with torch.no_grad():
+            _, found = torch.func.jvp(*given)
+        torch.testing.assert_close(found, expected)
+
+
 class _Direction(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, direction: str) -> None:
         super().__init__()

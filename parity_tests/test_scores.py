@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import jax_flows
 import torch_flows
@@ -226,3 +227,18 @@ def test_scores_in_inference_mode_are_those_outside_of_it() -> None:
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other.detach())
         assert not one.requires_grad
+
+
+def test_scores_refuse_forward_mode() -> None:
+    """Which would lose their tangents, as they differentiate on their way."""
+    model, x = SMALL.torch_model(), torch.from_numpy(X[:, :2])
+    for run in (
+        model.score,
+        model.base_score,
+        model.from_noise_with_score,
+        lambda x: model.forward_with_score(x, x),
+    ):
+        with pytest.raises(NotImplementedError, match="no derivatives in forward mode"):
+            torch.func.jvp(run, (x,), (x,))
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+            run(forward_ad.make_dual(x, x))

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from flow_bridge import checks
 from flow_bridge.domains import REALS, Interval
 
-DETACHED_STEPS, DIFFERENTIABLE_STEPS = 4, 2
+DETACHED_STEPS, DIFFERENTIABLE_STEPS = 3, 2
 
 KERNELS = torch.float32, torch.bfloat16
 
@@ -210,6 +210,16 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or transformed)
 
 
+def differentiable() -> bool:
+    """Whether derivatives may be asked for: forward mode has them under ``torch.no_grad`` too."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether forward mode differentiates by x."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
 def takes_kernels(*inputs: Tensor) -> bool:
     """Whether PyTorch's fused kernels, whose higher derivatives are wrong or missing, may compute with these.
 
@@ -218,7 +228,7 @@ def takes_kernels(*inputs: Tensor) -> bool:
     kind = inputs[0].dtype
     if not is_eager() or kind not in KERNELS or any(x.dtype != kind for x in inputs):
         return False
-    return all(forward_ad.unpack_dual(x).tangent is None for x in inputs)
+    return not any(map(has_tangent, inputs))
 
 
 def recomputed(

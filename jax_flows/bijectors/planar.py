@@ -10,17 +10,19 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from flow_bridge import checks
-from flow_bridge.series import tanh_series
+from flow_bridge.series import tanh_excess
 from jax_flows.bijectors.base import Bijector
 from jax_flows.numerics import (
     DETACHED_STEPS,
     DIFFERENTIABLE_STEPS,
     at_least_float32,
+    derivatives,
     divide,
     log_sech2,
     log_softplus,
     matmul_precision,
     norm,
+    quotient,
     softplus,
 )
 from jax_flows.registry import register
@@ -28,7 +30,7 @@ from jax_flows.variables import Output, Variables, draws
 
 Solved = tuple[Array, Array, Array]
 
-_TANH_SERIES = tanh_series(17)
+_TANH_EXCESS = tanh_excess(8)
 
 
 @register
@@ -38,7 +40,7 @@ class Planar(Bijector):
 
     With a = w.x + b and s = 1 + w.u_hat = softplus(w.u) > 0, the determinant is
     s sech(a)^2 + tanh(a)^2, which is positive for every weight. The inverse solves the scalar
-    equation a - tanh(a) + s tanh(a) = w.z + b by monotone Newton steps, to a few eps, and its
+    equation a - tanh(a) + s tanh(a) = w.z + b by Halley's and Newton's steps, to a few eps, and its
     gradients are those of the exact solution.
 
     Args:
@@ -356,23 +358,34 @@ def _log_det(a: Array, s: Array, log_s: Array) -> Array:
     )
 
 
-def _excess(a: Array) -> Array:
-    """a - tanh(a), by its series near 0."""
-    small = jnp.abs(a) < 0.5
-    near = jnp.where(small, a, 0)
-    square = jnp.square(near)
-    total = jnp.full_like(a, -_TANH_SERIES[-1])
-    for coefficient in reversed(_TANH_SERIES[1:-1]):
-        total = total * square - coefficient
-    return jnp.where(small, near * square * total, a - jnp.tanh(a))
+def _excess(a: Array, tanh: Array) -> Array:
+    """a - tanh(a) without cancellation, and without gradients."""
+    a, tanh = jax.lax.stop_gradient((a, tanh))
+    square = jnp.square(a)
+    near = a * (square * quotient(square, *_TANH_EXCESS))
+    return jnp.where(square < 0.25, near, a - tanh)
+
+
+def _sech2(a: Array) -> Array:
+    """sech(a)^2, which 1 - tanh(a)^2 loses far out."""
+    largest = math.log(float(jnp.finfo(a.dtype).max)) - 1
+    return jnp.square(1 / jnp.cosh(jnp.clip(a, -largest, largest)))
+
+
+def _halley_step(a: Array, t: Array, s: Array) -> Array:
+    tanh, sech2 = jnp.tanh(a), _sech2(a)
+    slope = jnp.square(tanh) + s * sech2
+    step = (_excess(a, tanh) + (s * tanh - t)) / slope
+    half_bend = tanh * sech2 * (1 - s) / slope
+    return a - step / (1 - step * half_bend)
 
 
 def _newton_step(a: Array, t: Array, s: Array) -> Array:
-    tanh, largest = jnp.tanh(a), math.log(float(jnp.finfo(a.dtype).max)) - 1
-    # 1 - tanh^2 would be 0 long before s sech^2 is
-    sech = 1 / jnp.cosh(jnp.clip(a, -largest, largest))
-    slope = jnp.square(tanh) + s * jnp.square(sech)
-    return a - divide(_excess(a) + (s * tanh - t), slope)
+    tanh, sech2 = jnp.tanh(a), _sech2(a)
+    t1, s2 = jax.lax.stop_gradient((tanh, sech2))
+    rates = t1 * t1, 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
+    excess = _excess(a, tanh) + derivatives(a, *rates)
+    return a - divide(excess + (s * tanh - t), jnp.square(tanh) + s * sech2)
 
 
 def _convex_start(t: Array, s: Array) -> Array:
@@ -402,14 +415,15 @@ def _solve(t: Array, s: Array) -> Array:
 
     The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
     of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
-    there the detached steps come within 3e-10 of the root, whatever t and s are. The last two steps carry
-    gradients, which makes derivatives up to the third exact at the root.
+    there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, whatever t and s are; two do in
+    float32. Newton's carry gradients, which makes derivatives up to the third exact at the root.
     """
     t, s = jnp.broadcast_arrays(t, jnp.maximum(s, jnp.finfo(s.dtype).tiny))
     fixed_t, scale = jax.lax.stop_gradient((t, s))
     magnitude = jnp.abs(fixed_t)
     a = jnp.where(scale < 1, _convex_start(magnitude, scale), _concave_start(magnitude, scale))
-    a = jax.lax.fori_loop(0, DETACHED_STEPS, lambda _, a: _newton_step(a, magnitude, scale), a)
+    for _ in range(DETACHED_STEPS if t.dtype == jnp.float64 else DETACHED_STEPS - 1):
+        a = _halley_step(a, magnitude, scale)
     a = jnp.copysign(a, fixed_t)
     for _ in range(DIFFERENTIABLE_STEPS):
         a = _newton_step(a, t, s)

@@ -19,7 +19,7 @@ from torch_flows.networks.regularization import (
     has_batch_statistics,
     new_statistics,
 )
-from torch_flows.numerics import beyond
+from torch_flows.numerics import beyond, has_tangent
 from torch_flows.variables import HasVariables
 
 if TYPE_CHECKING:
@@ -248,10 +248,15 @@ def tracked(x: Tensor, keep_graph: bool) -> Tensor:
 
 
 def differentiates(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that needs gradients on its way: in ``torch.inference_mode`` there would be none."""
+    """A method that needs gradients on its way: ``torch.inference_mode`` has none, forward mode others."""
 
     @wraps(method)
     def run(self: Any, *args: Any, **options: Any) -> Any:
+        given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
+        if any(map(has_tangent, given)):
+            raise NotImplementedError(
+                f"{method.__name__} has no derivatives in forward mode: use torch.autograd.grad."
+            )
         if not torch.is_inference_mode_enabled():
             return method(self, *args, **options)
         with torch.inference_mode(False), torch.no_grad():

@@ -44,6 +44,7 @@ from torch_flows.numerics import (
     first_step,
     full_precision,
     gaussian,
+    has_tangent,
     in_float32,
     is_eager,
     next_step,
@@ -744,7 +745,6 @@ def _differentiate_steps(
 
 def _refuse_transforms(state: Tensor) -> None:
     """Raise ``NotImplementedError`` where the solver's steps cannot be chosen or differentiated."""
-    forward_mode = torch.autograd.forward_ad.unpack_dual(state).tangent is not None
     mapped = torch._C._functorch.is_legacy_batchedtensor(state)  # is_grads_batched=True
-    if forward_mode or mapped or torch._C._are_functorch_transforms_active():
+    if has_tangent(state) or mapped or torch._C._are_functorch_transforms_active():
         raise NotImplementedError(HOST_STEPS)

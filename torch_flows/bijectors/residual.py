@@ -19,6 +19,7 @@ from torch_flows.networks.lipschitz import LipschitzMLP
 from torch_flows.numerics import (
     DIFFERENTIABLE_STEPS,
     at_least_float32,
+    differentiable,
     first_step,
     full_precision,
     in_float32,
@@ -221,7 +222,7 @@ class InvertibleResidual(Bijector):
             if is_eager() and not ((size > close) & given).any():
                 break
         x = base + direction  # from close to the root, one more step reaches rounding
-        for _ in range(DIFFERENTIABLE_STEPS if torch.is_grad_enabled() else 0):
+        for _ in range(DIFFERENTIABLE_STEPS if differentiable() else 0):
             x, _ = self._newton_step(layers, x, z)
         return x
 

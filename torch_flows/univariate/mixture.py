@@ -10,7 +10,14 @@ from torch import Tensor
 
 from flow_bridge import checks
 from flow_bridge.univariate import check_dense, dense_layers
-from torch_flows.numerics import at_least_float32, derivatives, log1p, softplus, split_sign
+from torch_flows.numerics import (
+    at_least_float32,
+    derivatives,
+    differentiable,
+    log1p,
+    softplus,
+    split_sign,
+)
 from torch_flows.registry import register
 from torch_flows.univariate.base import Output, UnivariateMap
 from torch_flows.univariate.roots import FARTHEST, invert
@@ -307,7 +314,7 @@ def _smaller_tail(
     side = split_sign(torch.where(apart > 0, low, middle))[0]
     middle = torch.where(apart > 0, 0, side * middle)
     share = torch.where(apart > 0, tails.sum(0), 0.5 - middle)
-    if torch.is_grad_enabled():
+    if differentiable():
         second = -density * fixed
         change = side * derivatives(c, density, second, -density - second * fixed).sum(0)
         middle, share = middle + change, share - change

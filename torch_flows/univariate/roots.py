@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flow_bridge.univariate import COMPILED_DOUBLINGS, COMPILED_STEPS, DOUBLINGS, ROOT_STEPS
-from torch_flows.numerics import DIFFERENTIABLE_STEPS, is_eager
+from torch_flows.numerics import DIFFERENTIABLE_STEPS, differentiable, is_eager
 from torch_flows.univariate.base import Output
 
 FARTHEST = 1e30
@@ -35,7 +35,7 @@ def invert(
     fixed = [parameter.detach() for parameter in parameters]
     x = _find(evaluate, z.detach(), fixed, low.detach(), high.detach())
     largest = math.log(torch.finfo(x.dtype).max) - 1
-    for _ in range(DIFFERENTIABLE_STEPS if torch.is_grad_enabled() else 0):
+    for _ in range(DIFFERENTIABLE_STEPS if differentiable() else 0):
         y, log_slope = evaluate(x, *parameters)
         residual = y - z
         # where the map is flat, 0 must not meet an infinity

@@ -11,6 +11,7 @@ from flow_bridge.univariate import TAIL_EXCESS, TAIL_SCALE, TAIL_START, slope_of
 from torch_flows.numerics import (
     at_least_float32,
     derivatives,
+    differentiable,
     log1p,
     quotient,
     softplus,
@@ -34,7 +35,7 @@ def log_mills(t: Tensor) -> Tensor:
     fixed = t.detach()
     excess = tail_excess(fixed)
     value = -(fixed + excess).log()
-    if not torch.is_grad_enabled():
+    if not differentiable():
         return value
     near = t.clamp_max(torch.finfo(t.dtype).max)  # not an infinity less itself
     first, fixed = -excess, near.detach()
@@ -62,7 +63,7 @@ def tail_quantile(log_share: Tensor) -> Tensor:
         step = (-slope.log() - t / 2 * t - LOG_ROOT - fixed) / slope
         t = t + step / (1 + step * excess / 2)
     t = t.clamp_min(0)
-    if torch.is_grad_enabled():
+    if differentiable():
         excess = tail_excess(t)
         ratio = 1 / (t + excess)
         second = -excess * ratio * ratio
