@@ -67,6 +67,7 @@ NAMES_ALONE = {
     "inputs.py:to_jax": "JAX takes numpy's arrays too",
     "checkpoint.py:to_numpy": "numpy takes JAX's arrays as they are",
     "numerics.py:as_int32": "JAX has a mode without 64-bit integers",
+    "numerics.py:advance": "JAX's variables are not changed in place",
     "numerics.py:differentiable": "JAX has derivatives wherever they are asked for",
     "numerics.py:has_tangent": "JAX has derivatives wherever they are asked for",
     "numerics.py:loops": "JAX always has loops that it need not unroll",

@@ -120,6 +120,49 @@ def test_another_optimiser() -> None:
     assert distance(SMALL.weights(), in_jax) > 1e-3
 
 
+def fit_compiled(x: np.ndarray, compile: bool) -> tuple[History, Any]:
+    """Losses and weights, with what a compiler could get wrong: statistics, dropout, parts, clipping."""
+    network = arch(
+        "MLP", hidden_dims=[8], activation="tanh", normalization="batch_norm", dropout=0.1
+    )
+    layers = [
+        arch("Coupling", dim=2, map=arch("AffineMap"), conditioner=network, mask=mask)
+        for mask in ("even", "odd")
+    ]
+    model = Case(
+        "compiled", flow(arch("Chain", bijectors=layers), arch("StandardNormal", dim=2))
+    ).torch_model()
+    options = {"max_grad_norm": 1.0, "accumulate": 2, "ema": 0.9, "batch_size": 32}
+    history = torch_flows.fit(
+        model, torch.from_numpy(x), num_epochs=3, progress=False, compile=compile, **options
+    )
+    return history, model.state_dict()
+
+
+def test_compiled_steps_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a backend that traces and differentiates as the others do, and runs what it traced as it is."""
+    given, traced = torch.nn.Module.compile, []
+
+    def quick(module: torch.nn.Module) -> None:
+        traced.append(module)
+        given(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    x = data(200)
+    (plain, weights), (compiled, others) = (fit_compiled(x, compile) for compile in (False, True))
+    assert len(traced) == 1
+    np.testing.assert_allclose(compiled.step_losses, plain.step_losses, rtol=1e-12)
+    for name, array in weights.items():
+        torch.testing.assert_close(others[name], array, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_a_kernel_compiler_are_the_same() -> None:
+    x = data(200)
+    (plain, _), (compiled, _) = (fit_compiled(x, compile) for compile in (False, True))
+    np.testing.assert_allclose(compiled.step_losses, plain.step_losses, rtol=1e-10)
+
+
 def test_energy_in_both() -> None:
     """Reverse KL to a normal: the same trajectory, and it finds the target."""
 

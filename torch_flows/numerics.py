@@ -195,6 +195,11 @@ def next_step(step: Tensor) -> Tensor:
     return (_finite(step) + 1) % _period(step)
 
 
+def advance(step: Tensor) -> None:
+    """Set the counter to ``next_step``; by a view, as ``torch.compile`` loses changes of float64 scalars."""
+    step.view(1).copy_(next_step(step).view(1))
+
+
 def _finite(step: Tensor) -> Tensor:
     """A counter; 0 where it was too large for a dtype that it has been converted to."""
     return torch.where(step.isfinite(), step, 0)

@@ -40,6 +40,7 @@ from torch_flows.networks.conditioner import build_conditioner
 from torch_flows.networks.mlp import MLP
 from torch_flows.networks.regularization import acts_in_training
 from torch_flows.numerics import (
+    advance,
     at_least_float32,
     first_step,
     full_precision,
@@ -47,7 +48,6 @@ from torch_flows.numerics import (
     has_tangent,
     in_float32,
     is_eager,
-    next_step,
     rademacher,
 )
 from torch_flows.registry import register
@@ -211,7 +211,7 @@ class ContinuousBijector(Bijector):
         if self.trace == "hutchinson":
             draw = rademacher if self.probe == "rademacher" else gaussian
             noise = own_rows(partial(draw, self.noise_step, 0), x.shape)
-            self.noise_step.copy_(next_step(self.noise_step))
+            advance(self.noise_step)
         field = self._field(self.kinetic_energy, self.jacobian_norm)
         return self._run(x, context, (0.0, 1.0), noise, field)
 

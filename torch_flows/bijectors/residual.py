@@ -18,13 +18,13 @@ from torch_flows.inputs import check_input, check_probe
 from torch_flows.networks.lipschitz import LipschitzMLP
 from torch_flows.numerics import (
     DIFFERENTIABLE_STEPS,
+    advance,
     at_least_float32,
     differentiable,
     first_step,
     full_precision,
     in_float32,
     is_eager,
-    next_step,
     norm,
     rademacher,
     random_bits,
@@ -127,7 +127,7 @@ class InvertibleResidual(Bijector):
         noise = own_rows(partial(rademacher, self.noise_step, 0), x.shape)
         stopped = random_bits(self.noise_step, 1, ()) < self.thresholds
         num_terms = self.exact_terms + int(stopped.sum())
-        self.noise_step.copy_(next_step(self.noise_step))
+        advance(self.noise_step)
         return self._estimate(layers, x, noise, num_terms)
 
     @full_precision

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flow_bridge import checks
 from flow_bridge.regularization import EPS, MOMENTUM, dropout_threshold
 from torch_flows.devices import mean_over_ranks, num_ranks, own_rows
-from torch_flows.numerics import at_least_float32, first_step, next_step, random_bits
+from torch_flows.numerics import advance, at_least_float32, first_step, random_bits
 
 
 def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         bits = own_rows(partial(random_bits, self.noise_step, 0), x.shape)
-        self.noise_step.copy_(next_step(self.noise_step))
+        advance(self.noise_step)
         return torch.where(bits < self.threshold, 0, x / (1 - self.rate))
 
 
