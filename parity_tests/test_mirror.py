@@ -69,6 +69,7 @@ NAMES_ALONE = {
     "numerics.py:as_int32": "JAX has a mode without 64-bit integers",
     "numerics.py:advance": "JAX's variables are not changed in place",
     "numerics.py:differentiable": "JAX has derivatives wherever they are asked for",
+    "numerics.py:in_forward_mode": "JAX has derivatives wherever they are asked for",
     "numerics.py:has_tangent": "JAX has derivatives wherever they are asked for",
     "numerics.py:loops": "JAX always has loops that it need not unroll",
     "numerics.py:takes_kernels": "XLA fuses by itself",

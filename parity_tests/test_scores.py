@@ -229,6 +229,22 @@ def test_scores_in_inference_mode_are_those_outside_of_it() -> None:
         assert not one.requires_grad
 
 
+class Scored(torch.nn.Module):
+    """The score of a flow whose weights are given."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.score(x)
+
+    @classmethod
+    def of(cls, model: Any, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        named = {f"model.{name}": value for name, value in weights.items()}
+        return torch.func.functional_call(cls(model), named, (x,))
+
+
 def test_scores_refuse_forward_mode() -> None:
     """Which would lose their tangents, as they differentiate on their way."""
     model, x = SMALL.torch_model(), torch.from_numpy(X[:, :2])
@@ -242,3 +258,36 @@ def test_scores_refuse_forward_mode() -> None:
             torch.func.jvp(run, (x,), (x,))
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
             run(forward_ad.make_dual(x, x))
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(lambda w: Scored.of(model, w, x), (weights,), (weights,))
+
+
+@pytest.mark.parametrize("name", ["path", "fisher"])
+def test_compiled_steps_of_scores_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, second derivatives were wrong (path gradients) or raised: they run as they are."""
+    given = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module: given(module, backend="aot_eager")
+    )
+    path = torch_flows.ReverseKL(energy, path_gradient=True)
+    loss = path if name == "path" else torch_flows.FisherDivergence(energy)
+    rows = None if name == "path" else torch.from_numpy(X[:, :2])
+    length = {"num_steps": 4} if rows is None else {"num_epochs": 2, "validation": 0}
+    found = []
+    for compile in (False, True):
+        model = SMALL.torch_model()
+        history = torch_flows.fit(
+            model, rows, loss=loss, batch_size=4, progress=False, compile=compile, **length
+        )
+        found.append((history.step_losses, list(model.state_dict().values())))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_scores_with_gradients_refuse_one_graph() -> None:
+    model, x = SMALL.torch_model(), torch.from_numpy(X[:, :2])
+    scored = torch.compile(model.from_noise_with_score, backend="aot_eager")
+    torch.testing.assert_close(scored(x), model.from_noise_with_score(x))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="cannot be compiled where gradients are enabled"):
+        torch.compile(model.from_noise_with_score, backend="eager", fullgraph=True)(x)

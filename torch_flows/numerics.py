@@ -217,12 +217,17 @@ def is_eager() -> bool:
 
 def differentiable() -> bool:
     """Whether derivatives may be asked for: forward mode has them under ``torch.no_grad`` too."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Whether forward mode differentiates by something: an input, or weights."""
+    return forward_ad._current_level >= 0
 
 
 def has_tangent(x: Tensor) -> bool:
     """Whether forward mode differentiates by x."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    return in_forward_mode() and forward_ad.unpack_dual(x).tangent is not None
 
 
 def takes_kernels(*inputs: Tensor) -> bool:

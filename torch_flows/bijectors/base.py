@@ -1,6 +1,7 @@
 """What every bijector is."""
 
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch_flows.networks.regularization import (
     has_batch_statistics,
     new_statistics,
 )
-from torch_flows.numerics import beyond, has_tangent
+from torch_flows.numerics import beyond, in_forward_mode
 from torch_flows.variables import HasVariables
 
 if TYPE_CHECKING:
@@ -252,11 +253,17 @@ def differentiates(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def run(self: Any, *args: Any, **options: Any) -> Any:
-        given = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
-        if any(map(has_tangent, given)):
+        if in_forward_mode():
             raise NotImplementedError(
                 f"{method.__name__} has no derivatives in forward mode: use torch.autograd.grad."
             )
+        if torch.is_grad_enabled() and "torch._dynamo" in sys.modules:
+            # compiled programs have wrong second derivatives, or none
+            if torch.compiler.is_compiling():  # with fullgraph, else PyTorch runs this as it is
+                raise NotImplementedError(
+                    f"{method.__name__} cannot be compiled where gradients are enabled: use torch.no_grad."
+                )
+            return torch.compiler.disable(method)(self, *args, **options)
         if not torch.is_inference_mode_enabled():
             return method(self, *args, **options)
         with torch.inference_mode(False), torch.no_grad():

@@ -409,8 +409,9 @@ def _halley_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
 def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
     tanh, sech2 = a.tanh(), _sech2(a)
     t1, s2 = tanh.detach(), sech2.detach()
-    rates = t1 * t1, 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
-    excess = _excess(a, tanh) + derivatives(a, *rates)
+    second, third = 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
+    excess = _excess(a, tanh) + derivatives(a, t1 * t1, second, third)
+    tanh = t1 + derivatives(a, s2, -second, -third)  # whose own are 0 far out
     return a - divide(excess + (s * tanh - t), tanh.square() + s * sech2)
 
 
@@ -439,7 +440,7 @@ def _solve(t: Tensor, s: Tensor) -> Tensor:
 
     The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
     of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
-    there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, whatever t and s are; two do in
+    there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, to the rounding of t and s; two do in
     float32. Newton's carry gradients, which makes derivatives up to the third exact at the root.
     """
     if t.ndim == s.ndim == 0:  # PyTorch's forward mode makes float64 of float32 scalars
