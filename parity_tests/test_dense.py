@@ -17,8 +17,10 @@ import torch_flows
 from flow_bridge.architecture import architecture
 from flow_bridge.weights import torch_to_jax
 from jax_flows.bijectors import linear as jax_linear
+from jax_flows.bijectors import planar as jax_planar
 from jax_flows.univariate import splines as jax_splines
 from torch_flows.bijectors import linear as torch_linear
+from torch_flows.bijectors import planar as torch_planar
 from torch_flows.univariate import splines as torch_splines
 
 HALVES = ("torch", "jax")
@@ -791,3 +793,58 @@ def test_energies_need_a_differentiable_base() -> None:
     flow = torch_flows.Flow(torch_flows.Affine(2), torch_flows.StudentT(2, 5.0))
     history = torch_flows.fit_to_energy(flow, lambda x: (x**2).sum(-1), num_steps=3, progress=False)
     assert np.isfinite(history.step_losses).all()
+
+
+def planar_root(t: Any, s: Any, near: Any) -> Any:
+    """The a with a + (s - 1) tanh(a) = t, to 40 digits."""
+    s = mpmath.mpf(float(s))
+    return mpmath.findroot(lambda a: a + (s - 1) * mpmath.tanh(a) - t, mpmath.mpf(float(near)))
+
+
+def solve_planar(half: str, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+    if half == "torch":
+        return torch_planar._solve(torch.from_numpy(t), torch.from_numpy(s)).numpy()
+    return np.asarray(jax_planar._solve(jnp.asarray(t), jnp.asarray(s)))
+
+
+@half_and_dtype
+def test_planar_roots_against_mpmath(half: str, dtype: Any) -> None:
+    """Of sizes far apart and near each other: off by 1.8 eps at most, as measured, and what the rounding of
+    the two numbers makes of the root."""
+    generator, size = np.random.default_rng(0), 8 if dtype == np.float32 else 30
+    s = 10 ** generator.uniform(-size, size, 150)
+    t = 10 ** generator.uniform(-size, size, 150)
+    s[:60], t[:60] = 10 ** generator.uniform(-1, 1, (2, 60))
+    t[60:100] = s[60:100] * generator.uniform(0.5, 1.5, 40)
+    s, t = s.astype(dtype), t.astype(dtype)
+    found = solve_planar(half, t, s)
+    with mpmath.workdps(60):
+        for a, target, factor in zip(found, t, s, strict=True):
+            target, factor = mpmath.mpf(float(target)), mpmath.mpf(float(factor))
+            root = planar_root(target, factor, a)
+            tanh = mpmath.tanh(root)
+            slope = 1 + (factor - 1) / mpmath.cosh(root) ** 2
+            rounding = max(1, target / (slope * root), factor * tanh / (slope * root))
+            assert abs(a / root - 1) < 4 * np.finfo(dtype).eps * rounding, (target, factor)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(("t", "s"), [(10.0, 2.0), (13.0, 2.0), (1.0, 0.3), (0.2, 5.0)])
+def test_derivatives_of_planar_roots_against_mpmath(half: str, t: float, s: float) -> None:
+    """The first three in float32, far out too: off by 1e-6 at most, as measured."""
+    found: list[Any] = []
+    if half == "torch":
+        point = torch.tensor([t], requires_grad=True)
+        value = torch_planar._solve(point, torch.tensor([s]))
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+            found.append(value.item())
+    else:
+        function: Any = lambda t: jax_planar._solve(t, jnp.float32(s))  # noqa: E731
+        for _ in range(3):
+            function = jax.grad(function)
+            found.append(float(function(jnp.float32(t))))
+    near = solve_planar(half, np.array([t]), np.array([s]))[0]
+    with mpmath.workdps(60):
+        expected = [mpmath.diff(lambda t: planar_root(t, s, near), t, k) for k in (1, 2, 3)]
+    np.testing.assert_allclose(found, np.array(expected, float), rtol=1e-5)

@@ -16,6 +16,7 @@ from flow_bridge.weights import torch_to_jax
 from jax_flows.checkpoint import from_numpy
 from parity_tests.catalogue import Case, arch, flow, tanh_network
 from parity_tests.test_losses import PACKAGES, run_losses
+from parity_tests.test_parity import Direction
 from parity_tests.test_training import HALVES, data, distance, fit_half
 from twinflows.parity.limits import TRAJECTORY
 
@@ -229,22 +230,6 @@ def test_scores_in_inference_mode_are_those_outside_of_it() -> None:
         assert not one.requires_grad
 
 
-class Scored(torch.nn.Module):
-    """The score of a flow whose weights are given."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.score(x)
-
-    @classmethod
-    def of(cls, model: Any, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        named = {f"model.{name}": value for name, value in weights.items()}
-        return torch.func.functional_call(cls(model), named, (x,))
-
-
 def test_scores_refuse_forward_mode() -> None:
     """Which would lose their tangents, as they differentiate on their way."""
     model, x = SMALL.torch_model(), torch.from_numpy(X[:, :2])
@@ -258,9 +243,14 @@ def test_scores_refuse_forward_mode() -> None:
             torch.func.jvp(run, (x,), (x,))
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
             run(forward_ad.make_dual(x, x))
-    weights = {name: p.detach() for name, p in model.named_parameters()}
+    scored = Direction(model, "score")
+    weights = {name: p.detach() for name, p in scored.named_parameters()}
+
+    def score(weights: Any) -> Any:
+        return torch.func.functional_call(scored, weights, (x, None))
+
     with pytest.raises(NotImplementedError, match="forward mode"):
-        torch.func.jvp(lambda w: Scored.of(model, w, x), (weights,), (weights,))
+        torch.func.jvp(score, (weights,), (weights,))
 
 
 @pytest.mark.parametrize("name", ["path", "fisher"])

@@ -5,7 +5,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -251,19 +251,23 @@ def tracked(x: Tensor, keep_graph: bool) -> Tensor:
 def differentiates(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that needs gradients on its way: ``torch.inference_mode`` has none, forward mode others."""
 
+    @cache
+    def uncompiled() -> Callable[..., Any]:
+        return torch.compiler.disable(method)
+
     @wraps(method)
     def run(self: Any, *args: Any, **options: Any) -> Any:
         if in_forward_mode():
             raise NotImplementedError(
-                f"{method.__name__} has no derivatives in forward mode: use torch.autograd.grad."
+                f"{method.__qualname__} has no derivatives in forward mode: use torch.autograd.grad."
             )
         if torch.is_grad_enabled() and "torch._dynamo" in sys.modules:
             # compiled programs have wrong second derivatives, or none
             if torch.compiler.is_compiling():  # with fullgraph, else PyTorch runs this as it is
                 raise NotImplementedError(
-                    f"{method.__name__} cannot be compiled where gradients are enabled: use torch.no_grad."
+                    f"{method.__qualname__} cannot be compiled where gradients are enabled: use no_grad."
                 )
-            return torch.compiler.disable(method)(self, *args, **options)
+            return uncompiled()(self, *args, **options)
         if not torch.is_inference_mode_enabled():
             return method(self, *args, **options)
         with torch.inference_mode(False), torch.no_grad():
