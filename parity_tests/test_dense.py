@@ -486,6 +486,12 @@ def test_spline_kernels_against_mpmath(half: str, dtype: Any) -> None:
             assert abs(-mpmath.mpf(float(log_det)) - exact(root, *a)[1]) <= 64 * eps
 
 
+def ends_of_bins(half: str, x: np.ndarray, knots: np.ndarray, inverse: bool) -> list[np.ndarray]:
+    (ends,) = call(half, "splines", "select_bin", x, knots, inverse)
+    (slopes,) = call(half, "splines", "slope_of", ends[4:], MIN_DERIVATIVE)
+    return [*ends[:4], *slopes]
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_spline_float32_on_its_own_knots(half: str) -> None:
     """Weights of scale 3: libraries that cancel lose 0.07 nats here."""
@@ -494,7 +500,7 @@ def test_spline_float32_on_its_own_knots(half: str) -> None:
     x = generator.uniform(-5, 5, 20000).astype(np.float32)
     (knots,) = call(half, "splines", "spline_knots", parameters, 5.0)
     for inverse in (False, True):
-        ends = call(half, "splines", "select_bin", x, knots, inverse)
+        ends = ends_of_bins(half, x, knots, inverse)
         kernel = "inverse_in_bin" if inverse else "forward_in_bin"
         y, log_slope = call(half, "splines", kernel, x, *ends)
         wide = [a.astype(np.float64) for a in (x, *ends)]
@@ -566,7 +572,7 @@ def test_spline_extremes(half: str) -> None:
     flat = np.zeros((1, 23), np.float32)
     flat[:, 16:] = -1e9
     (knots,) = call(half, "splines", "spline_knots", flat, 4.0)
-    ends = call(half, "splines", "select_bin", np.zeros(1, np.float32), knots, False)
+    ends = ends_of_bins(half, np.zeros(1, np.float32), knots, False)
     np.testing.assert_allclose(ends[4:], MIN_DERIVATIVE)
     # the bin of flowjax's NaN
     ends = [

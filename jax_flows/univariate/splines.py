@@ -7,6 +7,7 @@ of squares. Inside, the axis of the parameters leads, so that every step runs al
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import Array
 from flow_bridge import checks
 from flow_bridge.domains import REALS, ClosedInterval, Interval
 from flow_bridge.univariate import check_spline, raw_slope, slope_offset
-from jax_flows.numerics import absolute, check_constants, softplus
+from jax_flows.numerics import absolute, check_constants, softplus, with_partials
 from jax_flows.registry import register
 from jax_flows.univariate.base import Output, UnivariateMap
 from jax_flows.univariate.circular import circle_features, wrapped
@@ -124,8 +125,8 @@ class SplineMap(UnivariateMap):
             outside = jnp.abs(x) >= high if low == -high else (x <= low) | (x >= high)
         inner = jnp.where(outside, (low + high) / 2, x)
         knots = self.knots(parameters)
-        ends = select_bin(inner, knots, inverse, self.min_slope, self.squash)
-        y, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inner, *ends)
+        in_bin = with_partials(partial(self._in_bin, inverse))
+        y, log_slope = in_bin(inner, *select_bin(inner, knots, inverse))
         if self.boundary in ("bounded", "circular"):
             return jnp.where(outside, math.nan, y), jnp.where(outside, math.nan, log_slope)
         if self.boundary != "linear":
@@ -137,6 +138,10 @@ class SplineMap(UnivariateMap):
         slope = 1 / slope if inverse else slope
         beyond = end + slope * (x - end)
         return jnp.where(outside, beyond, y), jnp.where(outside, jnp.log(slope), log_slope)
+
+    def _in_bin(self, inverse: bool, x: Array, *ends: Array) -> Output:
+        slopes = (slope_of(raw, self.min_slope, self.squash) for raw in ends[4:])
+        return (inverse_in_bin if inverse else forward_in_bin)(x, *ends[:4], *slopes)
 
     def knots(self, parameters: Array) -> Array:
         """Positions, heights and raw slopes of the knots, shape ``(3, num_bins + 1, *batch)``."""
@@ -181,20 +186,14 @@ def slope_of(raw: Array, min_slope: float, squash: float | None = None) -> Array
     return min_slope + softplus(raw + slope_offset(min_slope))
 
 
-def select_bin(
-    x: Array,
-    knots: Array,
-    inverse: bool,
-    min_slope: float = 1e-3,
-    squash: float | None = None,
-) -> tuple[Array, ...]:
-    """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
+def select_bin(x: Array, knots: Array, inverse: bool) -> Array:
+    """x0, x1, y0, y1 and the raw slopes of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry."""
     # materialised, or a fusion may round a knot anew and see x on its other side
     knots = jax.lax.optimization_barrier(knots)
     index = (x >= knots[int(inverse), 1:-1]).sum(0)
     columns = knots.reshape(3, knots.shape[1], x.size)
-    ends = jax.vmap(_neighbours, (-1, 0), -1)(columns, index.reshape(x.size)).reshape(6, *x.shape)
-    return *ends[:4], *slope_of(ends[4:], min_slope, squash)
+    ends = jax.vmap(_neighbours, (-1, 0), -1)(columns, index.reshape(x.size))
+    return ends.reshape(6, *x.shape)
 
 
 def _neighbours(column: Array, index: Array) -> Array:

@@ -121,8 +121,7 @@ class SplineMap(UnivariateMap):
             outside = x.abs() >= high if low == -high else (x <= low) | (x >= high)
         inner = x.masked_fill(outside, (low + high) / 2)
         knots = self.knots(parameters)
-        ends = select_bin(inner, knots, inverse, self.min_slope, self.squash)
-        y, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inner, *ends)
+        y, log_slope = self._in_bin(inverse, inner, select_bin(inner, knots, inverse))
         if self.boundary in ("bounded", "circular"):
             return y.masked_fill(outside, math.nan), log_slope.masked_fill(outside, math.nan)
         if self.boundary != "linear":
@@ -134,6 +133,10 @@ class SplineMap(UnivariateMap):
         slope = slope.reciprocal() if inverse else slope
         beyond = torch.addcmul(end, slope, x - end)
         return torch.where(outside, beyond, y), torch.where(outside, slope.log(), log_slope)
+
+    def _in_bin(self, inverse: bool, x: Tensor, ends: Tensor) -> Output:
+        slopes = slope_of(ends[4:], self.min_slope, self.squash).unbind()
+        return (inverse_in_bin if inverse else forward_in_bin)(x, *ends[:4].unbind(), *slopes)
 
     def knots(self, parameters: Tensor) -> Tensor:
         """Positions, heights and raw slopes of the knots, shape ``(3, num_bins + 1, *batch)``."""
@@ -178,18 +181,11 @@ def slope_of(raw: Tensor, min_slope: float, squash: float | None = None) -> Tens
     return min_slope + softplus(raw + slope_offset(min_slope))
 
 
-def select_bin(
-    x: Tensor,
-    knots: Tensor,
-    inverse: bool,
-    min_slope: float = 1e-3,
-    squash: float | None = None,
-) -> tuple[Tensor, ...]:
-    """x0, x1, y0, y1, d0, d1 of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry of x."""
+def select_bin(x: Tensor, knots: Tensor, inverse: bool) -> Tensor:
+    """x0, x1, y0, y1 and the raw slopes of the half-open bin [x0, x1) (inverse: [y0, y1)) of each entry."""
     index = (x >= knots[int(inverse), 1:-1]).sum(0)
     both = torch.stack([index, index + 1]).expand(3, 2, *x.shape)
-    ends = knots.gather(1, both).flatten(0, 1)
-    return *ends[:4].unbind(), *slope_of(ends[4:], min_slope, squash).unbind()
+    return knots.gather(1, both).flatten(0, 1)
 
 
 def forward_in_bin(
