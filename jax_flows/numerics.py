@@ -42,8 +42,8 @@ def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
     return quotient, divide(da - quotient * db, b)
 
 
-def with_partials(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """Of a function entry by entry, with all derivatives: the partial ones are computed with its values.
+def with_partials(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function entry by entry, whose partial derivatives are computed with its values.
 
     Gradients are then sums of products, which XLA on a CPU may compute anew wherever they are read.
     """
@@ -51,15 +51,19 @@ def with_partials(function: Callable[..., tuple[Array, ...]]) -> Callable[..., t
 
     @with_values.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
-        outputs = function(*primals)
+        outputs, tree = jax.tree.flatten(function(*primals))
         slopes = []
         for i, output in enumerate(outputs):
-            _, pull = jax.vjp(lambda *inputs, i=i: function(*inputs)[i], *primals)
+            _, pull = jax.vjp(lambda *inputs, i=i: jax.tree.leaves(function(*inputs))[i], *primals)
             partials = pull(jnp.ones_like(output))
             slopes.append(sum(p * t for p, t in zip(partials, tangents, strict=True)))
-        return outputs, tuple(slopes)
+        return jax.tree.unflatten(tree, outputs), jax.tree.unflatten(tree, slopes)
 
-    return wraps(function)(with_values)
+    @wraps(function)
+    def broadcast(*inputs: Array) -> Any:
+        return with_values(*jnp.broadcast_arrays(*inputs))
+
+    return broadcast
 
 
 def absolute(x: Array) -> Array:

@@ -24,6 +24,7 @@ from jax_flows.numerics import (
     norm,
     quotient,
     softplus,
+    with_partials,
 )
 from jax_flows.registry import register
 from jax_flows.variables import Output, Variables, draws
@@ -336,26 +337,26 @@ def _orthonormal(vectors: Array) -> Array:
     return (eye.T - _product(unit.T, solution.T).T).astype(dtype)
 
 
+@with_partials
 def _log_det(a: Array, s: Array, log_s: Array) -> Array:
-    """log(s sech(a)^2 + tanh(a)^2), by the form that does not cancel where it stands."""
-    t, log_h = jnp.tanh(a), log_sech2(a)
-    excess = (s - 1) * jnp.exp(log_h)
+    """log(s sech(a)^2 + tanh(a)^2), which is log(1 + (s - 1) sech(a)^2) where that is mild; else twice the
+    logarithm of the larger root of the two terms, times sqrt(1 + ratio^2), ratio the other root over it."""
+    t, sech = jnp.tanh(a), _sech(a)
+    excess = (s - 1) * sech * sech
     mild = excess > -0.25
-    log_sh = log_s + log_h
-    steep = ~mild & (jnp.abs(t) > jnp.exp(log_sh / 2))
-    log_t2 = 2 * jnp.log(jnp.abs(jnp.where(steep, t, 1)))
-    # where the exponential would overflow, t is 0
-    largest = math.log(float(jnp.finfo(t.dtype).max)) - 1
-    ratio = t * jnp.exp(jnp.minimum(jnp.where(mild | steep, 0, -log_sh / 2), largest))
-    return jnp.where(
-        mild,
-        jnp.log1p(jnp.where(mild, excess, 0)),
-        jnp.where(
-            steep,
-            log_t2 + jnp.log1p(jnp.exp(jnp.where(steep, log_sh - log_t2, 0))),
-            log_sh + jnp.log1p(jnp.square(ratio)),
-        ),
-    )
+    log_root = jnp.where(mild, 0, log_s / 2)
+    root = jnp.exp(log_root) * sech
+    size = jnp.abs(t)
+    flat = size <= root
+    larger, smaller = jnp.where(flat, root, size), jnp.where(flat, t, root)
+    ratio = divide(smaller, jnp.maximum(larger, jnp.finfo(a.dtype).tiny))
+    # the root may underflow where its logarithm does not
+    small = jnp.where(flat, sech, size) * jnp.sqrt(1 + ratio * ratio)
+    excess = jnp.where(mild, excess, 0)
+    near = 1 + excess
+    lost = (excess - (near - 1)) / near
+    log_value = jnp.log(jnp.where(mild, near, small)) + jnp.where(flat, log_root, 0)
+    return jnp.where(mild, 1, 2) * log_value + lost
 
 
 def _excess(a: Array, tanh: Array) -> Array:
@@ -366,14 +367,15 @@ def _excess(a: Array, tanh: Array) -> Array:
     return jnp.where(square < 0.25, near, a - tanh)
 
 
-def _sech2(a: Array) -> Array:
-    """sech(a)^2, which 1 - tanh(a)^2 loses far out."""
+def _sech(a: Array) -> Array:
+    """sech(a), whose square 1 - tanh(a)^2 loses far out."""
     largest = math.log(float(jnp.finfo(a.dtype).max)) - 1
-    return jnp.square(1 / jnp.cosh(jnp.clip(a, -largest, largest)))
+    # by a root, whose derivative needs the cube and not the fourth power of small numbers
+    return jnp.square(jax.lax.rsqrt(jnp.cosh(jnp.clip(a, -largest, largest))))
 
 
 def _halley_step(a: Array, t: Array, s: Array) -> Array:
-    tanh, sech2 = jnp.tanh(a), _sech2(a)
+    tanh, sech2 = jnp.tanh(a), jnp.square(_sech(a))
     slope = jnp.square(tanh) + s * sech2
     step = (_excess(a, tanh) + (s * tanh - t)) / slope
     half_bend = tanh * sech2 * (1 - s) / slope
@@ -381,7 +383,7 @@ def _halley_step(a: Array, t: Array, s: Array) -> Array:
 
 
 def _newton_step(a: Array, t: Array, s: Array) -> Array:
-    tanh, sech2 = jnp.tanh(a), _sech2(a)
+    tanh, sech2 = jnp.tanh(a), jnp.square(_sech(a))
     t1, s2 = jax.lax.stop_gradient((tanh, sech2))
     second, third = 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
     excess = _excess(a, tanh) + derivatives(a, t1 * t1, second, third)

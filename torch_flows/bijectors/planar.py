@@ -363,25 +363,24 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 
 def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
-    """log(s sech(a)^2 + tanh(a)^2), by the form that does not cancel where it stands."""
-    t, log_h = a.tanh(), log_sech2(a)
-    excess = (s - 1) * log_h.exp()
+    """log(s sech(a)^2 + tanh(a)^2), which is log(1 + (s - 1) sech(a)^2) where that is mild; else twice the
+    logarithm of the larger root of the two terms, times sqrt(1 + ratio^2), ratio the other root over it."""
+    t, sech = a.tanh(), _sech(a)
+    excess = (s - 1) * sech * sech
     mild = excess > -0.25
-    log_sh = log_s + log_h
-    steep = ~mild & (t.abs() > (log_sh / 2).exp())
-    log_t2 = 2 * torch.where(steep, t, 1).abs().log()
-    # where the exponential would overflow, t is 0
-    largest = math.log(torch.finfo(t.dtype).max) - 1
-    ratio = t * torch.where(mild | steep, 0, -log_sh / 2).clamp_max(largest).exp()
-    return torch.where(
-        mild,
-        torch.where(mild, excess, 0).log1p(),
-        torch.where(
-            steep,
-            log_t2 + torch.where(steep, log_sh - log_t2, 0).exp().log1p(),
-            log_sh + ratio.square().log1p(),
-        ),
-    )
+    log_root = torch.where(mild, 0, log_s / 2)
+    root = log_root.exp() * sech
+    size = t.abs()
+    flat = size <= root
+    larger, smaller = torch.where(flat, root, size), torch.where(flat, t, root)
+    ratio = divide(smaller, larger.clamp_min(torch.finfo(a.dtype).tiny))
+    # the root may underflow where its logarithm does not
+    small = torch.where(flat, sech, size) * (1 + ratio * ratio).sqrt()
+    excess = torch.where(mild, excess, 0)
+    near = 1 + excess
+    lost = (excess - (near - 1)) / near
+    log_value = torch.where(mild, near, small).log() + torch.where(flat, log_root, 0)
+    return torch.where(mild, 1, 2) * log_value + lost
 
 
 def _excess(a: Tensor, tanh: Tensor) -> Tensor:
@@ -392,14 +391,15 @@ def _excess(a: Tensor, tanh: Tensor) -> Tensor:
     return torch.where(square < 0.25, near, a - tanh)
 
 
-def _sech2(a: Tensor) -> Tensor:
-    """sech(a)^2, which 1 - tanh(a)^2 loses far out."""
+def _sech(a: Tensor) -> Tensor:
+    """sech(a), whose square 1 - tanh(a)^2 loses far out."""
     largest = math.log(torch.finfo(a.dtype).max) - 1
-    return a.clamp(-largest, largest).cosh().reciprocal().square()
+    # by a root, whose derivative needs the cube and not the fourth power of small numbers
+    return a.clamp(-largest, largest).cosh().rsqrt().square()
 
 
 def _halley_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    tanh, sech2 = a.tanh(), _sech2(a)
+    tanh, sech2 = a.tanh(), _sech(a).square()
     slope = tanh.square() + s * sech2
     step = (_excess(a, tanh) + (s * tanh - t)) / slope
     half_bend = tanh * sech2 * (1 - s) / slope
@@ -407,7 +407,7 @@ def _halley_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 
 def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    tanh, sech2 = a.tanh(), _sech2(a)
+    tanh, sech2 = a.tanh(), _sech(a).square()
     t1, s2 = tanh.detach(), sech2.detach()
     second, third = 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
     excess = _excess(a, tanh) + derivatives(a, t1 * t1, second, third)
