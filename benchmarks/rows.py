@@ -142,7 +142,7 @@ def continuous(name: str, dim: int, hidden_dims: tuple[int, ...], batch: int) ->
         "growth": 2.0,
         "tolerances": {"twinflows": 3e-5, "zuko": 1e-5, "torchflows": 1e-5, "diffrax": 1e-5},
     }
-    ops = ("log_prob", "train", "inverse")
+    ops = ("log_prob", "train", "sample", "inverse")
     return Row(
         name, "continuous", dim, hidden_dims, 1, batch, options=options, tolerance=1e-2, ops=ops
     )

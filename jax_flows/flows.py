@@ -258,6 +258,8 @@ class Flow(HasVariables):
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
 
         Where the bijector has a bounded domain, they lie inside: rounding would put some at its ends.
+        Continuous bijectors integrate x alone, without the trace: with adaptive steps samples are
+        those of ``sample_and_log_prob`` to within the tolerances.
 
         Args:
             variables: the arrays, from ``init``, ``fit`` or ``load``.
@@ -265,7 +267,9 @@ class Flow(HasVariables):
             num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
         """
-        return self.sample_and_log_prob(variables, key, num_samples, context)[0]
+        z, condition, _ = self._latent(variables, key, num_samples, context)
+        x = self.bijector.map_point(child(variables, "bijector"), z, condition, inverse=True)
+        return held_inside(x, self.bijector.intervals(True))
 
     @kept
     def sample_and_log_prob(
@@ -276,14 +280,8 @@ class Flow(HasVariables):
         context: AnyArray | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
-        check_key(self, key)
-        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
-        batch = *shape, *context_batch(self, variables, context)
-        condition, base_condition = self._embed(variables, context, batch)
-        rows = batch if base_condition is None else ()
-        base = child(variables, "base")
-        z = self.base.sample(base, key, rows, weight_dtype(variables), base_condition)
-        return self._from_latent(variables, z, condition, base_condition)
+        latent = self._latent(variables, key, num_samples, context)
+        return self._from_latent(variables, *latent)
 
     @kept
     def from_noise(
@@ -298,6 +296,7 @@ class Flow(HasVariables):
         batch = noise.shape[: noise.ndim - len(noise_shape)]
         condition, base_condition = self._embed(variables, context, batch)
         z = self.base.from_noise(child(variables, "base"), noise, base_condition)
+        check_array(self, variables, "z", z, self.latent_shape)
         return self._from_latent(variables, z, condition, base_condition)
 
     @kept
@@ -355,6 +354,24 @@ class Flow(HasVariables):
         x = held_inside(x, self.bijector.intervals(True))
         return x, self.base.log_prob(base, z, base_condition) - log_det, score
 
+    def _latent(
+        self,
+        variables: Variables,
+        key: Array,
+        num_samples: int | Sequence[int],
+        context: AnyArray | None,
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Samples of the base, and what the bijector and the base take of the context."""
+        check_key(self, key)
+        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
+        batch = *shape, *context_batch(self, variables, context)
+        condition, base_condition = self._embed(variables, context, batch)
+        rows = batch if base_condition is None else ()
+        base = child(variables, "base")
+        z = self.base.sample(base, key, rows, weight_dtype(variables), base_condition)
+        check_array(self, variables, "z", z, self.latent_shape)
+        return z, condition, base_condition
+
     def _from_latent(
         self,
         variables: Variables,
@@ -362,7 +379,6 @@ class Flow(HasVariables):
         condition: Array | None,
         base_condition: Array | None,
     ) -> Output:
-        check_array(self, variables, "z", z, self.latent_shape)
         x, log_det = self.bijector.map_inverse(child(variables, "bijector"), z, condition)
         log_prob = self.base.log_prob(child(variables, "base"), z, base_condition)
         return held_inside(x, self.bijector.intervals(True)), log_prob - log_det

@@ -114,6 +114,54 @@ def test_any_network_is_a_field(half) -> None:
             np.testing.assert_allclose(to_array(a), to_array(b), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("solver", "conditioner"),
+    [("rk4", None), ("rk4", "MLP"), ("rk4", "HollowMLP"), ("dopri5", None)],
+)
+def test_samples_need_no_trace(solver: str, conditioner: str | None, monkeypatch) -> None:
+    """In chains, inverted and in blocks too; they and their gradients are those of what has one."""
+    given = {"solver": solver, "num_steps": 2, "rtol": 1e-7, "atol": 1e-7}
+    if conditioner:
+        network = getattr(torch_flows, conditioner)
+        given["conditioner"] = torch_flows.Network(network, hidden_dims=(6,))
+    parts = [continuous(seed, **given) for seed in range(3)]
+    for i, weight in enumerate(w for part in parts for w in part.parameters()):
+        weight.data = 0.4 * normal(*weight.shape, seed=i)
+    chain = torch_flows.Chain([parts[0], torch_flows.Invert(parts[1])])
+    blocks = torch_flows.Blockwise([chain, parts[2]], [[0, 2, 4], [1, 3, 5]])
+    bijector = blocks if solver == "rk4" else parts[0]
+    flow = torch_flows.Flow(bijector, torch_flows.StandardNormal(*bijector.event_shape)).double()
+    other, variables = twin(flow)
+
+    def draw(method: str) -> list[np.ndarray]:
+        generator = torch.Generator().manual_seed(0)
+        x = getattr(flow, method)(20, generator=generator)
+        x = x if method == "sample" else x[0]
+        found = [x, *torch.autograd.grad(x.square().sum(), list(flow.parameters()))]
+        return [array.detach().numpy() for array in found]
+
+    def draw_in_jax(method: str) -> list[np.ndarray]:
+        def total(variables):
+            x = getattr(other, method)(variables, jax.random.key(0), 20)
+            x = x if method == "sample" else x[0]
+            return jnp.square(x).sum(), x
+
+        gradients, x = jax.jit(jax.grad(total, has_aux=True))(variables)
+        return [np.asarray(array) for array in (x, *jax.tree.leaves(gradients))]
+
+    expected = [half("sample_and_log_prob") for half in (draw, draw_in_jax)]
+    for name in ("torch_flows", "jax_flows"):
+        monkeypatch.setattr(sys.modules[f"{name}.bijectors.continuous"], "trace", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.func, "vjp", None)
+        found = [draw("sample")]
+    found.append(draw_in_jax("sample"))
+    tolerance = 1e-12 if solver == "rk4" else 1e-5
+    for ours, exact in zip(found, expected, strict=True):
+        for one, another in zip(ours, exact, strict=True):
+            np.testing.assert_allclose(one, another, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_a_hollow_field_has_its_trace_in_one_pass(solver: str, monkeypatch) -> None:
     """Equal to the trace of the whole Jacobian, and its gradients to those of that, in both halves."""

@@ -74,6 +74,7 @@ NAMES_ALONE = {
     "numerics.py:loops": "JAX always has loops that it need not unroll",
     "numerics.py:takes_kernels": "XLA fuses by itself",
     "numerics.py:recomputed": "XLA fuses by itself",
+    "numerics.py:with_partials": "XLA on a CPU computes what it fuses anew wherever it is read",
     "numerics.py:full_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:matmul_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:conditioner_operands": "products: a mode in PyTorch, an argument in JAX",

@@ -197,13 +197,17 @@ class Flow(HasVariables):
         """Samples of shape ``(num_samples, *context_batch, *event_shape)``, differentiable.
 
         Where the bijector has a bounded domain, they lie inside: rounding would put some at its ends.
+        Continuous bijectors integrate x alone, without the trace: with adaptive steps samples are
+        those of ``sample_and_log_prob`` to within the tolerances.
 
         Args:
             num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
             generator: the source of randomness.
         """
-        return self.sample_and_log_prob(num_samples, context, generator)[0]
+        z, condition, _ = self._latent(num_samples, context, generator)
+        x = self.bijector.map_point(z, condition, inverse=True)
+        return held_inside(check_output(self, z, (x, x))[0], self.bijector.intervals(True))
 
     def sample_and_log_prob(
         self,
@@ -212,12 +216,7 @@ class Flow(HasVariables):
         generator: torch.Generator | None = None,
     ) -> Output:
         """Samples and their log-densities, in one pass. Arguments as ``sample``."""
-        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
-        batch = *shape, *context_batch(self, context)
-        condition, base_condition = self._embed(context, batch)
-        rows = batch if base_condition is None else ()
-        z = self.base.sample(rows, generator, base_condition)
-        return self._from_latent(z, condition, base_condition)
+        return self._from_latent(*self._latent(num_samples, context, generator))
 
     def from_noise(self, noise: Tensor, context: Tensor | None = None) -> Output:
         """Samples and their log-densities from the base's noise ``(*batch, *base.noise_shape)``.
@@ -228,6 +227,7 @@ class Flow(HasVariables):
         batch = noise.shape[: noise.ndim - len(self.base.noise_shape)]
         condition, base_condition = self._embed(context, batch)
         z = self.base.from_noise(noise, base_condition)
+        check_array(self, "z", z, self.latent_shape)
         return self._from_latent(z, condition, base_condition)
 
     @differentiates
@@ -292,10 +292,24 @@ class Flow(HasVariables):
             x, log_prob = x.detach(), log_prob.detach()
         return x, log_prob, score
 
+    def _latent(
+        self,
+        num_samples: int | Sequence[int],
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Samples of the base, and what the bijector and the base take of the context."""
+        shape = checks.sample_shape(type(self).__name__, "num_samples", num_samples)
+        batch = *shape, *context_batch(self, context)
+        condition, base_condition = self._embed(context, batch)
+        rows = batch if base_condition is None else ()
+        z = self.base.sample(rows, generator, base_condition)
+        check_array(self, "z", z, self.latent_shape)
+        return z, condition, base_condition
+
     def _from_latent(
         self, z: Tensor, condition: Tensor | None, base_condition: Tensor | None
     ) -> Output:
-        check_array(self, "z", z, self.latent_shape)
         x, log_det = check_output(self, z, self.bijector.map_inverse(z, condition))
         return held_inside(x, self.bijector.intervals(True)), self.base.log_prob(
             z, base_condition

@@ -233,6 +233,12 @@ class Bijector(HasVariables):
     ) -> tuple[Array, Array, Variables]:
         return *self.map_forward(variables, x, context), variables.get("batch_stats", {})
 
+    def map_point(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        """z of x (x of z if ``inverse``), where nobody asks for the log-determinant."""
+        return (self.map_inverse if inverse else self.map_forward)(variables, x, context)[0]
+
     def map_steps(
         self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
     ) -> list[Output]:

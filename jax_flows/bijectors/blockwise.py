@@ -111,6 +111,15 @@ class Blockwise(Bijector):
         parts = self._each(variables, z, context, lambda b, v, part, c: b.map_inverse(v, part, c))
         return self._joined([x for x, _ in parts]), jnp.stack([term for _, term in parts]).sum(0)
 
+    def map_point(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        return self._joined(
+            self._each(
+                variables, x, context, lambda b, v, part, c: b.map_point(v, part, c, inverse)
+            )
+        )
+
     def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:

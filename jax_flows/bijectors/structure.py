@@ -270,6 +270,16 @@ class Chain(Bijector):
 
         return self._run(step, variables, z, context, reverse=True, hands_on=True)[:2]
 
+    def map_point(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        def step(
+            bijector: Bijector, layer: Variables, x: Array, context: Array | None
+        ) -> tuple[Array, float, Variables]:
+            return bijector.map_point(layer, x, context, inverse), 0.0, {}
+
+        return self._run(step, variables, x, context, inverse, hands_on=True)[0]
+
     def map_forward_and_update(
         self, variables: Variables, x: Array, context: Array | None
     ) -> tuple[Array, Array, Variables]:
@@ -351,7 +361,7 @@ class Chain(Bijector):
 
     def _run(
         self,
-        step: Callable[..., tuple[Array, Array, Variables]],
+        step: Callable[..., tuple[Array, Array | float, Variables]],
         variables: Variables,
         x: Array,
         context: Array | None,
@@ -503,6 +513,11 @@ class Invert(Bijector):
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         return self.bijector.map_forward(child(variables, "bijector"), z, context)
+
+    def map_point(
+        self, variables: Variables, x: Array, context: Array | None, inverse: bool = False
+    ) -> Array:
+        return self.bijector.map_point(child(variables, "bijector"), x, context, not inverse)
 
     def map_score(
         self,

@@ -195,6 +195,10 @@ class Bijector(HasVariables):
     @abstractmethod
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output: ...
 
+    def map_point(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        """z of x (x of z if ``inverse``), where nobody asks for the log-determinant."""
+        return (self.map_inverse if inverse else self.map_forward)(x, context)[0]
+
     def map_steps(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> list[Output]:
         """``steps`` of what has been checked."""
         return [(self.map_inverse if inverse else self.map_forward)(x, context)]

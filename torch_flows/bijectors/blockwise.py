@@ -84,6 +84,11 @@ class Blockwise(Bijector):
         parts = self._each(z, context, lambda b, part, c: b.map_inverse(part, c))
         return self._joined([x for x, _ in parts]), torch.stack([term for _, term in parts]).sum(0)
 
+    def map_point(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self._joined(
+            self._each(x, context, lambda b, part, c: b.map_point(part, c, inverse))
+        )
+
     def map_and_initialize(
         self, x: Tensor, context: Tensor | None, inverse: bool = False
     ) -> Tensor:

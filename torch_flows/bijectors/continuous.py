@@ -218,6 +218,10 @@ class ContinuousBijector(Bijector):
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self._run(z, context, (1.0, 0.0))
 
+    def map_point(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        times = (1.0, 0.0) if inverse else (0.0, 1.0)
+        return self._run(x, context, times, None, self._field(points=True))[0]
+
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
         return self.solver == "dopri5" and not self.grid
@@ -407,10 +411,12 @@ class ContinuousBijector(Bijector):
         ]
         return torch.stack(columns, -1)
 
-    def _field(self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0) -> "Field":
+    def _field(
+        self, kinetic_energy: float = 0.0, jacobian_norm: float = 0.0, points: bool = False
+    ) -> "Field":
         if not self.closed_form:
-            return _NetworkField(self, kinetic_energy, jacobian_norm)
-        return _Field(self.activation, kinetic_energy, jacobian_norm, self.time_scaling)
+            return _NetworkField(self, kinetic_energy, jacobian_norm, points)
+        return _Field(self.activation, kinetic_energy, jacobian_norm, points, self.time_scaling)
 
     def _weights(self, context: Tensor | None, noise: Tensor | None) -> Weights:
         """What the field needs: the columns of t, what the trace needs, the probe, the layers; without
@@ -446,11 +452,12 @@ class ContinuousBijector(Bijector):
 
 @dataclass(frozen=True)
 class _Field:
-    """The rates of x and of log|det|, in one array ``(rows, dim + 1)``."""
+    """The rates of x and of log|det|, in one array ``(rows, dim + 1)``; of x alone, and 0, if ``points``."""
 
     activation: str
     kinetic_energy: float = 0.0
     jacobian_norm: float = 0.0
+    points: bool = False
     time_scaling: bool = False
 
     def __call__(self, t: Tensor | float, state: Tensor, weights: Weights) -> Tensor:
@@ -461,6 +468,8 @@ class _Field:
         scale = time_scales(t)[1] ** 0.5 if self.time_scaling else 1.0
         dx, slopes = evaluate(layers, self.activation, x / scale if self.time_scaling else x)
         dx = self._scaled(t, scale * dx if self.time_scaling else dx, x)
+        if self.points:
+            return torch.cat([dx, torch.zeros_like(dx[:, :1])], -1)
         if noise is None:
             rate = self._scaled(t, trace(layers, slopes, for_trace), x.shape[-1])
         else:
@@ -493,6 +502,7 @@ class _NetworkField:
     bijector: Any
     kinetic_energy: float = 0.0
     jacobian_norm: float = 0.0
+    points: bool = False
 
     def __call__(self, t: Tensor | float, state: Tensor, weights: Weights) -> Tensor:
         context, noise, *arrays = weights
@@ -506,6 +516,9 @@ class _NetworkField:
         def velocity(x: Tensor) -> Tensor:
             return owner.field_by(network, x, t, context)
 
+        if self.points:
+            dx = velocity(x)
+            return torch.cat([dx, torch.zeros_like(dx[:, :1])], -1)
         # products from the left: PyTorch's forward mode of layer_norm has wrong gradients, and some
         # operations have none
         if getattr(owner.network, "hollow", False) and noise is None and not self.jacobian_norm:

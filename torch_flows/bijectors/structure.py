@@ -90,24 +90,30 @@ class Chain(Bijector):
         return torch.stack(found).any(0)
 
     def map_forward(self, x: Tensor, context: Tensor | None) -> Output:
-        return self._run(self.bijectors, x, context)
+        x, log_dets = self._run(x, context)
+        return x, torch.stack(log_dets).sum(0)
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
-        return self._run(reversed(self.bijectors), z, context, inverse=True)
+        x, log_dets = self._run(z, context, inverse=True)
+        return x, torch.stack(log_dets).sum(0)
+
+    def map_point(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self._run(x, context, inverse, points=True)[0]
 
     def _run(
         self,
-        bijectors: Iterable[Any],
         x: Tensor,
         context: Tensor | None,
         inverse: bool = False,
-    ) -> Output:
+        points: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the chain makes of x, and the terms of the log-determinant, not all of them if ``points``."""
         log_dets = []
         # Couplings of the same parts hand them on: x is put together only where that ends.
         parts: Any = None
         partition: Any = None
         fixed = free = x
-        for run in _runs(bijectors):
+        for run in _runs(reversed(self.bijectors) if inverse else self.bijectors):
             bijector = run[0]
             layer_context = context if bijector.context_dim else None
             own_parts = bijector.parts if bijector.couples else None
@@ -115,6 +121,9 @@ class Chain(Bijector):
                 x, partition = partition.merge(fixed, free), None
             if len(run) > 1:
                 x, log_det = bijector.map_stack(x, layer_context, run, inverse)
+            elif own_parts is None and points:
+                x = bijector.map_point(x, layer_context, inverse)
+                continue
             elif own_parts is None:
                 step = bijector.map_inverse if inverse else bijector.map_forward
                 x, log_det = step(x, layer_context)
@@ -128,7 +137,7 @@ class Chain(Bijector):
             log_dets.append(log_det)
         if partition is not None:
             x = partition.merge(fixed, free)
-        return x, torch.stack(log_dets).sum(0)
+        return x, log_dets
 
     def map_steps(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> list[Output]:
         steps = []
@@ -225,6 +234,9 @@ class Invert(Bijector):
 
     def map_inverse(self, z: Tensor, context: Tensor | None) -> Output:
         return self.bijector.map_forward(z, context)
+
+    def map_point(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> Tensor:
+        return self.bijector.map_point(x, context, not inverse)
 
     def map_score(
         self,
