@@ -162,6 +162,33 @@ def test_samples_need_no_trace(solver: str, conditioner: str | None, monkeypatch
             np.testing.assert_allclose(one, another, rtol=tolerance, atol=tolerance)
 
 
+def test_samples_follow_an_inverse_of_ones_own() -> None:
+    """Of a subclass of what has a shorter way to them."""
+
+    class Doubled(torch_flows.Chain):
+        def map_inverse(self, z, context):
+            x, log_det = super().map_inverse(z, context)
+            return 2 * x, log_det
+
+    class DoubledInJax(jax_flows.Chain):
+        def map_inverse(self, variables, z, context):
+            x, log_det = super().map_inverse(variables, z, context)
+            return 2 * x, log_det
+
+    torch.manual_seed(0)
+    flow = torch_flows.Flow(Doubled([torch_flows.Affine(2)]), torch_flows.StandardNormal(2))
+    draws = [
+        draw(5, generator=torch.Generator().manual_seed(0))
+        for draw in (flow.sample, flow.sample_and_log_prob)
+    ]
+    torch.testing.assert_close(draws[0], draws[1][0], rtol=0, atol=0)
+    other = jax_flows.Flow(DoubledInJax([jax_flows.Affine(2)]), jax_flows.StandardNormal(2))
+    key = jax.random.key(0)
+    variables = other.init(key)
+    x, _ = other.sample_and_log_prob(variables, key, 5)
+    np.testing.assert_array_equal(other.sample(variables, key, 5), x)
+
+
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_a_hollow_field_has_its_trace_in_one_pass(solver: str, monkeypatch) -> None:
     """Equal to the trace of the whole Jacobian, and its gradients to those of that, in both halves."""

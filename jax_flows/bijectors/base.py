@@ -61,6 +61,9 @@ class Bijector(HasVariables):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         checks.overridden(cls.__name__, vars(cls), ("forward", "inverse", "forward_and_update"))
+        own = vars(cls).keys()
+        if own & {"map_forward", "map_inverse"} and "map_point" not in own:
+            cls.map_point = Bijector.map_point  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         count_construction()
