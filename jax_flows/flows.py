@@ -267,6 +267,8 @@ class Flow(HasVariables):
             num_samples: how many for each row of the context, an integer or a shape; ``()``: one.
             context: shape ``(*context_batch, context_dim)``.
         """
+        if type(self).sample_and_log_prob is not Flow.sample_and_log_prob:
+            return self.sample_and_log_prob(variables, key, num_samples, context)[0]
         z, condition, _ = self._latent(variables, key, num_samples, context)
         x = self.bijector.map_point(child(variables, "bijector"), z, condition, inverse=True)
         return held_inside(x, self.bijector.intervals(True))

@@ -843,6 +843,12 @@ def test_planar_log_dets_against_mpmath(half: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("half", HALVES)
+def test_a_planar_determinant_beyond_all_numbers_is_infinite(half: str) -> None:
+    a, s = np.array([0.0, 1.0], np.float32), np.array([np.inf, np.inf], np.float32)
+    assert (planar_log_det_and_slopes(half, a, s)[0] == np.inf).all()
+
+
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("a", [0.0, 1e-3, 2.0, 30.0])
 @pytest.mark.parametrize("s", [1e-8, 0.7, 2.5, 1e20])
 def test_second_derivatives_of_planar_log_dets(half: str, a: float, s: float) -> None:

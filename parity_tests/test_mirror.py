@@ -48,7 +48,6 @@ NAMES_ALONE = {
     "*.confirm": "PyTorch: modules can be changed after they were built",
     "*:Invert.train": "PyTorch: training mode is state",
     "bijectors/base.py:evaluation": "PyTorch: training mode is state",
-    "*:maps_by": "PyTorch's chains put x together once, and run equal layers as one",
     "bijectors/coupling.py:Parts": "JAX: what a scan carries has one form for couplings of either part",
     "bijectors/coupling.py:Partition.apart": "JAX: what a scan carries has one form",
     "bijectors/planar.py:*.map_stack": "PyTorch's chains run equal layers as one, JAX scans over them",

@@ -205,6 +205,8 @@ class Flow(HasVariables):
             context: shape ``(*context_batch, context_dim)``.
             generator: the source of randomness.
         """
+        if type(self).sample_and_log_prob is not Flow.sample_and_log_prob:
+            return self.sample_and_log_prob(num_samples, context, generator)[0]
         z, condition, _ = self._latent(num_samples, context, generator)
         x = self.bijector.map_point(z, condition, inverse=True)
         return held_inside(check_output(self, z, (x, x))[0], self.bijector.intervals(True))

@@ -61,8 +61,7 @@ class Bijector(HasVariables):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         checks.overridden(cls.__name__, vars(cls), ("forward", "inverse", "forward_and_update"))
-        own = vars(cls).keys()
-        if own & {"map_forward", "map_inverse"} and "map_point" not in own:
+        if not maps_by(cls, "map_point"):
             cls.map_point = Bijector.map_point  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
@@ -314,6 +313,15 @@ def overrides(bijector: Bijector, cls: type) -> bool:
     """Whether a subclass maps in another way than a class, whose formulas then do not hold."""
     names = ("map_forward", "map_inverse", "map_forward_and_update")
     return any(getattr(type(bijector), name) is not getattr(cls, name) for name in names)
+
+
+def maps_by(cls: type, method: str) -> bool:
+    """Whether ``map_forward`` and ``map_inverse`` are those that were written with a method."""
+    owner = next((base for base in cls.__mro__ if method in vars(base)), None)
+    if owner is None:
+        return False
+    names = ("map_forward", "map_inverse")
+    return all(getattr(cls, name) is vars(owner).get(name) for name in names)
 
 
 def initialize(

@@ -354,7 +354,7 @@ def _log_det(a: Array, s: Array, log_s: Array) -> Array:
     small = jnp.where(flat, sech, size) * jnp.sqrt(1 + ratio * ratio)
     excess = jnp.where(mild, excess, 0)
     near = 1 + excess
-    lost = (excess - (near - 1)) / near
+    lost = jnp.where(near == math.inf, 0, excess - (near - 1)) / near
     log_value = jnp.log(jnp.where(mild, near, small)) + jnp.where(flat, log_root, 0)
     return jnp.where(mild, 1, 2) * log_value + lost
 

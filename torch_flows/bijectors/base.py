@@ -70,8 +70,7 @@ class Bijector(HasVariables):
         super().__init_subclass__()
         checks.overridden(cls.__name__, vars(cls), ("forward", "inverse"))
         cls.couples, cls.stacks = maps_by(cls, "couple"), maps_by(cls, "map_stack")
-        own = vars(cls).keys()
-        if own & {"map_forward", "map_inverse"} and "map_point" not in own:
+        if not maps_by(cls, "map_point"):
             cls.map_point = Bijector.map_point  # type: ignore[method-assign]
 
     def __init__(self) -> None:

@@ -378,7 +378,7 @@ def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
     small = torch.where(flat, sech, size) * (1 + ratio * ratio).sqrt()
     excess = torch.where(mild, excess, 0)
     near = 1 + excess
-    lost = (excess - (near - 1)) / near
+    lost = (excess - (near - 1)).masked_fill(near == math.inf, 0) / near
     log_value = torch.where(mild, near, small).log() + torch.where(flat, log_root, 0)
     return torch.where(mild, 1, 2) * log_value + lost
 
