@@ -23,6 +23,10 @@ def tanh_excess(depth: int) -> tuple[tuple[float, ...], ...]:
     )
 
 
+TANH_EXCESS = {bits: tanh_excess(depth) for bits, depth in ((16, 5), (32, 5), (64, 8))}
+"""By the bits of a number: what is exact to its rounding below a = 1/2."""
+
+
 @cache
 def von_mises_series(concentration: float) -> tuple[float, tuple[float, ...]]:
     """log(2 pi I_0(k)) - k, and the ratios I_j(k) / I_0(k) for j = 1, 2, ... as far as they count.

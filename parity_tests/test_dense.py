@@ -877,8 +877,10 @@ def planar_root(t: Any, s: Any, near: Any) -> Any:
 
 def solve_planar(half: str, t: np.ndarray, s: np.ndarray) -> np.ndarray:
     if half == "torch":
-        return torch_planar._solve(torch.from_numpy(t), torch.from_numpy(s)).numpy()
-    return np.asarray(jax_planar._solve(jnp.asarray(t), jnp.asarray(s)))
+        return torch_planar._solve(
+            torch.from_numpy(t), torch_planar._curve(torch.from_numpy(s))
+        ).numpy()
+    return np.asarray(jax_planar._solve(jnp.asarray(t), jax_planar._curve(jnp.asarray(s))))
 
 
 @half_and_dtype
@@ -909,12 +911,12 @@ def test_derivatives_of_planar_roots_against_mpmath(half: str, t: float, s: floa
     found: list[Any] = []
     if half == "torch":
         point = torch.tensor([t], requires_grad=True)
-        value = torch_planar._solve(point, torch.tensor([s]))
+        value = torch_planar._solve(point, torch_planar._curve(torch.tensor([s])))
         for _ in range(3):
             (value,) = torch.autograd.grad(value.sum(), point, create_graph=True)
             found.append(value.item())
     else:
-        function: Any = lambda t: jax_planar._solve(t, jnp.float32(s))  # noqa: E731
+        function: Any = lambda t: jax_planar._solve(t, jax_planar._curve(jnp.float32(s)))  # noqa: E731
         for _ in range(3):
             function = jax.grad(function)
             found.append(float(function(jnp.float32(t))))

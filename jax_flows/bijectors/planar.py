@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from flow_bridge import checks
-from flow_bridge.series import tanh_excess
+from flow_bridge.series import TANH_EXCESS
 from jax_flows.bijectors.base import Bijector
 from jax_flows.numerics import (
     DETACHED_STEPS,
@@ -31,7 +31,33 @@ from jax_flows.variables import Output, Variables, draws
 
 Solved = tuple[Array, Array, Array]
 
-_TANH_EXCESS = tanh_excess(8)
+
+class _Curve(NamedTuple):
+    """What solving a - tanh(a) + s tanh(a) = t takes of s; without gradients but for s itself.
+
+    Attributes:
+        s, slope: the slope at 0, with and without gradients.
+        rest: 1 - s.
+        root: s^(3/2).
+        bend: log(4 s) / 2, near which a large s tanh(a) becomes flat.
+        limit: the t - s from where on it is flat.
+        is_convex: s < 1.
+    """
+
+    s: Array
+    slope: Array
+    rest: Array
+    root: Array
+    bend: Array
+    limit: Array
+    is_convex: Array
+
+
+def _curve(s: Array) -> _Curve:
+    s = jnp.maximum(s, jnp.finfo(s.dtype).tiny)
+    slope = jax.lax.stop_gradient(s)
+    bend = jnp.log(4 * slope) / 2
+    return _Curve(s, slope, 1 - slope, slope * jnp.sqrt(slope), bend, bend - 1.5, slope < 1)
 
 
 @register
@@ -96,7 +122,7 @@ class Planar(Bijector):
 
     def map_inverse(self, variables: Variables, z: Array, context: Array | None) -> Output:
         w, b, u_hat, s, log_s = self._constrained(variables["params"], context)
-        a = _solve((w * z).sum(-1) + b, s)
+        a = _solve((w * z).sum(-1) + b, _curve(s))
         return z - u_hat * jnp.tanh(a)[..., None], -_log_det(a, s, log_s)
 
     def _constrained(self, params: Variables, context: Array | None) -> tuple[Array, ...]:
@@ -283,7 +309,7 @@ class Sylvester(Bijector):
             r, t = outer[..., i, :], inner[..., i, :]
             value = y[..., i] - (r * tanh).sum(-1)
             start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
-            root = _solve(start, s[..., i])
+            root = _solve(start, _curve(s[..., i]))
             a = jnp.where(now, root[..., None], a)
             tanh = jnp.where(now, jnp.tanh(root)[..., None], tanh)
             value = value - r[..., i] * jnp.tanh(root)
@@ -363,7 +389,7 @@ def _excess(a: Array, tanh: Array) -> Array:
     """a - tanh(a) without cancellation, and without gradients."""
     a, tanh = jax.lax.stop_gradient((a, tanh))
     square = jnp.square(a)
-    near = a * (square * quotient(square, *_TANH_EXCESS))
+    near = a * (square * quotient(square, *TANH_EXCESS[jnp.finfo(a.dtype).bits]))
     return jnp.where(square < 0.25, near, a - tanh)
 
 
@@ -374,12 +400,15 @@ def _sech(a: Array) -> Array:
     return jnp.square(jax.lax.rsqrt(jnp.cosh(jnp.clip(a, -largest, largest))))
 
 
-def _halley_step(a: Array, t: Array, s: Array) -> Array:
-    tanh, sech2 = jnp.tanh(a), jnp.square(_sech(a))
-    slope = jnp.square(tanh) + s * sech2
-    step = (_excess(a, tanh) + (s * tanh - t)) / slope
-    half_bend = tanh * sech2 * (1 - s) / slope
-    return a - step / (1 - step * half_bend)
+def _halley_step(a: Array, t: Array, curve: _Curve) -> Array:
+    tanh, sech = jnp.tanh(a), 1 / jnp.cosh(a)
+    sech2 = sech * sech
+    slope = tanh * tanh + curve.slope * sech2
+    # what may cancel is added first, exactly
+    step = (_excess(a, tanh) + (curve.slope * tanh - t)) / slope
+    half_bend = tanh * sech2 * curve.rest / slope
+    # 0.73 at least but for rounding
+    return a - step / jnp.maximum(1 - step * half_bend, 0.5)
 
 
 def _newton_step(a: Array, t: Array, s: Array) -> Array:
@@ -388,46 +417,50 @@ def _newton_step(a: Array, t: Array, s: Array) -> Array:
     second, third = 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
     excess = _excess(a, tanh) + derivatives(a, t1 * t1, second, third)
     tanh = t1 + derivatives(a, s2, -second, -third)  # whose own are 0 far out
-    return a - divide(excess + (s * tanh - t), jnp.square(tanh) + s * sech2)
+    value = excess + (s * tanh - t)
+    return a - divide(value - jax.lax.stop_gradient(value), jnp.square(tanh) + s * sech2)
 
 
-def _convex_start(t: Array, s: Array) -> Array:
+def _convex_start(t: Array, curve: _Curve) -> Array:
     """Near the root for s < 1: off by at most 0.41 of it."""
     # Cardano's root without a difference; beyond these t it is near the other bound
-    half, root = 1.5 * jnp.minimum(t, 30), s * jnp.sqrt(s)
-    large = jnp.maximum(jnp.maximum(half, root), jnp.finfo(s.dtype).tiny)
-    ratio = jnp.minimum(half, root) / large
-    u = jnp.exp(jnp.log(half + large * jnp.sqrt(1 + ratio * ratio)) / 3)
-    cubic = 2 * half / (u * u + s + jnp.square(s / u))
-    low = jnp.minimum(t / s, cubic)
-    return jnp.where(low < 1, low, jnp.minimum(t / s, t + 1))
+    half = 1.5 * jnp.minimum(t, 30)
+    # XLA's cbrt and pow are slower
+    u = jnp.exp(jnp.log(half + jnp.hypot(half, curve.root)) / 3)
+    u = jnp.maximum(u, jnp.finfo(t.dtype).tiny)
+    other = curve.slope / u
+    cubic = (half + half) / (curve.slope + u * u + other * other)
+    ratio = t / curve.slope
+    low = jnp.minimum(ratio, cubic)
+    return jnp.where(low < 1, low, jnp.minimum(ratio, t + 1))
 
 
-def _concave_start(t: Array, s: Array) -> Array:
+def _concave_start(t: Array, curve: _Curve) -> Array:
     """Below the root for s >= 1, by at most 0.3 of it."""
-    highest = jnp.log(4 * s) / 2
-    tanh = jnp.clip((t - highest) / (s - 1), 0, 1 - jnp.finfo(s.dtype).eps)
-    tanh = jnp.where(t - s < highest - 1.5, tanh, 0)
+    tanh = jnp.clip((curve.bend - t) / curve.rest, 0, 1 - jnp.finfo(t.dtype).eps)
+    above = t - curve.slope
+    bound = jnp.maximum(t / curve.slope, above + 1)
     # XLA's arctanh takes two logarithms
-    arctanh = jnp.log((1 + tanh) / (1 - tanh)) / 2
-    return jnp.maximum(jnp.maximum(t / s, t - s + 1), arctanh)
+    arctanh = jnp.log1p(2 * tanh / (1 - tanh)) / 2
+    return jnp.where(above < curve.limit, jnp.maximum(bound, arctanh), bound)
 
 
-def _solve(t: Array, s: Array) -> Array:
+def _solve(t: Array, curve: _Curve) -> Array:
     """The root a of a - tanh(a) + s tanh(a) = t.
 
     The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
     of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
     there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, to the rounding of t and s; two do in
-    float32. Newton's carry gradients, which makes derivatives up to the third exact at the root.
+    float32. Newton's leave that as it is and carry gradients, up to the third derivatives.
     """
-    t, s = jnp.broadcast_arrays(t, jnp.maximum(s, jnp.finfo(s.dtype).tiny))
-    fixed_t, scale = jax.lax.stop_gradient((t, s))
+    fixed_t = jax.lax.stop_gradient(t)
     magnitude = jnp.abs(fixed_t)
-    a = jnp.where(scale < 1, _convex_start(magnitude, scale), _concave_start(magnitude, scale))
+    convex, concave = _convex_start(magnitude, curve), _concave_start(magnitude, curve)
+    a, low = (jnp.where(curve.is_convex, part, concave) for part in (convex, magnitude))
     for _ in range(DETACHED_STEPS if t.dtype == jnp.float64 else DETACHED_STEPS - 1):
-        a = _halley_step(a, magnitude, scale)
+        # the rounding of an s beyond 1 / eps would send it anywhere
+        a = jnp.maximum(_halley_step(a, magnitude, curve), low)
     a = jnp.copysign(a, fixed_t)
     for _ in range(DIFFERENTIABLE_STEPS):
-        a = _newton_step(a, t, s)
+        a = _newton_step(a, t, curve.s)
     return a

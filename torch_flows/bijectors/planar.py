@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flow_bridge import checks
-from flow_bridge.series import tanh_excess
+from flow_bridge.series import TANH_EXCESS
 from torch_flows.bijectors.base import Bijector, Output
 from torch_flows.numerics import (
     DETACHED_STEPS,
@@ -26,7 +26,37 @@ from torch_flows.numerics import (
 )
 from torch_flows.registry import register
 
-_TANH_EXCESS = tanh_excess(8)
+
+class _Curve(NamedTuple):
+    """What solving a - tanh(a) + s tanh(a) = t takes of s; without gradients but for s itself.
+
+    Attributes:
+        s, slope: the slope at 0, with and without gradients.
+        rest: 1 - s.
+        root: s^(3/2).
+        bend: log(4 s) / 2, near which a large s tanh(a) becomes flat.
+        limit: the t - s from where on it is flat.
+        is_convex: s < 1.
+    """
+
+    s: Tensor
+    slope: Tensor
+    rest: Tensor
+    root: Tensor
+    bend: Tensor
+    limit: Tensor
+    is_convex: Tensor
+
+    def unbind(self, axis: int) -> "list[_Curve]":
+        """Those along an axis, one by one."""
+        return [_Curve(*parts) for parts in zip(*[part.unbind(axis) for part in self], strict=True)]
+
+
+def _curve(s: Tensor) -> _Curve:
+    s = s.clamp_min(torch.finfo(s.dtype).tiny)
+    slope = s.detach()
+    bend = (4 * slope).log() / 2
+    return _Curve(s, slope, 1 - slope, slope * slope.sqrt(), bend, bend - 1.5, slope < 1)
 
 
 @register
@@ -87,11 +117,12 @@ class Planar(Bijector):
     ) -> Output:
         w, u_hat, b, s, log_s = _planar_parameters(layers, context)
         found = []
-        parts = (w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), s.unbind(-1))
-        for w_i, u_i, b_i, s_i in zip(*parts, strict=True):
+        curves = _curve(s).unbind(-1) if inverse else [None] * len(layers)
+        parts = (w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), curves)
+        for w_i, u_i, b_i, curve in zip(*parts, strict=True):
             a = (w_i * x).sum(-1) + b_i
-            if inverse:
-                a = _solve(a, s_i)
+            if curve is not None:
+                a = _solve(a, curve)
             step = u_i * a.tanh().unsqueeze(-1)
             x = x - step if inverse else x + step
             found.append(a)
@@ -285,11 +316,12 @@ class Sylvester(Bijector):
         outer, inner, b, s, log_s = _sylvester_parameters(layers, context)
         found = []
         columns = _orthonormal(torch.stack([layer.householder for layer in layers]))
-        parts = (columns.unbind(-3), outer.unbind(-3), inner.unbind(-3), b.unbind(-2), s.unbind(-2))
-        for q, outer_i, inner_i, b_i, s_i in zip(*parts, strict=True):
+        curves = _curve(s).unbind(-2) if inverse else [None] * len(layers)
+        parts = (columns.unbind(-3), outer.unbind(-3), inner.unbind(-3), b.unbind(-2), curves)
+        for q, outer_i, inner_i, b_i, curve in zip(*parts, strict=True):
             y = _product(q.T, x)
-            if inverse:
-                a, tanh = _solve_triangle(y, outer_i, inner_i, b_i, s_i)
+            if curve is not None:
+                a, tanh = _solve_triangle(y, outer_i, inner_i, b_i, curve)
                 x = x - _product(q, _product(outer_i, tanh))
             else:
                 a = _product(inner_i, y) + b_i
@@ -320,17 +352,18 @@ def _sylvester_parameters(
 
 
 def _solve_triangle(
-    y: Tensor, outer: Tensor, inner: Tensor, b: Tensor, s: Tensor
+    y: Tensor, outer: Tensor, inner: Tensor, b: Tensor, curve: _Curve
 ) -> tuple[Tensor, Tensor]:
     """a and tanh(a) for a = S v + b with v + R tanh(a) = y, the last coordinate first."""
     rank = y.shape[-1]
+    curves = curve.unbind(-1)
     a = tanh = solved = torch.zeros_like(y + b)
     for i in reversed(range(rank)):
         now = torch.arange(rank, device=y.device) == i
         r, t = outer[..., i, :], inner[..., i, :]
         value = y[..., i] - (r * tanh).sum(-1)
         start = t[..., i] * value + (t * solved).sum(-1) + b[..., i]
-        root = _solve(start, s[..., i])
+        root = _solve(start, curves[i])
         a = torch.where(now, root.unsqueeze(-1), a)
         tanh = torch.where(now, root.tanh().unsqueeze(-1), tanh)
         value = value - r[..., i] * root.tanh()
@@ -386,8 +419,8 @@ def _log_det(a: Tensor, s: Tensor, log_s: Tensor) -> Tensor:
 def _excess(a: Tensor, tanh: Tensor) -> Tensor:
     """a - tanh(a) without cancellation, and without gradients."""
     a, tanh = a.detach(), tanh.detach()
-    square = a.square()
-    near = a * (square * quotient(square, *_TANH_EXCESS))
+    square = a * a
+    near = a * (square * quotient(square, *TANH_EXCESS[torch.finfo(a.dtype).bits]))
     return torch.where(square < 0.25, near, a - tanh)
 
 
@@ -398,12 +431,15 @@ def _sech(a: Tensor) -> Tensor:
     return a.clamp(-largest, largest).cosh().rsqrt().square()
 
 
-def _halley_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    tanh, sech2 = a.tanh(), _sech(a).square()
-    slope = tanh.square() + s * sech2
-    step = (_excess(a, tanh) + (s * tanh - t)) / slope
-    half_bend = tanh * sech2 * (1 - s) / slope
-    return a - step / (1 - step * half_bend)
+def _halley_step(a: Tensor, minus_t: Tensor, curve: _Curve) -> Tensor:
+    tanh, sech = a.tanh(), a.cosh().reciprocal()
+    sech2 = sech * sech
+    slope = torch.addcmul(tanh * tanh, curve.slope, sech2)
+    # what may cancel is added first, exactly
+    step = (_excess(a, tanh) + torch.addcmul(minus_t, curve.slope, tanh)) / slope
+    half_bend = tanh * sech2 * curve.rest / slope
+    # 0.73 at least but for rounding
+    return torch.addcdiv(a, step, (1 - step * half_bend).clamp_min(0.5), value=-1)
 
 
 def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -412,46 +448,49 @@ def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
     second, third = 2 * t1 * s2, 2 * s2 * (s2 - 2 * t1 * t1)
     excess = _excess(a, tanh) + derivatives(a, t1 * t1, second, third)
     tanh = t1 + derivatives(a, s2, -second, -third)  # whose own are 0 far out
-    return a - divide(excess + (s * tanh - t), tanh.square() + s * sech2)
+    value = excess + (s * tanh - t)
+    return a - divide(value - value.detach(), tanh.square() + s * sech2)
 
 
-def _convex_start(t: Tensor, s: Tensor) -> Tensor:
+def _convex_start(t: Tensor, curve: _Curve) -> Tensor:
     """Near the root for s < 1: off by at most 0.41 of it."""
     # Cardano's root without a difference; beyond these t it is near the other bound
-    half, root = 1.5 * t.clamp(max=30), s * s.sqrt()
-    large = torch.maximum(half, root).clamp(min=torch.finfo(s.dtype).tiny)
-    ratio = torch.minimum(half, root) / large
-    u = ((half + large * (1 + ratio * ratio).sqrt()).log() / 3).exp()
-    cubic = 2 * half / (u * u + s + (s / u).square())
-    low = torch.minimum(t / s, cubic)
-    return torch.where(low < 1, low, torch.minimum(t / s, t + 1))
+    half = 1.5 * t.clamp(max=30)
+    u = (half + torch.hypot(half, curve.root)).pow(1 / 3).clamp_min(torch.finfo(t.dtype).tiny)
+    other = curve.slope / u
+    cubic = (half + half) / torch.addcmul(torch.addcmul(curve.slope, u, u), other, other)
+    ratio = t / curve.slope
+    low = torch.minimum(ratio, cubic)
+    return torch.where(low < 1, low, torch.minimum(ratio, t + 1))
 
 
-def _concave_start(t: Tensor, s: Tensor) -> Tensor:
+def _concave_start(t: Tensor, curve: _Curve) -> Tensor:
     """Below the root for s >= 1, by at most 0.3 of it."""
-    highest = (4 * s).log() / 2
-    tanh = ((t - highest) / (s - 1)).clamp(0, 1 - torch.finfo(s.dtype).eps)
-    tanh = torch.where(t - s < highest - 1.5, tanh, 0)
-    return torch.maximum(torch.maximum(t / s, t - s + 1), tanh.atanh())
+    tanh = ((curve.bend - t) / curve.rest).clamp(0, 1 - torch.finfo(t.dtype).eps)
+    above = t - curve.slope
+    bound = torch.maximum(t / curve.slope, above + 1)
+    return torch.where(above < curve.limit, torch.maximum(bound, tanh.atanh()), bound)
 
 
-def _solve(t: Tensor, s: Tensor) -> Tensor:
+def _solve(t: Tensor, curve: _Curve) -> Tensor:
     """The root a of a - tanh(a) + s tanh(a) = t.
 
     The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
     of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
     there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, to the rounding of t and s; two do in
-    float32. Newton's carry gradients, which makes derivatives up to the third exact at the root.
+    float32. Newton's leave that as it is and carry gradients, up to the third derivatives.
     """
-    if t.ndim == s.ndim == 0:  # PyTorch's forward mode makes float64 of float32 scalars
-        return _solve(t.unsqueeze(-1), s).squeeze(-1)
-    t, s = torch.broadcast_tensors(t, s.clamp_min(torch.finfo(s.dtype).tiny))
-    fixed_t, scale = t.detach(), s.detach()
+    if t.ndim == curve.s.ndim == 0:  # PyTorch's forward mode makes float64 of float32 scalars
+        return _solve(t.unsqueeze(-1), curve).squeeze(-1)
+    fixed_t = t.detach()
     magnitude = fixed_t.abs()
-    a = torch.where(scale < 1, _convex_start(magnitude, scale), _concave_start(magnitude, scale))
+    minus_t = -magnitude
+    convex, concave = _convex_start(magnitude, curve), _concave_start(magnitude, curve)
+    a, low = (torch.where(curve.is_convex, part, concave) for part in (convex, magnitude))
     for _ in range(DETACHED_STEPS if t.dtype == torch.float64 else DETACHED_STEPS - 1):
-        a = _halley_step(a, magnitude, scale)
+        # the rounding of an s beyond 1 / eps would send it anywhere
+        a = torch.maximum(_halley_step(a, minus_t, curve), low)
     a = torch.copysign(a, fixed_t)
     for _ in range(DIFFERENTIABLE_STEPS if differentiable() else 0):
-        a = _newton_step(a, t, s)
+        a = _newton_step(a, t, curve.s)
     return a
