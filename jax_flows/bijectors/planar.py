@@ -422,14 +422,15 @@ def _newton_step(a: Array, t: Array, s: Array) -> Array:
 
 
 def _convex_start(t: Array, curve: _Curve) -> Array:
-    """Near the root for s < 1: off by at most 0.41 of it."""
-    # Cardano's root without a difference; beyond these t it is near the other bound
-    half = 1.5 * jnp.minimum(t, 30)
+    """Near the root for s < 1: off by at most 0.4 of it."""
+    # Cardano's root without a difference, and with a sum in place of the root of two squares, which takes
+    # less and ends nearer; beyond these t it is near the other bound
+    triple = 3 * jnp.minimum(t, 30)
     # XLA's cbrt and pow are slower
-    u = jnp.exp(jnp.log(half + jnp.hypot(half, curve.root)) / 3)
+    u = jnp.exp(jnp.log(triple + curve.root) / 3)
     u = jnp.maximum(u, jnp.finfo(t.dtype).tiny)
     other = curve.slope / u
-    cubic = (half + half) / (curve.slope + u * u + other * other)
+    cubic = triple / (curve.slope + u * u + other * other)
     ratio = t / curve.slope
     low = jnp.minimum(ratio, cubic)
     return jnp.where(low < 1, low, jnp.minimum(ratio, t + 1))
