@@ -204,14 +204,13 @@ class Twinflows(Contender):
 
     def train_step(self, params: Any, opt_state: Any, x: Array) -> tuple[Any, Any]:
         """In training mode, as our ``fit``."""
-        from jax_flows import FlowMatching
-
-        loss = FlowMatching()
 
         def mean(params: Any) -> Array:
             variables = self.variables(params)
             if self.row.model == "matching":
-                return loss(self.flow, variables, x, None, *self.noise).mean()
+                from jax_flows import FlowMatching
+
+                return FlowMatching()(self.flow, variables, x, None, *self.noise).mean()
             return -self.flow.log_prob_and_update(variables, x, self.context)[0].mean()
 
         updates, opt_state = self.optimizer.update(jax.grad(mean)(params), opt_state)

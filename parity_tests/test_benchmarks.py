@@ -1,10 +1,11 @@
 """The benchmarks run: our own contenders are proper flows, are timed, and appear in the table."""
 
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
-from benchmarks import report, run
+from benchmarks import compare, report, run
 from benchmarks.rows import ROWS, Place
 
 
@@ -100,3 +101,12 @@ def test_what_was_measured_on_a_gpu_says_so(tmp_path: Path) -> None:
         "layers, batch 512, GPU, float32 products tensorfloat32"
         in path.with_suffix(".md").read_text()
     )
+
+
+def test_checkouts_take_turns(tmp_path: Path) -> None:
+    root = Path(report.__file__).resolve().parents[1]
+    times = compare.compare([root, root], "torch", "realnvp-2", ["log_prob"], 2, 0.0)
+    assert [len(turn) for turn in times["log_prob"]] == [2, 2]
+    assert all(seconds > 0 for turn in times["log_prob"] for seconds in turn)
+    with pytest.raises(ValueError, match="was imported before"):
+        compare.work(Pipe()[0], tmp_path, "torch", "realnvp-2", 0.0)

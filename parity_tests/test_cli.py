@@ -267,7 +267,6 @@ def test_training_goes_on_from_its_state(run, table, tmp_path) -> None:
             ("--set", f"hidden_dims={'[' * 100_000}"),
             "--set expects NAME=JSON, got 'hidden_dims=[[[",
         ),
-        (("--set", "num_layers=100000000000000000000"), "asks for more layers"),
         (
             ("--model", "realnvp", "--batch-size", 1),
             "at least 2 rows in a batch, here they have 1.",
@@ -293,6 +292,14 @@ def test_train_refuses(run, table, arguments, reason, tmp_path) -> None:
     assert err.count("\n") == 1
     assert len(err) < 1000
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_train_refuses_endless_layers(run, table, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("twinflows.sides.models.MAX_LAYERS", 1000)
+    arguments = "--set", "num_layers=100000000000000000000"
+    code, out, err = run("train", table, "--out", tmp_path / "m.safetensors", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "asks for more layers" in err
 
 
 TABLES = {

@@ -338,7 +338,7 @@ def orders_in_a_row() -> dict[str, list[Any]]:
     orders = [None, (2, 0, 1, 4, 3), "random:1", "reverse"]
     map = jax_flows.AffineMap("tanh", bound=1.0)
     norm = jax_flows.Network(jax_flows.MLP, hidden_dims=(4,), normalization="batch_norm")
-    circular = jax_flows.MoebiusMap(2)
+    circular = jax_flows.SplineMap(2, boundary="circular")
 
     def layer(
         order: Any, cls: Any = jax_flows.MaskedAutoregressive, map: Any = map, **own: Any

@@ -1,0 +1,101 @@
+"""Two checkouts beside each other: ``python -m benchmarks.compare ../before maf-8 --ops log_prob train``.
+
+Our own contender of this checkout's rows is built from the packages of either; the two take turns, in a
+process each, so that a busy machine slows both alike. Printed are medians of processor time, one thread.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.report import EVALUATIONS, OPS
+from benchmarks.rows import CPU, FIRST, ROWS
+from benchmarks.run import FRAMEWORKS, ONE_THREAD, PLATFORMS, clock, seconds_of
+
+PACKAGES = {"torch": "torch_flows", "jax": "jax_flows"}
+REPEATED = [op for op in OPS if op not in (*FIRST, "memory", EVALUATIONS)]
+
+
+def work(connection: Connection, checkout: Path, framework: str, name: str, seconds: float) -> None:
+    """Time the operations that are asked for, until none is."""
+    module = importlib.import_module(f"benchmarks.contenders_{framework}")  # of this checkout
+    sys.path.insert(0, str(checkout))
+    package = importlib.import_module(PACKAGES[framework])
+    if checkout not in Path(str(package.__file__)).resolve().parents:
+        raise ValueError(f"{PACKAGES[framework]} was imported before that of {checkout}.")
+    with module.enter(CPU):
+        contender = module.Twinflows(ROWS[name])
+        jobs: dict[str, Any] = {}
+        while op := connection.recv():
+            if op not in jobs:
+                job = contender.job(op)
+                job()
+                once = seconds_of(job, 1, clock(CPU), module.finish)
+                jobs[op] = job, max(1, round(seconds / max(once, 1e-6)))
+            connection.send(seconds_of(*jobs[op], clock(CPU), module.finish))
+
+
+def compare(
+    checkouts: Sequence[Path],
+    framework: str,
+    name: str,
+    ops: Sequence[str],
+    rounds: int,
+    seconds: float,
+) -> dict[str, list[tuple[float, ...]]]:
+    """The seconds of every round, one number for each checkout."""
+    context = get_context("spawn")
+    ends = []
+    for checkout in checkouts:
+        here, there = context.Pipe()
+        given = there, checkout, framework, name, seconds
+        context.Process(target=work, args=given, daemon=True).start()
+        there.close()
+        ends.append(here)
+
+    def turn(op: str) -> tuple[float, ...]:
+        found = []
+        for end in ends:
+            end.send(op)
+            found.append(end.recv())
+        return tuple(found)
+
+    times = {op: [turn(op) for _ in range(rounds + 1)][1:] for op in ops}  # the first one warms up
+    for end in ends:
+        end.send("")
+    return times
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkout", type=Path, help="the root of the other one")
+    parser.add_argument("rows", nargs="+", choices=ROWS)
+    parser.add_argument("--ops", nargs="+", choices=REPEATED, help="those of each row by default")
+    parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.1, help="of one block in a round")
+    args = parser.parse_args()
+    os.environ.update(ONE_THREAD, JAX_PLATFORMS=PLATFORMS["cpu"])
+    checkouts = args.checkout.resolve(), Path(__file__).resolve().parents[1]
+    print("| row | framework | operation | there (ms) | here (ms) | here / there |")
+    print("|---|---|---|---|---|---|")
+    for name in args.rows:
+        for framework in args.frameworks:
+            ops = args.ops or ROWS[name].ops
+            found = compare(checkouts, framework, name, ops, args.rounds, args.seconds)
+            for op, times in found.items():
+                there, here = (1e3 * median(column) for column in zip(*times, strict=True))
+                ratio = median(b / a for a, b in times)
+                print(f"| {name} | {framework} | {op} | {there:.2f} | {here:.2f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
