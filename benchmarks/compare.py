@@ -6,16 +6,18 @@ process each, so that a busy machine slows both alike. Printed are medians of pr
 
 import argparse
 import importlib
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
-from benchmarks.report import EVALUATIONS, OPS
+from benchmarks.report import EVALUATIONS, OPS, versions
 from benchmarks.rows import CPU, FIRST, ROWS
 from benchmarks.run import FRAMEWORKS, ONE_THREAD, PLATFORMS, clock, seconds_of
 
@@ -73,6 +75,27 @@ def compare(
     return times
 
 
+def entries(
+    row: str, framework: str, times: dict[str, list[tuple[float, ...]]]
+) -> list[dict[str, Any]]:
+    """Medians of the two and of their ratio, and the quartiles of it."""
+    found = []
+    for op, turns in times.items():
+        there, here = (median(column) for column in zip(*turns, strict=True))
+        low, ratio, high = quantiles([b / a for a, b in turns], method="inclusive")
+        names = {"row": row, "framework": framework, "op": op, "rounds": len(turns)}
+        found.append(
+            names | {"there": there, "here": here, "ratio": ratio, "low": low, "high": high}
+        )
+    return found
+
+
+def commit(checkout: Path) -> str:
+    """The last one of a checkout, in short."""
+    command = ["git", "-C", str(checkout), "log", "-1", "--format=%h of %cs"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -82,19 +105,27 @@ def main() -> None:
     parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.1, help="of one block in a round")
+    parser.add_argument("--out", type=Path, help="JSON; rows that it has are measured anew")
     args = parser.parse_args()
     os.environ.update(ONE_THREAD, JAX_PLATFORMS=PLATFORMS["cpu"])
     checkouts = args.checkout.resolve(), Path(__file__).resolve().parents[1]
-    print("| row | framework | operation | there (ms) | here (ms) | here / there |")
-    print("|---|---|---|---|---|---|")
+    there, here = map(commit, checkouts)
+    known = json.loads(args.out.read_text())["records"] if args.out and args.out.exists() else []
     for name in args.rows:
         for framework in args.frameworks:
-            ops = args.ops or ROWS[name].ops
-            found = compare(checkouts, framework, name, ops, args.rounds, args.seconds)
-            for op, times in found.items():
-                there, here = (1e3 * median(column) for column in zip(*times, strict=True))
-                ratio = median(b / a for a, b in times)
-                print(f"| {name} | {framework} | {op} | {there:.2f} | {here:.2f} | {ratio:.2f} |")
+            ops = [op for op in args.ops or ROWS[name].ops if op in REPEATED]
+            times = compare(checkouts, framework, name, ops, args.rounds, args.seconds)
+            found = entries(name, framework, times)
+            for entry in found:
+                print(*(f"{k}: {v:.3g}" if isinstance(v, float) else v for k, v in entry.items()))
+            new = [(name, framework, op) for op in ops]
+            known = [e for e in known if (e["row"], e["framework"], e["op"]) not in new] + found
+            if args.out:
+                lines = ",\n".join(map(json.dumps, known))
+                heads = (
+                    f'"there": "{there}", "here": "{here}", "versions": {json.dumps(versions())}'
+                )
+                args.out.write_text(f'{{{heads}, "records": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -242,6 +242,16 @@ class Twinflows(Contender):
 
         self.init(PlanarFlow(row.dim, row.layers))
 
+    def radial(self, row: Row) -> None:
+        from jax_flows import RadialFlow
+
+        self.init(RadialFlow(row.dim, row.layers))
+
+    def sylvester(self, row: Row) -> None:
+        from jax_flows import SylvesterFlow
+
+        self.init(SylvesterFlow(row.dim, row.layers))
+
     def maf(self, row: Row) -> None:
         from jax_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
 

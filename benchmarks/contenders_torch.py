@@ -20,7 +20,7 @@ from benchmarks.published_torch import START, AutoregressiveLayer, CouplingLayer
 from benchmarks.rows import Place, Row
 
 LEARNING_RATE = 1e-5
-OPS = ("log_prob", "train", "train_default", "sample", "forward", "inverse")
+OPS = ("log_prob", "train", "train_default", "train_compiled", "sample", "forward", "inverse")
 
 
 def enter(place: Place) -> AbstractContextManager[Any]:
@@ -150,6 +150,8 @@ class Contender:
 
     def job(self, op: str) -> Callable[[], object]:
         """What is timed for an operation, without arguments."""
+        if op == "train_compiled":
+            raise NotImplementedError
         self.flow.train(op in self.optimizers)
         if op in self.optimizers:
             return lambda: self.train_step(self.x, self.optimizers[op])
@@ -227,6 +229,20 @@ class Twinflows(Contender):
             given["conditioner"] = Network(HollowMLP, hidden_dims=row.hidden_dims)
         return NeuralODE(row.dim, row.hidden_dims, **given)
 
+    def job(self, op: str) -> Callable[[], object]:
+        if op != "train_compiled":
+            return super().job(op)
+        optimizer = self.optimizers["train"]
+        self.flow.train()
+        loss = torch.compile(lambda x: -self.log_prob(x).mean())  # as ``fit(compile=True)``
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss(self.x).backward()
+            optimizer.step()
+
+        return step
+
     def train_step(self, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
         if self.row.model != "matching":
             return super().train_step(x, optimizer)
@@ -254,6 +270,16 @@ class Twinflows(Contender):
         from torch_flows import PlanarFlow
 
         return PlanarFlow(row.dim, row.layers)
+
+    def radial(self, row: Row) -> nn.Module:
+        from torch_flows import RadialFlow
+
+        return RadialFlow(row.dim, row.layers)
+
+    def sylvester(self, row: Row) -> nn.Module:
+        from torch_flows import SylvesterFlow
+
+        return SylvesterFlow(row.dim, row.layers)
 
     def maf(self, row: Row) -> nn.Module:
         from torch_flows import Chain, Flow, MaskedAffineAutoregressive, StandardNormal
@@ -595,12 +621,21 @@ class Normflows(Contender):
         return normflows.NormalizingFlow(base, layers)
 
     def planar(self, row: Row) -> nn.Module:
+        import normflows
+
+        return self.from_data(row, normflows.flows.Planar)
+
+    def radial(self, row: Row) -> nn.Module:
+        import normflows
+
+        return self.from_data(row, normflows.flows.Radial)
+
+    @staticmethod
+    def from_data(row: Row, cls: Any) -> nn.Module:
         """Each from the data to the latent, as ours: the density is what has a closed form."""
         import normflows
 
-        layers = [
-            normflows.flows.Reverse(normflows.flows.Planar((row.dim,))) for _ in range(row.layers)
-        ]
+        layers = [normflows.flows.Reverse(cls((row.dim,))) for _ in range(row.layers)]
         base = normflows.distributions.DiagGaussian(row.dim, trainable=False)
         return normflows.NormalizingFlow(base, layers)
 

@@ -20,6 +20,7 @@ OPS = {
     "log_prob": "log_prob",
     "train": "training step",
     "train_default": "the same, others with default Adam",
+    "train_compiled": "the same, compiled",
     "sample": "sampling",
     "forward": "one pass over as many rows",
     "inverse": "inverse",
@@ -104,7 +105,8 @@ def write(path: Path, records: list[Record]) -> None:
     names = pictures(path, records)
     notes = path.with_name("notes.md")
     if notes.exists():
-        path.with_name("README.md").write_text(page(records, names, notes.read_text()))
+        text = notes.read_text() + before_and_after(path.with_name("before.json"))
+        path.with_name("README.md").write_text(page(records, names, text))
     else:
         path.with_suffix(".md").write_text(page(records, names))
 
@@ -128,6 +130,26 @@ def page(records: Sequence[Record], names: Sequence[str], notes: str = "") -> st
         *(f"![The same as a picture]({name})\n" for name in names),
     ]
     return "\n".join([*parts, notes, "## Tables\n", *(table(entry) for entry in records)])
+
+
+def before_and_after(path: Path) -> str:
+    """The section of what ``benchmarks.compare`` has written; nothing where there is no such file."""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    lines = [
+        "\n## Before and after\n",
+        f"Ours at {found['there']} and at {found['here']}, in turns in one run",
+        "(`benchmarks.compare`): medians, the median ratio, and where the middle half of the ratios lies.\n",
+        "| row | framework | operation | before (ms) | after (ms) | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in found["records"]:
+        names = f"| {entry['row']} | {entry['framework']} | {OPS[entry['op']]} |"
+        ratio = f"{entry['ratio']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+        there, here = 1e3 * entry["there"], 1e3 * entry["here"]
+        lines.append(f"{names} {there:.2f} | {here:.2f} | {ratio} |")
+    return "\n".join(lines) + "\n"
 
 
 def best(entry: Record, op: str) -> tuple[float, str] | None:

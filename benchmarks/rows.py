@@ -173,10 +173,10 @@ def residual(name: str, dim: int, hidden_dims: tuple[int, ...], layers: int, bat
     return Row(name, "residual", dim, hidden_dims, layers, batch, options=options, ops=ops)
 
 
-def planar(name: str, dim: int, layers: int, batch: int) -> Row:
-    """The identity plus one direction in each layer; the inverse has no closed form, and no other has one."""
+def directions(model: str, dim: int, layers: int, batch: int) -> Row:
+    """The identity plus a few directions in each layer; no other library has the inverse."""
     ops = ("log_prob", "train", "inverse")
-    return Row(name, "planar", dim, (), layers, batch, ops=ops)
+    return Row(f"{model}-{dim}", model, dim, (), layers, batch, ops=ops)
 
 
 def monotone(model: str, **options: Any) -> Row:
@@ -225,7 +225,10 @@ ROWS = {
         exact("exact-256", 256, (256, 256), 64, False),
         exact("exact-256-hollow", 256, (256, 256), 64, True),
         residual("residual-2", 2, (64, 64), 8, 512),
-        planar("planar-2", 2, 32, 512),
+        residual("residual-2-128", 2, (128, 128), 8, 512),
+        directions("planar", 2, 32, 512),
+        directions("radial", 2, 32, 512),
+        directions("sylvester", 8, 8, 512),
         glow("glow", (3, 32, 32), 64, 3, 16, 16),
         patches("tarflow", 4),
         patches("jet", 5),

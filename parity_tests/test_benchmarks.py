@@ -53,6 +53,7 @@ def test_the_page_is_that_of_its_results() -> None:
     names = ("results.svg", "results-growth.svg")
     pictures = [name for name in names if (folder / name).exists()]
     notes = (folder / "notes.md").read_text()
+    notes += report.before_and_after(folder / "before.json")
     expected = report.page(report.read(folder / "results.json"), pictures, notes)
     assert (folder / "README.md").read_text() == expected
 
