@@ -176,6 +176,7 @@ def test_planar_inverse_solves_its_equation(half: str) -> None:
         t[:100] = abs(s[:100] + generator.uniform(-20, 20, 100))
         t[100:200] = s[100:200] * (1 + np.finfo(dtype).eps * generator.uniform(-4, 4, 100))
         t[200:220] = s[200:220] ** 1.5 * generator.uniform(0.5, 2, 20)
+        s[220:230], t[220:230] = 1, [0, 1e-30, 1e-3, 0.1, 0.19, 0.2, 0.7, 1, 9, 1e4]
         t = t * generator.choice([-1, 1], t.shape)
         t_, s_ = t.astype(dtype), s.astype(dtype)
         if half == "torch":
@@ -211,14 +212,38 @@ def test_planar_flow_inverts_at_large_weights(scale: float) -> None:
             assert float((log_det + forward_log_det).abs().max()) < 1e-12 * scale**2
 
 
-def test_planar_with_zero_weight_is_a_translation() -> None:
-    flow = torch_flows.Planar(3).double()
+@pytest.mark.parametrize("b", [0.05, 0.5, -3.0])
+def test_planar_with_zero_weight_is_a_translation(b: float) -> None:
+    flow, twin = torch_flows.Planar(3).double(), jax_flows.Planar(3)
     with torch.no_grad():
         flow.w.zero_()
+        flow.b.fill_(b)
         x = torch.randn(4, 3, dtype=torch.float64)
         z, log_det = flow.forward(x)
+        back, _ = flow.inverse(z)
     assert torch.equal(log_det, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(z, x + flow.u.detach() * flow.b.detach().tanh())
+    torch.testing.assert_close(back, x)
+    variables = {"params": {name: p.detach().numpy() for name, p in flow.named_parameters()}}
+    back, _ = twin.inverse(variables, z.numpy())
+    np.testing.assert_allclose(back, x.numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("place", [(0, 1), (0, 0), (1, 1)])
+def test_sylvester_of_slope_one_inverts(place: tuple[int, int]) -> None:
+    """Where an entry of a diagonal is 0, s is exactly 1."""
+    flow, twin = torch_flows.Sylvester(3, 2).double(), jax_flows.Sylvester(3, 2)
+    with torch.no_grad():
+        flow.b.fill_(0.05)
+        flow.factors[place] = 0.0
+        x = 0.03 * torch.randn(5, 3, dtype=torch.float64)
+        z, log_det = flow.forward(x)
+        back, log_back = flow.inverse(z)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(log_back, -log_det)
+    variables = {"params": {name: p.detach().numpy() for name, p in flow.named_parameters()}}
+    back, _ = twin.inverse(variables, z.numpy())
+    np.testing.assert_allclose(back, x.numpy(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("half", ["torch", "jax"])

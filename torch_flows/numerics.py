@@ -215,6 +215,17 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or transformed)
 
 
+def unbound(x: Tensor, axis: int) -> Sequence[Tensor]:
+    """The parts of x along an axis, where x is used as a whole too.
+
+    A compiled backward pass (PyTorch 2.13) keeps what ``unbind`` returns beside x, as if they had memory of
+    their own, and overwrites one before it has read the other.
+    """
+    if is_eager():
+        return x.unbind(axis)
+    return [x.select(axis, i) for i in range(x.shape[axis])]
+
+
 def differentiable() -> bool:
     """Whether derivatives may be asked for: forward mode has them under ``torch.no_grad`` too."""
     return torch.is_grad_enabled() or in_forward_mode()

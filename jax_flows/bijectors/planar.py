@@ -41,7 +41,7 @@ class _Curve(NamedTuple):
         root: s^(3/2).
         bend: log(4 s) / 2, near which a large s tanh(a) becomes flat.
         limit: the t - s from where on it is flat.
-        is_convex: s < 1.
+        is_convex: s <= 1.
     """
 
     s: Array
@@ -57,7 +57,7 @@ def _curve(s: Array) -> _Curve:
     s = jnp.maximum(s, jnp.finfo(s.dtype).tiny)
     slope = jax.lax.stop_gradient(s)
     bend = jnp.log(4 * slope) / 2
-    return _Curve(s, slope, 1 - slope, slope * jnp.sqrt(slope), bend, bend - 1.5, slope < 1)
+    return _Curve(s, slope, 1 - slope, slope * jnp.sqrt(slope), bend, bend - 1.5, slope <= 1)
 
 
 @register
@@ -404,7 +404,7 @@ def _halley_step(a: Array, t: Array, curve: _Curve) -> Array:
     tanh, sech = jnp.tanh(a), 1 / jnp.cosh(a)
     sech2 = sech * sech
     slope = tanh * tanh + curve.slope * sech2
-    # what may cancel is added first, exactly
+    # what may cancel is added first
     step = (_excess(a, tanh) + (curve.slope * tanh - t)) / slope
     half_bend = tanh * sech2 * curve.rest / slope
     # 0.73 at least but for rounding
@@ -422,7 +422,7 @@ def _newton_step(a: Array, t: Array, s: Array) -> Array:
 
 
 def _convex_start(t: Array, curve: _Curve) -> Array:
-    """Near the root for s < 1: off by at most 0.4 of it."""
+    """Near the root for s <= 1: off by at most 0.4 of it."""
     # Cardano's root without a difference, and with a sum in place of the root of two squares, which takes
     # less and ends nearer; beyond these t it is near the other bound
     triple = 3 * jnp.minimum(t, 30)
@@ -437,7 +437,7 @@ def _convex_start(t: Array, curve: _Curve) -> Array:
 
 
 def _concave_start(t: Array, curve: _Curve) -> Array:
-    """Below the root for s >= 1, by at most 0.3 of it."""
+    """Below the root for s > 1, by at most 0.3 of it."""
     tanh = jnp.clip((curve.bend - t) / curve.rest, 0, 1 - jnp.finfo(t.dtype).eps)
     above = t - curve.slope
     bound = jnp.maximum(t / curve.slope, above + 1)
@@ -449,8 +449,8 @@ def _concave_start(t: Array, curve: _Curve) -> Array:
 def _solve(t: Array, curve: _Curve) -> Array:
     """The root a of a - tanh(a) + s tanh(a) = t.
 
-    The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
-    of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
+    The left side is odd, and on one side of 0 convex (s <= 1) or concave (s > 1). The start is the root
+    of s a + a^3 / 3 = t or of a linear bound for s <= 1, and else a lower bound by an upper one of a. From
     there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, to the rounding of t and s; two do in
     float32. Newton's leave that as it is and carry gradients, up to the third derivatives.
     """

@@ -23,6 +23,7 @@ from torch_flows.numerics import (
     norm,
     quotient,
     softplus,
+    unbound,
 )
 from torch_flows.registry import register
 
@@ -36,7 +37,7 @@ class _Curve(NamedTuple):
         root: s^(3/2).
         bend: log(4 s) / 2, near which a large s tanh(a) becomes flat.
         limit: the t - s from where on it is flat.
-        is_convex: s < 1.
+        is_convex: s <= 1.
     """
 
     s: Tensor
@@ -49,14 +50,16 @@ class _Curve(NamedTuple):
 
     def unbind(self, axis: int) -> "list[_Curve]":
         """Those along an axis, one by one."""
-        return [_Curve(*parts) for parts in zip(*[part.unbind(axis) for part in self], strict=True)]
+        return [
+            _Curve(*parts) for parts in zip(*[unbound(part, axis) for part in self], strict=True)
+        ]
 
 
 def _curve(s: Tensor) -> _Curve:
     s = s.clamp_min(torch.finfo(s.dtype).tiny)
     slope = s.detach()
     bend = (4 * slope).log() / 2
-    return _Curve(s, slope, 1 - slope, slope * slope.sqrt(), bend, bend - 1.5, slope < 1)
+    return _Curve(s, slope, 1 - slope, slope * slope.sqrt(), bend, bend - 1.5, slope <= 1)
 
 
 @register
@@ -118,7 +121,7 @@ class Planar(Bijector):
         w, u_hat, b, s, log_s = _planar_parameters(layers, context)
         found = []
         curves = _curve(s).unbind(-1) if inverse else [None] * len(layers)
-        parts = (w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), curves)
+        parts = (unbound(w, -2), unbound(u_hat, -2), unbound(b, -1), curves)
         for w_i, u_i, b_i, curve in zip(*parts, strict=True):
             a = (w_i * x).sum(-1) + b_i
             if curve is not None:
@@ -202,7 +205,7 @@ class Radial(Bijector):
     ) -> Output:
         center, alpha, s = _radial_parameters(layers, context)
         found = []
-        parts = (center.unbind(-2), alpha.unbind(-1), s.unbind(-1))
+        parts = (unbound(center, -2), unbound(alpha, -1), unbound(s, -1))
         for center_i, alpha_i, s_i in zip(*parts, strict=True):
             offset = x - center_i
             r = norm(offset)
@@ -317,7 +320,8 @@ class Sylvester(Bijector):
         found = []
         columns = _orthonormal(torch.stack([layer.householder for layer in layers]))
         curves = _curve(s).unbind(-2) if inverse else [None] * len(layers)
-        parts = (columns.unbind(-3), outer.unbind(-3), inner.unbind(-3), b.unbind(-2), curves)
+        matrices = [unbound(matrix, -3) for matrix in (columns, outer, inner)]
+        parts = (*matrices, unbound(b, -2), curves)
         for q, outer_i, inner_i, b_i, curve in zip(*parts, strict=True):
             y = _product(q.T, x)
             if curve is not None:
@@ -435,7 +439,7 @@ def _halley_step(a: Tensor, minus_t: Tensor, curve: _Curve) -> Tensor:
     tanh, sech = a.tanh(), a.cosh().reciprocal()
     sech2 = sech * sech
     slope = torch.addcmul(tanh * tanh, curve.slope, sech2)
-    # what may cancel is added first, exactly
+    # what may cancel is added first
     step = (_excess(a, tanh) + torch.addcmul(minus_t, curve.slope, tanh)) / slope
     half_bend = tanh * sech2 * curve.rest / slope
     # 0.73 at least but for rounding
@@ -453,7 +457,7 @@ def _newton_step(a: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 
 def _convex_start(t: Tensor, curve: _Curve) -> Tensor:
-    """Near the root for s < 1: off by at most 0.4 of it."""
+    """Near the root for s <= 1: off by at most 0.4 of it."""
     # Cardano's root without a difference, and with a sum in place of the root of two squares, which takes
     # less and ends nearer; beyond these t it is near the other bound
     triple = 3 * t.clamp(max=30)
@@ -466,7 +470,7 @@ def _convex_start(t: Tensor, curve: _Curve) -> Tensor:
 
 
 def _concave_start(t: Tensor, curve: _Curve) -> Tensor:
-    """Below the root for s >= 1, by at most 0.3 of it."""
+    """Below the root for s > 1, by at most 0.3 of it."""
     tanh = ((curve.bend - t) / curve.rest).clamp(0.0, 1 - torch.finfo(t.dtype).eps)
     above = t - curve.slope
     bound = torch.maximum(t / curve.slope, above + 1)
@@ -476,8 +480,8 @@ def _concave_start(t: Tensor, curve: _Curve) -> Tensor:
 def _solve(t: Tensor, curve: _Curve) -> Tensor:
     """The root a of a - tanh(a) + s tanh(a) = t.
 
-    The left side is odd, and on one side of 0 convex (s < 1) or concave (s >= 1). The start is the root
-    of s a + a^3 / 3 = t or of a linear bound for s < 1, and else a lower bound by an upper one of a. From
+    The left side is odd, and on one side of 0 convex (s <= 1) or concave (s > 1). The start is the root
+    of s a + a^3 / 3 = t or of a linear bound for s <= 1, and else a lower bound by an upper one of a. From
     there Halley's steps come within 0.005, 2e-8 and 1e-14 of the root, to the rounding of t and s; two do in
     float32. Newton's leave that as it is and carry gradients, up to the third derivatives.
     """
