@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from benchmarks.report import EVALUATIONS, OPS, versions
-from benchmarks.rows import CPU, FIRST, ROWS
+from benchmarks.report import OPS, versions
+from benchmarks.rows import CPU, ROWS
 from benchmarks.run import FRAMEWORKS, ONE_THREAD, PLATFORMS, clock, seconds_of
 
 PACKAGES = {"torch": "torch_flows", "jax": "jax_flows"}
-REPEATED = [op for op in OPS if op not in (*FIRST, "memory", EVALUATIONS)]
 
 
 def work(connection: Connection, checkout: Path, framework: str, name: str, seconds: float) -> None:
@@ -101,9 +100,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=Path, help="the root of the other one")
     parser.add_argument("rows", nargs="+", choices=ROWS)
-    parser.add_argument("--ops", nargs="+", choices=REPEATED, help="those of each row by default")
+    parser.add_argument("--ops", nargs="+", choices=OPS, help="those of each row by default")
     parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--processes", type=int, default=3, help="pairs, as memory lies in another way in each"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of each pair")
     parser.add_argument("--seconds", type=float, default=0.1, help="of one block in a round")
     parser.add_argument("--out", type=Path, help="JSON; rows that it has are measured anew")
     args = parser.parse_args()
@@ -113,8 +115,13 @@ def main() -> None:
     known = json.loads(args.out.read_text())["records"] if args.out and args.out.exists() else []
     for name in args.rows:
         for framework in args.frameworks:
-            ops = [op for op in args.ops or ROWS[name].ops if op in REPEATED]
-            times = compare(checkouts, framework, name, ops, args.rounds, args.seconds)
+            known_ops = importlib.import_module(f"benchmarks.contenders_{framework}").OPS
+            ops = [op for op in args.ops or ROWS[name].ops if op in known_ops]
+            sizes = args.rounds, args.seconds
+            times: dict[str, list[tuple[float, ...]]] = {op: [] for op in ops}
+            for _ in range(args.processes):
+                for op, turns in compare(checkouts, framework, name, ops, *sizes).items():
+                    times[op] += turns
             found = entries(name, framework, times)
             for entry in found:
                 print(*(f"{k}: {v:.3g}" if isinstance(v, float) else v for k, v in entry.items()))
