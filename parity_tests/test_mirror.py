@@ -73,6 +73,7 @@ NAMES_ALONE = {
     "numerics.py:loops": "JAX always has loops that it need not unroll",
     "numerics.py:takes_kernels": "XLA fuses by itself",
     "numerics.py:recomputed": "XLA fuses by itself",
+    "numerics.py:unbound": "of parts and whole PyTorch's compiled backward passes overwrite one too early",
     "numerics.py:with_partials": "XLA on a CPU computes what it fuses anew wherever it is read",
     "numerics.py:full_precision": "products: a mode in PyTorch, an argument in JAX",
     "numerics.py:matmul_precision": "products: a mode in PyTorch, an argument in JAX",
