@@ -916,7 +916,11 @@ def test_derivatives_of_planar_roots_against_mpmath(half: str, t: float, s: floa
             (value,) = torch.autograd.grad(value.sum(), point, create_graph=True)
             found.append(value.item())
     else:
-        function: Any = lambda t: jax_planar._solve(t, jax_planar._curve(jnp.float32(s)))  # noqa: E731
+
+        def root(t: Any) -> Any:
+            return jax_planar._solve(t, jax_planar._curve(jnp.float32(s)))
+
+        function: Any = root
         for _ in range(3):
             function = jax.grad(function)
             found.append(float(function(jnp.float32(t))))

@@ -388,7 +388,7 @@ def _log_det(a: Array, s: Array, log_s: Array) -> Array:
 def _excess(a: Array, tanh: Array) -> Array:
     """a - tanh(a) without cancellation, and without gradients."""
     a, tanh = jax.lax.stop_gradient((a, tanh))
-    square = jnp.square(a)
+    square = a * a
     near = a * (square * quotient(square, *TANH_EXCESS[jnp.finfo(a.dtype).bits]))
     return jnp.where(square < 0.25, near, a - tanh)
 
